@@ -1,0 +1,1 @@
+"""Scansion: position-aware sparse autoencoders on language-model activations."""

@@ -1,0 +1,15 @@
+"""Activations that keep their position: harvested once into a store on disk, streamed to everything downstream."""
+
+from scansion.activations.harvesting import HarvestConfig, HarvestPlan, harvest
+from scansion.activations.store import ActivationStore, StoreManifest
+from scansion.activations.stream import ActivationStream, PositionedBatch
+
+__all__ = [
+    "ActivationStore",
+    "ActivationStream",
+    "HarvestConfig",
+    "HarvestPlan",
+    "PositionedBatch",
+    "StoreManifest",
+    "harvest",
+]

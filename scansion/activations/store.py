@@ -1,0 +1,205 @@
+"""The activation store: a folder of position-major shards and a manifest that says exactly what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from scansion.activations.shard import SIDE_TENSORS, STATS_TENSORS, Shard
+from scansion.errors import StoreError
+from scansion.files import read_json
+from scansion.shapes import require_shape
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class StoreIdentity(BaseModel):
+    """What the activations in a store are of. Two stores with equal identities hold the same activations."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: int = FORMAT_VERSION
+    model: str
+    model_revision: str
+    model_dtype: str
+    hook_point: str
+    d_in: int
+    context_length: int
+    n_contexts: int
+    contexts: str
+    """Fingerprint of the token ids, their validity, positions and documents."""
+    corpus: dict[str, Any]
+    """Where the contexts came from and how they were cut: the corpus config, tokenizer and counts."""
+    split: str
+    dtype: str
+
+
+class StoreManifest(BaseModel):
+    """The manifest of a finished store."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    identity: StoreIdentity
+    key: str
+    n_tokens: int
+    shards: dict[str, str]
+    """File name -> fingerprint of its tensors, in order of context."""
+
+
+class ActivationStore:
+    """A finished store, open for reading. ``acts`` is [L, C, d_in]: axis 0 *is* the context position.
+
+    The context index is the same at every position: ``contexts(i, i + 1)`` is one whole context.
+
+    Args:
+        folder: what :func:`scansion.activations.harvest` wrote.
+
+    Raises:
+        StoreError: there is no finished store there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / MANIFEST).exists():
+            state = "an unfinished store; run the same harvest again to finish it" if folder.exists() else "nothing"
+            raise StoreError(f"no activation store at {folder}: there is {state}")
+        try:
+            self.manifest = StoreManifest.model_validate(read_json(folder / MANIFEST))
+        except ValidationError as error:
+            raise StoreError(f"{folder / MANIFEST} is not a manifest of format {FORMAT_VERSION}: {error}") from error
+        self.folder = folder
+        self._shards = [Shard(folder / name) for name in self.manifest.shards]
+        missing = [shard.path.name for shard in self._shards if not shard.path.exists()]
+        if missing:
+            raise StoreError(f"{folder} lacks {', '.join(missing)}; delete the folder and harvest again")
+        self._starts = np.cumsum([0] + [shard.n_contexts for shard in self._shards])
+
+    @property
+    def identity(self) -> StoreIdentity:
+        """What the activations are of."""
+        return self.manifest.identity
+
+    @property
+    def n_positions(self) -> int:
+        """Context length L."""
+        return self.identity.context_length
+
+    @property
+    def n_contexts(self) -> int:
+        """Number of contexts C."""
+        return self.identity.n_contexts
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return self.identity.d_in
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the activations in memory, in their stored type."""
+        return self.n_positions * self.n_contexts * self.d_in * (4 if self.identity.dtype == "float32" else 2)
+
+    @cached_property
+    def _side(self) -> dict[str, Tensor]:
+        parts = [shard.tensors(SIDE_TENSORS) for shard in self._shards]
+        return {name: torch.cat([part[name] for part in parts], dim=1) for name in SIDE_TENSORS}
+
+    @property
+    def tokens(self) -> Int[Tensor, "L C"]:
+        """Token ids; 0 where not valid."""
+        return self._side["tokens"]
+
+    @property
+    def valid(self) -> Bool[Tensor, "L C"]:
+        """False where a context does not reach a position."""
+        return self._side["valid"]
+
+    @property
+    def doc_ids(self) -> Int[Tensor, "L C"]:
+        """Index of the document each token belongs to; -1 where not valid."""
+        return self._side["doc_ids"]
+
+    @property
+    def doc_positions(self) -> Int[Tensor, "L C"]:
+        """Index of each token within its document; -1 at BOS and where not valid."""
+        return self._side["doc_positions"]
+
+    @cached_property
+    def _statistics(self) -> dict[str, Tensor]:
+        parts = [shard.tensors(STATS_TENSORS) for shard in self._shards]
+        return {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in STATS_TENSORS}
+
+    @property
+    def count(self) -> Int[Tensor, "L"]:
+        """Valid tokens at each position."""
+        return self._statistics["count"]
+
+    @property
+    def mean_norm(self) -> Float[Tensor, "L"]:
+        """Mean L2 norm of the activations at each position (float64)."""
+        return self._statistics["norm_sum"] / self.count
+
+    @property
+    def mean(self) -> Float[Tensor, "L d_in"]:
+        """Mean activation at each position (float64)."""
+        return self._statistics["act_sum"] / self.count[:, None]
+
+    def used_positions(self, use_position_0: bool) -> Int[Tensor, "P"]:
+        """The positions that take part: those with a valid token, without position 0 unless it is asked for.
+
+        Raises:
+            StoreError: none is left.
+        """
+        positions = self.count.nonzero().squeeze(1)
+        if not use_position_0:
+            positions = positions[positions > 0]
+        if len(positions) == 0:
+            raise StoreError(f"{self.folder} has no valid token beyond position 0; use longer contexts")
+        return positions
+
+    def gather(self, positions: Int[Tensor, "P"], contexts: Int[Tensor, "P n"]) -> Float[Tensor, "P n d_in"]:
+        """The activations of n contexts at each of P positions, in the stored type, read through the memory map.
+
+        Args:
+            positions: in [0, L).
+            contexts: for each position, its own n context indices in [0, C).
+        """
+        sizes = require_shape("contexts", contexts, "P n", P=len(positions))
+        flat_contexts = contexts.reshape(-1).numpy()
+        flat_positions = positions.repeat_interleave(sizes["n"]).numpy()
+        shard_of = np.searchsorted(self._starts, flat_contexts, side="right") - 1
+        rows: Tensor | None = None
+        for index in np.unique(shard_of):
+            here = np.flatnonzero(shard_of == index)
+            part = self._shards[index].rows(flat_positions[here], flat_contexts[here] - self._starts[index])
+            if rows is None:
+                rows = part.new_empty(len(flat_contexts), self.d_in)
+            rows[torch.from_numpy(here)] = part
+        if rows is None:
+            raise StoreError("gather was asked for no activation at all")
+        return rows.view(len(positions), sizes["n"], self.d_in)
+
+    def contexts(self, start: int, stop: int) -> Float[Tensor, "L n d_in"]:
+        """Whole contexts ``start`` to ``stop`` (exclusive), in the stored type."""
+        stop = min(stop, self.n_contexts)
+        parts: Sequence[Tensor] = [
+            shard.contexts(max(start - first, 0), min(stop - first, shard.n_contexts))
+            for shard, first in zip(self._shards, self._starts[:-1].tolist(), strict=True)
+            if start < first + shard.n_contexts and stop > first
+        ]
+        if not parts:
+            raise StoreError(f"contexts {start} to {stop} are not among the {self.n_contexts} of {self.folder}")
+        return torch.cat(list(parts), dim=1)
+
+    def verify(self) -> None:
+        """Re-read everything and raise :class:`StoreError` if a shard is damaged."""
+        for shard in self._shards:
+            shard.verify()

@@ -1,0 +1,157 @@
+"""The stream: batches in which every position is equally represented, each a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+import xxhash
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scansion.activations.store import ActivationStore
+
+PREFETCH = 2
+# The rest is left to the LM, the SAEs and the machine's other users.
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class PositionedBatch:
+    """Activations grouped by position: row ``x[i]`` holds n tokens, all of them at ``positions[i]`` of their context."""
+
+    x: Float[Tensor, "P n d_in"]
+    positions: Int[Tensor, "P"]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the batch, P x n."""
+        return self.x.shape[0] * self.x.shape[1]
+
+    def to(self, device: torch.device) -> PositionedBatch:
+        """The same batch on another device."""
+        return PositionedBatch(self.x.to(device, non_blocking=True), self.positions.to(device, non_blocking=True))
+
+
+class ActivationStream:
+    """Draws, for each position independently, n contexts without replacement until all were seen, then anew.
+
+    Batch number ``step`` depends on the store's contents, ``per_position``, the positions used and the seed, and on
+    nothing else: not on the shard size, on memory, or on which batches were asked for before. Any step can be replayed.
+
+    Args:
+        store: where the activations are.
+        per_position: n, the number of contexts drawn for each position in each batch.
+        seed: of the order of contexts.
+        use_position_0: whether the first position (BOS, the attention sink) takes part.
+        in_memory: keep the whole store in memory; by default if it takes less than half of what is free.
+    """
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        per_position: int,
+        seed: int,
+        use_position_0: bool = False,
+        in_memory: bool | None = None,
+    ) -> None:
+        self.store = store
+        self.per_position = per_position
+        self.seed = seed
+        self.positions = store.used_positions(use_position_0)
+        valid = store.valid
+        self._valid = {int(p): valid[p].nonzero().squeeze(1).numpy() for p in self.positions}
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        if in_memory is None:
+            in_memory = store.n_bytes < MEMORY_SHARE * psutil.virtual_memory().available
+        self._resident = store.contexts(0, store.n_contexts) if in_memory else None
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """P x n."""
+        return len(self.positions) * self.per_position
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Valid tokens at the positions used."""
+        return int(self.store.count[self.positions].sum())
+
+    @property
+    def input_scale(self) -> float:
+        """The factor that brings the stream's activations to unit mean norm."""
+        return 1.0 / float(self.store.mean_norm[self.positions].mean())
+
+    @property
+    def mean(self) -> Float[Tensor, "d_in"]:
+        """The stream's mean activation, each position counting alike (float32)."""
+        return self.store.mean[self.positions].mean(dim=0).float()
+
+    def batch(self, step: int) -> PositionedBatch:
+        """Batch number ``step``, from 0, as float32 on the CPU."""
+        contexts = torch.from_numpy(np.stack([self._contexts_at(int(p), step) for p in self.positions]))
+        if self._resident is None:
+            x = self.store.gather(self.positions, contexts)
+        else:
+            rows = (self.positions[:, None] * self.store.n_contexts + contexts).reshape(-1)
+            x = self._resident.view(-1, self.store.d_in)[rows].view(*contexts.shape, self.store.d_in)
+        return PositionedBatch(x.float(), self.positions)
+
+    def batches(self, start: int, stop: int) -> Iterator[PositionedBatch]:
+        """Batches ``start`` to ``stop`` (exclusive), prepared ahead in a thread that ends with the iteration."""
+        ready: queue.Queue[PositionedBatch | BaseException] = queue.Queue(PREFETCH)
+        ended = threading.Event()
+
+        def offer(item: PositionedBatch | BaseException) -> bool:
+            while not ended.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+                return True
+            return False
+
+        def prepare() -> None:
+            try:
+                for step in range(start, stop):
+                    if not offer(self.batch(step)):
+                        return
+            except BaseException as error:  # handed to the consumer, which raises it
+                offer(error)
+
+        thread = threading.Thread(target=prepare, name="activation-stream", daemon=True)
+        thread.start()
+        try:
+            for _ in range(start, stop):
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            ended.set()
+            thread.join()
+
+    def _contexts_at(self, position: int, step: int) -> np.ndarray:
+        """Items ``step * n`` to ``(step + 1) * n`` of the position's endless sequence of reshuffled epochs."""
+        n_valid = len(self._valid[position])
+        start, parts, needed = step * self.per_position, [], self.per_position
+        while needed:
+            epoch, offset = divmod(start, n_valid)
+            part = self._order(position, epoch)[offset : offset + needed]
+            parts.append(part)
+            start += len(part)
+            needed -= len(part)
+        return np.concatenate(parts)
+
+    def _order(self, position: int, epoch: int) -> np.ndarray:
+        known = self._orders.get(position)
+        if known is None or known[0] != epoch:
+            seed = xxhash.xxh64_intdigest(f"{self.seed}/{position}/{epoch}".encode()) >> 1
+            order = torch.randperm(len(self._valid[position]), generator=torch.Generator().manual_seed(seed))
+            known = (epoch, self._valid[position][order.numpy()])
+            self._orders[position] = known
+        return known[1]

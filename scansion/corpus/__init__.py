@@ -1,0 +1,16 @@
+"""Text to contexts: token ids that carry their position, their document and whether they are padding."""
+
+from scansion.corpus.config import CorpusConfig
+from scansion.corpus.contexts import Contexts
+from scansion.corpus.sources import check_source, read_documents
+from scansion.corpus.tokenise import CorpusSplits, load_contexts, tokenizer_fingerprint
+
+__all__ = [
+    "Contexts",
+    "CorpusConfig",
+    "CorpusSplits",
+    "check_source",
+    "load_contexts",
+    "read_documents",
+    "tokenizer_fingerprint",
+]

@@ -1,0 +1,33 @@
+"""Documents streamed from a data set on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scansion.corpus.config import HUB_PREFIX, CorpusConfig
+from scansion.corpus.rows import text_of
+from scansion.errors import CorpusError
+
+
+def read_hub(config: CorpusConfig) -> Iterator[str | None]:
+    """Yield the text field of every row, in the data set's order, without downloading the whole of it first.
+
+    Raises:
+        CorpusError: the data set, its configuration or its split cannot be opened, the stream breaks, or rows have no
+            such text field.
+    """
+    import datasets  # takes a second or more, which local corpora need not wait for
+
+    name = config.source.removeprefix(HUB_PREFIX)
+    try:
+        rows = datasets.load_dataset(name, config.hub_config, split=config.hub_split, streaming=True)
+        for number, row in enumerate(rows):
+            yield text_of(row, config.text_field, f"{config.source} row {number}")
+    except CorpusError:
+        raise
+    except Exception as error:  # whatever the hub's client, the network or the data set's own reader may raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CorpusError(
+            f"{config.source!r} cannot be read ({reason}); check the name, "
+            f"hub_config={config.hub_config!r}, hub_split={config.hub_split!r} and the network"
+        ) from error

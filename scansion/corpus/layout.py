@@ -1,0 +1,92 @@
+"""Laying the tokens of documents out in contexts, packed one after another or each document by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from scansion.corpus.config import CorpusConfig
+from scansion.corpus.contexts import Contexts
+
+
+class Layout:
+    """Collects the tokens of documents, knows how many contexts they make, and makes them.
+
+    Args:
+        config: layout, context length, and what happens to long documents.
+        bos_id: token id at position 0 of every context, or None for none.
+        pad_id: token id written at padding.
+    """
+
+    def __init__(self, config: CorpusConfig, bos_id: int | None, pad_id: int) -> None:
+        self._packed = config.layout == "packed"
+        self._length = config.context_length
+        self._room = config.context_length - (bos_id is not None)
+        self._truncate = config.long_documents == "truncate" and not self._packed
+        self._bos_id = bos_id
+        self._pad_id = pad_id
+        self._tokens: list[np.ndarray] = []
+        self._doc_ids: list[int] = []
+        self._used = 0
+
+    @property
+    def n_documents(self) -> int:
+        """Documents collected; those without a token do not count."""
+        return len(self._doc_ids)
+
+    @property
+    def n_settled(self) -> int:
+        """Contexts that a further document would not change."""
+        return self._used // self._room
+
+    def add(self, doc_id: int, tokens: Sequence[int]) -> None:
+        """Collect one document."""
+        ids = np.asarray(tokens[: self._room] if self._truncate else tokens, dtype=np.int32)
+        if len(ids):
+            self._tokens.append(ids)
+            self._doc_ids.append(doc_id)
+            self._used += len(ids) + self._gap_after(len(ids))
+
+    def contexts(self, limit: int | None = None) -> Contexts:
+        """The first ``limit`` contexts, or all of them; needs at least one document."""
+        n_rows = -(-self._used // self._room)
+        n_contexts = n_rows if limit is None else min(limit, n_rows)
+        slots = n_rows * self._room
+        tokens = np.full(slots, self._pad_id, np.int32)
+        doc_ids = np.full(slots, -1, np.int32)
+        doc_positions = np.full(slots, -1, np.int32)
+        start = 0
+        for doc_id, ids in zip(self._doc_ids, self._tokens, strict=True):
+            here = slice(start, start + len(ids))
+            tokens[here] = ids
+            doc_ids[here] = doc_id
+            doc_positions[here] = np.arange(len(ids))
+            start = here.stop + self._gap_after(len(ids))
+
+        def rows(flat: np.ndarray) -> np.ndarray:
+            return flat.reshape(-1, self._room)[:n_contexts]
+
+        tokens, doc_ids, doc_positions = rows(tokens), rows(doc_ids), rows(doc_positions)
+        if self._bos_id is not None:
+            tokens = _with_first_column(tokens, self._bos_id)
+            doc_ids = np.concatenate([doc_ids[:, :1], doc_ids], axis=1)
+            doc_positions = _with_first_column(doc_positions, -1)
+        valid = torch.from_numpy(doc_ids >= 0)
+        columns = torch.arange(self._length, dtype=torch.int32).expand(n_contexts, self._length)
+        return Contexts(
+            tokens=torch.from_numpy(tokens),
+            valid=valid,
+            positions=columns.where(valid, 0),
+            doc_ids=torch.from_numpy(doc_ids),
+            doc_positions=torch.from_numpy(doc_positions),
+        )
+
+    def _gap_after(self, n_tokens: int) -> int:
+        """Padding between a document and the next: none if packed, else up to the start of a context."""
+        return 0 if self._packed else -n_tokens % self._room
+
+
+def _with_first_column(rows: np.ndarray, value: int) -> np.ndarray:
+    return np.concatenate([np.full((len(rows), 1), value, np.int32), rows], axis=1)

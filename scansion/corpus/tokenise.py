@@ -1,0 +1,198 @@
+"""From a source of text to training and held-out contexts that share no document."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import xxhash
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from scansion.corpus.config import CorpusConfig
+from scansion.corpus.contexts import Contexts
+from scansion.corpus.layout import Layout
+from scansion.corpus.sources import read_documents
+from scansion.errors import CorpusError
+from scansion.files import fingerprint
+from scansion.progress import progress, say
+
+BATCH_CHARACTERS = 1_000_000
+
+
+@dataclass(frozen=True)
+class CorpusSplits:
+    """Contexts to train on and contexts kept from training, and where they come from.
+
+    Args:
+        train: for training.
+        held_out: for evaluation; no document is in both.
+        fingerprint: names the contents: both sets of contexts and the tokenizer.
+        provenance: JSON values that say how the contents were made.
+    """
+
+    train: Contexts
+    held_out: Contexts
+    fingerprint: str
+    provenance: dict[str, Any]
+
+
+def load_contexts(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> CorpusSplits:
+    """Read, split, tokenise and lay out the corpus.
+
+    A document's side depends on its own text and the seed alone, so copies of a document are never on both sides and
+    the order of reading changes nothing. Reading ends once both sides have ``pool`` times the contexts they need, of
+    which those used are drawn at random and kept in the order they were read.
+
+    Args:
+        config: the corpus.
+        tokenizer: a fast one.
+
+    Raises:
+        CorpusError: unreadable text, no text on one side of the split, or a tokenizer that does not fit.
+    """
+    tokenizer_name = tokenizer_fingerprint(tokenizer)
+    bos_id, pad_id = _bos_and_padding(config, tokenizer)
+    train = _Side("train", config.max_tokens, config, Layout(config, bos_id, pad_id))
+    held_out = _Side("held-out", config.held_out_tokens, config, Layout(config, bos_id, pad_id))
+    n_documents = _fill(train, held_out, config, tokenizer)
+    for side in (train, held_out):
+        side.require_text(n_documents)
+    generator = torch.Generator().manual_seed(config.seed)
+    contexts = [side.draw(generator) for side in (train, held_out)]
+    return CorpusSplits(
+        *contexts,
+        fingerprint=fingerprint([*(part.fingerprint for part in contexts), tokenizer_name]),
+        provenance={
+            "config": config.model_dump(mode="json"),
+            "tokenizer": tokenizer_name,
+            "documents_read": n_documents,
+            "train": train.account(contexts[0]),
+            "held_out": held_out.account(contexts[1]),
+        },
+    )
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Names what the tokenizer does to text, and its special tokens; how it is called is left out.
+
+    Raises:
+        CorpusError: not a fast tokenizer.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise CorpusError(f"{type(tokenizer).__name__} is not a fast tokenizer; load the model's fast one")
+    # Truncation and padding are left over from the last call; they are not part of the tokenizer.
+    rules = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+    return fingerprint([rules, [_special_id(tokenizer, role) for role in ("bos", "eos", "pad", "unk")]])
+
+
+class _Side:
+    """One side of the split: what it needs, what it has, and the draw."""
+
+    def __init__(self, name: str, tokens: int | None, config: CorpusConfig, layout: Layout) -> None:
+        self.name = name
+        self.layout = layout
+        self._config = config
+        self.needed = None if tokens is None else math.ceil(tokens / config.context_length)
+        self.wanted = None if self.needed is None else math.ceil(self.needed * config.pool)
+
+    @property
+    def n_pooled(self) -> int:
+        return self.layout.n_settled if self.wanted is None else min(self.layout.n_settled, self.wanted)
+
+    @property
+    def full(self) -> bool:
+        return self.n_pooled == self.wanted
+
+    def require_text(self, n_documents: int) -> None:
+        if self.layout.n_documents:
+            return
+        if n_documents < 2:
+            raise CorpusError(
+                f"the corpus has {n_documents} document{'' if n_documents == 1 else 's'}; "
+                "a held-out split by document needs at least 2, and more to be of use; add text or cut it into files"
+            )
+        raise CorpusError(
+            f"none of the {n_documents} documents fell on the {self.name} side with "
+            f"held_out_fraction={self._config.held_out_fraction}; add documents, or change the fraction or the seed"
+        )
+
+    def draw(self, generator: torch.Generator) -> Contexts:
+        pool = self.layout.contexts(self.wanted)
+        if self.needed is None or len(pool) <= self.needed:
+            return pool
+        return pool[torch.randperm(len(pool), generator=generator)[: self.needed].sort().values]
+
+    def account(self, contexts: Contexts) -> dict[str, Any]:
+        if self.needed is not None and len(contexts) < self.needed:
+            say(f"the corpus has {len(contexts):,} {self.name} contexts, fewer than the {self.needed:,} asked for")
+        return {
+            "contexts": len(contexts),
+            "contexts_asked": self.needed,
+            "tokens": contexts.n_tokens,
+            "documents": int(contexts.doc_ids[contexts.valid].unique().numel()),
+        }
+
+
+def _fill(train: _Side, held_out: _Side, config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Read documents until both sides are full; return how many were read."""
+    wanted = None if train.wanted is None or held_out.wanted is None else train.wanted + held_out.wanted
+    n_documents = 0
+    with progress("tokenise", wanted, "contexts") as advance:
+        for texts in _batches(read_documents(config)):
+            sides = [held_out if _is_held_out(text, config) else train for text in texts]
+            # A side that is full takes no more, which also saves the tokenising.
+            first, n_documents = n_documents, n_documents + len(texts)
+            taken = [(first + i, text) for i, text in enumerate(texts) if not sides[i].full]
+            for (doc_id, _), tokens in zip(taken, _token_ids([text for _, text in taken], tokenizer), strict=True):
+                side = sides[doc_id - first]
+                before = side.n_pooled
+                side.layout.add(doc_id, tokens)
+                advance(side.n_pooled - before)
+            if train.full and held_out.full:
+                break
+    return n_documents
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for text in documents:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _is_held_out(text: str, config: CorpusConfig) -> bool:
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8"), seed=config.seed) / 2**64 < config.held_out_fraction
+
+
+def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    if not texts:
+        return []
+    return tokenizer(
+        texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )["input_ids"]
+
+
+def _bos_and_padding(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int]:
+    bos, eos, pad = (_special_id(tokenizer, role) for role in ("bos", "eos", "pad"))
+    # Some families, Qwen among them, have no BOS and were trained with EOS between documents.
+    start = bos if bos is not None else eos
+    if config.bos and start is None:
+        raise CorpusError("the tokenizer has neither a BOS nor an EOS token to start contexts with; set bos to false")
+    padding = next((token for token in (pad, eos, bos) if token is not None), 0)
+    return (start if config.bos else None), padding
+
+
+def _special_id(tokenizer: PreTrainedTokenizerBase, role: str) -> int | None:
+    value = getattr(tokenizer, f"{role}_token_id")
+    return value if isinstance(value, int) else None

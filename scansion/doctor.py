@@ -1,0 +1,55 @@
+"""What ``scansion doctor`` says: versions, device, speed, memory, disk, assets."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import time
+
+import psutil
+import torch
+
+from scansion.assets import ASSETS, cache_dir, status
+from scansion.device import resolve_device
+from scansion.errors import ScansionError
+from scansion.files import human_bytes, require_writable
+
+_SIDE = 1024
+
+
+def report() -> list[str]:
+    """One line a fact, the last one a verdict."""
+    problems: list[str] = []
+    device = resolve_device()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "datasets"))
+    lines = [
+        f"scansion {importlib.metadata.version('scansion')}, Python {platform.python_version()}, {versions}",
+        f"device: {device}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, "
+        f"{_matmul_gflops(device):,.0f} GFLOP/s in a {_SIDE} x {_SIDE} float32 product",
+        f"memory: {human_bytes(psutil.virtual_memory().available)} of "
+        f"{human_bytes(psutil.virtual_memory().total)} available",
+    ]
+    try:
+        require_writable(cache_dir())
+        lines.append(f"cache: {cache_dir()}, {human_bytes(shutil.disk_usage(cache_dir()).free)} free")
+    except ScansionError as error:
+        problems.append(str(error))
+    for name in ASSETS:
+        lines.append(f"asset {name}: {status(name)}")
+        if status(name) != "fetched":
+            problems.append(f"{name} is not fetched; run `scansion assets fetch`")
+    lines.append("all well" if not problems else "to mend: " + "; ".join(problems))
+    return lines
+
+
+def _matmul_gflops(device: torch.device) -> float:
+    """The best of a few products, which is what the machine can do when left alone."""
+    a = torch.randn(_SIDE, _SIDE, device=device)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * _SIDE**3 / best / 1e9

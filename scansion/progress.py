@@ -1,0 +1,83 @@
+"""Progress that a person can read: a bar with rate and time left on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+Advance = Callable[[float], None]
+LOG_EVERY_SECONDS = 15.0
+
+console = Console(stderr=True, highlight=False)
+
+
+class _Rate(ProgressColumn):
+    """Units a second over the last while, as ``2,310 tokens/s``."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text("" if rate is None else f"{rate:,.0f} {task.fields['unit']}/s", style="progress.data.speed")
+
+
+@contextmanager
+def progress(what: str, total: float | None, unit: str, done: float = 0) -> Iterator[Advance]:
+    """Show progress on stderr while the block runs; yield ``advance(n)``.
+
+    Args:
+        what: a few words, for example ``"harvest"``.
+        total: units in all; None if nobody knows yet.
+        unit: plural name of the unit, for example ``"tokens"``.
+        done: units already done by an earlier, interrupted run.
+    """
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            _Rate(),
+            TextColumn("elapsed"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as bars:
+            task = bars.add_task(what, total=total, completed=int(done), unit=unit)
+            yield lambda n: bars.advance(task, n)
+    else:
+        yield from _logged(what, total, unit, done)
+
+
+def _logged(what: str, total: float | None, unit: str, done: float) -> Iterator[Advance]:
+    start = last = time.monotonic()
+    current: float = done
+
+    def line(now: float) -> str:
+        rate = (current - done) / max(now - start, 1e-9)
+        if total is None:
+            return f"{what}: {current:,.0f} {unit} ({rate:,.0f}/s)"
+        left = f", {(total - current) / rate:.0f} s left" if rate > 0 and current < total else ""
+        return f"{what}: {current:,.0f}/{total:,.0f} {unit} ({rate:,.0f}/s{left})"
+
+    def advance(n: float) -> None:
+        nonlocal current, last
+        current += n
+        now = time.monotonic()
+        if now - last >= LOG_EVERY_SECONDS and (total is None or current < total):
+            last = now
+            sys.stderr.write(line(now) + "\n")
+
+    yield advance
+    now = time.monotonic()
+    if now - start >= 2.0:
+        sys.stderr.write(f"{line(now)} in {now - start:.0f} s\n")
+
+
+def say(message: str) -> None:
+    """Tell the user one thing on stderr, as plain text."""
+    console.print(message, markup=False, soft_wrap=True)

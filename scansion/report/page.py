@@ -1,0 +1,68 @@
+"""The report: one self-contained HTML page that opens from disk, with the table, the figures and where it all comes from."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import matplotlib
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from scansion.activations import ActivationStore
+from scansion.evals.bundle import Evaluations
+from scansion.files import atomic_file
+from scansion.report.figures import overview
+from scansion.report.summary import summarise
+
+
+def write_report(
+    runs: Sequence[Evaluations], folders: Mapping[str, Path], held_out: ActivationStore, folder: Path
+) -> Path:
+    """Write ``index.html`` and ``overview.png`` to ``folder`` and return the page's path.
+
+    Args:
+        runs: results, in the order of the table.
+        folders: run name -> its folder.
+        held_out: the store the runs were evaluated on.
+        folder: where to write; created if need be.
+    """
+    summary = summarise(runs)
+    shown = {row[0] for row in summary.rows}
+    sound = [run for run in runs if run.name in shown]
+    figure = overview(sound, folders, held_out) if sound else None
+    if figure:
+        with atomic_file(folder / "overview.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+    # Everything that comes from names, paths or data is escaped by the template engine.
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files("scansion.report") / "page.html").read_text(encoding="utf-8"))
+    html = template.render(
+        summary=summary,
+        figure=_svg(figure) if figure else "",
+        runs=[
+            {
+                "name": run.name,
+                "status": "degenerate" if run.reasons else "ok",
+                "config": run.core.sae_config.model_dump_json(indent=1),
+                "metadata": run.core.sae_metadata.model_dump_json(indent=1),
+                "probing": run.sparse_probing.by_dataset() if run.sparse_probing and not run.reasons else {},
+            }
+            for run in runs
+        ],
+        store=held_out.identity.model_dump_json(indent=1),
+    )
+    page = folder / "index.html"
+    with atomic_file(page) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return page
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scansion"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

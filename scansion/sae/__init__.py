@@ -1,0 +1,30 @@
+"""Sparse autoencoders: an encoder, an activation function, a decoder, and a positional mask between the first two."""
+
+from scansion.sae.base import SAE, Losses, SAEConfig
+from scansion.sae.batch_topk import BatchTopKConfig, BatchTopKSAE
+from scansion.sae.io import load_sae, save_sae
+from scansion.sae.jumprelu import JumpReluConfig, JumpReluSAE
+from scansion.sae.metadata import SAEMetadata
+from scansion.sae.registry import AnySAEConfig, build_sae, parse_sae_config
+from scansion.sae.relu import ReluConfig, ReluSAE
+from scansion.sae.topk import TopKConfig, TopKSAE
+
+__all__ = [
+    "SAE",
+    "AnySAEConfig",
+    "BatchTopKConfig",
+    "BatchTopKSAE",
+    "JumpReluConfig",
+    "JumpReluSAE",
+    "Losses",
+    "ReluConfig",
+    "ReluSAE",
+    "SAEConfig",
+    "SAEMetadata",
+    "TopKConfig",
+    "TopKSAE",
+    "build_sae",
+    "load_sae",
+    "parse_sae_config",
+    "save_sae",
+]

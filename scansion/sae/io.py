@@ -1,0 +1,57 @@
+"""An SAE on disk: a folder with ``cfg.json`` and ``sae_weights.safetensors``, enough to use it anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from scansion.errors import ScansionError
+from scansion.files import atomic_folder, read_json, write_json
+from scansion.sae.base import SAE
+from scansion.sae.metadata import SAEMetadata
+from scansion.sae.registry import build_sae, parse_sae_config
+
+FORMAT_VERSION = 1
+
+
+def save_sae(sae: SAE, folder: Path, metadata: SAEMetadata) -> None:
+    """Save atomically to ``folder``, replacing what is there.
+
+    Args:
+        sae: takes unscaled activations (see :meth:`SAE.fold_scale`).
+        folder: gets ``cfg.json`` and ``sae_weights.safetensors``.
+        metadata: model, hook point, data and training.
+    """
+    with atomic_folder(folder) as temporary:
+        weights = {name: tensor.detach().contiguous().cpu() for name, tensor in sae.state_dict().items()}
+        save_file(weights, temporary / "sae_weights.safetensors")
+        write_json(
+            temporary / "cfg.json",
+            {
+                "format_version": FORMAT_VERSION,
+                "d_in": sae.d_in,
+                "n_positions": sae.n_positions,
+                **sae.config.model_dump(mode="json"),
+                "metadata": metadata.model_dump(mode="json"),
+            },
+        )
+
+
+def load_sae(folder: Path, device: str | torch.device = "cpu") -> tuple[SAE, SAEMetadata]:
+    """Load what :func:`save_sae` wrote: the SAE in evaluation mode, and its metadata.
+
+    Raises:
+        ScansionError: the folder holds no SAE, or one of another format.
+    """
+    if not (folder / "cfg.json").exists():
+        raise ScansionError(f"{folder} holds no SAE (no cfg.json); give the 'sae' folder inside a run")
+    settings = read_json(folder / "cfg.json")
+    if settings.pop("format_version", None) != FORMAT_VERSION:
+        raise ScansionError(f"{folder} is not in format {FORMAT_VERSION}, the one this version of Scansion reads")
+    metadata = SAEMetadata.model_validate(settings.pop("metadata"))
+    d_in, n_positions = settings.pop("d_in"), settings.pop("n_positions")
+    sae = build_sae(parse_sae_config(settings), d_in, n_positions, torch.Generator().manual_seed(0))
+    sae.load_state_dict(load_file(folder / "sae_weights.safetensors"))
+    return sae.to(device).eval(), metadata

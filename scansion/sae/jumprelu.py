@@ -1,0 +1,98 @@
+"""JumpReLU SAE (Rajamanoharan et al. 2024): a learnt threshold per feature, trained by straight-through estimation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from scansion.sae.base import SAE, SAEConfig
+
+
+class JumpReluConfig(SAEConfig, frozen=True):
+    """Settings of :class:`JumpReluSAE`; thresholds and bandwidth are for inputs scaled to unit mean norm."""
+
+    architecture: Literal["jumprelu"] = "jumprelu"
+    l0_coefficient: float = Field(default=1e-3, ge=0, description="Weight of the number of active features a token.")
+    initial_threshold: float = Field(default=0.01, gt=0, description="Threshold every feature starts with.")
+    bandwidth: float = Field(
+        default=0.05, gt=0, description="Width around the threshold within which it receives gradient."
+    )
+
+
+class JumpReluSAE(SAE):
+    """``acts = pre_acts`` where ``pre_acts`` exceeds the feature's threshold, else 0; the penalty counts active features."""
+
+    config: JumpReluConfig
+    revival = "resample"
+
+    def __init__(self, config: SAEConfig, d_in: int, n_positions: int, generator: torch.Generator) -> None:
+        super().__init__(config, d_in, n_positions, generator)
+        # Learnt as a logarithm so that it stays positive under any optimiser step.
+        self.log_threshold: Float[Tensor, "d_sae"] = nn.Parameter(
+            torch.full((self.d_sae,), math.log(self.config.initial_threshold))
+        )
+
+    @property
+    def threshold(self) -> Float[Tensor, "d_sae"]:
+        """Each feature's threshold, above 0, in units of its activation."""
+        return self.log_threshold.exp()
+
+    def activate(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        return _JumpRelu.apply(pre_acts.relu(), self.threshold, self.config.bandwidth)
+
+    def sparsity_loss(
+        self, pre_acts: Float[Tensor, "*batch d_sae"], acts: Float[Tensor, "*batch d_sae"]
+    ) -> Float[Tensor, ""]:
+        active = _Step.apply(pre_acts, self.threshold, self.config.bandwidth)
+        return self.config.l0_coefficient * active.sum(dim=-1).mean()
+
+    def fold_scale(self, scale: float) -> None:
+        super().fold_scale(scale)
+        with torch.no_grad():
+            self.log_threshold -= math.log(scale)
+
+
+def _near(pre_acts: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """The rectangle kernel: 1 / bandwidth within half a bandwidth of the threshold, else 0."""
+    return ((pre_acts - threshold).abs() < bandwidth / 2).to(pre_acts.dtype) / bandwidth
+
+
+def _sum_to_features(gradient: Tensor) -> Tensor:
+    return gradient.flatten(0, -2).sum(dim=0)
+
+
+class _Step(torch.autograd.Function):
+    """``1[pre_acts > threshold]``; the threshold's gradient is the kernel density at it (the paper's eq. 12)."""
+
+    @staticmethod
+    def forward(ctx: Any, pre_acts: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre_acts, threshold)
+        ctx.bandwidth = bandwidth
+        return (pre_acts > threshold).to(pre_acts.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
+        pre_acts, threshold = ctx.saved_tensors
+        return None, _sum_to_features(-_near(pre_acts, threshold, ctx.bandwidth) * gradients[0]), None
+
+
+class _JumpRelu(torch.autograd.Function):
+    """``pre_acts * 1[pre_acts > threshold]``; gradient to the input where active, to the threshold by the kernel (eq. 11)."""
+
+    @staticmethod
+    def forward(ctx: Any, pre_acts: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre_acts, threshold)
+        ctx.bandwidth = bandwidth
+        return pre_acts * (pre_acts > threshold)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        pre_acts, threshold = ctx.saved_tensors
+        gradient = gradients[0]
+        to_threshold = _sum_to_features(-threshold * _near(pre_acts, threshold, ctx.bandwidth) * gradient)
+        return gradient * (pre_acts > threshold), to_threshold, None

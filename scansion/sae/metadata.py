@@ -1,0 +1,38 @@
+"""Where an SAE comes from: enough to refuse a comparison or an evaluation that would not be fair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class SAEMetadata(BaseModel):
+    """Provenance saved with every SAE.
+
+    Attributes:
+        model, model_revision, hook_point: what the activations are of.
+        store_key: fingerprint of the activation store it was trained on.
+        contexts: fingerprint of the text behind that store.
+        context_length: tokens in a context.
+        use_position_0: whether position 0 took part in training.
+        input_scale: factor applied to the input during training; already folded into the weights.
+        steps, tokens: training taken so far; 0 means that nothing was learnt.
+        seed: of the initial weights and the order of the data.
+        training: the training config.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    model_revision: str
+    hook_point: str
+    store_key: str
+    contexts: str
+    context_length: int
+    use_position_0: bool
+    input_scale: float
+    steps: int
+    tokens: int
+    seed: int
+    training: dict[str, Any]

@@ -1,0 +1,36 @@
+"""ReLU SAE with an L1 penalty (Bricken et al. 2023, "Towards Monosemanticity"), the plain baseline."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from scansion.sae.base import SAE, SAEConfig
+
+
+class ReluConfig(SAEConfig, frozen=True):
+    """Settings of :class:`ReluSAE`."""
+
+    architecture: Literal["relu"] = "relu"
+    l1_coefficient: float = Field(
+        default=0.04, ge=0, description="Weight of the L1 penalty, for inputs scaled to unit mean norm."
+    )
+
+
+class ReluSAE(SAE):
+    """``acts = relu(pre_acts)``; the penalty is the coefficient times the sum of activations of a token."""
+
+    config: ReluConfig
+    revival = "resample"
+
+    def activate(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        return pre_acts.relu()
+
+    def sparsity_loss(
+        self, pre_acts: Float[Tensor, "*batch d_sae"], acts: Float[Tensor, "*batch d_sae"]
+    ) -> Float[Tensor, ""]:
+        # Decoder rows have unit norm, so the plain sum is the norm-weighted one.
+        return self.config.l1_coefficient * acts.sum(dim=-1).mean()

@@ -1,0 +1,7 @@
+"""Studies: a plan of runs that share one harvest, carried out, measured and compared."""
+
+from scansion.study.execute import execute
+from scansion.study.plan import RunPlan, StudyPlan, load_plan
+from scansion.study.sources import Source, prepare
+
+__all__ = ["RunPlan", "Source", "StudyPlan", "execute", "load_plan", "prepare"]

@@ -1,0 +1,95 @@
+"""Evaluate trained runs together, so that the store and the LM are read once, and keep each result in its run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from scansion.activations import ActivationStore
+from scansion.evals.bundle import Evaluations
+from scansion.evals.core import CoreConfig, CoreResult, evaluate_core
+from scansion.evals.result import EvalResult, Subject
+from scansion.evals.saebench import sparse_probing_json
+from scansion.evals.sparse_probing import SparseProbingConfig, SparseProbingResult, evaluate_sparse_probing
+from scansion.files import read_json, write_json
+from scansion.lm import HookPoint, LanguageModel
+from scansion.progress import say
+from scansion.sae import load_sae
+
+Result = TypeVar("Result", bound=EvalResult)
+
+
+def evaluate_runs(
+    runs: Mapping[str, Path],
+    held_out: ActivationStore,
+    load_lm: Callable[[], LanguageModel],
+    core: CoreConfig,
+    sparse_probing: SparseProbingConfig | None,
+) -> list[Evaluations]:
+    """Evaluate each run's SAE, or read the results where the same SAE was evaluated the same way before.
+
+    Args:
+        runs: name -> folder of a trained run; results go to its ``evals``.
+        held_out: activations of documents no run was trained on.
+        load_lm: gives the language model, each time it is needed.
+        core, sparse_probing: settings; no probing if the latter is None.
+    """
+    subjects = [Subject(name, *load_sae(folder / "sae")) for name, folder in runs.items()]
+    folders = [folder / "evals" for folder in runs.values()]
+    core_results = _evaluate_missing(
+        "core",
+        CoreResult,
+        subjects,
+        folders,
+        {"store": held_out.manifest.key, "config": core.model_dump(mode="json")},
+        lambda missing: evaluate_core(missing, held_out, load_lm, core),
+    )
+    if sparse_probing is None:
+        return [Evaluations(result, None) for result in core_results]
+    hook_point = HookPoint.parse(held_out.identity.hook_point)
+    probing_results = _evaluate_missing(
+        "sparse_probing",
+        SparseProbingResult,
+        subjects,
+        folders,
+        {"config": sparse_probing.model_dump(mode="json")},
+        lambda missing: evaluate_sparse_probing(missing, load_lm(), hook_point, sparse_probing),
+    )
+    for result, subject, folder in zip(probing_results, subjects, folders, strict=True):
+        write_json(folder / "sparse_probing.saebench.json", sparse_probing_json(result, subject))
+    return [Evaluations(*pair) for pair in zip(core_results, probing_results, strict=True)]
+
+
+def _evaluate_missing(
+    name: str,
+    kind: type[Result],
+    subjects: Sequence[Subject],
+    folders: Sequence[Path],
+    data: dict[str, object],
+    evaluate: Callable[[list[Subject]], list[Result]],
+) -> list[Result]:
+    files = [folder / f"{name}.json" for folder in folders]
+    results = [_read(file, kind, subject, data) for file, subject in zip(files, subjects, strict=True)]
+    missing = [index for index, result in enumerate(results) if result is None]
+    if len(missing) < len(subjects):
+        say(f"{name}: {len(subjects) - len(missing)} of {len(subjects)} already evaluated")
+    if missing:
+        for index, result in zip(missing, evaluate([subjects[i] for i in missing]), strict=True):
+            write_json(files[index], result.model_dump(mode="json"))
+            results[index] = result
+    return [result for result in results if result is not None]
+
+
+def _read(file: Path, kind: type[Result], subject: Subject, data: dict[str, object]) -> Result | None:
+    """A result on disk, if it is of this SAE and these settings."""
+    if not file.exists():
+        return None
+    try:
+        result = kind.model_validate(read_json(file))
+    except ValidationError:  # written by another version: evaluate again
+        return None
+    same = result.sae_metadata == subject.metadata and all(result.data.get(key) == data[key] for key in data)
+    return result if same else None

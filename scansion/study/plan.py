@@ -1,0 +1,85 @@
+"""The plan of a study, as written in YAML: one source of activations, and the runs to train and measure on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from scansion.activations import HarvestConfig
+from scansion.corpus import CorpusConfig
+from scansion.errors import ConfigError
+from scansion.evals.core import CoreConfig
+from scansion.evals.sparse_probing import SparseProbingConfig
+from scansion.lm import BUNDLED_MODEL
+from scansion.sae import AnySAEConfig
+from scansion.training import TrainingConfig
+
+
+class RunPlan(BaseModel):
+    """One entry of a plan."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, description="Name in tables and figures.")
+    sae: AnySAEConfig
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="What differs from the plan's training settings."
+    )
+
+
+class StudyPlan(BaseModel):
+    """A whole study."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    model: str = BUNDLED_MODEL
+    revision: str | None = None
+    hook_point: str = "layers.5"
+    lm_dtype: str = "auto"
+    device: str = "auto"
+    corpus: CorpusConfig
+    harvest: HarvestConfig = HarvestConfig()
+    training: TrainingConfig = TrainingConfig()
+    core: CoreConfig = CoreConfig()
+    sparse_probing: SparseProbingConfig | None = None
+    runs: list[RunPlan] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_runs(self) -> StudyPlan:
+        names = [run.name for run in self.runs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two runs have the same name: {sorted(names)}")
+        for run in self.runs:
+            self.training_of(run)
+        return self
+
+    def training_of(self, run: RunPlan) -> TrainingConfig:
+        """The plan's training settings with the run's own on top."""
+        return TrainingConfig.model_validate({**self.training.model_dump(), **run.training})
+
+
+def load_plan(path: Path) -> StudyPlan:
+    """Read a plan.
+
+    Raises:
+        ConfigError: there is no such file, it is not YAML, or a key is unknown, missing or out of range.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no plan at {path}")
+    try:
+        return StudyPlan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error)}") from error
+
+
+def describe(error: ValidationError) -> str:
+    """A validation error in one line: where and what, for each mistake."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in mistake['loc']) or 'plan'}: {mistake['msg']}" for mistake in error.errors()
+    )

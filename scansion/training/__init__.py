@@ -1,0 +1,6 @@
+"""Training: one loop for every architecture and mask, several SAEs on one stream, exact resume."""
+
+from scansion.training.config import TrainingConfig
+from scansion.training.loop import TrainingRun, train
+
+__all__ = ["TrainingConfig", "TrainingRun", "train"]

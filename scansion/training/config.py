@@ -1,0 +1,69 @@
+"""Training settings, and the schedules that follow from them."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainingConfig(BaseModel):
+    """How long and how an SAE is trained. Inputs are scaled to unit mean norm, which fixes the meaning of rates."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens: int = Field(default=2_000_000, ge=0, description="Tokens to train on; more than the store has = epochs.")
+    batch_tokens: int = Field(default=2048, ge=1, description="Tokens a step, rounded to equal numbers a position.")
+    lr: float = Field(default=3e-4, gt=0, description="Peak learning rate of Adam.")
+    lr_warmup_steps: int | None = Field(
+        default=None, ge=0, description="Steps to reach the peak rate; default 1000, or a twentieth of a short run."
+    )
+    lr_decay_fraction: float = Field(
+        default=0.2, ge=0, le=1, description="Share of the run, at its end, over which the rate falls to zero."
+    )
+    sparsity_warmup_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of the run, at its start, over which the penalty grows to its weight.",
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Adam's first decay rate.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Adam's second decay rate.")
+    clip_norm: float = Field(default=1.0, gt=0, description="Largest gradient norm; a larger gradient is scaled down.")
+    dead_after_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="A feature is dead once it has not fired for this many tokens at positions its mask allows; "
+        "default a twentieth of the run, at most 10 million.",
+    )
+    seed: int = Field(default=0, description="Seed of the initial weights and of revivals.")
+    data_seed: int = Field(default=0, description="Seed of the order of the data.")
+    use_position_0: bool = Field(
+        default=False, description="Train on the first position (BOS, the attention sink) too."
+    )
+    log_every: int = Field(default=25, ge=1, description="Steps between lines of metrics.jsonl.")
+    checkpoint_seconds: float = Field(default=60.0, ge=0, description="Seconds between checkpoints.")
+    device: str = Field(default="auto", description="Where to train: auto, cpu, cuda, mps.")
+
+    def n_steps(self, tokens_per_batch: int) -> int:
+        """Steps needed to see ``tokens``, rounded up."""
+        return -(-self.tokens // tokens_per_batch)
+
+    def dead_after(self) -> int:
+        """Tokens without firing after which a feature is dead."""
+        return self.dead_after_tokens or max(1, min(10_000_000, self.tokens // 20))
+
+    def lr_at(self, step: int, n_steps: int) -> float:
+        """Learning rate of ``step`` (from 0): linear warm-up, constant, linear decay to zero after the last step."""
+        warmup = min(1000, n_steps // 20) if self.lr_warmup_steps is None else self.lr_warmup_steps
+        rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        decay = self.lr_decay_fraction * n_steps
+        falling = min(1.0, (n_steps - step) / decay) if decay else 1.0
+        return self.lr * min(rising, falling)
+
+    def sparsity_weight_at(self, step: int, n_steps: int) -> float:
+        """Factor in (0, 1] on the sparsity penalty at ``step``."""
+        warmup = self.sparsity_warmup_fraction * n_steps
+        return min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+    def may_revive_at(self, step: int, n_steps: int) -> bool:
+        """Whether a revived feature still has time to settle: in the first three quarters of the constant rate."""
+        return step < 0.75 * (1 - self.lr_decay_fraction) * n_steps

@@ -1,0 +1,76 @@
+"""Dead features: counted by the tokens they could have fired on, and brought back from the worst reconstructions."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from scansion.sae import SAE, Losses
+
+
+class DeadFeatures:
+    """For each feature, how many tokens it has seen *at positions its mask allows* since it last fired.
+
+    Args:
+        sae: whose features are counted.
+        after_tokens: a feature that has seen this many without firing is dead.
+    """
+
+    def __init__(self, sae: SAE, after_tokens: int) -> None:
+        self.tokens_since_fired: Int[Tensor, "d_sae"] = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+        self.after_tokens = after_tokens
+
+    @property
+    def mask(self) -> Bool[Tensor, "d_sae"]:
+        """True where a feature is dead."""
+        return self.tokens_since_fired >= self.after_tokens
+
+    @torch.no_grad()
+    def observe(self, acts: Float[Tensor, "P n d_sae"], allowed: Bool[Tensor, "P d_sae"]) -> None:
+        """Count one batch."""
+        fired = (acts > 0).flatten(0, -2).any(dim=0)
+        self.tokens_since_fired += allowed.sum(dim=0) * acts.shape[1]
+        self.tokens_since_fired[fired] = 0
+
+
+@torch.no_grad()
+def resample(
+    sae: SAE,
+    optimiser: torch.optim.Adam,
+    dead: DeadFeatures,
+    x: Float[Tensor, "P n d_in"],
+    losses: Losses,
+    allowed: Bool[Tensor, "P d_sae"],
+    generator: torch.Generator,
+) -> None:
+    """Point every dead feature at a badly reconstructed token, after Bricken et al. 2023 ("Neuron resampling").
+
+    The token is drawn, among those at positions the feature may use, with probability proportional to its squared
+    error. The decoder row becomes the unit residual there, the encoder column a fifth of the living ones' mean norm
+    along it, the bias 0, and Adam forgets the feature.
+    """
+    indices = dead.mask.nonzero().squeeze(1)
+    if len(indices) == 0 or len(indices) == sae.d_sae:
+        return
+    residual = (x - losses.x_hat).flatten(0, 1)
+    error = residual.square().sum(dim=1).view(x.shape[:2])
+    weights = (error[None] * allowed.T[indices, :, None]).flatten(1)
+    usable = weights.sum(dim=1) > 0
+    indices, weights = indices[usable], weights[usable]
+    if len(indices) == 0:
+        return
+    tokens = torch.multinomial(weights.cpu(), 1, generator=generator).squeeze(1).to(x.device)
+    directions = residual[tokens] / residual[tokens].norm(dim=1, keepdim=True)
+    alive_norm = sae.W_enc[:, ~dead.mask].norm(dim=0).mean()
+    sae.W_dec[indices] = directions
+    sae.W_enc[:, indices] = 0.2 * alive_norm * directions.T
+    sae.b_enc[indices] = 0.0
+    for parameter, columns in ((sae.W_dec, False), (sae.W_enc, True), (sae.b_enc, False)):
+        for moment in ("exp_avg", "exp_avg_sq"):
+            state = optimiser.state[parameter][moment]
+            if columns:
+                state[:, indices] = 0.0
+            else:
+                state[indices] = 0.0
+    dead.tokens_since_fired[indices] = 0

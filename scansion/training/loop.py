@@ -1,0 +1,201 @@
+"""The training loop: one stream of batches, any number of SAEs, interruptible and resumable to the same bytes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scansion.activations import ActivationStore, ActivationStream, PositionedBatch
+from scansion.device import resolve_device
+from scansion.errors import ConfigError, TrainingError
+from scansion.files import one_line_io_errors
+from scansion.progress import progress, say
+from scansion.sae import SAEConfig, SAEMetadata, build_sae, save_sae
+from scansion.training.config import TrainingConfig
+from scansion.training.learner import METRICS, Learner
+from scansion.training.run_folder import RunFolder
+
+# Runs that agree on these see the same batches and can be trained in one pass.
+STREAM_SETTINGS = ("tokens", "batch_tokens", "data_seed", "use_position_0", "device")
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One SAE to be trained: what it is, how, and in which folder."""
+
+    name: str
+    folder: Path
+    sae: SAEConfig
+    training: TrainingConfig
+
+
+def train(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
+    """Train every run that is not finished, all of them in one pass over one stream.
+
+    Each run's ``sae`` folder then holds an SAE that takes unscaled activations. A run killed at any moment goes on
+    from its last checkpoint and ends with the same bytes, whichever others are trained beside it.
+
+    Args:
+        runs: must agree on the settings of the stream (``STREAM_SETTINGS``); folders must differ.
+        store: the activations.
+
+    Raises:
+        ConfigError: the runs do not share a stream.
+        TrainingError: a folder holds another run, or a loss stopped being finite.
+    """
+    if not runs:
+        return
+    config = runs[0].training
+    for run in runs[1:]:
+        differing = [name for name in STREAM_SETTINGS if getattr(run.training, name) != getattr(config, name)]
+        if differing:
+            raise ConfigError(f"{runs[0].name} and {run.name} cannot share a stream: {', '.join(differing)} differ")
+    with one_line_io_errors("training"):
+        sessions = [_Session(run, store) for run in runs]
+        for session in sessions:
+            if session.folder.finished:
+                say(f"{session.run.name}: already trained, in {session.folder.path}")
+        sessions = [session for session in sessions if not session.folder.finished]
+        if sessions:
+            _train_sessions(sessions, store, config)
+
+
+def _train_sessions(sessions: list[_Session], store: ActivationStore, config: TrainingConfig) -> None:
+    device = resolve_device(config.device)
+    positions = len(store.used_positions(config.use_position_0))
+    stream = ActivationStream(
+        store, max(1, round(config.batch_tokens / positions)), config.data_seed, config.use_position_0
+    )
+    n_steps = config.n_steps(stream.tokens_per_batch)
+    for session in sessions:
+        session.start(stream, n_steps, device)
+    start = min(session.learner.step for session in sessions)
+    names = ", ".join(session.run.name for session in sessions)
+    if start:
+        say(f"resuming {names} at step {start:,} of {n_steps:,}")
+    scale = stream.input_scale
+    per_step = stream.tokens_per_batch * len(sessions)
+    with progress(f"train {len(sessions)} SAEs", n_steps * per_step, "tokens", start * per_step) as advance:
+        for step, batch in enumerate(stream.batches(start, n_steps), start):
+            batch = batch.to(device)
+            batch = PositionedBatch(batch.x * scale, batch.positions)
+            for session in sessions:
+                if session.learner.step == step:  # false while another run catches up after an interruption
+                    session.advance(batch)
+            advance(per_step)
+    for session in sessions:
+        session.finish()
+
+
+class _Session:
+    """One run while it is being trained: its learner, its folder, and the metrics not yet written."""
+
+    learner: Learner
+
+    def __init__(self, run: TrainingRun, store: ActivationStore) -> None:
+        self.run = run
+        self.store = store
+        self.folder = RunFolder(
+            run.folder,
+            {
+                "name": run.name,
+                "sae": run.sae.model_dump(mode="json"),
+                "training": run.training.model_dump(mode="json"),
+                "store": store.manifest.key,
+            },
+        )
+        self._pending: list[Tensor] = []
+        self._last_finite_loss: tuple[int, float] | None = None
+
+    def start(self, stream: ActivationStream, n_steps: int, device: torch.device) -> None:
+        """Build the learner at step 0, or as the last checkpoint left it."""
+        generator = torch.Generator().manual_seed(self.run.training.seed)
+        sae = build_sae(self.run.sae, stream.store.d_in, stream.store.n_positions, generator)
+        self._scale = stream.input_scale
+        with torch.no_grad():
+            sae.b_dec.copy_(stream.mean * self._scale)
+        self.learner = Learner(sae.to(device), self.run.training, n_steps)
+        checkpoint = self.folder.latest_checkpoint()
+        if checkpoint:
+            self.learner.restore(*self.folder.load_checkpoint(checkpoint))
+        self.folder.truncate_metrics(self.learner.step)
+        self._clock = self._checkpointed = time.monotonic()
+
+    def advance(self, batch: PositionedBatch) -> None:
+        """One step, and what is due after it."""
+        self._pending.append(self.learner.advance(batch))
+        if self.learner.step % self.run.training.log_every == 0 or self.learner.step == self.learner.n_steps:
+            self._write_metrics()
+        if time.monotonic() - self._checkpointed >= self.run.training.checkpoint_seconds:
+            self._checkpoint()
+
+    def finish(self) -> None:
+        """Save the SAE with its input scale folded back, so that it takes activations as the LM makes them."""
+        learner, identity = self.learner, self.store.identity
+        self._checkpoint()
+        sae = learner.sae.eval()
+        sae.fold_scale(self._scale)
+        metadata = SAEMetadata(
+            model=identity.model,
+            model_revision=identity.model_revision,
+            hook_point=identity.hook_point,
+            store_key=self.store.manifest.key,
+            contexts=identity.contexts,
+            context_length=identity.context_length,
+            use_position_0=self.run.training.use_position_0,
+            input_scale=self._scale,
+            steps=learner.step,
+            tokens=learner.tokens,
+            seed=self.run.training.seed,
+            training=self.run.training.model_dump(mode="json"),
+        )
+        save_sae(sae, self.folder.sae, metadata)
+
+    def _checkpoint(self) -> None:
+        if not self._pending_are_finite():
+            self._raise_not_finite()
+        if self.learner.step:
+            self.folder.save_checkpoint(*self.learner.state())
+        self._checkpointed = time.monotonic()
+
+    def _write_metrics(self) -> None:
+        if not self._pending_are_finite():
+            self._raise_not_finite()
+        now = time.monotonic()
+        values = torch.stack(self._pending).mean(dim=0).tolist()
+        training, learner = self.run.training, self.learner
+        self.folder.append_metrics(
+            {
+                "step": learner.step,
+                "tokens": learner.tokens,
+                **dict(zip(METRICS, values, strict=True)),
+                "dead": int(learner.dead.mask.sum()),
+                "lr": training.lr_at(learner.step - 1, learner.n_steps),
+                "seconds": round(now - self._clock, 3),
+            }
+        )
+        self._last_finite_loss = (learner.step, values[0])
+        self._pending.clear()
+        self._clock = now
+
+    def _pending_are_finite(self) -> bool:
+        return not self._pending or bool(torch.isfinite(torch.stack(self._pending)[:, 0]).all())
+
+    def _raise_not_finite(self) -> None:
+        losses = torch.stack(self._pending)[:, 0].tolist()
+        bad = next(index for index, loss in enumerate(losses) if not math.isfinite(loss))
+        step = self.learner.step - len(losses) + bad
+        last = (step - 1, losses[bad - 1]) if bad else self._last_finite_loss
+        checkpoint = self.folder.latest_checkpoint()
+        raise TrainingError(
+            f"{self.run.name}: the loss is not finite at step {step}; "
+            + (f"the last finite loss was {last[1]:.4g} at step {last[0]}; " if last else "no loss was ever finite; ")
+            + (f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet")
+            + "; lower the learning rate or look at the data"
+        )

@@ -1,0 +1,110 @@
+"""A training run's folder: its config, its metrics, its checkpoints, and at the end its SAE."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from scansion.errors import TrainingError
+from scansion.files import atomic_file, atomic_folder, read_json, remove_leftovers, require_writable, write_json
+
+KEEP_CHECKPOINTS = 2
+
+
+class RunFolder:
+    """Reads and writes one run's files. What is there is whole; what was interrupted is cleared away on opening.
+
+    Args:
+        path: the folder; created if need be.
+        config: what the run is, JSON-able. A folder that holds another run is refused.
+
+    Raises:
+        TrainingError: the folder belongs to a run with another config.
+        ScansionError: the folder is not writable.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        require_writable(path)
+        self.path = path
+        self.sae = path / "sae"
+        self._checkpoints = path / "checkpoints"
+        self._metrics = path / "metrics.jsonl"
+        for folder in (path, self._checkpoints):
+            remove_leftovers(folder)
+        config_file = path / "config.yaml"
+        if config_file.exists():
+            _require_same(yaml.safe_load(config_file.read_text(encoding="utf-8")), config, path)
+        else:
+            with atomic_file(config_file) as temporary:
+                temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the SAE is there."""
+        return (self.sae / "cfg.json").exists()
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest checkpoint, if there is one."""
+        found = sorted(self._checkpoints.glob("step-*"))
+        return found[-1] if found else None
+
+    def save_checkpoint(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> Path:
+        """Save a learner's state atomically and drop all but the newest checkpoints."""
+        path = self._checkpoints / f"step-{counters['step']:09d}"
+        with atomic_folder(path) as temporary:
+            save_file(tensors, temporary / "state.safetensors")
+            write_json(temporary / "state.json", counters)
+        for old in sorted(self._checkpoints.glob("step-*"))[:-KEEP_CHECKPOINTS]:
+            shutil.rmtree(old)
+        return path
+
+    @staticmethod
+    def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """What :meth:`save_checkpoint` was given."""
+        return load_file(path / "state.safetensors"), read_json(path / "state.json")
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add a line to ``metrics.jsonl``."""
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def truncate_metrics(self, after_step: int) -> None:
+        """Forget lines later than ``after_step``, and a half-written last one: a resumed run writes them again."""
+        if not self._metrics.exists():
+            return
+        kept: list[str] = []
+        for line in self._metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= after_step:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:
+                break
+        with atomic_file(self._metrics) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def _require_same(there: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    old, new = _flatten(there), _flatten(wanted)
+    changed = [
+        f"{name} is {old.get(name)!r} there and {new.get(name)!r} here"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if changed:
+        raise TrainingError(f"{path} holds another run ({'; '.join(changed)}); choose another folder or delete it")
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    parts = [_flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
+    return {name: item for part in parts for name, item in part.items()}

@@ -1,0 +1,149 @@
+"""A harvest keeps every activation at its position, survives being killed, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from scansion.activations import ActivationStore, harvest
+from scansion.errors import ScansionError, StoreError
+from scansion.lm import HookPoint, activations_at
+from tests.conftest import make_plan, random_contexts
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_the_store_holds_what_the_lm_computes_at_each_position(make_store, lm, padding: str) -> None:
+    contexts = random_contexts(20, shortest=4)
+    store = make_store(contexts if padding == "right" else contexts.left_padded(), shard_bytes=2_000, lm_batch_size=3)
+    for index in range(20):
+        one = contexts[index : index + 1]
+        expected = activations_at(lm, HookPoint(1), one)[0]
+        found = store.contexts(index, index + 1)[:, 0]
+        valid = one.valid[0]
+        torch.testing.assert_close(found[valid], expected[valid], rtol=1e-4, atol=1e-5)
+        assert torch.equal(store.valid[:, index], valid)
+        assert torch.equal(store.tokens[valid, index], one.tokens[0, valid])
+        assert torch.equal(store.doc_positions[valid, index], one.doc_positions[0, valid])
+
+
+def test_statistics_are_those_of_the_stored_activations(make_store) -> None:
+    store = make_store(random_contexts(30, shortest=4), shard_bytes=2_000, dtype="bfloat16")
+    acts = store.contexts(0, 30).double()
+    for position in range(store.n_positions):
+        here = acts[position, store.valid[position]]
+        assert store.count[position] == len(here)
+        torch.testing.assert_close(store.mean_norm[position], here.norm(dim=1).mean())
+        torch.testing.assert_close(store.mean[position], here.mean(dim=0))
+
+
+def test_a_second_harvest_reuses_the_store_without_loading_the_lm(tmp_path: Path, lm, capsys) -> None:
+    plan = make_plan(tmp_path / "s", random_contexts(10))
+    harvest(plan, lambda: lm)
+
+    def never() -> None:
+        raise AssertionError("the LM was loaded")
+
+    store = harvest(plan, never)
+    assert store.n_contexts == 10
+    assert "reusing 80 activations" in capsys.readouterr().err
+
+
+def test_another_harvest_in_the_same_folder_is_refused_and_says_what_differs(tmp_path: Path, lm) -> None:
+    harvest(make_plan(tmp_path / "s", random_contexts(10)), lambda: lm)
+    with pytest.raises(StoreError, match="n_contexts is 10 there and 11 here"):
+        harvest(make_plan(tmp_path / "s", random_contexts(11)), lambda: lm)
+
+
+def test_two_harvests_at_once_are_refused(tmp_path: Path, lm) -> None:
+    plan = make_plan(tmp_path / "s", random_contexts(10))
+
+    def meanwhile():
+        with pytest.raises(StoreError, match="another process is harvesting"):
+            harvest(plan, lambda: lm)
+        return lm
+
+    harvest(plan, meanwhile)
+
+
+def test_a_full_disk_and_a_forbidden_folder_are_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(tmp_path / "s", random_contexts(10))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: os.statvfs_result((0,) * 10) and type("U", (), {"free": 100})())
+    with pytest.raises(ScansionError, match=r"activation store needs .* where 100 B are free"):
+        plan.check()
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(ScansionError, match="cannot write in"):
+        make_plan(blocked / "s", random_contexts(10)).check()
+
+
+def test_an_unfinished_and_a_missing_store_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is nothing"):
+        ActivationStore(tmp_path / "nowhere")
+    (tmp_path / "begun").mkdir()
+    with pytest.raises(StoreError, match="unfinished store; run the same harvest again"):
+        ActivationStore(tmp_path / "begun")
+
+
+def test_damage_is_found(make_store) -> None:
+    store = make_store(random_contexts(10))
+    store.verify()
+    shard = next(store.folder.glob("shard-*"))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(StoreError, match="damaged"):
+        ActivationStore(store.folder).verify()
+
+
+def test_activations_that_overflow_the_stored_type_are_refused(make_store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "scansion.activations.harvesting.activations_at", lambda lm, hook, batch: torch.full((len(batch), 8, 16), 1e6)
+    )
+    with pytest.raises(StoreError, match="not all finite in float16"):
+        make_store(random_contexts(4), dtype="float16")
+
+
+_SLOW_HARVEST = """
+import sys, time
+from pathlib import Path
+import scansion.activations.harvesting as module
+from tests.conftest import make_lm, make_plan, random_contexts
+plain = module.activations_at
+def slowed(*arguments):
+    time.sleep(0.02)
+    return plain(*arguments)
+module.activations_at = slowed
+lm = make_lm()
+Path(sys.argv[1] + ".started").touch()
+module.harvest(make_plan(Path(sys.argv[1]), random_contexts(80, shortest=4), shard_bytes=4_000, lm_batch_size=2), lambda: lm)
+"""
+
+
+def test_a_harvest_killed_again_and_again_ends_with_the_same_bytes(tmp_path: Path, lm) -> None:
+    plan = make_plan(tmp_path / "whole", random_contexts(80, shortest=4), shard_bytes=4_000, lm_batch_size=2)
+    harvest(plan, lambda: lm)
+    killed = 0
+    for delay in (0.05, 0.13, 0.29, 0.41, 60):
+        started = tmp_path / "killed.started"
+        started.unlink(missing_ok=True)
+        process = subprocess.Popen([sys.executable, "-c", _SLOW_HARVEST, str(tmp_path / "killed")])
+        while not started.exists() and process.poll() is None:
+            time.sleep(0.01)
+        try:
+            process.wait(timeout=delay)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed >= 2, "the harvest was too quick to be killed"
+    names = sorted(path.name for path in (tmp_path / "whole").glob("*.*") if path.name != ".lock")
+    assert "manifest.json" in names
+    for name in names:
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

@@ -1,0 +1,135 @@
+"""What tests share: tiny language models of every family, a tiny tokenizer, and a tiny activation store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, harvest
+from scansion.activations.store import StoreIdentity
+from scansion.corpus import Contexts
+from scansion.lm import LanguageModel, ModelFacts
+
+VOCAB, WIDTH, LAYERS, MAX_POSITIONS = 60, 16, 3, 64
+_COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "max_position_embeddings": MAX_POSITIONS,
+    "intermediate_size": 32,
+    "pad_token_id": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GROUPED = {**_COMMON, "num_key_value_heads": 1, "head_dim": 8}
+FAMILIES = {
+    "llama": lambda: LlamaConfig(**_GROUPED),
+    "gemma2": lambda: Gemma2Config(**_GROUPED, sliding_window=8),
+    "gemma3": lambda: Gemma3TextConfig(**_GROUPED, sliding_window=8),
+    "gpt_neox": lambda: GPTNeoXConfig(**_COMMON),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCAB, n_embd=WIDTH, n_layer=LAYERS, n_head=2, n_positions=MAX_POSITIONS, pad_token_id=2,
+        bos_token_id=1, eos_token_id=2,
+    ),
+    "qwen2": lambda: Qwen2Config(**{**_GROUPED, "head_dim": 8}),
+    "qwen3": lambda: Qwen3Config(**_GROUPED),
+}  # fmt: skip
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, ``w3`` to ``w59``; ids 0, 1, 2 are unknown, BOS and EOS."""
+    vocab = {"[UNK]": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+def make_lm(family: str = "llama", dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """A random LM of ``family``: 3 layers, width 16, contexts of up to 64 tokens."""
+    config = FAMILIES[family]()
+    torch.manual_seed(0)  # transformers draws initial weights from the global generator
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    facts = ModelFacts(family, "test", family, None, config.model_type, LAYERS, WIDTH, MAX_POSITIONS)
+    return LanguageModel(model, make_tokenizer(), facts)
+
+
+def random_contexts(n: int, length: int = 8, seed: int = 0, shortest: int | None = None) -> Contexts:
+    """Contexts of random words after a BOS, right-padded; all of full length unless ``shortest`` is given."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(n):
+        size = length if shortest is None else int(torch.randint(shortest, length + 1, (), generator=generator))
+        rows.append([1, *torch.randint(3, VOCAB, (size - 1,), generator=generator).tolist()])
+    return Contexts.from_token_lists(rows, length, pad_id=2)
+
+
+def make_plan(folder: Path, contexts: Contexts, dtype: str = "float32", **layout: int) -> HarvestPlan:
+    """A harvest of ``contexts`` on :func:`make_lm` at layer 1."""
+    identity = StoreIdentity(
+        model="llama",
+        model_revision="test",
+        model_dtype="float32",
+        hook_point="resid_post.1",
+        d_in=WIDTH,
+        context_length=contexts.length,
+        n_contexts=len(contexts),
+        contexts=contexts.fingerprint,
+        corpus={"source": "test"},
+        split="train",
+        dtype=dtype,
+    )
+    return HarvestPlan(identity, folder, contexts, HarvestConfig(dtype=dtype, **layout))
+
+
+@pytest.fixture
+def as_users_run_it() -> Iterator[None]:
+    """Without the runtime type checker, whose errors would come before the library's own."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def lm() -> LanguageModel:
+    return make_lm()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, lm: LanguageModel) -> ActivationStore:
+    """60 contexts of 5 to 8 tokens, in several shards."""
+    plan = make_plan(tmp_path_factory.mktemp("store"), random_contexts(60, shortest=5), shard_bytes=8_000)
+    return harvest(plan, lambda: lm)
+
+
+@pytest.fixture
+def make_store(tmp_path: Path, lm: LanguageModel) -> Callable[..., ActivationStore]:
+    """``make_store(contexts, name=..., **layout)``: a store of those contexts, with shards and batches as told."""
+
+    def make(contexts: Contexts, name: str = "store", **layout: int) -> ActivationStore:
+        return harvest(make_plan(tmp_path / name, contexts, **layout), lambda: lm)
+
+    return make

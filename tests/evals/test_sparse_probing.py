@@ -1,0 +1,228 @@
+"""Laws of sparse probing: what separates is found, what is noise is chance, and padding and order never matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from scansion.corpus import Contexts
+from scansion.errors import ConfigError, EvalError, ModelError, ShapeError
+from scansion.evals import pooling
+from scansion.evals.pooling import pool_texts
+from scansion.evals.probe_accuracy import over_data_sets, over_tasks
+from scansion.evals.probes import ProbeTask, fit_all, fit_probes
+from scansion.evals.sparse_probing import SparseProbingConfig, SparseProbingResult, evaluate_sparse_probing
+from scansion.lm import HookPoint, LanguageModel, activations_at
+from scansion.masks import RandomHardMaskConfig
+from tests.evals.probing import make_subject, telling_texts, use_asset, write_set
+
+HOOK_POINT = HookPoint(1)
+TEXTS = [text for text, _ in telling_texts(20)]
+
+
+def task(features: np.ndarray, labels: np.ndarray, n_test: int) -> ProbeTask:
+    rows = np.arange(len(labels))
+    return ProbeTask(features, rows[n_test:], labels[n_test:], rows[:n_test], labels[:n_test])
+
+
+def noise_with_labels(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    features = generator.exponential(size=(n, d)).astype(np.float32)
+    return features, generator.permutation(np.arange(n) % 2)
+
+
+def test_one_feature_that_separates_the_labels_is_all_a_probe_needs() -> None:
+    features, labels = noise_with_labels(400, 30, seed=0)
+    features[:, 17] = 5.0 * labels
+    outcome = fit_probes(task(features, labels, 100), [1, 2, 500])
+    np.testing.assert_array_equal(outcome.correct, 1.0)
+    assert outcome.unconverged == 0
+
+
+def test_probes_on_labels_that_say_nothing_are_at_chance() -> None:
+    n_test = 1000
+    features, labels = noise_with_labels(3000, 20, seed=1)
+    outcome = fit_probes(task(features, labels, n_test), [1, 5, 20])
+    # Four standard deviations of a fair coin.
+    assert np.abs(outcome.correct.mean(axis=1) - 0.5).max() < 4 * 0.5 / np.sqrt(n_test)
+
+
+def test_the_order_of_features_does_not_matter() -> None:
+    features, labels = noise_with_labels(400, 30, seed=2)
+    features[:, :5] += labels[:, None] * np.array([1.0, 0.8, 0.6, 0.4, 0.2], dtype=np.float32)
+    shuffled = features[:, np.random.default_rng(3).permutation(30)]
+    one, other = fit_all([task(features, labels, 200), task(shuffled, labels, 200)], [1, 2, 5, 10])
+    np.testing.assert_array_equal(one.correct, other.correct)
+
+
+def test_features_without_variation_give_chance_and_those_not_finite_give_nothing() -> None:
+    features, _ = noise_with_labels(100, 4, seed=4)
+    labels = np.arange(100) % 2
+    silent = fit_probes(task(np.zeros_like(features), labels, 40), [1])
+    np.testing.assert_array_equal(silent.correct.mean(axis=1), 0.5)
+    features[3, 2] = np.inf
+    assert np.isnan(fit_probes(task(features, labels, 40), [1]).correct).all()
+
+
+def test_every_task_and_every_data_set_counts_the_same() -> None:
+    few, many = np.array([[1.0, 1.0], [1.0, 0.0]]), np.array([[0.0] * 8, [1.0] * 8])
+    scores = over_tasks([few, many], [np.arange(2), np.arange(8)], seed=[0])
+    np.testing.assert_allclose(scores.value, [0.5, 0.75])
+    assert scores.samples.min() >= 0 and scores.samples.max() <= 1
+    sure = over_tasks([np.ones((2, 5))], [np.arange(5)], seed=[0])
+    np.testing.assert_allclose(over_data_sets([scores, sure]).value, [0.75, 0.875])
+    assert [(e.low, e.high) for e in sure.estimates()] == [(1.0, 1.0), (1.0, 1.0)]
+
+
+def test_the_interval_of_a_coin_has_the_width_that_theory_gives() -> None:
+    hits = (np.arange(1000) % 2)[None].astype(float)
+    (estimate,) = over_tasks([hits], [np.arange(1000)], seed=[0]).estimates()
+    assert estimate.low is not None and estimate.high is not None
+    assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(1000), rel=0.1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_pooled_features_are_the_plain_mean_over_tokens_whatever_the_batches(
+    lm: LanguageModel, batch_size: int
+) -> None:
+    subject = make_subject(mask=RandomHardMaskConfig(positions_per_feature=20))
+    raw, features = pool_texts(TEXTS, lm, HOOK_POINT, [subject.sae], 10, batch_size)
+    for text, lm_row, sae_row in zip(TEXTS, raw, features, strict=True):
+        ids = [1, *(int(word[1:]) for word in text.split()[:9])]
+        x = activations_at(lm, HOOK_POINT, Contexts.from_token_lists([ids], len(ids), 2))
+        np.testing.assert_allclose(lm_row, x[0, 1:].mean(dim=0), atol=1e-5)
+        np.testing.assert_allclose(sae_row, subject.sae.encode(x)[0, 1:].mean(dim=0).detach(), atol=1e-5)
+
+
+def test_padding_does_not_matter(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    saes = [make_subject().sae]
+    plain = pool_texts(TEXTS, lm, HOOK_POINT, saes, 16, 8)
+    run = pooling.activations_at
+
+    class Padded:
+        @staticmethod
+        def from_token_lists(lists: list[list[int]], length: int, pad_id: int, *, has_bos: bool) -> Contexts:
+            return Contexts.from_token_lists(lists, length + 20, pad_id, has_bos=has_bos).left_padded()
+
+    monkeypatch.setattr(pooling, "Contexts", Padded)
+    monkeypatch.setattr(pooling, "activations_at", run)
+    for before, after in zip(plain, pool_texts(TEXTS, lm, HOOK_POINT, saes, 16, 8), strict=True):
+        np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_a_masked_feature_fires_only_where_its_mask_allows(lm: LanguageModel) -> None:
+    subject = make_subject(mask=RandomHardMaskConfig(positions_per_feature=16))
+    sae = subject.sae
+    with torch.no_grad():
+        # Every feature is 1 wherever the mask lets it fire, so its pooled value is the share of positions it may use.
+        sae.W_enc.zero_()
+        sae.b_enc.fill_(1.0)
+    texts = ["w9", "w9 w9 w9", " ".join(["w9"] * 40)]
+    _, features = pool_texts(texts, lm, HOOK_POINT, [sae], 64, 2)
+    for text, row in zip(texts, features, strict=True):
+        positions = torch.arange(1, 1 + len(text.split()))
+        np.testing.assert_allclose(row, sae.mask(positions).mean(dim=0), atol=1e-6)
+
+
+def test_special_tokens_do_not_count_and_empty_texts_are_zero(lm: LanguageModel) -> None:
+    texts = ["", "</s>", "</s> w7", "w7 </s> </s>", "w7"]
+    raw, _ = pool_texts(texts, lm, HOOK_POINT, [make_subject().sae], 16, 2)
+    assert not raw[:2].any()
+    # An EOS after the word cannot change it, one before it can.
+    np.testing.assert_allclose(raw[3], raw[4], atol=1e-5)
+    assert np.abs(raw[2]).max() > 0
+
+
+@pytest.fixture
+def asset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    use_asset(monkeypatch, tmp_path)
+    write_set(tmp_path, "1_words", telling_texts(60, seed=1))
+    write_set(tmp_path, "2_words", [*telling_texts(40, seed=2), ("", 0)])
+    return tmp_path
+
+
+CONFIG = SparseProbingConfig(
+    datasets=("1_words", "2_words"), train_size=60, test_size=40, context_length=16, k_values=(1, 5), lm_batch_size=8
+)
+
+
+def test_an_evaluation_says_what_every_probe_scored(asset: Path, lm: LanguageModel) -> None:
+    subjects = [make_subject("one"), make_subject("two", d_sae=40)]
+    results = evaluate_sparse_probing(subjects, lm, HOOK_POINT, CONFIG)
+    for subject, result in zip(subjects, results, strict=True):
+        assert (result.sae, result.status, result.reasons) == (subject.name, "ok", [])
+        assert result.sae_metadata == subject.metadata
+        assert result.data["config"] == CONFIG.model_dump(mode="json")
+        assert [one.name for one in result.datasets] == list(CONFIG.datasets)
+        assert list(result.sae_top_k) == [1, 5]
+        means = [one.sae_top_k[5].value for one in result.datasets]
+        assert result.sae_top_k[5].value == pytest.approx(np.mean([value for value in means if value is not None]))
+        assert (result.datasets[0].tasks[0].n_train, result.datasets[0].tasks[0].n_test) == (60, 40)
+        assert all(value is not None and 0 <= value <= 1 for value in result.headline().values())
+        assert result.lm_test_accuracy.value is not None and result.lm_test_accuracy.value > 0.8
+        assert SparseProbingResult.model_validate_json(result.model_dump_json()) == result
+    assert results[0].lm_top_k == results[1].lm_top_k
+
+
+def test_an_sae_scores_the_same_alone_as_in_company(asset: Path, lm: LanguageModel) -> None:
+    alone = evaluate_sparse_probing([make_subject("one")], lm, HOOK_POINT, CONFIG)
+    together = evaluate_sparse_probing([make_subject("two", d_sae=40), make_subject("one")], lm, HOOK_POINT, CONFIG)
+    assert alone[0] == together[1]
+
+
+def test_a_text_runs_through_the_lm_once(asset: Path, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    run = pooling.activations_at
+
+    def counting(lm: LanguageModel, hook_point: HookPoint, contexts: Contexts) -> torch.Tensor:
+        seen.append(len(contexts))
+        return run(lm, hook_point, contexts)
+
+    monkeypatch.setattr(pooling, "activations_at", counting)
+    subjects = [make_subject(str(index)) for index in range(3)]
+    (result, *_) = evaluate_sparse_probing(subjects, lm, HOOK_POINT, CONFIG)
+    assert sum(seen) == sum(one.n_train + one.n_test for data in result.datasets for one in data.tasks)
+
+
+def test_worthless_dictionaries_are_named(asset: Path, lm: LanguageModel) -> None:
+    silent, broken, untrained = make_subject("silent"), make_subject("broken"), make_subject("untrained", steps=0)
+    with torch.no_grad():
+        silent.sae.b_enc.fill_(-1e6)
+        broken.sae.W_enc[0, 3] = torch.nan
+    results = evaluate_sparse_probing([silent, broken, untrained], lm, HOOK_POINT, CONFIG)
+    assert [result.status for result in results] == ["degenerate"] * 3
+    assert results[0].reasons[0].startswith("all features are dead")
+    assert results[0].reasons[1].startswith("every probe is at chance (best 0.500)")
+    assert results[0].sae_top_k[1].value == results[0].sae_test_accuracy.value == 0.5
+    assert results[1].reasons == ["weights are not finite: W_enc", "feature activations are not finite"]
+    assert results[1].sae_test_accuracy.value is None and results[1].sae_top_k[1].value is None
+    assert results[1].datasets[0].tasks[0].sae_test_accuracy is None
+    assert results[1].lm_test_accuracy == results[0].lm_test_accuracy
+    assert results[2].reasons == ["no training step was taken"]
+
+
+def test_what_can_fail_fails_before_the_lm_runs(
+    asset: Path, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooling, "activations_at", lambda *_: pytest.fail("the LM was run"))
+    subject = make_subject()
+    short = make_subject("short", mask=RandomHardMaskConfig(), n_positions=8)
+    for error, match, subjects, hook_point, changes in (
+        (ConfigError, "no probing data set is called", [subject], HOOK_POINT, {"datasets": ("1_wrods",)}),
+        (ModelError, "a context of 65 tokens", [subject], HOOK_POINT, {"context_length": 65}),
+        (ModelError, "asks for layer 7", [subject], HookPoint(7), {}),
+        (EvalError, "was trained on llama test resid_post.1", [subject], HookPoint(2), {}),
+        (ShapeError, "position 15 lies outside this mask of 8", [subject, short], HOOK_POINT, {}),
+    ):
+        with pytest.raises(error, match=match):
+            evaluate_sparse_probing(subjects, lm, hook_point, CONFIG.model_copy(update=changes))
+
+
+@pytest.mark.parametrize("wrong", [{"dataset": ("a",)}, {"k_values": (0,)}, {"train_size": 1}, {"datasets": ()}])
+def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        SparseProbingConfig.model_validate(wrong)

@@ -1,0 +1,55 @@
+"""Models load from folders and are refused, in one line, where they are not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from scansion.errors import ConfigError, ModelError
+from scansion.lm import HookPoint, activations_at, load_language_model, model_facts
+from tests.conftest import LAYERS, MAX_POSITIONS, WIDTH, make_lm, random_contexts
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    lm = make_lm()
+    lm.model.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_local_folder(folder: Path) -> None:
+    facts = model_facts(str(folder))
+    assert (facts.n_layers, facts.d_model, facts.max_positions) == (LAYERS, WIDTH, MAX_POSITIONS)
+    loaded = load_language_model(str(folder), device="cpu")
+    contexts = random_contexts(2)
+    expected = activations_at(make_lm(), HookPoint(1), contexts)
+    assert torch.equal(activations_at(loaded, HookPoint(1), contexts), expected)
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+def test_the_revision_follows_the_weights(folder: Path) -> None:
+    before = model_facts(str(folder)).revision
+    assert model_facts(str(folder)).revision == before
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    assert model_facts(str(folder)).revision != before
+
+
+def test_the_type_the_model_runs_in(folder: Path) -> None:
+    assert load_language_model(str(folder), device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="dtype 'float8' is not known"):
+        load_language_model(str(folder), device="cpu", dtype="float8")
+
+
+def test_no_such_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"no language model 'no-such/model'.*check the spelling"):
+        model_facts("no-such/model")
+
+
+def test_an_empty_folder_is_not_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no language model"):
+        model_facts(str(tmp_path))

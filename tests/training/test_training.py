@@ -1,0 +1,209 @@
+"""Training learns, resumes to the same bytes, trains together as it does alone, and stops at the first bad loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scansion.activations import ActivationStore
+from scansion.errors import ConfigError, ScansionError, TrainingError
+from scansion.masks import RandomHardMaskConfig
+from scansion.sae import BatchTopKConfig, JumpReluConfig, ReluConfig, TopKConfig, load_sae
+from scansion.training import TrainingConfig, TrainingRun, train
+from scansion.training.learner import Learner
+
+D_SAE = 48
+CONFIGS = {
+    "relu": ReluConfig(d_sae=D_SAE, l1_coefficient=0.02),
+    "topk": TopKConfig(d_sae=D_SAE, k=4),
+    "batch_topk": BatchTopKConfig(d_sae=D_SAE, k=4),
+    "jumprelu": JumpReluConfig(d_sae=D_SAE, initial_threshold=0.05, l0_coefficient=0.005),
+    "masked": TopKConfig(d_sae=D_SAE, k=4, mask=RandomHardMaskConfig(positions_per_feature=3)),
+}
+TRAINING = TrainingConfig(
+    tokens=2_800, batch_tokens=28, lr=3e-3, dead_after_tokens=150, log_every=10, checkpoint_seconds=0, device="cpu"
+)
+
+
+def run_of(name: str, folder: Path, **training: object) -> TrainingRun:
+    return TrainingRun(name, folder, CONFIGS[name], TRAINING.model_copy(update=training))
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "sae" / "sae_weights.safetensors").read_bytes()
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, store: ActivationStore) -> Path:
+    """Every architecture, each trained alone and undisturbed."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name in CONFIGS:
+        train([run_of(name, folder / name)], store)
+    return folder
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_loss_falls_and_the_record_is_complete(trained: Path, name: str) -> None:
+    lines = metrics(trained / name)
+    assert [line["step"] for line in lines] == list(range(10, 101, 10))
+    assert lines[-1]["mse"] < 0.7 * lines[0]["mse"]
+    sae, metadata = load_sae(trained / name / "sae")
+    assert (metadata.steps, metadata.tokens, metadata.use_position_0) == (100, 2800, False)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE))
+    if name in ("topk", "masked"):
+        assert lines[-1]["l0"] <= 4
+
+
+def test_the_saved_sae_takes_activations_as_the_lm_makes_them(trained: Path, store: ActivationStore) -> None:
+    sae, metadata = load_sae(trained / "topk" / "sae")
+    assert metadata.input_scale != pytest.approx(1.0, abs=0.05)
+    x = store.contexts(0, store.n_contexts).transpose(0, 1)
+    used = store.valid.T.clone()
+    used[:, 0] = False
+    error = (x - sae(x))[used].square().sum()
+    assert error < 0.5 * (x[used] - x[used].mean(dim=0)).square().sum()
+
+
+def test_trained_together_is_trained_alone(trained: Path, store: ActivationStore, tmp_path: Path) -> None:
+    train([run_of(name, tmp_path / name) for name in CONFIGS], store)
+    for name in CONFIGS:
+        assert weights(tmp_path / name) == weights(trained / name), name
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_interrupted_anywhere_ends_with_the_same_bytes(
+    trained: Path, store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    plain, generator, calls = Learner.advance, random.Random(name), 0
+    stops = sorted(generator.sample(range(1, 130), 4))
+
+    def advance(self, batch):
+        nonlocal calls
+        calls += 1
+        if calls in stops:
+            raise KeyboardInterrupt
+        return plain(self, batch)
+
+    monkeypatch.setattr(Learner, "advance", advance)
+    interruptions = 0
+    while True:
+        try:
+            # A checkpoint only now and then, so that steps are lost and taken again.
+            train([run_of(name, tmp_path / "run", checkpoint_seconds=0.02)], store)
+            break
+        except KeyboardInterrupt:
+            interruptions += 1
+    assert interruptions >= 2
+    assert weights(tmp_path / "run") == weights(trained / name)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(10, 101, 10))
+
+
+_KILLABLE = """
+import sys
+from pathlib import Path
+from scansion.activations import ActivationStore
+from scansion.training import train
+from tests.training.test_training import CONFIGS, run_of
+folder = Path(sys.argv[2])
+(folder / "started").touch()
+train([run_of(name, folder / name, tokens=14_000) for name in ("relu", "masked")], ActivationStore(Path(sys.argv[1])))
+"""
+
+
+def test_killed_again_and_again_ends_with_the_same_bytes(store: ActivationStore, tmp_path: Path) -> None:
+    names = ("relu", "masked")
+    train([run_of(name, tmp_path / "whole" / name, tokens=14_000) for name in names], store)
+    (tmp_path / "killed").mkdir()
+    killed = 0
+    for delay in (0.3, 0.7, 1.1, 120):
+        (tmp_path / "killed" / "started").unlink(missing_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _KILLABLE, str(store.folder), str(tmp_path / "killed")], stderr=subprocess.DEVNULL
+        )
+        while not (tmp_path / "killed" / "started").exists() and process.poll() is None:
+            pass
+        try:
+            process.wait(timeout=delay)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed >= 1, "training was too quick to be killed"
+    for name in names:
+        assert weights(tmp_path / "killed" / name) == weights(tmp_path / "whole" / name), name
+
+
+def test_a_finished_run_is_not_trained_again(trained: Path, store: ActivationStore, capsys) -> None:
+    before = weights(trained / "topk")
+    train([run_of("topk", trained / "topk")], store)
+    assert weights(trained / "topk") == before
+    assert "already trained" in capsys.readouterr().err
+
+
+def test_another_run_in_the_same_folder_is_refused_and_says_what_differs(trained: Path, store: ActivationStore) -> None:
+    with pytest.raises(TrainingError, match=r"training\.lr is 0\.003 there and 0\.01 here"):
+        train([run_of("topk", trained / "topk", lr=0.01)], store)
+
+
+def test_runs_that_cannot_share_a_stream_are_refused(store: ActivationStore, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot share a stream: batch_tokens differ"):
+        train([run_of("relu", tmp_path / "a"), run_of("topk", tmp_path / "b", batch_tokens=56)], store)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(
+    store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Learner.advance
+
+    def poisoned(self, batch):
+        result = plain(self, batch)
+        if self.step == 38:
+            result[0] = torch.nan
+        return result
+
+    monkeypatch.setattr(Learner, "advance", poisoned)
+    with pytest.raises(TrainingError, match=r"not finite at step 37; the last finite loss was [\d.]+ at step 36; .*step-0000000"):
+        train([run_of("topk", tmp_path / "run")], store)
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved[-1] <= "step-000000037"
+    assert not (tmp_path / "run" / "sae").exists()
+
+
+def test_a_learning_rate_that_explodes_is_caught(store: ActivationStore, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="not finite at step"):
+        train([run_of("jumprelu", tmp_path / "run", lr=1e30, lr_warmup_steps=0)], store)
+
+
+def test_an_unwritable_folder_is_found_before_training(store: ActivationStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ScansionError, match="cannot write in"):
+        train([run_of("topk", tmp_path / "file" / "run")], store)
+
+
+def test_no_token_asked_for_is_no_step_taken(store: ActivationStore, tmp_path: Path) -> None:
+    train([run_of("topk", tmp_path / "run", tokens=0)], store)
+    assert load_sae(tmp_path / "run" / "sae")[1].steps == 0
+
+
+def test_schedules() -> None:
+    config = TrainingConfig(lr=1.0, lr_warmup_steps=10, lr_decay_fraction=0.2, sparsity_warmup_fraction=0.1)
+    rates = [config.lr_at(step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert set(rates[9:81]) == {1.0}
+    assert rates[80:] == pytest.approx([1 - 0.05 * i for i in range(20)])
+    weights_ = [config.sparsity_weight_at(step, 100) for step in range(100)]
+    assert weights_[:10] == pytest.approx([0.1 * i for i in range(1, 11)]) and set(weights_[9:]) == {1.0}
+    assert TrainingConfig().lr_at(0, 100) == pytest.approx(3e-4 / 5)
+    assert TrainingConfig(lr_warmup_steps=0, lr_decay_fraction=0).lr_at(99, 100) == 3e-4
