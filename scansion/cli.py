@@ -25,7 +25,7 @@ from scansion.evals.bundle import Evaluations
 from scansion.evals.core import CoreConfig
 from scansion.evals.sparse_probing import SparseProbingConfig
 from scansion.files import human_bytes
-from scansion.lm import BUNDLED_MODEL, LanguageModel, load_language_model, model_facts
+from scansion.lm import BUNDLED_MODEL, BUNDLED_MODEL_ASSET, LanguageModel, load_language_model, model_facts
 from scansion.progress import say
 from scansion.report import summarise, write_report
 from scansion.sae import SAEConfig, parse_sae_config
@@ -59,7 +59,7 @@ def fetch(*names: str) -> None:
         Assets to fetch; all if none is named.
     """
     bundled.fetch(names or None)
-    if not names or bundled.MODEL_ASSET in names:
+    if not names or BUNDLED_MODEL_ASSET in names:
         model_facts(BUNDLED_MODEL)
     list_assets()
 
@@ -69,7 +69,7 @@ def list_assets() -> None:
     """Show every asset: version, licence, size, and whether it is in the cache."""
     for name, asset in bundled.ASSETS.items():
         output.print(
-            f"{name} {asset.version}  {human_bytes(asset.size)}  {asset.licence}  {bundled.status(name)}\n  {asset.what}",
+            f"{name} {asset.version}  {human_bytes(asset.kept_bytes)}  {asset.licence}  {bundled.status(name)}\n  {asset.what}",
             markup=False,
         )
     output.print(f"cache: {bundled.cache_dir()}", markup=False)
@@ -259,7 +259,7 @@ def demo(*, plan: Path = Path("studies/demo.yaml"), out: Path = Path("runs/demo"
     """
     start = time.monotonic()
     study = load_plan(plan)
-    bundled.fetch(None)
+    bundled.fetch()
     folders = {index: out / f"run_{index}" for index in range(len(study.runs))}
     results, stores = execute(study, folders)
     by_name = {run.name: folders[index] for index, run in enumerate(study.runs)}

@@ -38,8 +38,8 @@ def report() -> list[str]:
         problems.append(str(error))
     for name in ASSETS:
         lines.append(f"asset {name}: {status(name)}")
-        if status(name) != "fetched":
-            problems.append(f"{name} is not fetched; run `scansion assets fetch`")
+        if status(name) != "present":
+            problems.append(f"{name} is {status(name)}; run `scansion assets fetch`")
     lines.append("all well" if not problems else "to mend: " + "; ".join(problems))
     return lines
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from scansion.activations.shard import SIDE_TENSORS, STATS_TENSORS, Shard
+from scansion.device import DTYPES
 from scansion.errors import StoreError
 from scansion.files import read_json
 from scansion.shapes import require_shape
@@ -176,15 +177,11 @@ class ActivationStore:
         flat_contexts = contexts.reshape(-1).numpy()
         flat_positions = positions.repeat_interleave(sizes["n"]).numpy()
         shard_of = np.searchsorted(self._starts, flat_contexts, side="right") - 1
-        rows: Tensor | None = None
+        rows = torch.empty(len(flat_contexts), self.d_in, dtype=DTYPES[self.identity.dtype])
         for index in np.unique(shard_of):
             here = np.flatnonzero(shard_of == index)
             part = self._shards[index].rows(flat_positions[here], flat_contexts[here] - self._starts[index])
-            if rows is None:
-                rows = part.new_empty(len(flat_contexts), self.d_in)
             rows[torch.from_numpy(here)] = part
-        if rows is None:
-            raise StoreError("gather was asked for no activation at all")
         return rows.view(len(positions), sizes["n"], self.d_in)
 
     def contexts(self, start: int, stop: int) -> Float[Tensor, "L n d_in"]:

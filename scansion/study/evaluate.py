@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from scansion.activations import ActivationStore
 from scansion.evals.bundle import Evaluations
 from scansion.evals.core import CoreConfig, CoreResult, evaluate_core
+from scansion.evals.probing_result import SparseProbingResult
 from scansion.evals.result import EvalResult, Subject
 from scansion.evals.saebench import sparse_probing_json
-from scansion.evals.sparse_probing import SparseProbingConfig, SparseProbingResult, evaluate_sparse_probing
+from scansion.evals.sparse_probing import SparseProbingConfig, evaluate_sparse_probing
 from scansion.files import read_json, write_json
 from scansion.lm import HookPoint, LanguageModel
 from scansion.progress import say

@@ -18,7 +18,9 @@ class DeadFeatures:
     """
 
     def __init__(self, sae: SAE, after_tokens: int) -> None:
-        self.tokens_since_fired: Int[Tensor, "d_sae"] = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+        self.tokens_since_fired: Int[Tensor, "d_sae"] = torch.zeros(
+            sae.d_sae, dtype=torch.int64, device=sae.W_dec.device
+        )
         self.after_tokens = after_tokens
 
     @property

@@ -69,7 +69,10 @@ def test_an_encoder_column_gets_exactly_no_gradient_from_positions_outside(archi
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_mask_of_ones_is_no_mask_to_the_last_bit(architecture: str) -> None:
-    ones, none = make_sae(architecture, RandomHardMaskConfig(positions_per_feature=L)), make_sae(architecture, NoMaskConfig())
+    ones, none = (
+        make_sae(architecture, RandomHardMaskConfig(positions_per_feature=L)),
+        make_sae(architecture, NoMaskConfig()),
+    )
     assert ones.mask(torch.arange(L)).all()
     assert torch.equal(ones.encode(some_x()), none.encode(some_x()))
 
