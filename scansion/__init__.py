@@ -1,1 +1,80 @@
-"""Scansion: position-aware sparse autoencoders on language-model activations."""
+"""Scansion: position-aware sparse autoencoders on language-model activations.
+
+What a script needs, from text to a score, is here under one name. Each is loaded when it is first used, so that
+``import scansion`` takes no time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scansion.activations import ActivationStore as ActivationStore
+    from scansion.activations import ActivationStream as ActivationStream
+    from scansion.activations import HarvestConfig as HarvestConfig
+    from scansion.activations import PositionedBatch as PositionedBatch
+    from scansion.corpus import Contexts as Contexts
+    from scansion.corpus import CorpusConfig as CorpusConfig
+    from scansion.errors import ScansionError as ScansionError
+    from scansion.evals.core import CoreConfig as CoreConfig
+    from scansion.evals.core import evaluate_core as evaluate_core
+    from scansion.evals.result import Subject as Subject
+    from scansion.evals.sparse_probing import SparseProbingConfig as SparseProbingConfig
+    from scansion.evals.sparse_probing import evaluate_sparse_probing as evaluate_sparse_probing
+    from scansion.lm import HookPoint as HookPoint
+    from scansion.lm import activations_at as activations_at
+    from scansion.lm import load_language_model as load_language_model
+    from scansion.masks import AdaptiveMaskConfig as AdaptiveMaskConfig
+    from scansion.masks import BandMaskConfig as BandMaskConfig
+    from scansion.masks import ImportanceMaskConfig as ImportanceMaskConfig
+    from scansion.masks import NoMaskConfig as NoMaskConfig
+    from scansion.masks import RandomHardMaskConfig as RandomHardMaskConfig
+    from scansion.masks import SoftMaskConfig as SoftMaskConfig
+    from scansion.masks import UsageBandMaskConfig as UsageBandMaskConfig
+    from scansion.report import summarise as summarise
+    from scansion.report import write_report as write_report
+    from scansion.sae import SAE as SAE
+    from scansion.sae import BatchTopKConfig as BatchTopKConfig
+    from scansion.sae import JumpReluConfig as JumpReluConfig
+    from scansion.sae import ReluConfig as ReluConfig
+    from scansion.sae import TopKConfig as TopKConfig
+    from scansion.sae import load_sae as load_sae
+    from scansion.sae import save_sae as save_sae
+    from scansion.study import Source as Source
+    from scansion.study import StudyPlan as StudyPlan
+    from scansion.study import execute as execute
+    from scansion.study import load_plan as load_plan
+    from scansion.study import prepare as prepare
+    from scansion.training import TrainingConfig as TrainingConfig
+    from scansion.training import TrainingRun as TrainingRun
+    from scansion.training import train as train
+
+_HOMES = {
+    "activations": "ActivationStore ActivationStream HarvestConfig PositionedBatch",
+    "corpus": "Contexts CorpusConfig",
+    "errors": "ScansionError",
+    "evals.core": "CoreConfig evaluate_core",
+    "evals.result": "Subject",
+    "evals.sparse_probing": "SparseProbingConfig evaluate_sparse_probing",
+    "lm": "HookPoint activations_at load_language_model",
+    "masks": "AdaptiveMaskConfig BandMaskConfig ImportanceMaskConfig NoMaskConfig RandomHardMaskConfig SoftMaskConfig "
+    "UsageBandMaskConfig",
+    "report": "summarise write_report",
+    "sae": "SAE BatchTopKConfig JumpReluConfig ReluConfig TopKConfig load_sae save_sae",
+    "study": "Source StudyPlan execute load_plan prepare",
+    "training": "TrainingConfig TrainingRun train",
+}
+_HOME_OF = {name: f"scansion.{module}" for module, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"scansion has no {name!r}; it has {', '.join(sorted(_HOME_OF))}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value  # found without us from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

@@ -1,11 +1,11 @@
-"""The command line: ``scansion assets | harvest | train | eval | demo | doctor``."""
+"""The command line: ``scansion assets | harvest | train | eval | demo | synth | doctor``."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
-from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env, Yaml
+from cyclopts.validators import Number
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -24,14 +25,16 @@ from scansion.errors import ConfigError, ScansionError
 from scansion.evals.bundle import Evaluations
 from scansion.evals.core import CoreConfig
 from scansion.evals.sparse_probing import SparseProbingConfig
-from scansion.files import human_bytes
+from scansion.files import human_bytes, one_line_io_errors
+from scansion.flags import SAEFlags, mask_families
 from scansion.lm import BUNDLED_MODEL, BUNDLED_MODEL_ASSET, LanguageModel, load_language_model, model_facts
 from scansion.progress import say
 from scansion.report import summarise, write_report
-from scansion.sae import SAEConfig, parse_sae_config
-from scansion.study import Source, execute, load_plan, prepare
+from scansion.study import Source, compile_run, execute, execute_seeds, load_plan, prepare
 from scansion.study.evaluate import evaluate_runs
 from scansion.study.plan import describe
+from scansion.study.seeds import rows_of, terminal_table, write_table
+from scansion.study.synthetic import compare, execute_synthetic, load_synthetic_plan, notes, tables, write_summary
 from scansion.training import TrainingConfig, TrainingRun
 from scansion.training import train as train_runs
 
@@ -127,49 +130,6 @@ def harvest(
         )
 
 
-@dataclass(frozen=True)
-class SAEFlags:
-    """Flags that describe an SAE; those its architecture does not have are refused.
-
-    Parameters
-    ----------
-    architecture
-        relu, topk, batch_topk or jumprelu.
-    d_sae
-        Number of features.
-    k
-        Active features a token (topk, batch_topk); default 32.
-    l1_coefficient
-        Weight of the L1 penalty (relu); default 0.04.
-    l0_coefficient
-        Weight of the number of active features (jumprelu); default 0.001.
-    mask
-        Positional mask: none or random_hard.
-    positions_per_feature
-        Positions a feature may fire at (random_hard); default an eighth of the context.
-    mask_seed
-        Seed of the mask (random_hard).
-    """
-
-    architecture: Literal["relu", "topk", "batch_topk", "jumprelu"] = "topk"
-    d_sae: int = 2304
-    k: int | None = None
-    l1_coefficient: float | None = None
-    l0_coefficient: float | None = None
-    mask: Literal["none", "random_hard"] = "none"
-    positions_per_feature: int | None = None
-    mask_seed: int | None = None
-
-    def config(self) -> SAEConfig:
-        """The config these flags mean, of which only what was given is set."""
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        mask: dict[str, Any] = {"family": given.pop("mask")}
-        mask |= {name: given.pop(name) for name in ("positions_per_feature",) if name in given}
-        if "mask_seed" in given:
-            mask["seed"] = given.pop("mask_seed")
-        return parse_sae_config({**given, "mask": mask})
-
-
 @app.command
 def train(
     store: Path,
@@ -180,7 +140,7 @@ def train(
 ) -> None:
     """Train one SAE on a store.
 
-    Example: scansion train stores/sotu/train --architecture topk --k 32 --tokens 500000 --out runs/topk
+    Example: scansion train stores/sotu/train --tokens 500000 --mask "bands, count: 8, shared: 0.25" --out runs/bands
 
     Parameters
     ----------
@@ -192,6 +152,51 @@ def train(
     run = TrainingRun(out.name, out, (sae or SAEFlags()).config(), training or TrainingConfig())
     train_runs([run], ActivationStore(store))
     output.print(f"trained: {out / 'sae'}", markup=False)
+
+
+@app.command
+def masks(family: str | None = None) -> None:
+    """List the families of positional masks and what can be set for each.
+
+    Example: scansion masks bands
+
+    Parameters
+    ----------
+    family
+        Show this family's settings; without it, one line a family.
+    """
+    families = mask_families()
+    if family is not None and family not in families:
+        raise ConfigError(f"there is no mask family {family!r}; there are {', '.join(families)}")
+    for name, (what, settings) in families.items():
+        if family in (None, name):
+            output.print(f"{name}: {what}", markup=False)
+        if family == name:
+            for setting in settings:
+                output.print(f"  {setting}", markup=False)
+
+
+@app.command(name="compile")
+def compile_mask(run: Path, *, out: Path, held_out: Path, bands: int = 8, keep: float = 0.5) -> None:
+    """Round a learnt mask to hard bands, which train and run faster, and say what that costs.
+
+    Example: scansion compile runs/adaptive --bands 8 --held-out stores/sotu/held_out --out runs/compiled
+
+    Parameters
+    ----------
+    run
+        Folder of a trained run with a mask.
+    out
+        Folder of the new run, which `scansion eval` takes like any other.
+    held_out
+        A store to measure FVE on before and after, for example stores/sotu/held_out.
+    bands
+        Number of equal bands.
+    keep
+        Share of its weight that a band must hold for a feature to be tied to it; features below it become shared.
+    """
+    for line in compile_run(run, out, ActivationStore(held_out), bands, keep):
+        output.print(line, markup=False)
 
 
 @app.command(name="eval")
@@ -236,12 +241,37 @@ def evaluate(
     @cache
     def load_lm() -> LanguageModel:
         identity = store.identity
-        return load_language_model(identity.model, None, device, identity.model_dtype)
+        # A commit of the hub; local weights have a fingerprint instead, which the evaluation compares.
+        commit = identity.model_revision if re.fullmatch(r"[0-9a-f]{40}", identity.model_revision) else None
+        return load_language_model(identity.model, commit, device, identity.model_dtype)
 
     results = evaluate_runs(
         folders, store, load_lm, core or CoreConfig(), (probes or SparseProbingConfig()) if probing else None
     )
     _present(results, folders, store, report)
+
+
+@app.command(name="study")
+def run_study(plan: Path, *, out: Path | None = None) -> None:
+    """Carry a plan out at all its seeds and print means with intervals and differences from its first run.
+
+    Interrupt it at any moment; the same command goes on where it was.
+
+    Example: scansion study studies/masks.yaml
+
+    Parameters
+    ----------
+    plan
+        The plan, a YAML file.
+    out
+        Folder for the runs, table.md and results.json; default runs/<name of the plan>.
+    """
+    settings = load_plan(plan)
+    bundled.fetch()
+    folder = out or Path("runs") / settings.name
+    rows = rows_of(execute_seeds(settings, folder))
+    Console(width=None if output.is_terminal else 200, highlight=False).print(terminal_table(rows))
+    output.print(f"table: {write_table(settings, rows, folder)}", markup=False)
 
 
 @app.command
@@ -264,6 +294,46 @@ def demo(*, plan: Path = Path("studies/demo.yaml"), out: Path = Path("runs/demo"
     results, stores = execute(study, folders)
     by_name = {run.name: folders[index] for index, run in enumerate(study.runs)}
     _present(list(results.values()), by_name, stores.held_out, out / "report")
+    output.print(f"time: {time.monotonic() - start:.0f} s")
+
+
+@app.command
+def synth(
+    *,
+    plan: Path = Path("studies/synthetic.yaml"),
+    out: Path = Path("runs/synthetic"),
+    seeds: list[int] | None = None,
+    jobs: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
+) -> None:
+    """Train SAEs on activations made from known features, and say how much of the truth each of them finds.
+
+    Every true feature has a known direction and position profile. Scores: variance explained, recovered features
+    (position-bound and others apart), the match of true and learnt position profiles beside its chance level, all with
+    intervals over seeds and paired differences to the plan's reference. What is in OUT already is not done again.
+
+    Example: scansion synth --seeds 0 --seeds 1 --jobs 2 --out runs/synthetic
+
+    Parameters
+    ----------
+    plan
+        YAML file of worlds, SAE variants and seeds.
+    out
+        Folder for stores, runs, synthetic.json, synthetic.md and synthetic.png.
+    seeds
+        Seeds to run instead of the plan's.
+    jobs
+        Processes; each takes a world and seed at a time and one core, and logs to the cell's folder in OUT/runs.
+    """
+    start = time.monotonic()
+    study = load_synthetic_plan(plan, seeds or ())
+    summary = compare(study, execute_synthetic(study, out, jobs))
+    wide = Console(width=None if output.is_terminal else 240, highlight=False)
+    for table in tables(summary):
+        wide.print(table)
+    for line in notes(summary):
+        output.print(line, markup=False)
+    for path in write_summary(summary, out):
+        output.print(f"wrote {path}", markup=False)
     output.print(f"time: {time.monotonic() - start:.0f} s")
 
 
@@ -314,10 +384,11 @@ def main() -> None:
     """Run the command line; mistakes a user can mend become one line and exit status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        app.meta(exit_on_error=False, print_error=False)
+        with one_line_io_errors("scansion"):
+            app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
     except ValidationError as error:
         _fail(describe(error))
-    except (ScansionError, CycloptsError, FileNotFoundError) as error:
+    except (ScansionError, CycloptsError) as error:
         _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         say("interrupted; run the same command again to go on")

@@ -8,12 +8,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import xxhash
+from safetensors import SafetensorError
 
 from scansion.errors import ScansionError
 
@@ -37,19 +38,22 @@ def _fsync(path: Path) -> None:
 
 
 @contextmanager
-def one_line_io_errors(doing: str) -> Iterator[None]:
+def one_line_io_errors(doing: str) -> Generator[None, None, None]:
     """Turn the operating system's errors into a :class:`ScansionError` that says what was being done."""
     try:
         yield
-    except OSError as error:
-        # rustlib-backed writers (safetensors) report a full disk as text, hence the second test.
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
+    except (OSError, SafetensorError) as error:
+        # safetensors reports the system's errors as text, without their number.
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left" in str(error):
             raise ScansionError(f"{doing}: the disk is full; free some space and run the same command again") from error
-        raise ScansionError(f"{doing}: {error.strerror or error} ({error.filename or 'no file named'})") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        raise ScansionError(f"{doing}: {reason}{where}") from error
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Generator[Path, None, None]:
     """Yield a temporary path beside ``path``; on success it is fsynced and renamed over ``path``, on failure removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
@@ -63,7 +67,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Generator[Path, None, None]:
     """Yield a temporary folder beside ``path``; on success its files are fsynced and it takes the name ``path``.
 
     A folder that already has that name is replaced.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -26,7 +26,7 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(what: str, total: float | None, unit: str, done: float = 0) -> Iterator[Advance]:
+def progress(what: str, total: float | None, unit: str, done: float = 0) -> Generator[Advance, None, None]:
     """Show progress on stderr while the block runs; yield ``advance(n)``.
 
     Args:
@@ -37,7 +37,7 @@ def progress(what: str, total: float | None, unit: str, done: float = 0) -> Iter
     """
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description:<28}"),
+            TextColumn("{task.description:<28}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             _Rate(),
@@ -57,11 +57,11 @@ def _logged(what: str, total: float | None, unit: str, done: float) -> Iterator[
     start = last = time.monotonic()
     current: float = done
 
-    def line(now: float) -> str:
+    def line(now: float, ended: bool) -> str:
         rate = (current - done) / max(now - start, 1e-9)
         if total is None:
             return f"{what}: {current:,.0f} {unit} ({rate:,.0f}/s)"
-        left = f", {(total - current) / rate:.0f} s left" if rate > 0 and current < total else ""
+        left = f", {(total - current) / rate:.0f} s left" if rate > 0 and not ended else ""
         return f"{what}: {current:,.0f}/{total:,.0f} {unit} ({rate:,.0f}/s{left})"
 
     def advance(n: float) -> None:
@@ -70,12 +70,12 @@ def _logged(what: str, total: float | None, unit: str, done: float) -> Iterator[
         now = time.monotonic()
         if now - last >= LOG_EVERY_SECONDS and (total is None or current < total):
             last = now
-            sys.stderr.write(line(now) + "\n")
+            sys.stderr.write(line(now, ended=False) + "\n")
 
     yield advance
     now = time.monotonic()
     if now - start >= 2.0:
-        sys.stderr.write(f"{line(now)} in {now - start:.0f} s\n")
+        sys.stderr.write(f"{line(now, ended=True)} in {now - start:.0f} s\n")
 
 
 def say(message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -116,6 +118,25 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def lm() -> LanguageModel:
     return make_lm()
+
+
+@pytest.fixture(scope="session")
+def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tests' language model and tokenizer as a local folder."""
+    lm, folder = make_lm(), tmp_path_factory.mktemp("lm")
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty documents of 60 random words, as JSON lines."""
+    words = random.Random(0)
+    path = tmp_path_factory.mktemp("documents") / "documents.jsonl"
+    texts = [" ".join(f"w{words.randint(3, VOCAB - 1)}" for _ in range(60)) for _ in range(40)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
-from scansion.activations.shard import Shard, ShardBuffer
-from scansion.activations.store import MANIFEST, ActivationStore, StoreIdentity, StoreManifest
+from scansion.activations.filling import (
+    finished_store,
+    missing_shards,
+    only_writer,
+    resumed_settings,
+    seal,
+    store_key,
+)
+from scansion.activations.shard import ShardBuffer
+from scansion.activations.store import ActivationStore, StoreIdentity
 from scansion.corpus import Contexts
 from scansion.device import DTYPES, resolve_dtype
 from scansion.errors import StoreError
-from scansion.files import (
-    fingerprint,
-    human_bytes,
-    one_line_io_errors,
-    read_json,
-    remove_leftovers,
-    require_free_space,
-    require_writable,
-    write_json,
-)
+from scansion.files import human_bytes, require_free_space, require_writable
 from scansion.lm import HookPoint, LanguageModel, activations_at
 from scansion.progress import Advance, progress, say
 
-PLAN = "plan.json"
 _SIDE_BYTES = 4 + 1 + 4 + 4  # token id, validity, document id, document position
 
 
@@ -62,7 +58,7 @@ class HarvestPlan:
     @property
     def key(self) -> str:
         """Fingerprint of the identity."""
-        return fingerprint(self.identity.model_dump(mode="json"))
+        return store_key(self.identity)
 
     @property
     def n_bytes(self) -> int:
@@ -76,12 +72,7 @@ class HarvestPlan:
         Raises:
             StoreError: the folder holds a finished store of something else.
         """
-        if not (self.folder / MANIFEST).exists():
-            return None
-        store = ActivationStore(self.folder)
-        if store.manifest.key != self.key:
-            raise StoreError(_differences(store.identity, self.identity, self.folder))
-        return store
+        return finished_store(self.folder, self.identity)
 
     def check(self) -> None:
         """Raise unless the harvest could run to its end: types, a writable folder, disk space."""
@@ -108,54 +99,30 @@ def harvest(plan: HarvestPlan, load_lm: Callable[[], LanguageModel]) -> Activati
         say(f"reusing {store.manifest.n_tokens:,} activations in {plan.folder}")
         return store
     plan.check()
-    with one_line_io_errors(f"harvesting into {plan.folder}"):
-        lock = FileLock(plan.folder / ".lock")
-        try:
-            with lock.acquire(timeout=0):
-                if plan.finished_store() is None:  # another process may have finished while we waited
-                    _fill(plan, load_lm)
-        except Timeout as error:
-            raise StoreError(f"another process is harvesting into {plan.folder}; wait for it to end") from error
+    with only_writer(plan.folder, "harvesting"):
+        if plan.finished_store() is None:  # another process may have finished while we waited
+            _fill(plan, load_lm)
     return ActivationStore(plan.folder)
 
 
 def _fill(plan: HarvestPlan, load_lm: Callable[[], LanguageModel]) -> None:
-    remove_leftovers(plan.folder)
-    config = _resumed_config(plan)
+    # An interrupted harvest goes on with the layout it was begun with.
+    settings = resumed_settings(plan.folder, plan.identity, plan.config.model_dump(mode="json"))
+    config = HarvestConfig.model_validate(settings)
     length, d_in, n_contexts = plan.identity.context_length, plan.identity.d_in, plan.identity.n_contexts
     per_shard = max(1, config.shard_bytes // (length * d_in * DTYPES[config.dtype].itemsize))
-    n_shards = math.ceil(n_contexts / per_shard)
-    paths = [plan.folder / f"shard-{index:05d}.safetensors" for index in range(n_shards)]
-    missing = [index for index in range(n_shards) if not paths[index].exists()]
+    n_tokens = plan.contexts.n_tokens
+    missing = missing_shards(plan.folder, n_contexts, per_shard)
     if missing:
-        say(f"harvesting {plan.contexts.n_tokens:,} tokens ({human_bytes(plan.n_bytes)}) into {plan.folder}")
+        say(f"harvesting {n_tokens:,} tokens ({human_bytes(plan.n_bytes)}) into {plan.folder}")
         hook_point = HookPoint.parse(plan.identity.hook_point)
         lm = load_lm()
-        done = (n_shards - len(missing)) / n_shards * plan.contexts.n_tokens
-        with progress(f"harvest {plan.identity.split}", plan.contexts.n_tokens, "tokens", done) as advance:
-            for index in missing:
-                contexts = plan.contexts[index * per_shard : (index + 1) * per_shard]
-                _compute_shard(contexts, lm, hook_point, config, d_in, advance).write(paths[index])
-    manifest = StoreManifest(
-        identity=plan.identity,
-        key=plan.key,
-        n_tokens=plan.contexts.n_tokens,
-        shards={path.name: Shard(path).digest for path in paths},
-    )
-    write_json(plan.folder / MANIFEST, manifest.model_dump(mode="json"))
-
-
-def _resumed_config(plan: HarvestPlan) -> HarvestConfig:
-    """Write the plan down, or go on with the layout of an interrupted harvest of the same thing."""
-    path = plan.folder / PLAN
-    if path.exists():
-        written = read_json(path)
-        identity = StoreIdentity.model_validate(written["identity"])
-        if identity != plan.identity:
-            raise StoreError(_differences(identity, plan.identity, plan.folder))
-        return HarvestConfig.model_validate(written["config"])
-    write_json(path, {"identity": plan.identity.model_dump(mode="json"), "config": plan.config.model_dump(mode="json")})
-    return plan.config
+        to_do = sum(stop - start for start, stop in missing.values())
+        done = n_tokens * (1 - to_do / n_contexts)
+        with progress(f"harvest {plan.identity.split}", n_tokens, "tokens", done) as advance:
+            for path, (start, stop) in missing.items():
+                _compute_shard(plan.contexts[start:stop], lm, hook_point, config, d_in, advance).write(path)
+    seal(plan.folder, plan.identity, n_tokens, per_shard)
 
 
 def _compute_shard(
@@ -185,9 +152,3 @@ def _compute_shard(
             "store float32, or run the model in float32"
         )
     return buffer
-
-
-def _differences(there: StoreIdentity, wanted: StoreIdentity, folder: Path) -> str:
-    old, new = there.model_dump(mode="json"), wanted.model_dump(mode="json")
-    parts = [f"{name} is {old[name]!r} there and {new[name]!r} here" for name in new if old[name] != new[name]]
-    return f"{folder} holds other activations ({'; '.join(parts)}); choose another folder or delete it"

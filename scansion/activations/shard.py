@@ -12,7 +12,7 @@ import torch
 import xxhash
 from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from scansion.device import DTYPES
@@ -35,7 +35,14 @@ class Shard:
     def _header(self) -> tuple[int, dict[str, dict[str, object]]]:
         with self.path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            return 8 + size, json.loads(file.read(size))
+            try:
+                header = json.loads(file.read(size))
+                end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+            except (ValueError, KeyError) as error:
+                raise StoreError(f"{self.path} is damaged: it has no readable header; harvest again") from error
+        if self.path.stat().st_size != 8 + size + end:
+            raise StoreError(f"{self.path} is damaged: it was cut short or grew; harvest again")
+        return 8 + size, header
 
     @property
     def digest(self) -> str:
@@ -119,8 +126,9 @@ class ShardBuffer:
             "doc_positions": self.doc_positions,
             **self._statistics(),
         }
+        # Not safetensors' save_file, whose own temporary file would outlive a kill under a name that nobody clears away.
         with atomic_file(path) as temporary:
-            save_file(tensors, temporary, metadata={"digest": _digest(tensors)})
+            temporary.write_bytes(save(tensors, metadata={"digest": _digest(tensors)}))
 
     def _statistics(self) -> dict[str, Tensor]:
         """Sums over valid tokens at each position, in float64, of what is stored (so after rounding)."""

@@ -17,6 +17,7 @@ from scansion.activations.shard import SIDE_TENSORS, STATS_TENSORS, Shard
 from scansion.device import DTYPES
 from scansion.errors import StoreError
 from scansion.files import read_json
+from scansion.progress import progress
 from scansion.shapes import require_shape
 
 FORMAT_VERSION = 1
@@ -195,6 +196,15 @@ class ActivationStore:
         if not parts:
             raise StoreError(f"contexts {start} to {stop} are not among the {self.n_contexts} of {self.folder}")
         return torch.cat(list(parts), dim=1)
+
+    def resident(self) -> Float[Tensor, "L C d_in"]:
+        """All contexts, read into memory shard by shard, in the stored type."""
+        acts = torch.empty(self.n_positions, self.n_contexts, self.d_in, dtype=DTYPES[self.identity.dtype])
+        with progress("read activations", self.n_contexts, "contexts") as advance:
+            for shard, first in zip(self._shards, self._starts[:-1].tolist(), strict=True):
+                acts[:, first : first + shard.n_contexts] = shard.contexts(0, shard.n_contexts)
+                advance(shard.n_contexts)
+        return acts
 
     def verify(self) -> None:
         """Re-read everything and raise :class:`StoreError` if a shard is damaged."""

@@ -69,7 +69,7 @@ class ActivationStream:
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
         if in_memory is None:
             in_memory = store.n_bytes < MEMORY_SHARE * psutil.virtual_memory().available
-        self._resident = store.contexts(0, store.n_contexts) if in_memory else None
+        self._resident = store.resident() if in_memory else None
 
     @property
     def tokens_per_batch(self) -> int:
@@ -87,9 +87,9 @@ class ActivationStream:
         return 1.0 / float(self.store.mean_norm[self.positions].mean())
 
     @property
-    def mean(self) -> Float[Tensor, "d_in"]:
-        """The stream's mean activation, each position counting alike (float32)."""
-        return self.store.mean[self.positions].mean(dim=0).float()
+    def mean_by_position(self) -> Float[Tensor, "P d_in"]:
+        """The mean activation at each of the stream's positions (float32)."""
+        return self.store.mean[self.positions].float()
 
     def batch(self, step: int) -> PositionedBatch:
         """Batch number ``step``, from 0, as float32 on the CPU."""

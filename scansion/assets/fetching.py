@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -82,7 +82,7 @@ def _fetch_one(asset: Asset, home: Path) -> None:
 
 
 @contextmanager
-def _turn(home: Path) -> Iterator[None]:
+def _turn(home: Path) -> Generator[None, None, None]:
     """Hold the right to write in ``home``; the system takes it back from a process that dies."""
     lock = FileLock(home / ".lock")
     try:
@@ -97,7 +97,7 @@ def _turn(home: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _as_asset_error(doing: str) -> Iterator[None]:
+def _as_asset_error(doing: str) -> Generator[None, None, None]:
     try:
         with one_line_io_errors(doing):
             yield

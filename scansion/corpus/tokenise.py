@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers  # whole, for it loads its parts when they are first named
 import xxhash
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from scansion.corpus.config import CorpusConfig
 from scansion.corpus.contexts import Contexts
@@ -41,7 +41,7 @@ class CorpusSplits:
     provenance: dict[str, Any]
 
 
-def load_contexts(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> CorpusSplits:
+def load_contexts(config: CorpusConfig, tokenizer: transformers.PreTrainedTokenizerBase) -> CorpusSplits:
     """Read, split, tokenise and lay out the corpus.
 
     A document's side depends on its own text and the seed alone, so copies of a document are never on both sides and
@@ -77,7 +77,7 @@ def load_contexts(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> C
     )
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_fingerprint(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
     """Names what the tokenizer does to text, and its special tokens; how it is called is left out.
 
     Raises:
@@ -139,7 +139,7 @@ class _Side:
         }
 
 
-def _fill(train: _Side, held_out: _Side, config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+def _fill(train: _Side, held_out: _Side, config: CorpusConfig, tokenizer: transformers.PreTrainedTokenizerBase) -> int:
     """Read documents until both sides are full; return how many were read."""
     wanted = None if train.wanted is None or held_out.wanted is None else train.wanted + held_out.wanted
     n_documents = 0
@@ -175,7 +175,7 @@ def _is_held_out(text: str, config: CorpusConfig) -> bool:
     return xxhash.xxh3_64_intdigest(text.encode("utf-8"), seed=config.seed) / 2**64 < config.held_out_fraction
 
 
-def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def _token_ids(texts: list[str], tokenizer: transformers.PreTrainedTokenizerBase) -> list[list[int]]:
     if not texts:
         return []
     return tokenizer(
@@ -183,7 +183,7 @@ def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
     )["input_ids"]
 
 
-def _bos_and_padding(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int]:
+def _bos_and_padding(config: CorpusConfig, tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[int | None, int]:
     bos, eos, pad = (_special_id(tokenizer, role) for role in ("bos", "eos", "pad"))
     # Some families, Qwen among them, have no BOS and were trained with EOS between documents.
     start = bos if bos is not None else eos
@@ -193,6 +193,6 @@ def _bos_and_padding(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -
     return (start if config.bos else None), padding
 
 
-def _special_id(tokenizer: PreTrainedTokenizerBase, role: str) -> int | None:
+def _special_id(tokenizer: transformers.PreTrainedTokenizerBase, role: str) -> int | None:
     value = getattr(tokenizer, f"{role}_token_id")
     return value if isinstance(value, int) else None

@@ -42,6 +42,7 @@ class Evaluations:
             "l1": core.l1,
             "dead_share": core.dead_share,
             "dense_share": core.dense_share,
+            "duplicate_share": core.duplicate_share,
         }
         if core.ce_loss_recovered:
             found |= {"ce_loss_recovered": core.ce_loss_recovered.value, "ce_loss": core.ce_loss, "kl": core.kl}

@@ -17,10 +17,13 @@ from scansion.evals.degenerate import reasons_before_running, reasons_from_activ
 from scansion.evals.loss import LossTally, loss_by_splicing
 from scansion.evals.result import Estimate, EvalResult, Subject, finite, status_of
 from scansion.lm import LanguageModel
-from scansion.progress import progress
+from scansion.progress import Advance, progress
 from scansion.sae import SAE, AnySAEConfig
 
 DENSE_RATE = 0.1
+# The measure of Mudide et al. 2024 (Switch SAE) for features learnt by several experts.
+DUPLICATE_COSINE = 0.9
+_DUPLICATE_CHUNK = 1024
 # log10 of a feature's firing rate; the lowest bin also takes anything rarer that fired at all.
 DENSITY_EDGES = [round(-6 + 0.25 * i, 2) for i in range(25)]
 
@@ -62,6 +65,8 @@ class CoreResult(EvalResult):
         l0, l1: mean number, and mean sum of activations, of active features a token.
         dead_share: share of features that never fired on these tokens; depends on how many there are.
         dense_share: share of features that fired on more than a tenth of the tokens their mask allows.
+        duplicate_share: share of the features that fired whose decoder row has a cosine above 0.9 with that of another:
+            features an SAE has learnt twice, as separate bands must where they need the same one.
         ce_loss, ce_loss_clean, ce_loss_ablated: next-token cross-entropy (nats) with the SAE spliced in, untouched, and
             with the activation set to zero; None if no contexts were run.
         ce_loss_recovered: (ablated - SAE) / (ablated - clean), at most about 1.
@@ -80,6 +85,7 @@ class CoreResult(EvalResult):
     l1: float | None
     dead_share: float
     dense_share: float
+    duplicate_share: float
     density: DensityHistogram
     ce_loss: float | None
     ce_loss_clean: float | None
@@ -91,26 +97,29 @@ class CoreResult(EvalResult):
 
 
 def evaluate_core(
-    subjects: Sequence[Subject], store: ActivationStore, load_lm: Callable[[], LanguageModel], config: CoreConfig
+    subjects: Sequence[Subject], store: ActivationStore, load_lm: Callable[[], LanguageModel] | None, config: CoreConfig
 ) -> list[CoreResult]:
     """Evaluate SAEs on a held-out store; the store and the LM's untouched run are read once for all of them.
 
     Args:
         subjects: SAEs for the store's model and hook point.
         store: held-out activations.
-        load_lm: called only if ``config.loss_contexts`` is above 0.
+        load_lm: called only if ``config.loss_contexts`` is above 0; may be None otherwise.
         config: how much to read.
 
     Raises:
-        EvalError: an SAE belongs to another model or hook point.
+        EvalError: an SAE belongs to another model or hook point, the LM is no longer the one the store was made with, or
+            the loss is wanted without an LM.
     """
+    if config.loss_contexts and load_lm is None:
+        raise EvalError("loss recovered needs the language model; give load_lm, or set loss_contexts to 0")
     _require_same_source(subjects, store)
     positions = store.used_positions(config.use_position_0)
     n_contexts = min(config.n_contexts or store.n_contexts, store.n_contexts)
     valid = store.valid[positions][:, :n_contexts]
-    means = _Means(store, positions, valid, config.batch_contexts)
     tallies = [_Tally(subject.sae, valid) for subject in subjects]
-    with progress("reconstruct held-out", n_contexts * len(subjects), "contexts") as advance, torch.no_grad():
+    with progress("reconstruct held-out", n_contexts * (1 + len(subjects)), "contexts") as advance, torch.no_grad():
+        means = _Means(store, positions, valid, config.batch_contexts, advance)
         for start in range(0, n_contexts, config.batch_contexts):
             stop = min(start + config.batch_contexts, n_contexts)
             x = store.contexts(start, stop)[positions].float()
@@ -118,17 +127,23 @@ def evaluate_core(
                 tally.add(subject.sae, x, positions, slice(start, stop), means)
                 advance(stop - start)
     losses: list[LossTally] | None = None
-    if config.loss_contexts:
+    if config.loss_contexts and load_lm:
+        lm = load_lm()
+        if lm.facts.revision != store.identity.model_revision:
+            raise EvalError(
+                f"{lm.facts.name} is now at {lm.facts.revision}, but the store was made with "
+                f"{store.identity.model_revision}; harvest again, or bring that model back"
+            )
         losses = loss_by_splicing(
             [subject.sae for subject in subjects],
             store,
-            load_lm(),
+            lm,
             positions,
             min(config.loss_contexts, store.n_contexts),
             config.loss_batch_contexts,
         )
     return [
-        _result(subject, tallies[i], losses[i] if losses else None, store, positions.tolist(), config)
+        _result(subject, tallies[i], losses[i] if losses else None, store, [int(p) for p in positions], config)
         for i, subject in enumerate(subjects)
     ]
 
@@ -136,12 +151,15 @@ def evaluate_core(
 class _Means:
     """Mean activation of the evaluated tokens, overall and at each position: what variance is measured around."""
 
-    def __init__(self, store: ActivationStore, positions: Tensor, valid: Bool[Tensor, "P C"], batch: int) -> None:
+    def __init__(
+        self, store: ActivationStore, positions: Tensor, valid: Bool[Tensor, "P C"], batch: int, advance: Advance
+    ) -> None:
         sums = torch.zeros(len(positions), store.d_in, dtype=torch.float64)
         for start in range(0, valid.shape[1], batch):
             stop = min(start + batch, valid.shape[1])
             x = store.contexts(start, stop)[positions].double()
             sums += (x * valid[:, start:stop, None]).sum(dim=1)
+            advance(stop - start)
         self.overall: Float[Tensor, "1 1 d_in"] = (sums.sum(dim=0) / valid.sum()).float()[None, None]
         self.by_position: Float[Tensor, "P 1 d_in"] = (sums / valid.sum(dim=1, keepdim=True)).float()[:, None]
 
@@ -163,8 +181,9 @@ class _Tally:
     def add(self, sae: SAE, x: Float[Tensor, "P n d_in"], positions: Tensor, contexts: slice, means: _Means) -> None:
         device = sae.W_dec.device
         valid = self.valid[:, contexts]
-        acts = sae.encode(x.to(device), positions.to(device)[:, None])
-        x_hat = sae.decode(acts).cpu()
+        places = positions.to(device)[:, None]
+        acts = sae.encode(x.to(device), places)
+        x_hat = sae.decode(acts, places).cpu()
         active = acts > 0
         figures = {
             "error": (x - x_hat).square().sum(dim=-1),
@@ -225,6 +244,7 @@ def _result(
         sae_config=cast(AnySAEConfig, subject.sae.config),
         status=status_of(reasons),
         reasons=reasons,
+        sae_fingerprint=subject.fingerprint,
         sae_metadata=subject.metadata,
         data={
             "store": store.manifest.key,
@@ -241,6 +261,7 @@ def _result(
         l1=finite(tally.by_context("l1").sum() / n_tokens),
         dead_share=float((tally.fired == 0).double().mean()),
         dense_share=float((rates > DENSE_RATE).double().mean()),
+        duplicate_share=_duplicate_share(subject.sae, tally.fired > 0),
         density=_density(rates),
         ce_loss=loss.mean("spliced") if loss else None,
         ce_loss_clean=loss.mean("clean") if loss else None,
@@ -250,6 +271,17 @@ def _result(
         positions=positions,
         by_position={name: [finite(value) for value in values] for name, values in by_position.items()},
     )
+
+
+@torch.no_grad()
+def _duplicate_share(sae: SAE, fired: Bool[Tensor, "d_sae"]) -> float:
+    directions: Tensor = torch.nn.functional.normalize(sae.W_dec[fired.to(sae.W_dec.device)], dim=1)
+    twice = 0
+    for start in range(0, len(directions), _DUPLICATE_CHUNK):
+        cosines = torch.mm(directions[start : start + _DUPLICATE_CHUNK], directions.T)
+        cosines.diagonal(start).fill_(-1.0)
+        twice += int((cosines.amax(dim=1) > DUPLICATE_COSINE).sum())
+    return twice / max(1, len(directions))
 
 
 def _density(rates: Float[Tensor, "d_sae"]) -> DensityHistogram:

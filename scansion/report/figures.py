@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from scansion.activations import ActivationStore
 from scansion.evals.bundle import Evaluations
@@ -36,9 +39,34 @@ def overview(runs: Sequence[Evaluations], folders: Mapping[str, Path], held_out:
     _probing(axes[2, 1], runs, colours)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, len(labels)), frameon=False)
+    _legend(figure, colours)
     return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the figure as an image of about 1300 pixels' width."""
+    figure.savefig(path, format="png", dpi=110)
+
+
+def svg_of(figure: Figure) -> str:
+    """The figure as an ``<svg>`` element, the same bytes for the same figure; text stays text."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scansion"}):
+        # Without its metadata block the picture is the same on every day and names no address.
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
+    handles = [Line2D([], [], color=colour) for colour in colours.values()]
+    # The names are set afterwards: matplotlib leaves labels out that begin with "_", and reads "$" as mathematics.
+    legend = figure.legend(
+        handles, ["run"] * len(handles), loc="outside upper center", ncols=min(len(handles), 5), frameon=False
+    )
+    for text, name in zip(legend.get_texts(), colours, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
 
 
 def _training(
@@ -49,7 +77,7 @@ def _training(
         if path.exists():
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             tokens = [line["tokens"] for line in lines]
-            fve.plot(tokens, [line["fve"] for line in lines], color=colours[run.name], label=run.name)
+            fve.plot(tokens, [line["fve"] for line in lines], color=colours[run.name])
             l0.plot(tokens, [line["l0"] for line in lines], color=colours[run.name])
     fve.set(title="Reconstruction during training", xlabel="tokens", ylabel="FVE of the batch", ylim=(0, 1))
     l0.set(title="Sparsity during training", xlabel="tokens", ylabel="L0 (log scale)", yscale="log")

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-import matplotlib
 from jinja2 import Environment, StrictUndefined
-from matplotlib.figure import Figure
 
 from scansion.activations import ActivationStore
 from scansion.evals.bundle import Evaluations
 from scansion.evals.probing_result import SparseProbingResult
 from scansion.files import atomic_file
-from scansion.report.figures import overview
 from scansion.report.summary import summarise
 
 
@@ -30,19 +26,25 @@ def write_report(
         held_out: the store the runs were evaluated on.
         folder: where to write; created if need be.
     """
+    from scansion.report.figures import (
+        overview,
+        save_png,
+        svg_of,
+    )  # matplotlib takes a while, which every command would wait for
+
     summary = summarise(runs)
     shown = {row[0] for row in summary.rows}
     sound = [run for run in runs if run.name in shown]
     figure = overview(sound, folders, held_out) if sound else None
     if figure:
         with atomic_file(folder / "overview.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+            save_png(figure, temporary)
     # Everything that comes from names, paths or data is escaped by the template engine.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("scansion.report") / "page.html").read_text(encoding="utf-8"))
     html = template.render(
         summary=summary,
-        figure=_svg(figure) if figure else "",
+        figure=svg_of(figure) if figure else "",
         runs=[
             {
                 "name": run.name,
@@ -71,11 +73,3 @@ def _by_dataset(probing: SparseProbingResult) -> dict[str, dict[str, str]]:
         }
         for one in probing.datasets
     }
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scansion"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from scansion.evals.bundle import Evaluations
 from scansion.evals.result import Estimate
@@ -36,7 +37,7 @@ class Summary:
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="left" if index < 3 else "right")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*(Text(cell) for cell in row))  # Text, for a name may look like markup
         return table
 
 

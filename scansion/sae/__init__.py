@@ -1,6 +1,6 @@
 """Sparse autoencoders: an encoder, an activation function, a decoder, and a positional mask between the first two."""
 
-from scansion.sae.base import SAE, Losses, SAEConfig
+from scansion.sae.base import SAE, Losses, Part, SAEConfig
 from scansion.sae.batch_topk import BatchTopKConfig, BatchTopKSAE
 from scansion.sae.io import load_sae, save_sae
 from scansion.sae.jumprelu import JumpReluConfig, JumpReluSAE
@@ -17,6 +17,7 @@ __all__ = [
     "JumpReluConfig",
     "JumpReluSAE",
     "Losses",
+    "Part",
     "ReluConfig",
     "ReluSAE",
     "SAEConfig",

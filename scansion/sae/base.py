@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from scansion.errors import ShapeError
-from scansion.masks import AnyMaskConfig, NoMaskConfig, build_mask
+from scansion.kernels import banded_decode, banded_encode, rows_of_bands
+from scansion.masks import AnyMaskConfig, Bands, LiftedMask, NoMaskConfig, PositionalMask, build_mask, gated_product
+from scansion.masks.base import Gated
 from scansion.shapes import require_shape
 
 
@@ -33,14 +37,44 @@ class Losses:
         sparsity: the architecture's penalty with its coefficient; 0 where sparsity is by construction.
         auxiliary: what keeps features alive, with its coefficient; 0 where nothing does.
         x_hat: reconstruction.
-        acts: feature activations.
+        fired: tokens each feature fired on at each position of the batch.
     """
 
     mse: Float[Tensor, ""]
     sparsity: Float[Tensor, ""]
     auxiliary: Float[Tensor, ""]
-    x_hat: Float[Tensor, "*batch d_in"]
-    acts: Float[Tensor, "*batch d_sae"]
+    x_hat: Float[Tensor, "P n d_in"]
+    fired: Int[Tensor, "P d_sae"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a batch with the features they may use: one band, or, without bands, everything.
+
+    Attributes:
+        rows: of the batch's position axis.
+        features: indices of the w features; None for all, in order.
+        pre_acts, acts: before and after the activation function.
+    """
+
+    rows: slice
+    features: Int[Tensor, "w"] | None
+    pre_acts: Float[Tensor, "p n w"]
+    acts: Float[Tensor, "p n w"]
+
+    def of_features(self, values: Shaped[Tensor, "d_sae *rest"]) -> Shaped[Tensor, "w *rest"]:
+        """Per-feature values, for this part's features."""
+        return values if self.features is None else values[self.features]
+
+
+def n_tokens(parts: Sequence[Part]) -> int:
+    """Tokens in all parts together."""
+    return sum(part.acts.shape[0] * part.acts.shape[1] for part in parts)
+
+
+def sum_over(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
+    """The sum of all entries of all tensors."""
+    return torch.stack([tensor.sum() for tensor in tensors]).sum()
 
 
 class SAE(nn.Module, ABC):
@@ -73,26 +107,70 @@ class SAE(nn.Module, ABC):
         )
         self.b_enc: Float[Tensor, "d_sae"] = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec: Float[Tensor, "d_sae d_in"] = nn.Parameter(directions)
-        self.b_dec: Float[Tensor, "d_in"] = nn.Parameter(torch.zeros(d_in))
+        shape = (d_in,) if self.mask.n_decoder_biases == 1 else (self.mask.n_decoder_biases, d_in)
+        self.b_dec: Float[Tensor, "*n_biases d_in"] = nn.Parameter(torch.zeros(shape))
 
     @abstractmethod
-    def activate(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """The activation function. Masked features arrive as minus infinity and must leave as 0."""
+    def activate(
+        self, pre_acts: Float[Tensor, "*batch w"], features: Int[Tensor, "w"] | None = None
+    ) -> Float[Tensor, "*batch w"]:
+        """The activation function. Masked features arrive as minus infinity and must leave as 0.
 
-    def sparsity_loss(
-        self, pre_acts: Float[Tensor, "*batch d_sae"], acts: Float[Tensor, "*batch d_sae"]
-    ) -> Float[Tensor, ""]:
-        """The penalty on activity, with its coefficient; 0 unless the architecture has one."""
-        return acts.new_zeros(())
+        Args:
+            pre_acts: of the features named.
+            features: their indices; None for all, in order.
+        """
+
+    def activate_bands(
+        self, pre_acts: Sequence[Float[Tensor, "_ n _"]], features: Sequence[Int[Tensor, "_"]]
+    ) -> list[Float[Tensor, "_ n _"]]:
+        """:meth:`activate` for a batch cut into bands; one that compares tokens must compare those of all bands."""
+        return [self.activate(pre, names) for pre, names in zip(pre_acts, features, strict=True)]
+
+    def sparsity_loss(self, parts: Sequence[Part]) -> Float[Tensor, ""]:
+        """The penalty on activity, with its coefficient, a mean over tokens; 0 unless the architecture has one."""
+        return parts[0].acts.new_zeros(())
 
     def auxiliary_loss(
-        self,
-        residual: Float[Tensor, "*batch d_in"],
-        pre_acts: Float[Tensor, "*batch d_sae"],
-        dead: Bool[Tensor, "d_sae"],
+        self, residual: Float[Tensor, "P n d_in"], parts: Sequence[Part], dead: Bool[Tensor, "d_sae"]
     ) -> Float[Tensor, ""]:
         """A loss that gives dead features a gradient; 0 unless the architecture has one."""
         return residual.new_zeros(())
+
+    def after_forward(self, parts: Sequence[Part]) -> None:
+        """Told of every training forward pass; for an architecture that keeps statistics."""
+
+    @torch.no_grad()
+    def start_at(self, means: Float[Tensor, "P d_in"], positions: Int[Tensor, "P"]) -> None:
+        """Put the decoder bias at the data's mean: over all positions, or over those of each band."""
+        if self.b_dec.ndim == 1:
+            self.b_dec.copy_(means.mean(dim=0))
+            return
+        band = self.mask.band_at(positions)
+        for index in range(len(self.b_dec)):
+            if (band == index).any():
+                self.b_dec[index] = means[band == index].mean(dim=0)
+
+    @torch.no_grad()
+    def permute_features(self, order: Int[Tensor, "d_sae"]) -> None:
+        """Move feature ``order[i]`` to place ``i``, in place; the mask stays where it is."""
+        for parameter, axis in self.feature_axes():
+            parameter.copy_(parameter.index_select(axis, order.to(parameter.device)))
+
+    def feature_axes(self) -> list[tuple[Tensor, int]]:
+        """The parameters that belong to features, each with the axis along which features lie."""
+        return [(self.W_enc, 1), (self.b_enc, 0), (self.W_dec, 0)]
+
+    def with_mask(self, mask: PositionalMask) -> SAE:
+        """The same SAE, sharing its weights, under another mask: lifted, permuted, rounded."""
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.mask = mask
+        return other
+
+    def lifted(self) -> SAE:
+        """The same SAE, sharing its weights, with its mask lifted: every feature may fire everywhere."""
+        return self.with_mask(LiftedMask(self.mask))
 
     def fold_scale(self, scale: float) -> None:
         """Rewrite the weights of an SAE trained on ``scale * x`` so that it takes ``x`` itself, in place.
@@ -103,13 +181,18 @@ class SAE(nn.Module, ABC):
             self.b_enc /= scale
             self.b_dec /= scale
 
+    def bias_at(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "..."]:
+        """The decoder bias: [d_in], or where each band has its own, [*batch, d_in]."""
+        return self.b_dec if self.b_dec.ndim == 1 else self.b_dec[self.mask.band_at(positions)]
+
     def pre_acts(
         self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "*batch d_sae"]:
-        """Masked encoder output before the activation function; see :meth:`encode` for the arguments."""
-        require_shape("x", x, "... d_in", d_in=self.d_in)
-        positions = self._positions_of(x, positions)
-        return self.mask.apply_to((x - self.b_dec) @ self.W_enc + self.b_enc, positions)
+        """Encoder output as the penalties see it: minus infinity where the mask does not let a feature train.
+
+        Arguments as for :meth:`encode`.
+        """
+        return self._gated(x, positions).pre_acts
 
     def encode(
         self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None
@@ -125,34 +208,88 @@ class SAE(nn.Module, ABC):
             ShapeError: ``x`` is not [..., d_in], or positions do not broadcast, or lie outside the mask, or are
                 missing where ``x`` has no axis they could be read from.
         """
-        return self.activate(self.pre_acts(x, positions))
+        return self._gated(x, positions).acts
 
-    def decode(self, acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
-        """Reconstruction from feature activations; leading axes are kept."""
+    def decode(
+        self, acts: Float[Tensor, "*batch d_sae"], positions: Int[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "*batch d_in"]:
+        """Reconstruction from feature activations; leading axes are kept.
+
+        Args:
+            acts: feature activations.
+            positions: as for :meth:`encode`; matter only where each band has a decoder bias of its own.
+        """
         require_shape("acts", acts, "... d_sae", d_sae=self.d_sae)
-        return acts @ self.W_dec + self.b_dec
+        if self.b_dec.ndim == 1:
+            return acts @ self.W_dec + self.b_dec
+        return acts @ self.W_dec + self.bias_at(self._positions_of(acts, positions))
 
     def forward(
         self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "*batch d_in"]:
         """``decode(encode(x, positions))``."""
-        return self.decode(self.encode(x, positions))
+        return self.decode(self.encode(x, positions), positions)
 
-    def losses(
-        self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."], dead: Bool[Tensor, "d_sae"]
+    def losses(self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"], dead: Bool[Tensor, "d_sae"]) -> Losses:
+        """One training forward pass, by bands where the mask has them.
+
+        Args:
+            x: a batch grouped by position.
+            positions: ascending; the position of each row of ``x``.
+            dead: the features that an auxiliary loss should revive.
+        """
+        bands = self.mask.bands()
+        return (
+            self.dense_losses(x, positions, dead) if bands is None else self._banded_losses(x, positions, dead, bands)
+        )
+
+    def dense_losses(
+        self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"], dead: Bool[Tensor, "d_sae"]
     ) -> Losses:
-        """One training forward pass; ``dead`` marks the features that an auxiliary loss should revive."""
-        pre_acts = self.pre_acts(x, positions)
-        acts = self.activate(pre_acts)
-        x_hat = self.decode(acts)
+        """:meth:`losses` computed over all features and positions: the reference for every faster way."""
+        pre_acts, acts = self._gated(x, positions[:, None])
+        gates = self.mask.gates_decoder
+        decoded = gated_product(acts, self.W_dec, self.mask(positions[:, None])) if gates else acts @ self.W_dec
+        part = Part(slice(None), None, pre_acts, acts)
+        return self._losses_of(x, decoded + self.bias_at(positions[:, None]), [part], dead)
+
+    def _banded_losses(self, x: Tensor, positions: Tensor, dead: Tensor, bands: Bands) -> Losses:
+        rows = rows_of_bands(positions, bands.edges, bands.shared, bands.sizes)
+        features = [band.features(bands.shared).to(x.device) for band in rows]
+        bias = self.bias_at(positions[:, None])
+        pre_acts = banded_encode(x - bias, self.W_enc, self.b_enc, rows, bands.shared)
+        acts = self.activate_bands(pre_acts, features)
+        x_hat = banded_decode(acts, self.W_dec, rows, bands.shared) + bias
+        parts = [
+            Part(band.rows, names, pre, act)
+            for band, names, pre, act in zip(rows, features, pre_acts, acts, strict=True)
+            if band.rows.stop > band.rows.start
+        ]
+        return self._losses_of(x, x_hat, parts, dead)
+
+    def _losses_of(self, x: Tensor, x_hat: Tensor, parts: list[Part], dead: Tensor) -> Losses:
         residual = x - x_hat
+        self.after_forward(parts)
+        fired = torch.zeros(x.shape[0], self.d_sae, dtype=torch.int64, device=x.device)
+        for part in parts:
+            counts = (part.acts > 0).sum(dim=1)
+            if part.features is None:
+                fired = counts
+            else:
+                fired[part.rows, part.features] = counts
         return Losses(
             mse=residual.pow(2).sum(dim=-1).mean(),
-            sparsity=self.sparsity_loss(pre_acts, acts),
-            auxiliary=self.auxiliary_loss(residual, pre_acts, dead),
+            sparsity=self.sparsity_loss(parts),
+            auxiliary=self.auxiliary_loss(residual, parts, dead),
             x_hat=x_hat,
-            acts=acts,
+            fired=fired,
         )
+
+    def _gated(self, x: Tensor, positions: Tensor | None) -> Gated:
+        require_shape("x", x, "... d_in", d_in=self.d_in)
+        positions = self._positions_of(x, positions)
+        pre_acts = (x - self.bias_at(positions)) @ self.W_enc + self.b_enc
+        return self.mask.apply_to(pre_acts, positions, self.activate)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

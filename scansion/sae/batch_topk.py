@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from scansion.sae.base import SAEConfig
+from scansion.sae.base import Part, SAEConfig
 from scansion.sae.topk import TopKKindConfig, TopKKindSAE
 
 
@@ -37,17 +38,36 @@ class BatchTopKSAE(TopKKindSAE):
         # Minus one means that no training step has set it yet.
         self.register_buffer("threshold", torch.tensor(-1.0))
 
-    def activate(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        acts = pre_acts.relu()
+    def activate(
+        self, pre_acts: Float[Tensor, "*batch w"], features: Int[Tensor, "w"] | None = None
+    ) -> Float[Tensor, "*batch w"]:
         if not self.training:
+            acts = pre_acts.relu()
             return acts * (acts > self.threshold.clamp_min(0.0))
-        n_tokens = pre_acts.shape[:-1].numel()
-        kept = acts.flatten().topk(min(self.config.k * n_tokens, acts.numel()), sorted=False).values
-        smallest = kept.detach().min()
-        with torch.no_grad():
-            decay = torch.where(self.threshold < 0, 0.0, self.config.threshold_decay)
-            self.threshold.copy_(decay * self.threshold + (1 - decay) * smallest)
-        return acts * (acts >= smallest)
+        return self._compete([pre_acts])[0]
+
+    def activate_bands(
+        self, pre_acts: Sequence[Float[Tensor, "_ n _"]], features: Sequence[Int[Tensor, "_"]]
+    ) -> list[Float[Tensor, "_ n _"]]:
+        if not self.training:
+            return super().activate_bands(pre_acts, features)
+        return self._compete(pre_acts)
+
+    def _compete(self, pre_acts: Sequence[Tensor]) -> list[Tensor]:
+        """All tokens of all bands compete for the places of the batch."""
+        acts = [pre.relu() for pre in pre_acts]
+        every = torch.cat([act.flatten() for act in acts])
+        n_places = self.config.k * sum(pre.shape[:-1].numel() for pre in pre_acts)
+        smallest = every.detach().topk(min(n_places, len(every)), sorted=False).values.min()
+        return [act * (act >= smallest) for act in acts]
+
+    @torch.no_grad()
+    def after_forward(self, parts: Sequence[Part]) -> None:
+        smallest = torch.stack([part.acts.where(part.acts > 0, torch.inf).min() for part in parts]).min()
+        decay = torch.where(self.threshold < 0, 0.0, self.config.threshold_decay)
+        # Nothing fired at all: keep what is known.
+        updated = torch.where(smallest.isfinite(), decay * self.threshold + (1 - decay) * smallest, self.threshold)
+        self.threshold.copy_(updated)
 
     def fold_scale(self, scale: float) -> None:
         super().fold_scale(scale)

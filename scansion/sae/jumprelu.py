@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from scansion.sae.base import SAE, SAEConfig
+from scansion.sae.base import SAE, Part, SAEConfig, n_tokens, sum_over
 
 
 class JumpReluConfig(SAEConfig, frozen=True):
@@ -42,14 +43,18 @@ class JumpReluSAE(SAE):
         """Each feature's threshold, above 0, in units of its activation."""
         return self.log_threshold.exp()
 
-    def activate(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        return _JumpRelu.apply(pre_acts.relu(), self.threshold, self.config.bandwidth)
+    def activate(
+        self, pre_acts: Float[Tensor, "*batch w"], features: Int[Tensor, "w"] | None = None
+    ) -> Float[Tensor, "*batch w"]:
+        threshold = self.threshold if features is None else self.threshold[features]
+        return _JumpRelu.apply(pre_acts, threshold, self.config.bandwidth)
 
-    def sparsity_loss(
-        self, pre_acts: Float[Tensor, "*batch d_sae"], acts: Float[Tensor, "*batch d_sae"]
-    ) -> Float[Tensor, ""]:
-        active = _Step.apply(pre_acts, self.threshold, self.config.bandwidth)
-        return self.config.l0_coefficient * active.sum(dim=-1).mean()
+    def sparsity_loss(self, parts: Sequence[Part]) -> Float[Tensor, ""]:
+        active = (_Step.apply(part.pre_acts, part.of_features(self.threshold), self.config.bandwidth) for part in parts)
+        return self.config.l0_coefficient * sum_over(active) / n_tokens(parts)
+
+    def feature_axes(self) -> list[tuple[Tensor, int]]:
+        return [*super().feature_axes(), (self.log_threshold, 0)]
 
     def fold_scale(self, scale: float) -> None:
         super().fold_scale(scale)
@@ -88,7 +93,7 @@ class _JumpRelu(torch.autograd.Function):
     def forward(ctx: Any, pre_acts: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(pre_acts, threshold)
         ctx.bandwidth = bandwidth
-        return pre_acts * (pre_acts > threshold)
+        return pre_acts.where(pre_acts > threshold, 0.0)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:

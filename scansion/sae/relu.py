@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from scansion.sae.base import SAE, SAEConfig
+from scansion.sae.base import SAE, Part, SAEConfig, n_tokens, sum_over
 
 
 class ReluConfig(SAEConfig, frozen=True):
@@ -26,11 +27,11 @@ class ReluSAE(SAE):
     config: ReluConfig
     revival = "resample"
 
-    def activate(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+    def activate(
+        self, pre_acts: Float[Tensor, "*batch w"], features: Int[Tensor, "w"] | None = None
+    ) -> Float[Tensor, "*batch w"]:
         return pre_acts.relu()
 
-    def sparsity_loss(
-        self, pre_acts: Float[Tensor, "*batch d_sae"], acts: Float[Tensor, "*batch d_sae"]
-    ) -> Float[Tensor, ""]:
+    def sparsity_loss(self, parts: Sequence[Part]) -> Float[Tensor, ""]:
         # Decoder rows have unit norm, so the plain sum is the norm-weighted one.
-        return self.config.l1_coefficient * acts.sum(dim=-1).mean()
+        return self.config.l1_coefficient * sum_over(part.acts for part in parts) / n_tokens(parts)

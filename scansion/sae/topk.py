@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from scansion.sae.base import SAE, SAEConfig
+from scansion.sae.base import SAE, Part, SAEConfig, sum_over
 
 
 class TopKKindConfig(SAEConfig, frozen=True):
@@ -34,27 +35,29 @@ class TopKKindSAE(SAE):
     revival = "none"
 
     def auxiliary_loss(
-        self,
-        residual: Float[Tensor, "*batch d_in"],
-        pre_acts: Float[Tensor, "*batch d_sae"],
-        dead: Bool[Tensor, "d_sae"],
+        self, residual: Float[Tensor, "P n d_in"], parts: Sequence[Part], dead: Bool[Tensor, "d_sae"]
     ) -> Float[Tensor, ""]:
         """AuxK: the d_in / 2 largest dead features reconstruct the residual; error relative to the residual's own."""
-        indices = dead.nonzero().squeeze(1)
-        if self.config.auxiliary_coefficient == 0 or len(indices) == 0:
+        if self.config.auxiliary_coefficient == 0 or not bool(dead.any()):
             return residual.new_zeros(())
         residual = residual.detach()
-        dead_acts = top_k_acts(pre_acts[..., indices], max(1, self.d_in // 2))
-        error = (residual - dead_acts @ self.W_dec[indices]).pow(2).sum(dim=-1).mean()
-        scale = residual.pow(2).sum(dim=-1).mean()
+        errors: list[Tensor] = []
+        for part in parts:
+            places = part.of_features(dead).nonzero().squeeze(1)
+            rows = places if part.features is None else part.features[places]
+            dead_acts = top_k_acts(part.pre_acts[..., places], max(1, self.d_in // 2))
+            errors.append((residual[part.rows] - dead_acts @ self.W_dec[rows]).pow(2))
         # A perfect reconstruction leaves nothing to model and would divide by zero.
-        return self.config.auxiliary_coefficient * torch.nan_to_num(error / scale, nan=0.0, posinf=0.0)
+        relative = torch.nan_to_num(sum_over(errors) / residual.pow(2).sum(), nan=0.0, posinf=0.0)
+        return self.config.auxiliary_coefficient * relative
 
 
 class TopKSAE(TopKKindSAE):
     """``acts`` = the k largest positive pre-activations of each token; the rest are 0."""
 
-    def activate(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+    def activate(
+        self, pre_acts: Float[Tensor, "*batch w"], features: Int[Tensor, "w"] | None = None
+    ) -> Float[Tensor, "*batch w"]:
         return top_k_acts(pre_acts, self.config.k)
 
 

@@ -12,6 +12,7 @@ from scansion.activations import ActivationStore
 from scansion.evals.bundle import Evaluations
 from scansion.evals.core import CoreConfig, CoreResult, evaluate_core
 from scansion.evals.probing_result import SparseProbingResult
+from scansion.evals.probing_sets import probing_source
 from scansion.evals.result import EvalResult, Subject
 from scansion.evals.saebench import sparse_probing_json
 from scansion.evals.sparse_probing import SparseProbingConfig, evaluate_sparse_probing
@@ -40,7 +41,7 @@ def evaluate_runs(
     """
     subjects = [Subject(name, *load_sae(folder / "sae")) for name, folder in runs.items()]
     folders = [folder / "evals" for folder in runs.values()]
-    core_results = _evaluate_missing(
+    core_results = evaluate_missing(
         "core",
         CoreResult,
         subjects,
@@ -51,20 +52,32 @@ def evaluate_runs(
     if sparse_probing is None:
         return [Evaluations(result, None) for result in core_results]
     hook_point = HookPoint.parse(held_out.identity.hook_point)
-    probing_results = _evaluate_missing(
+
+    def probe(missing: list[Subject]) -> list[SparseProbingResult]:
+        results = evaluate_sparse_probing(missing, load_lm(), hook_point, sparse_probing)
+        for result, subject in zip(results, missing, strict=True):
+            # Before the result itself, whose presence then says that both are there.
+            write_json(
+                runs[subject.name] / "evals" / "sparse_probing.saebench.json", sparse_probing_json(result, subject)
+            )
+        return results
+
+    probing_results = evaluate_missing(
         "sparse_probing",
         SparseProbingResult,
         subjects,
         folders,
-        {"config": sparse_probing.model_dump(mode="json")},
-        lambda missing: evaluate_sparse_probing(missing, load_lm(), hook_point, sparse_probing),
+        {
+            "config": sparse_probing.model_dump(mode="json"),
+            "source": probing_source(),
+            "lm_dtype": held_out.identity.model_dtype,
+        },
+        probe,
     )
-    for result, subject, folder in zip(probing_results, subjects, folders, strict=True):
-        write_json(folder / "sparse_probing.saebench.json", sparse_probing_json(result, subject))
     return [Evaluations(*pair) for pair in zip(core_results, probing_results, strict=True)]
 
 
-def _evaluate_missing(
+def evaluate_missing(
     name: str,
     kind: type[Result],
     subjects: Sequence[Subject],
@@ -72,6 +85,15 @@ def _evaluate_missing(
     data: dict[str, object],
     evaluate: Callable[[list[Subject]], list[Result]],
 ) -> list[Result]:
+    """The subjects' results of one evaluation, computed where ``FOLDER/name.json`` does not hold them yet.
+
+    Args:
+        name: the evaluation's name.
+        kind: its result.
+        subjects, folders: SAEs, and the ``evals`` folder of each.
+        data: what a result's ``data`` must say to count as the same evaluation.
+        evaluate: called once, with all the subjects that lack a result.
+    """
     files = [folder / f"{name}.json" for folder in folders]
     results = [_read(file, kind, subject, data) for file, subject in zip(files, subjects, strict=True)]
     missing = [index for index, result in enumerate(results) if result is None]
@@ -92,5 +114,5 @@ def _read(file: Path, kind: type[Result], subject: Subject, data: dict[str, obje
         result = kind.model_validate(read_json(file))
     except ValidationError:  # written by another version: evaluate again
         return None
-    same = result.sae_metadata == subject.metadata and all(result.data.get(key) == data[key] for key in data)
+    same = result.sae_fingerprint == subject.fingerprint and all(result.data.get(key) == data[key] for key in data)
     return result if same else None

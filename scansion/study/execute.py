@@ -8,7 +8,7 @@ from pathlib import Path
 from scansion.errors import ConfigError
 from scansion.evals.bundle import Evaluations
 from scansion.evals.probing_sets import check_probing_sets
-from scansion.files import require_writable
+from scansion.files import one_line_io_errors, require_writable
 from scansion.study.evaluate import evaluate_runs
 from scansion.study.final_info import write_final_info
 from scansion.study.plan import RunPlan, StudyPlan
@@ -17,6 +17,7 @@ from scansion.training import TrainingRun, train
 from scansion.training.loop import STREAM_SETTINGS
 
 
+@one_line_io_errors("the study")
 def execute(plan: StudyPlan, folders: Mapping[int, Path]) -> tuple[dict[int, Evaluations], Stores]:
     """Run some entries of a plan, each in its own folder; what is there already is not done again.
 
@@ -50,7 +51,7 @@ def execute(plan: StudyPlan, folders: Mapping[int, Path]) -> tuple[dict[int, Eva
     )
     stores = prepare(source)
     runs = {index: _training_run(plan, plan.runs[index], folder) for index, folder in folders.items()}
-    for group in _sharing_a_stream(list(runs.values())):
+    for group in sharing_a_stream(list(runs.values())):
         train(group, stores.train)
     names = {run.name: run.folder for run in runs.values()}
     results = evaluate_runs(names, stores.held_out, lambda: source.lm, plan.core, plan.sparse_probing)
@@ -63,7 +64,8 @@ def _training_run(plan: StudyPlan, run: RunPlan, folder: Path) -> TrainingRun:
     return TrainingRun(run.name, folder, run.sae, plan.training_of(run))
 
 
-def _sharing_a_stream(runs: list[TrainingRun]) -> list[list[TrainingRun]]:
+def sharing_a_stream(runs: list[TrainingRun]) -> list[list[TrainingRun]]:
+    """The runs in groups that can be trained in one pass."""
     groups: dict[tuple[object, ...], list[TrainingRun]] = {}
     for run in runs:
         groups.setdefault(tuple(getattr(run.training, name) for name in STREAM_SETTINGS), []).append(run)

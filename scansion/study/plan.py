@@ -14,6 +14,7 @@ from scansion.errors import ConfigError
 from scansion.evals.core import CoreConfig
 from scansion.evals.sparse_probing import SparseProbingConfig
 from scansion.lm import BUNDLED_MODEL
+from scansion.masks.base import FamilyConfig
 from scansion.sae import AnySAEConfig
 from scansion.training import TrainingConfig
 
@@ -46,6 +47,9 @@ class StudyPlan(BaseModel):
     training: TrainingConfig = TrainingConfig()
     core: CoreConfig = CoreConfig()
     sparse_probing: SparseProbingConfig | None = None
+    seeds: tuple[int, ...] = Field(
+        default=(0,), min_length=1, description="`scansion study` carries the runs out once for each of these."
+    )
     runs: list[RunPlan] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -53,6 +57,8 @@ class StudyPlan(BaseModel):
         names = [run.name for run in self.runs]
         if len(set(names)) < len(names):
             raise ValueError(f"two runs have the same name: {sorted(names)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"a seed is given twice: {list(self.seeds)}")
         for run in self.runs:
             self.training_of(run)
         return self
@@ -60,6 +66,24 @@ class StudyPlan(BaseModel):
     def training_of(self, run: RunPlan) -> TrainingConfig:
         """The plan's training settings with the run's own on top."""
         return TrainingConfig.model_validate({**self.training.model_dump(), **run.training})
+
+    def at_seed(self, seed: int) -> StudyPlan:
+        """The same plan with this seed for weights, masks and the order of the data; runs still share their data."""
+
+        def seeded(run: RunPlan) -> RunPlan:
+            own = {name: value for name, value in run.training.items() if name not in ("seed", "data_seed")}
+            mask = run.sae.mask
+            if isinstance(mask, FamilyConfig):
+                mask = mask.model_copy(update={"seed": seed})
+            return run.model_copy(update={"training": own, "sae": run.sae.model_copy(update={"mask": mask})})
+
+        return self.model_copy(
+            update={
+                "seeds": (seed,),
+                "training": self.training.model_copy(update={"seed": seed, "data_seed": seed}),
+                "runs": [seeded(run) for run in self.runs],
+            }
+        )
 
 
 def load_plan(path: Path) -> StudyPlan:
@@ -71,7 +95,7 @@ def load_plan(path: Path) -> StudyPlan:
     if not path.is_file():
         raise ConfigError(f"there is no plan at {path}")
     try:
-        return StudyPlan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return StudyPlan.model_validate(yaml.safe_load(path.read_bytes()))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:

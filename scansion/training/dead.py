@@ -29,11 +29,10 @@ class DeadFeatures:
         return self.tokens_since_fired >= self.after_tokens
 
     @torch.no_grad()
-    def observe(self, acts: Float[Tensor, "P n d_sae"], allowed: Bool[Tensor, "P d_sae"]) -> None:
-        """Count one batch."""
-        fired = (acts > 0).flatten(0, -2).any(dim=0)
-        self.tokens_since_fired += allowed.sum(dim=0) * acts.shape[1]
-        self.tokens_since_fired[fired] = 0
+    def observe(self, fired: Int[Tensor, "P d_sae"], allowed: Bool[Tensor, "P d_sae"], per_position: int) -> None:
+        """Count one batch of ``per_position`` tokens at each of P positions, in which features fired so many times."""
+        self.tokens_since_fired += allowed.sum(dim=0) * per_position
+        self.tokens_since_fired[(fired > 0).any(dim=0)] = 0
 
 
 @torch.no_grad()
@@ -43,21 +42,21 @@ def resample(
     dead: DeadFeatures,
     x: Float[Tensor, "P n d_in"],
     losses: Losses,
-    allowed: Bool[Tensor, "P d_sae"],
+    trained: Bool[Tensor, "P d_sae"],
     generator: torch.Generator,
 ) -> None:
     """Point every dead feature at a badly reconstructed token, after Bricken et al. 2023 ("Neuron resampling").
 
-    The token is drawn, among those at positions the feature may use, with probability proportional to its squared
-    error. The decoder row becomes the unit residual there, the encoder column a fifth of the living ones' mean norm
-    along it, the bias 0, and Adam forgets the feature.
+    The token is drawn, among those at positions where the mask lets the feature train, with probability proportional
+    to its squared error. The decoder row becomes the unit residual there, the encoder column a fifth of the living
+    ones' mean norm along it, the bias 0, and Adam forgets the feature.
     """
     indices = dead.mask.nonzero().squeeze(1)
     if len(indices) == 0 or len(indices) == sae.d_sae:
         return
     residual = (x - losses.x_hat).flatten(0, 1)
     error = residual.square().sum(dim=1).view(x.shape[:2])
-    weights = (error[None] * allowed.T[indices, :, None]).flatten(1)
+    weights = (error[None] * trained.T[indices, :, None]).flatten(1)
     usable = weights.sum(dim=1) > 0
     indices, weights = indices[usable], weights[usable]
     if len(indices) == 0:
@@ -68,11 +67,7 @@ def resample(
     sae.W_dec[indices] = directions
     sae.W_enc[:, indices] = 0.2 * alive_norm * directions.T
     sae.b_enc[indices] = 0.0
-    for parameter, columns in ((sae.W_dec, False), (sae.W_enc, True), (sae.b_enc, False)):
+    for parameter, axis in sae.feature_axes():
         for moment in ("exp_avg", "exp_avg_sq"):
-            state = optimiser.state[parameter][moment]
-            if columns:
-                state[:, indices] = 0.0
-            else:
-                state[indices] = 0.0
+            optimiser.state[parameter][moment].index_fill_(axis, indices, 0.0)
     dead.tokens_since_fired[indices] = 0

@@ -31,28 +31,40 @@ class Learner:
         self.tokens = 0
         self.generator = torch.Generator().manual_seed(config.seed)
         self.dead = DeadFeatures(sae, config.dead_after())
-        self.optimiser = torch.optim.Adam(
-            sae.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), fused=True
-        )
+        mask = list(sae.mask.parameters())
+        self._weights = [p for p in sae.parameters() if all(p is not other for other in mask)]
+        groups = [{"params": self._weights, "multiplier": 1.0}]
+        if mask:
+            groups.append({"params": mask, "multiplier": sae.mask.lr_multiplier})
+        self.optimiser = torch.optim.Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
         self._tokens_at_last_revival = 0
 
     def advance(self, batch: PositionedBatch) -> Tensor:
         """Take one step on a scaled batch; returns this step's :data:`METRICS`, on the device, shape [7]."""
-        sae, config = self.sae, self.config
+        sae, config, mask = self.sae, self.config, self.sae.mask
         for group in self.optimiser.param_groups:
-            group["lr"] = config.lr_at(self.step, self.n_steps)
-        losses = sae.losses(batch.x, batch.positions[:, None], self.dead.mask)
+            group["lr"] = config.lr_at(self.step, self.n_steps) * group["multiplier"]
+        mask.begin_step(self.step, self.n_steps)
+        losses = sae.losses(batch.x, batch.positions, self.dead.mask)
         sparsity = config.sparsity_weight_at(self.step, self.n_steps) * losses.sparsity
-        loss = losses.mse + sparsity + losses.auxiliary
+        loss = losses.mse + sparsity + losses.auxiliary + mask.regulariser()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        if not mask.moves_at(self.step):
+            mask.zero_grad(set_to_none=True)  # Adam passes over what has no gradient
         sae.remove_parallel_gradient()
-        gradient_norm = torch.nn.utils.clip_grad_norm_(sae.parameters(), config.clip_norm)
+        # The mask is left out: its gradients are of another size, and must not slow the weights down.
+        gradient_norm = torch.nn.utils.clip_grad_norm_(self._weights, config.clip_norm)
         self.optimiser.step()
         sae.normalise_decoder()
 
-        allowed = sae.mask.allowed(batch.positions)
-        self.dead.observe(losses.acts, allowed)
+        self.dead.observe(losses.fired, mask.allowed(batch.positions), batch.x.shape[1])
+        if mask.wants_usage_at(self.step):
+            with torch.no_grad():
+                mask.observe(sae.lifted().encode(batch.x, batch.positions[:, None]).mean(dim=1), batch.positions)
+        order = mask.end_step(self.step)
+        if order is not None:
+            self._permute(order)
         self.step += 1
         self.tokens += batch.n_tokens
         if (
@@ -60,14 +72,26 @@ class Learner:
             and self.tokens - self._tokens_at_last_revival >= self.dead.after_tokens
             and config.may_revive_at(self.step, self.n_steps)
         ):
-            resample(sae, self.optimiser, self.dead, batch.x, losses, allowed, self.generator)
+            trained = mask.trains_at(batch.positions)
+            resample(sae, self.optimiser, self.dead, batch.x, losses, trained, self.generator)
             self._tokens_at_last_revival = self.tokens
         with torch.no_grad():
             flat = batch.x.flatten(0, 1)
             variance = (flat - flat.mean(dim=0)).square().sum(dim=1).mean()
-            l0 = (losses.acts > 0).sum(dim=-1, dtype=torch.float32).mean()
+            l0 = losses.fired.sum() / batch.n_tokens
             parts = (loss, losses.mse, sparsity, losses.auxiliary, l0, 1 - losses.mse / variance, gradient_norm)
             return torch.stack([part.detach() for part in parts])
+
+    @torch.no_grad()
+    def _permute(self, order: Tensor) -> None:
+        """Put features in a new order, with everything that is known about each."""
+        self.sae.permute_features(order)
+        order = order.to(self.dead.tokens_since_fired.device)
+        for parameter, axis in self.sae.feature_axes():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state = self.optimiser.state[parameter][moment]
+                state.copy_(state.index_select(axis, order))
+        self.dead.tokens_since_fired = self.dead.tokens_since_fired[order]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Everything needed to go on exactly: tensors by name, and counters."""
@@ -91,7 +115,8 @@ class Learner:
         )
         for name, parameter in self.sae.named_parameters():
             for moment in _MOMENTS:
-                self.optimiser.state[parameter][moment] = tensors[f"adam.{moment}.{name}"].to(parameter.device)
+                if f"adam.{moment}.{name}" in tensors:  # a mask that has not moved yet has none
+                    self.optimiser.state[parameter][moment] = tensors[f"adam.{moment}.{name}"].to(parameter.device)
         self.dead.tokens_since_fired.copy_(tensors["dead.tokens_since_fired"])
         self.generator.set_state(tensors["generator"])
         self.step, self.tokens = counters["step"], counters["tokens"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from scansion.activations import ActivationStore, ActivationStream, PositionedBa
 from scansion.device import resolve_device
 from scansion.errors import ConfigError, TrainingError
 from scansion.files import one_line_io_errors
+from scansion.masks import build_mask
 from scansion.progress import progress, say
 from scansion.sae import SAEConfig, SAEMetadata, build_sae, save_sae
 from scansion.training.config import TrainingConfig
 from scansion.training.learner import METRICS, Learner
 from scansion.training.run_folder import RunFolder
+from scansion.training.warm_start import check_usage_source, start_from_usage
 
 # Runs that agree on these see the same batches and can be trained in one pass.
 STREAM_SETTINGS = ("tokens", "batch_tokens", "data_seed", "use_position_0", "device")
@@ -101,6 +104,8 @@ class _Session:
     def __init__(self, run: TrainingRun, store: ActivationStore) -> None:
         self.run = run
         self.store = store
+        build_mask(run.sae.mask, store.n_positions, run.sae.d_sae)  # raises where it does not fit, before any folder
+        check_usage_source(run.sae, store.d_in)
         self.folder = RunFolder(
             run.folder,
             {
@@ -111,6 +116,7 @@ class _Session:
             },
         )
         self._pending: list[Tensor] = []
+        self._durations: list[float] = []
         self._last_finite_loss: tuple[int, float] | None = None
 
     def start(self, stream: ActivationStream, n_steps: int, device: torch.device) -> None:
@@ -118,18 +124,22 @@ class _Session:
         generator = torch.Generator().manual_seed(self.run.training.seed)
         sae = build_sae(self.run.sae, stream.store.d_in, stream.store.n_positions, generator)
         self._scale = stream.input_scale
-        with torch.no_grad():
-            sae.b_dec.copy_(stream.mean * self._scale)
+        self._on_cpu = device.type == "cpu"
+        sae.start_at(stream.mean_by_position * self._scale, stream.positions)
         self.learner = Learner(sae.to(device), self.run.training, n_steps)
         checkpoint = self.folder.latest_checkpoint()
-        if checkpoint:
+        if checkpoint is None:
+            start_from_usage(self.learner.sae, stream, self._scale)
+        else:
             self.learner.restore(*self.folder.load_checkpoint(checkpoint))
         self.folder.truncate_metrics(self.learner.step)
         self._clock = self._checkpointed = time.monotonic()
 
     def advance(self, batch: PositionedBatch) -> None:
         """One step, and what is due after it."""
+        start = time.perf_counter()
         self._pending.append(self.learner.advance(batch))
+        self._durations.append(time.perf_counter() - start)
         if self.learner.step % self.run.training.log_every == 0 or self.learner.step == self.learner.n_steps:
             self._write_metrics()
         if time.monotonic() - self._checkpointed >= self.run.training.checkpoint_seconds:
@@ -178,10 +188,13 @@ class _Session:
                 "dead": int(learner.dead.mask.sum()),
                 "lr": training.lr_at(learner.step - 1, learner.n_steps),
                 "seconds": round(now - self._clock, 3),
+                # Of this SAE alone. Elsewhere than on the CPU a step returns before it has been computed.
+                "step_ms": round(1000 * statistics.median(self._durations), 3) if self._on_cpu else None,
             }
         )
         self._last_finite_loss = (learner.step, values[0])
         self._pending.clear()
+        self._durations.clear()
         self._clock = now
 
     def _pending_are_finite(self) -> bool:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from scansion.activations import ActivationStore, harvest
+from scansion.activations import ActivationStore, harvest, harvesting
 from scansion.errors import ScansionError, StoreError
 from scansion.lm import HookPoint, activations_at
-from tests.conftest import make_plan, random_contexts
+from tests.conftest import make_lm, make_plan, random_contexts
+from tests.killing import kill_after
 
 
 @pytest.mark.parametrize("padding", ["right", "left"])
@@ -102,6 +102,15 @@ def test_damage_is_found(make_store) -> None:
         ActivationStore(store.folder).verify()
 
 
+@pytest.mark.parametrize("kept", [0, 4, 200, -1])
+def test_a_shard_that_was_cut_short_is_named(make_store, kept: int) -> None:
+    store = make_store(random_contexts(10))
+    shard = next(store.folder.glob("shard-*"))
+    shard.write_bytes(shard.read_bytes()[:kept])
+    with pytest.raises(StoreError, match=r"shard-00000\.safetensors is damaged"):
+        ActivationStore(store.folder)
+
+
 def test_activations_that_overflow_the_stored_type_are_refused(make_store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "scansion.activations.harvesting.activations_at", lambda lm, hook, batch: torch.full((len(batch), 8, 16), 1e6)
@@ -110,40 +119,23 @@ def test_activations_that_overflow_the_stored_type_are_refused(make_store, monke
         make_store(random_contexts(4), dtype="float16")
 
 
-_SLOW_HARVEST = """
-import sys, time
-from pathlib import Path
-import scansion.activations.harvesting as module
-from tests.conftest import make_lm, make_plan, random_contexts
-plain = module.activations_at
-def slowed(*arguments):
-    time.sleep(0.02)
-    return plain(*arguments)
-module.activations_at = slowed
-lm = make_lm()
-Path(sys.argv[1] + ".started").touch()
-module.harvest(make_plan(Path(sys.argv[1]), random_contexts(80, shortest=4), shard_bytes=4_000, lm_batch_size=2), lambda: lm)
-"""
+def _harvest_slowly(started: Event, folder: Path) -> None:
+    plain = harvesting.activations_at
+
+    def slowed(*arguments: Any) -> torch.Tensor:
+        time.sleep(0.02)
+        return plain(*arguments)
+
+    harvesting.activations_at = slowed
+    lm = make_lm()
+    started.set()
+    harvest(make_plan(folder, random_contexts(80, shortest=4), shard_bytes=4_000, lm_batch_size=2), lambda: lm)
 
 
 def test_a_harvest_killed_again_and_again_ends_with_the_same_bytes(tmp_path: Path, lm) -> None:
     plan = make_plan(tmp_path / "whole", random_contexts(80, shortest=4), shard_bytes=4_000, lm_batch_size=2)
     harvest(plan, lambda: lm)
-    killed = 0
-    for delay in (0.05, 0.13, 0.29, 0.41, 60):
-        started = tmp_path / "killed.started"
-        started.unlink(missing_ok=True)
-        process = subprocess.Popen([sys.executable, "-c", _SLOW_HARVEST, str(tmp_path / "killed")])
-        while not started.exists() and process.poll() is None:
-            time.sleep(0.01)
-        try:
-            process.wait(timeout=delay)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.wait()
-    assert killed >= 2, "the harvest was too quick to be killed"
-    names = sorted(path.name for path in (tmp_path / "whole").glob("*.*") if path.name != ".lock")
-    assert "manifest.json" in names
-    for name in names:
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert kill_after((0.05, 0.13, 0.21, 0.29, 0.35), _harvest_slowly, tmp_path / "killed") >= 3, "it was too quick"
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert "manifest.json" in whole and len(whole) > 10
+    assert {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()} == whole

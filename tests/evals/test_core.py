@@ -205,3 +205,17 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         estimate = Estimate.of_ratio(sample, np.ones(50), seed=trial)
         covered += estimate.low <= 3.0 <= estimate.high
     assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_intervals_over_seeds_are_those_of_student_and_cover_the_truth() -> None:
+    assert Estimate.of_seeds([2.0]) == Estimate(value=2.0, low=None, high=None)
+    assert Estimate.of_seeds([]).value is None
+    estimate = Estimate.of_seeds([1.0, 2.0, 3.0])
+    # mean 2, s = 1, t(2) = 4.3027
+    assert (estimate.value, estimate.high) == (2.0, pytest.approx(2 + 4.302653 / 3**0.5))
+    assert estimate.low == pytest.approx(4 - estimate.high)
+    assert not estimate.excludes_zero and Estimate.of_seeds([-1.0, -1.1, -1.05]).excludes_zero
+    assert not Estimate.of_seeds([5.0]).excludes_zero
+    generator = np.random.default_rng(0)
+    draws = [Estimate.of_seeds(generator.normal(3.0, 1.0, size=4).tolist()) for _ in range(1000)]
+    assert sum(draw.low <= 3.0 <= draw.high for draw in draws) / 1000 == pytest.approx(0.95, abs=0.025)

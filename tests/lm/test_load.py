@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import modeling_gguf_pytorch_utils as gguf_reader
+from transformers.utils import logging as transformers_logging
 
 from scansion.errors import ConfigError, ModelError
 from scansion.lm import HookPoint, activations_at, load_language_model, model_facts
+from scansion.lm.loading_bars import our_progress
 from tests.conftest import LAYERS, MAX_POSITIONS, WIDTH, make_lm, random_contexts
 
 
@@ -42,6 +47,31 @@ def test_the_type_the_model_runs_in(folder: Path) -> None:
     assert load_language_model(str(folder), device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
     with pytest.raises(ConfigError, match="dtype 'float8' is not known"):
         load_language_model(str(folder), device="cpu", dtype="float8")
+
+
+def test_loading_shows_no_bar_but_ours(folder: Path, capfd) -> None:
+    load_language_model(str(folder), device="cpu")
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_transformers_loops_show_our_progress_and_get_their_own_bars_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+
+    @contextmanager
+    def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        shown.append((what, total))
+        yield lambda n: shown.append(n)
+
+    monkeypatch.setattr("scansion.lm.loading_bars.progress", progress)
+    before = (gguf_reader.tqdm, transformers_logging._tqdm_hook, transformers_logging.get_verbosity())
+    with pytest.raises(RuntimeError), our_progress():
+        assert list(gguf_reader.tqdm([3, 4], desc="Converting and de-quantizing GGUF tensors...")) == [3, 4]
+        assert list(transformers_logging.tqdm({"a": 1}.items(), desc="Loading weights")) == [("a", 1)]
+        assert list(transformers_logging.tqdm([5], desc="Writing model shards")) == [5]
+        raise RuntimeError
+    assert shown == [("de-quantise", 2), 1, 1, ("load weights", 1), 1]
+    assert (gguf_reader.tqdm, transformers_logging._tqdm_hook, transformers_logging.get_verbosity()) == before
 
 
 def test_no_such_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from scansion.masks import RandomHardMaskConfig
 from scansion.sae import (
     BatchTopKConfig,
     JumpReluConfig,
+    Part,
     ReluConfig,
     SAEMetadata,
     TopKConfig,
@@ -123,7 +124,8 @@ def test_the_threshold_of_batch_topk_reproduces_the_training_sparsity() -> None:
     sae.threshold.fill_(-1.0)
     sae.train()
     for _ in range(50):
-        sae.encode(torch.randn(64, L, D_IN, generator=generator))
+        x = torch.randn(L, 64, D_IN, generator=generator)
+        sae.losses(x, torch.arange(L), torch.zeros(D_SAE, dtype=torch.bool))
     sae.eval()
     acts = sae.encode(torch.randn(500, L, D_IN, generator=generator))
     assert (acts > 0).sum(dim=-1).float().mean().item() == pytest.approx(4.0, rel=0.05)
@@ -137,14 +139,14 @@ def test_the_gradient_of_jumprelu_thresholds_is_the_kernel_estimate() -> None:
     expected = -sae.threshold * near * sae.threshold  # the last factor: d threshold / d log threshold
     torch.testing.assert_close(sae.log_threshold.grad, expected)
     sae.zero_grad()
-    sae.sparsity_loss(sae.pre_acts(x), sae.encode(x)).backward()
+    sae.sparsity_loss([Part(slice(None), None, sae.pre_acts(x), sae.encode(x))]).backward()
     expected = -0.001 * near / (200 * L) * sae.threshold
     torch.testing.assert_close(sae.log_threshold.grad, expected)
 
 
 def test_a_step_along_the_corrected_gradient_keeps_norms_to_first_order() -> None:
     sae, x = make("relu").train(), some_x(5, L)
-    sae.losses(x, torch.arange(L), torch.zeros(D_SAE, dtype=torch.bool)).mse.backward()
+    sae.losses(x.transpose(0, 1), torch.arange(L), torch.zeros(D_SAE, dtype=torch.bool)).mse.backward()
     sae.remove_parallel_gradient()
     assert sae.W_dec.grad is not None
     torch.testing.assert_close((sae.W_dec.grad * sae.W_dec).sum(dim=1), torch.zeros(D_SAE), atol=1e-5, rtol=0)
@@ -155,7 +157,7 @@ def test_a_step_along_the_corrected_gradient_keeps_norms_to_first_order() -> Non
 
 
 def test_the_auxiliary_loss_reaches_dead_features_and_only_them() -> None:
-    sae, x = make("topk").train(), some_x(20, L)
+    sae, x = make("topk").train(), some_x(L, 20)
     dead = torch.zeros(D_SAE, dtype=torch.bool)
     dead[:7] = True
     losses = sae.losses(x, torch.arange(L), dead)

@@ -20,10 +20,10 @@ def test_only_tokens_a_feature_could_fire_on_are_counted() -> None:
     sae = make_sae()
     dead = DeadFeatures(sae, after_tokens=4 * N)
     allowed = sae.mask.allowed(torch.arange(P))
-    acts = torch.zeros(P, N, D_SAE)
-    acts[allowed[:, 0].nonzero()[0], 0, 0] = 1.0
+    fired = torch.zeros(P, D_SAE, dtype=torch.int64)
+    fired[allowed[:, 0].nonzero()[0], 0] = 1
     for batches in (1, 2):
-        dead.observe(acts, allowed)
+        dead.observe(fired, allowed, N)
         assert dead.tokens_since_fired[0] == 0
         assert (dead.tokens_since_fired[1:] == batches * 2 * N).all()
     assert not dead.mask[0] and dead.mask[1:].all()
@@ -34,7 +34,7 @@ def test_a_revived_feature_points_at_a_residual_at_a_position_it_may_use() -> No
     optimiser = torch.optim.Adam(sae.parameters(), lr=1e-3, fused=True)
     x = torch.randn(P, N, D_IN, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(P)
-    losses = sae.losses(x, positions[:, None], torch.zeros(D_SAE, dtype=torch.bool))
+    losses = sae.losses(x, positions, torch.zeros(D_SAE, dtype=torch.bool))
     losses.mse.backward()
     optimiser.step()
     before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
@@ -62,7 +62,7 @@ def test_nothing_is_done_where_nothing_is_dead_or_everything_is() -> None:
         dead = DeadFeatures(sae, after_tokens=10)
         dead.tokens_since_fired[:n_dead] = 10
         x = torch.ones(P, N, D_IN)
-        losses = sae.losses(x, torch.arange(P)[:, None], dead.mask)
+        losses = sae.losses(x, torch.arange(P), dead.mask)
         before = sae.W_dec.clone()
         resample(sae, optimiser, dead, x, losses, sae.mask.allowed(torch.arange(P)), torch.Generator())
         assert torch.equal(sae.W_dec, before)

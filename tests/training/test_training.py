@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -15,10 +12,18 @@ import torch
 
 from scansion.activations import ActivationStore
 from scansion.errors import ConfigError, ScansionError, TrainingError
-from scansion.masks import RandomHardMaskConfig
+from scansion.masks import (
+    AdaptiveMaskConfig,
+    BandMaskConfig,
+    MaskUpdates,
+    RandomHardMaskConfig,
+    SoftMaskConfig,
+    UsageBandMaskConfig,
+)
 from scansion.sae import BatchTopKConfig, JumpReluConfig, ReluConfig, TopKConfig, load_sae
 from scansion.training import TrainingConfig, TrainingRun, train
 from scansion.training.learner import Learner
+from tests.killing import kill_after
 
 D_SAE = 48
 CONFIGS = {
@@ -27,6 +32,14 @@ CONFIGS = {
     "batch_topk": BatchTopKConfig(d_sae=D_SAE, k=4),
     "jumprelu": JumpReluConfig(d_sae=D_SAE, initial_threshold=0.05, l0_coefficient=0.005),
     "masked": TopKConfig(d_sae=D_SAE, k=4, mask=RandomHardMaskConfig(positions_per_feature=3)),
+    "banded": ReluConfig(d_sae=D_SAE, l1_coefficient=0.02, mask=BandMaskConfig(count=4, shared=0.25)),
+    "sliced": BatchTopKConfig(d_sae=D_SAE, k=4, mask=BandMaskConfig(preset="static_slicing", count=2)),
+    # Mask updates begin late and are rare, so that checkpoints fall before, between and after them.
+    "soft": TopKConfig(
+        d_sae=D_SAE, k=4, mask=SoftMaskConfig(l1_coefficient=0.1, updates=MaskUpdates(start=30, every=7, stop=80))
+    ),
+    "adaptive": ReluConfig(d_sae=D_SAE, l1_coefficient=0.02, mask=AdaptiveMaskConfig(positions_per_feature=4)),
+    "usage": TopKConfig(d_sae=D_SAE, k=4, mask=UsageBandMaskConfig(count=2, every=10, stay=0.0)),
 }
 TRAINING = TrainingConfig(
     tokens=2_800, batch_tokens=28, lr=3e-3, dead_after_tokens=150, log_every=10, checkpoint_seconds=0, device="cpu"
@@ -110,39 +123,27 @@ def test_interrupted_anywhere_ends_with_the_same_bytes(
     assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(10, 101, 10))
 
 
-_KILLABLE = """
-import sys
-from pathlib import Path
-from scansion.activations import ActivationStore
-from scansion.training import train
-from tests.training.test_training import CONFIGS, run_of
-folder = Path(sys.argv[2])
-(folder / "started").touch()
-train([run_of(name, folder / name, tokens=14_000) for name in ("relu", "masked")], ActivationStore(Path(sys.argv[1])))
-"""
+def killable_runs(folder: Path) -> list[TrainingRun]:
+    """Two runs on one stream that save at different moments, one of them at every step."""
+    return [
+        run_of("relu", folder / "relu", tokens=4_200, checkpoint_seconds=0.05),
+        run_of("masked", folder / "masked", tokens=4_200, checkpoint_seconds=0),
+    ]
+
+
+def _train(started: Event, store: Path, folder: Path) -> None:
+    started.set()
+    train(killable_runs(folder), ActivationStore(store))
 
 
 def test_killed_again_and_again_ends_with_the_same_bytes(store: ActivationStore, tmp_path: Path) -> None:
-    names = ("relu", "masked")
-    train([run_of(name, tmp_path / "whole" / name, tokens=14_000) for name in names], store)
-    (tmp_path / "killed").mkdir()
-    killed = 0
-    for delay in (0.3, 0.7, 1.1, 120):
-        (tmp_path / "killed" / "started").unlink(missing_ok=True)
-        process = subprocess.Popen(
-            [sys.executable, "-c", _KILLABLE, str(store.folder), str(tmp_path / "killed")], stderr=subprocess.DEVNULL
-        )
-        while not (tmp_path / "killed" / "started").exists() and process.poll() is None:
-            pass
-        try:
-            process.wait(timeout=delay)
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            killed += 1
-        process.wait()
-    assert killed >= 1, "training was too quick to be killed"
-    for name in names:
-        assert weights(tmp_path / "killed" / name) == weights(tmp_path / "whole" / name), name
+    train(killable_runs(tmp_path / "whole"), store)
+    delays = (0.1, 0.2, 0.3, 0.4)
+    assert kill_after(delays, _train, store.folder, tmp_path / "killed") >= 2, "training was too quick to be killed"
+    for name in ("relu", "masked"):
+        killed, whole = tmp_path / "killed" / name, tmp_path / "whole" / name
+        assert weights(killed) == weights(whole), name
+        assert [line["step"] for line in metrics(killed)] == [line["step"] for line in metrics(whole)]
 
 
 def test_a_finished_run_is_not_trained_again(trained: Path, store: ActivationStore, capsys) -> None:

@@ -1,0 +1,47 @@
+"""While transformers loads a model: our progress instead of its bars, and errors but no warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from scansion.progress import progress
+
+_OURS = {"Converting and de-quantizing GGUF tensors...": "de-quantise", "Loading weights": "load weights"}
+
+
+@contextmanager
+def our_progress() -> Generator[None, None, None]:
+    """Within the block transformers is quiet but for errors, and its two long loops show our progress.
+
+    The hub's own bars stay, for they are what a download of gigabytes is watched by.
+    """
+    # The GGUF reader imports tqdm by itself, past transformers' own switch and hook.
+    gguf_reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    verbosity = transformers_logging.get_verbosity()
+    # Versions before the hook was made have bars of their own there.
+    set_hook: Callable[[Any], Any] = getattr(transformers_logging, "set_tqdm_hook", lambda hook: hook)
+    hook = set_hook(lambda _, args, keywords: _bar(*args, **keywords))
+    transformers_logging.set_verbosity_error()
+    theirs = gguf_reader.tqdm
+    gguf_reader.tqdm = _bar
+    try:
+        yield
+    finally:
+        gguf_reader.tqdm = theirs
+        transformers_logging.set_verbosity(verbosity)
+        set_hook(hook)
+
+
+def _bar(items: Collection[Any], desc: str = "", **_: object) -> Iterator[Any]:
+    if desc not in _OURS:
+        yield from items
+        return
+    with progress(_OURS[desc], len(items), "tensors") as advance:
+        for item in items:
+            yield item
+            advance(1)

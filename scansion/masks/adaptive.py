@@ -1,0 +1,104 @@
+"""Adaptive mask: starts soft, ends hard, and keeps to a budget of positions while it learns which ones to keep."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from scansion.errors import ConfigError
+from scansion.masks.base import ActsOn
+from scansion.masks.learnt import LearntConfig, LearntMask
+from scansion.masks.schedule import MaskUpdates, Temperature
+from scansion.masks.starts import Start
+
+
+class AdaptiveMaskConfig(LearntConfig, frozen=True):
+    """Settings of :class:`AdaptiveMask`."""
+
+    family: Literal["adaptive"] = "adaptive"
+    acts_on: ActsOn = Field(
+        default="straight_through", description="As for every family; adaptive masks are hard forward, soft backward."
+    )
+    temperature: Temperature = Temperature(start=1.0, end=0.05, shape="geometric", until=0.8)
+    start: Start = Start(kind="contiguous", low=0.4, high=0.6)
+    updates: MaskUpdates = MaskUpdates(lr_multiplier=10.0)
+    positions_per_feature: int | None = Field(
+        default=None, ge=1, description="Budget: open positions a bound feature; default an eighth of the context."
+    )
+    budget: Literal["each", "average"] = Field(
+        default="each",
+        description="each: every bound feature has just that many; average: features compete for places, and a feature "
+        "that is useful everywhere may take many from others, but not their last.",
+    )
+
+
+class AdaptiveMask(LearntMask):
+    """Starts soft, ends hard, and learns which positions to keep within a budget.
+
+    ``sigmoid((logits - threshold) / temperature)``, the threshold (one a feature, or one for all) set so that exactly
+    the budget is open. It is a threshold and not a penalty because a threshold meets the budget at every step and has
+    no coefficient to tune.
+
+    Args:
+        config: budget, start, schedule.
+        n_positions: context length L; the budget lies in [1, L].
+        d_sae: number of features.
+
+    Raises:
+        ConfigError: the budget is larger than the context.
+    """
+
+    config: AdaptiveMaskConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never assigned again
+
+    def __init__(self, config: AdaptiveMaskConfig, n_positions: int, d_sae: int) -> None:
+        super().__init__(config, n_positions, d_sae)
+        self.n_open = config.positions_per_feature or max(1, n_positions // 8)
+        if self.n_open > n_positions:
+            raise ConfigError(f"positions_per_feature is {self.n_open}, but a context has only {n_positions} positions")
+        threshold, opened = self._ranking()
+        self.threshold: Float[Tensor, "..."]
+        self.opened: Bool[Tensor, "L d_bound"]
+        self.register_buffer("threshold", threshold)
+        self.register_buffer("opened", opened)
+
+    @torch.no_grad()
+    def _ranking(self) -> tuple[Float[Tensor, "..."], Bool[Tensor, "L d_bound"]]:
+        """The threshold (one a feature, or one for all) and which positions are open.
+
+        The threshold lies half way between the last logit that is open and the first that is not.
+        """
+        logits, opened = self.logits, torch.zeros_like(self.logits, dtype=torch.bool)
+        if self.config.budget == "each":
+            values, places = logits.topk(min(self.n_open + 1, self.n_positions), dim=0)
+            opened.scatter_(0, places[: self.n_open], True)
+            return values[self.n_open - 1 :].mean(dim=0), opened
+        # The best position of each feature comes first, whatever it is worth beside others'.
+        first = logits.scatter(0, logits.argmax(dim=0, keepdim=True), torch.inf).flatten()
+        n_open = self.n_open * self.d_bound
+        places = first.topk(min(n_open + 1, len(first))).indices
+        opened.view(-1)[places[:n_open]] = True
+        return logits.flatten()[places[n_open - 1 :]].mean(), opened
+
+    def _settle(self) -> None:
+        threshold, opened = self._ranking()
+        self.threshold.copy_(threshold)
+        self.opened.copy_(opened)
+
+    def start_from_usage(self, usage: Float[Tensor, "L d_sae"]) -> None:
+        super().start_from_usage(usage)
+        self._settle()
+
+    def end_step(self, step: int) -> None:
+        if self.moves_at(step):
+            self._settle()
+
+    def bound_weights(self) -> Float[Tensor, "L d_bound"]:
+        return ((self.logits - self.threshold) / self.temperature).sigmoid()
+
+    def open_at(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
+        shared = self.opened.new_ones(self.n_positions, self.n_shared)
+        return torch.cat([shared, self.opened], dim=1)[self.places(positions)]

@@ -1,0 +1,32 @@
+"""Learned position importance: each feature spreads a fixed amount of weight over the positions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from scansion.masks.learnt import LearntConfig, LearntMask
+
+
+class ImportanceMaskConfig(LearntConfig, frozen=True):
+    """Settings of :class:`ImportanceMask`."""
+
+    family: Literal["importance"] = "importance"
+
+
+class ImportanceMask(LearntMask):
+    """Learnt position importance: each feature spreads weights of mean 1 over the positions.
+
+    ``L * softmax(logits / temperature)``: 0 or above, at most L. Raising a feature at one position lowers it at the
+    others; the colder, the more it must choose.
+    """
+
+    config: ImportanceMaskConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never assigned again
+
+    def logits_of(self, weights: Float[Tensor, "L d_bound"]) -> Float[Tensor, "L d_bound"]:
+        return weights.log() * (self.config.temperature.start or 1.0)
+
+    def bound_weights(self) -> Float[Tensor, "L d_bound"]:
+        return self.n_positions * (self.logits / self.temperature).softmax(dim=0)

@@ -1,0 +1,52 @@
+"""When and how fast a mask may move, and how strict it is meanwhile."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Temperature(BaseModel):
+    """Strictness of a learnt mask, from 0 (hard: each weight is 0 or 1) up; constant, or moving from start to end."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    start: float = Field(default=1.0, ge=0, description="Temperature at the first step.")
+    end: float | None = Field(default=None, ge=0, description="Temperature at the last step; default the start's.")
+    shape: Literal["linear", "geometric"] = Field(default="linear", description="How it moves from one to the other.")
+    until: float = Field(default=1.0, gt=0, le=1, description="Share of the run after which the end is reached.")
+
+    @model_validator(mode="after")
+    def _geometric_has_no_zero(self) -> Temperature:
+        if self.shape == "geometric" and self.end is not None and min(self.start, self.end) == 0:
+            raise ValueError("a geometric schedule cannot start or end at 0; use a small number or a linear one")
+        return self
+
+    def at(self, step: int, n_steps: int) -> float:
+        """The temperature of ``step``, from 0."""
+        if self.end is None:
+            return self.start
+        progress = min(1.0, (step + 1) / max(1.0, self.until * n_steps))
+        if self.shape == "geometric":
+            return self.start * (self.end / self.start) ** progress
+        return self.start + progress * (self.end - self.start)
+
+
+class MaskUpdates(BaseModel):
+    """Which training steps may move a learnt mask, and how far."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    start: int = Field(default=0, ge=0, description="First step that may move the mask.")
+    stop: int | None = Field(default=None, ge=0, description="Step from which it is frozen; default never.")
+    every: int | None = Field(default=1, ge=1, description="Move it at every N-th step; null never does.")
+    lr_multiplier: float = Field(
+        default=30.0, ge=0, description="Its learning rate, as a multiple of the SAE's; logits need larger steps."
+    )
+
+    def at(self, step: int) -> bool:
+        """Whether ``step`` may move the mask."""
+        if self.every is None or step < self.start or (self.stop is not None and step >= self.stop):
+            return False
+        return (step - self.start) % self.every == 0

@@ -1,0 +1,93 @@
+"""Planted activations on disk, as an ordinary activation store: everything downstream takes them for a model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from scansion.activations import ActivationStore
+from scansion.activations.filling import finished_store, missing_shards, only_writer, resumed_settings, seal
+from scansion.activations.shard import ShardBuffer
+from scansion.activations.store import StoreIdentity
+from scansion.device import DTYPES
+from scansion.files import fingerprint, require_free_space, require_writable
+from scansion.progress import progress
+from scansion.synth.config import SynthConfig
+from scansion.synth.dictionary import PlantedDictionary
+from scansion.synth.generation import BLOCK_CONTEXTS, PlantedData, Split
+
+MODEL = "synthetic"
+HOOK_POINT = "planted"
+_SHARD_BLOCKS = 8
+
+
+def planted_identity(config: SynthConfig, split: Split) -> StoreIdentity:
+    """What a planted store is of. The world's fingerprint is the revision: an SAE of another world is refused."""
+    world = config.model_dump(mode="json")
+    n_contexts = config.n_contexts if split == "train" else config.n_held_out_contexts
+    return StoreIdentity(
+        model=MODEL,
+        model_revision=fingerprint(world),
+        model_dtype="float32",
+        hook_point=HOOK_POINT,
+        d_in=config.d_in,
+        context_length=config.context_length,
+        n_contexts=n_contexts,
+        contexts=fingerprint({"world": world, "split": split}),
+        corpus={"source": MODEL, "world": world},
+        split=split,
+        dtype=config.dtype,
+    )
+
+
+def plant_store(planted: PlantedDictionary, split: Split, folder: Path) -> ActivationStore:
+    """Generate a split into ``folder``, or reuse it; generation killed at any moment ends with the same bytes.
+
+    Position 0 is a position like any other here: train and evaluate with ``use_position_0``.
+
+    Args:
+        planted: the true features.
+        split: train or held_out.
+        folder: of this one store.
+
+    Raises:
+        StoreError: the folder holds something else, or another process is writing there.
+        ScansionError: the folder is not writable or the disk is too small.
+    """
+    identity = planted_identity(planted.config, split)
+    if store := finished_store(folder, identity):
+        return store
+    require_writable(folder)
+    require_free_space(folder, planted_bytes(planted.config, split), "the synthetic store")
+    data = PlantedData(planted, split)
+    per_shard = _SHARD_BLOCKS * BLOCK_CONTEXTS
+    n_tokens = identity.n_contexts * identity.context_length
+    with only_writer(folder, "generating"):
+        resumed_settings(folder, identity, {})
+        missing = missing_shards(folder, identity.n_contexts, per_shard)
+        done = n_tokens - sum(stop - start for start, stop in missing.values()) * identity.context_length
+        with progress(f"generate {split}", n_tokens, "tokens", done) as advance:
+            for path, (start, stop) in missing.items():
+                _shard(data, start, stop).write(path)
+                advance((stop - start) * identity.context_length)
+        return seal(folder, identity, n_tokens, per_shard)
+
+
+def planted_bytes(config: SynthConfig, split: Split) -> int:
+    """About what a store takes on disk."""
+    identity = planted_identity(config, split)
+    return identity.n_contexts * config.context_length * (config.d_in * DTYPES[config.dtype].itemsize + 13)
+
+
+def _shard(data: PlantedData, start: int, stop: int) -> ShardBuffer:
+    config = data.planted.config
+    first, last = start // BLOCK_CONTEXTS, -(-stop // BLOCK_CONTEXTS)
+    x = torch.cat([data.block(index).x for index in range(first, last)], dim=1)
+    buffer = ShardBuffer.empty(config.context_length, stop - start, config.d_in, config.dtype)
+    buffer.acts.copy_(x)
+    buffer.valid.fill_(True)
+    # Each context is a document by itself, and there are no words: token ids stay 0.
+    buffer.doc_ids.copy_(torch.arange(start, stop).expand(config.context_length, -1))
+    buffer.doc_positions.copy_(torch.arange(config.context_length)[:, None].expand(-1, stop - start))
+    return buffer

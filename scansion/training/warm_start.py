@@ -1,0 +1,72 @@
+"""Start a masked SAE from a trained one without a mask: its weights, and the positions where its features fire."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scansion.activations import ActivationStream
+from scansion.errors import TrainingError
+from scansion.masks import LearntMask
+from scansion.sae import SAE, SAEConfig, load_sae
+
+# Batches of the stream on which the usage is measured; at 2048 tokens each, about 500 tokens a position.
+USAGE_BATCHES = 32
+
+
+def usage_source(config: SAEConfig) -> Path | None:
+    """The folder of the trained SAE that this config starts from, if any."""
+    start = getattr(config.mask, "start", None)
+    return start.sae if start is not None else None
+
+
+def check_usage_source(config: SAEConfig, d_in: int) -> None:
+    """Raise unless the SAE to start from is there and fits; loads it, which takes a second.
+
+    Raises:
+        TrainingError: it has another architecture, size or width, or a mask of its own.
+        ScansionError: the folder holds no SAE.
+    """
+    source = usage_source(config)
+    if source is None:
+        return
+    there, _ = load_sae(source)
+    found = (there.config.architecture, there.d_sae, there.d_in, there.config.mask.family)
+    wanted = (config.architecture, config.d_sae, d_in, "none")
+    if found != wanted:
+        raise TrainingError(
+            f"{source} cannot be started from: its architecture, d_sae, d_in and mask are {found}, not {wanted}"
+        )
+
+
+@torch.no_grad()
+def start_from_usage(sae: SAE, stream: ActivationStream, scale: float) -> None:
+    """Take over the weights of the SAE that ``sae``'s config names, and set the mask by where its features fire.
+
+    Args:
+        sae: takes activations scaled by ``scale``; changed in place. Nothing happens if its config names no other.
+        stream: whose first batches the usage is measured on.
+        scale: the stream's input scale.
+    """
+    source = usage_source(sae.config)
+    if source is None or not isinstance(sae.mask, LearntMask):
+        return
+    there, _ = load_sae(source, sae.W_dec.device)
+    there.fold_scale(1 / scale)
+    own = sae.state_dict()
+    own.update({name: tensor for name, tensor in there.state_dict().items() if not name.startswith("mask.")})
+    sae.load_state_dict(own)
+    sae.mask.start_from_usage(_usage(there, stream, scale))
+
+
+def _usage(sae: SAE, stream: ActivationStream, scale: float) -> Float[Tensor, "L d_sae"]:
+    """Share of the tokens at each position on which each feature fires; 0 at positions the stream leaves out."""
+    usage = torch.zeros(stream.store.n_positions, sae.d_sae, device=sae.W_dec.device)
+    for batch in stream.batches(0, USAGE_BATCHES):
+        x = batch.x.to(sae.W_dec.device) * scale
+        acts = sae.encode(x, batch.positions.to(x.device)[:, None])
+        usage[batch.positions] += (acts > 0).float().mean(dim=1) / USAGE_BATCHES
+    return usage

@@ -1,0 +1,163 @@
+"""A study runs from text to figures, does nothing twice, trusts no stale result, and prints no conclusion on nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scansion.errors import ConfigError, EvalError, ScansionError, TrainingError
+from scansion.evals.core import CoreConfig
+from scansion.report import summarise
+from scansion.study import StudyPlan, execute
+from scansion.study.evaluate import evaluate_runs
+from scansion.training import loop
+from tests.study.conftest import Carried
+
+RESULTS = ("evals/core.json", "evals/sparse_probing.json", "evals/sparse_probing.saebench.json")
+
+
+def bytes_of(folders: dict[int, Path]) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for f in folders.values() for path in f.rglob("*") if path.is_file()}
+
+
+def never(*_: object, **__: object) -> Any:
+    raise AssertionError("work was done again")
+
+
+def changed(plan: StudyPlan, **changes: Any) -> StudyPlan:
+    return StudyPlan.model_validate({**plan.model_dump(mode="json"), **changes})
+
+
+def test_every_run_folder_explains_itself(carried: Carried) -> None:
+    for folder in carried.folders.values():
+        for name in ("config.yaml", "sae/cfg.json", "sae/sae_weights.safetensors", "final_info.json", *RESULTS):
+            assert (folder / name).stat().st_size > 0, name
+    assert (carried.folders[0] / "metrics.jsonl").exists()
+    leftovers = [path for f in carried.folders.values() for path in f.rglob("*") if "partial" in path.name]
+    assert leftovers == []
+
+
+def test_final_info_holds_the_figures_of_the_evaluations(carried: Carried) -> None:
+    for index, folder in carried.folders.items():
+        ((name, info),) = json.loads((folder / "final_info.json").read_text()).items()
+        assert name == f"tiny/{index}"
+        assert list(info) == ["means", "stderrs", "seeds", "status", "reasons", "provenance"]
+        assert info["means"] == carried.results[index].means()
+        assert info["seeds"] == [0] and info["provenance"]["hook_point"] == "resid_post.1"
+        assert info["stderrs"] == dict.fromkeys(info["means"]), "one seed has no standard error"
+    means = json.loads((carried.folders[0] / "final_info.json").read_text())["tiny/0"]["means"]
+    core = json.loads((carried.folders[0] / "evals/core.json").read_text())
+    assert means["fve"] == core["fve"]["value"] > 0
+    assert means["sae_top_1_test_accuracy"] is not None
+
+
+def test_an_untrained_run_has_a_reason_and_no_figure(carried: Carried) -> None:
+    info = json.loads((carried.folders[2] / "final_info.json").read_text())["tiny/2"]
+    assert (info["status"], info["means"]) == ("degenerate", {})
+    assert "no training step was taken" in info["reasons"]
+    summary = summarise(list(carried.results.values()))
+    assert [row[0] for row in summary.rows] == ["plain", "masked"]
+    assert summary.set_apart[0][0] == "untrained" and "no training step" in summary.set_apart[0][1]
+
+
+def test_a_second_run_does_nothing_again(carried: Carried, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("scansion.study.sources.load_language_model", never)
+    monkeypatch.setattr(loop, "_train_sessions", never)
+    before = bytes_of(carried.folders)
+    results, _ = execute(carried.plan, carried.folders)
+    assert results == carried.results
+    assert bytes_of(carried.folders) == before
+    said = capsys.readouterr().err
+    assert said.count("reusing") == 2 and said.count("already trained") == 3
+    assert "core: 3 of 3 already evaluated" in said and "sparse_probing: 3 of 3 already evaluated" in said
+
+
+def test_entries_run_alone_give_what_they_give_together(carried: Carried, tmp_path: Path) -> None:
+    execute(carried.plan, {1: tmp_path / "run_1"})
+    for name in ("sae/sae_weights.safetensors", "sae/cfg.json", "evals/core.json", "final_info.json"):
+        assert (tmp_path / "run_1" / name).read_bytes() == (carried.folders[1] / name).read_bytes(), name
+
+
+def test_results_are_measured_again_when_their_settings_change(carried: Carried, tmp_path: Path, capsys) -> None:
+    folders = {0: tmp_path / "run_0"}
+    execute(carried.plan, folders)
+    file = folders[0] / "evals/core.json"
+    first = json.loads(file.read_text())
+    capsys.readouterr()
+    execute(changed(carried.plan, core={"loss_contexts": 0}), folders)
+    said = capsys.readouterr().err
+    assert "core: 0 of" not in said and "core: 1 of 1" not in said
+    assert "sparse_probing: 1 of 1 already evaluated" in said, "what did not change is kept"
+    assert first["ce_loss"] is not None and json.loads(file.read_text())["ce_loss"] is None
+    execute(carried.plan, folders)
+    assert json.loads(file.read_text()) == first
+
+
+@pytest.mark.parametrize("damage", ["an older format", "another SAE"])
+def test_results_of_something_else_are_measured_again(carried: Carried, tmp_path: Path, damage: str) -> None:
+    folders = {0: tmp_path / "run_0"}
+    execute(carried.plan, folders)
+    file = folders[0] / "evals/core.json"
+    good = json.loads(file.read_text())
+    bad = {**good, "fve": {"value": 0.999, "low": 0.998, "high": 1.0}}
+    if damage == "an older format":
+        del bad["sae_fingerprint"]
+    else:
+        bad["sae_fingerprint"] = "0" * 32
+    file.write_text(json.dumps(bad))
+    execute(carried.plan, folders)
+    assert json.loads(file.read_text()) == good
+
+
+def test_a_broken_result_file_is_named(carried: Carried, tmp_path: Path) -> None:
+    folders = {0: tmp_path / "run_0"}
+    execute(carried.plan, folders)
+    (folders[0] / "evals/core.json").write_text("{")
+    with pytest.raises(ScansionError, match=r"core\.json is not valid JSON .*; delete it"):
+        execute(carried.plan, folders)
+
+
+def test_runs_of_different_token_counts_are_set_apart(carried: Carried, tmp_path: Path) -> None:
+    longer = changed(carried.plan, training={**carried.plan.training.model_dump(mode="json"), "tokens": 3000})
+    results, _ = execute(longer, {0: tmp_path / "longer"})
+    summary = summarise([carried.results[1], *results.values()])
+    assert [row[0] for row in summary.rows] == ["masked"]
+    ((name, why),) = summary.set_apart
+    assert name == "plain" and why == "not comparable with masked: tokens is 3000, not 1500"
+
+
+def test_runs_at_different_hook_points_are_set_apart_and_not_mixed(carried: Carried, tmp_path: Path) -> None:
+    results, stores = execute(changed(carried.plan, hook_point="layers.2"), {0: tmp_path / "deeper"})
+    summary = summarise([carried.results[1], *results.values()])
+    assert [row[0] for row in summary.rows] == ["masked"]
+    assert "hook_point is 'resid_post.2', not 'resid_post.1'" in summary.set_apart[0][1]
+    with pytest.raises(EvalError, match=r"plain was trained on .*resid_post\.1, but the store holds .*resid_post\.2"):
+        evaluate_runs({"plain": carried.folders[0]}, stores.held_out, never, CoreConfig(), None)
+
+
+def test_a_folder_of_another_run_is_refused(carried: Carried) -> None:
+    with pytest.raises(TrainingError, match=r"holds another run \(.*name is 'plain' there and 'masked' here"):
+        execute(carried.plan, {1: carried.folders[0]})
+
+
+def test_mistakes_are_found_before_any_text_is_read(
+    carried: Carried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scansion.study.sources.load_contexts", never)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="the plan 'tiny' has no run 3; it has 0 to 2"):
+        execute(carried.plan, {3: tmp_path / "run_3"})
+    with pytest.raises(ScansionError, match="cannot write in"):
+        execute(carried.plan, {0: tmp_path / "file" / "run_0"})
+    with pytest.raises(ConfigError, match="no probing data set is called '1_wrods'; did you mean 1_words"):
+        execute(changed(carried.plan, sparse_probing={"datasets": ["1_wrods"]}), {0: tmp_path / "run_0"})
+    with pytest.raises(ScansionError, match="has 3 layers"):
+        execute(changed(carried.plan, hook_point="layers.9"), {0: tmp_path / "run_0"})
+
+
+def test_a_model_that_changed_since_the_harvest_is_refused(carried: Carried, lm) -> None:
+    with pytest.raises(EvalError, match="is now at test, but the store was made with xxh3:"):
+        evaluate_runs({"plain": carried.folders[0]}, carried.held_out, lambda: lm, CoreConfig(loss_contexts=2), None)

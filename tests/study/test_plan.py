@@ -1,0 +1,78 @@
+"""Plans load with what they say and nothing else, and every mistake in one is one line that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scansion.errors import ConfigError
+from scansion.study import load_plan
+from scansion.study.synthetic import load_synthetic_plan
+from tests.study.conftest import settings_of
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_plan_we_ship_loads(path: Path) -> None:
+    plan = load_synthetic_plan(path) if path.stem == "synthetic" else load_plan(path)
+    assert plan == type(plan).model_validate(plan.model_dump(mode="json"))
+
+
+def test_a_run_changes_what_it_says_and_leaves_the_rest(tmp_path: Path) -> None:
+    plan = load_plan(written(tmp_path, settings_of(tmp_path, tmp_path)))
+    plain, _, untrained = (plan.training_of(run) for run in plan.runs)
+    assert plain == plan.training
+    assert untrained == plan.training.model_copy(update={"tokens": 0})
+
+
+def written(folder: Path, settings: object) -> Path:
+    path = folder / "plan.yaml"
+    path.write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings))
+    return path
+
+
+MISTAKES = {
+    "unknown key": (lambda s: s.update(modle="x"), "modle: Extra inputs are not permitted"),
+    "unknown key inside": (lambda s: s["corpus"].update(lenght=3), r"corpus\.lenght: Extra inputs"),
+    "missing key": (lambda s: s.pop("corpus"), "corpus: Field required"),
+    "out of range": (lambda s: s["training"].update(lr=-1), r"training\.lr: Input should be greater than 0"),
+    "wrong type": (lambda s: s["corpus"].update(context_length="long"), r"corpus\.context_length: .*integer"),
+    "no runs": (lambda s: s.update(runs=[]), "runs: List should have at least 1 item"),
+    "two of one name": (lambda s: s["runs"][1].update(name="plain"), "two runs have the same name"),
+    "unknown architecture": (lambda s: s["runs"][0]["sae"].update(architecture="vae"), r"runs\.0\.sae: .*'vae'"),
+    "another architecture's key": (lambda s: s["runs"][2]["sae"].update(k=3), r"runs\.2\.sae\.relu\.k: Extra inputs"),
+    "unknown training key of a run": (lambda s: s["runs"][2]["training"].update(rl=3), "rl: Extra inputs"),
+    "unknown mask": (lambda s: s["runs"][1]["sae"]["mask"].update(family="odd"), r"runs\.1\.sae\.topk\.mask: .*'odd'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, mistake: str) -> None:
+    change, message = MISTAKES[mistake]
+    settings = settings_of(tmp_path, tmp_path)
+    change(settings)
+    refused(written(tmp_path, settings), message)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    refused(written(tmp_path, text), "plan: Input should be a valid dictionary")
+
+
+def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
+    refused(written(tmp_path, "runs: [a\nb: c: d"), "is not valid YAML")
+    binary = tmp_path / "plan.bin"
+    binary.write_bytes(b"\x80\x81\xff")
+    refused(binary, "is not valid YAML")
+    refused(tmp_path / "nowhere.yaml", "there is no plan at")
+    refused(tmp_path, "there is no plan at")
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_plan(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)

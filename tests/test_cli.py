@@ -1,0 +1,168 @@
+"""The command line works from text to a table, and every mistake is one clear line before heavy work."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from scansion import cli
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """``run("train", ...)`` -> (exit status, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["scansion", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def harvest(lm_folder: Path, documents: Path, tmp_path: Path) -> list[object]:
+    """Arguments of a harvest that works."""
+    return [
+        "harvest", "--model", lm_folder, "--hook-point", "layers.1", "--source", documents, "--context-length", 16,
+        "--held-out-tokens", 128, "--held-out-fraction", 0.2, "--device", "cpu", "--out", tmp_path / "stores",
+    ]  # fmt: skip
+
+
+def test_from_text_to_a_table(run, harvest, tmp_path: Path) -> None:
+    status, out, err = run(*harvest)
+    assert status == 0, err
+    assert "mean norm" in out
+    status, _, err = run(*harvest)
+    assert status == 0 and "reusing" in err
+    train = ["train", tmp_path / "stores/train", "--d-sae", 32, "--k", 4, "--batch-tokens", 150, "--lr", 1e-3,
+             "--device", "cpu"]  # fmt: skip
+    for name, mask, tokens in (("plain", "none", 3000), ("masked", "random_hard", 3000), ("untrained", "none", 0)):
+        status, _, err = run(*train, "--out", tmp_path / name, "--mask", mask, "--tokens", tokens)
+        assert status == 0, err
+    runs = [tmp_path / name for name in ("plain", "masked", "untrained")]
+    evaluate = ["eval", *runs, "--held-out", tmp_path / "stores/held_out", "--no-probing", "--report",
+                tmp_path / "report", "--core.loss-contexts", 4]  # fmt: skip
+    status, out, err = run(*evaluate)
+    assert status == 0, err
+    assert "untrained: degenerate: no training step was taken" in out
+    rows = [line for line in out.splitlines() if "topk 32" in line]
+    assert len(rows) == 2 and "random_hard" in rows[1]
+    page = (tmp_path / "report/index.html").read_text()
+    assert page.count("<svg") == 1
+    assert (tmp_path / "report/overview.png").stat().st_size > 10_000
+    status, out, err = run(*evaluate)
+    assert status == 0 and "core: 3 of 3 already evaluated" in err
+
+
+MISTAKES = {
+    "wrong model": ("--model", "no-such/model", "no language model 'no-such/model'"),
+    "wrong layer": ("--hook-point", "layers.3", "has 3 layers, numbered 0 to 2"),
+    "wrong hook point": ("--hook-point", "attention", "hook point 'attention' is not understood"),
+    "unwritable folder": ("--out", "{here}/file/stores", "cannot write in"),
+    "empty corpus": ("--source", "{here}/empty.txt", "holds no text"),
+    "no such text": ("--source", "{here}/nothing-*.txt", "no file matches"),
+    "context too long": ("--context-length", "65", "65 tokens is longer than"),
+    "wrong device": ("--device", "tpu", "device 'tpu' is not usable here"),
+    "wrong type": ("--dtype", "int4", "dtype 'int4' is not known"),
+    "wrong flag": ("--contxt-length", "8", "Unknown option"),
+    "out of range": ("--held-out-fraction", "2", "less than 1"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_within_seconds(
+    run, harvest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "empty.txt").write_text("  \n")
+    (tmp_path / "file").write_text("")
+    flag, value, message = MISTAKES[mistake]
+    kept = [part for pair in zip(harvest[1::2], harvest[2::2], strict=True) if pair[0] != flag for part in pair]
+    start = time.monotonic()
+    status, _, err = run("harvest", *kept, flag, value.format(here=tmp_path))
+    assert status == 2
+    assert len(err.strip().splitlines()) == 1 and err.startswith("error: "), err
+    assert message in err
+    assert time.monotonic() - start < 10
+
+
+def test_flags_of_another_architecture_are_refused(run, harvest, tmp_path: Path) -> None:
+    run(*harvest)
+    status, _, err = run(
+        "train", tmp_path / "stores/train", "--architecture", "relu", "--k", 3, "--out", tmp_path / "x"
+    )
+    assert status == 2 and "k: Extra inputs are not permitted" in err
+
+
+def test_settings_come_from_file_environment_and_command_line(
+    run, harvest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*harvest)
+    (tmp_path / "c.yaml").write_text("train: {d-sae: 16, lr: 0.1, tokens: 0}\n")
+    monkeypatch.setenv("SCANSION_TRAIN_LR", "0.2")
+    status, _, err = run("--config", tmp_path / "c.yaml", "train", tmp_path / "stores/train", "--out", tmp_path / "x")
+    assert status == 0, err
+    written = (tmp_path / "x/config.yaml").read_text()
+    assert "d_sae: 16" in written and "lr: 0.2" in written
+    run("--config", tmp_path / "c.yaml", "train", tmp_path / "stores/train", "--out", tmp_path / "y", "--lr", 0.3)
+    assert "lr: 0.3" in (tmp_path / "y/config.yaml").read_text()
+
+
+def test_help_shows_defaults_and_an_example(run) -> None:
+    for command in ("harvest", "train", "eval", "demo", "doctor"):
+        status, out, _ = run(command, "--help")
+        assert status == 0 and "Example: scansion" in out, command
+        if command in ("harvest", "train", "eval", "demo"):
+            assert "[default:" in out
+
+
+def test_masks_are_listed_with_their_settings(run) -> None:
+    status, out, _ = run("masks")
+    assert status == 0 and {line.split(":")[0] for line in out.splitlines()} >= {"none", "bands", "adaptive", "soft"}
+    status, out, _ = run("masks", "soft")
+    assert "start.low = 0.3" in out and "entropy_coefficient = 0.0" in out
+    status, _, err = run("masks", "stripes")
+    assert status == 2 and "there is no mask family 'stripes'; there are none, " in err
+
+
+def test_a_mask_is_one_flag(run, harvest, tmp_path: Path) -> None:
+    run(*harvest)
+    train = ["train", tmp_path / "stores/train", "--d-sae", 32, "--k", 4, "--tokens", 0, "--mask"]
+    status, _, err = run(*train, "bands, count: 4, shared: 0.25", "--out", tmp_path / "x")
+    assert status == 0, err
+    written = (tmp_path / "x/config.yaml").read_text()
+    assert "count: 4" in written and "shared: 0.25" in written
+    for wrong, message in [
+        ("bands, count: [", "cannot be read; write a family"),
+        ("stripes", "does not match any of the expected tags"),
+        ("bands, width: 3", "width: Extra inputs are not permitted"),
+        ("bands, count: 5", "32 bound features do not divide evenly among 5 bands"),
+        ("soft, start: {kind: from_usage, sae: nowhere}", "nowhere holds no SAE"),
+    ]:
+        status, _, err = run(*train, wrong, "--out", tmp_path / "y")
+        assert status == 2 and message in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_a_trained_mask_is_compiled_to_bands(run, harvest, tmp_path: Path) -> None:
+    run(*harvest)
+    train = ["train", tmp_path / "stores/train", "--d-sae", 32, "--k", 4, "--tokens", 3000, "--batch-tokens", 150,
+             "--lr", 1e-3, "--device", "cpu", "--mask", "adaptive, positions_per_feature: 2", "--out"]  # fmt: skip
+    status, _, err = run(*train, tmp_path / "soft")
+    assert status == 0, err
+    compiling = ["compile", tmp_path / "soft", "--bands", 4, "--held-out", tmp_path / "stores/held_out", "--out"]
+    status, out, err = run(*compiling, tmp_path / "hard")
+    assert status == 0, err
+    assert "FVE before" in out and "of the mask's weight was cut off" in out
+    status, out, err = run("eval", tmp_path / "hard", "--held-out", tmp_path / "stores/held_out", "--no-probing",
+                           "--core.loss-contexts", 0)  # fmt: skip
+    assert status == 0 and "bands" in out, err
+    status, _, err = run(*compiling, tmp_path / "soft")
+    assert status == 2 and "cannot replace its origin" in err

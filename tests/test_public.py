@@ -1,0 +1,55 @@
+"""The public names are there, are loaded only when used, and are the same for a type checker as for Python."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scansion
+
+
+def declared() -> dict[str, str]:
+    """Name -> module, as a type checker reads the file."""
+    tree = ast.parse(Path(scansion.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    return {
+        alias.name: str(node.module)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name
+    }
+
+
+def test_a_type_checker_sees_what_python_sees() -> None:
+    assert declared() == scansion._HOME_OF
+
+
+@pytest.mark.parametrize("name", sorted(scansion._HOME_OF))
+def test_every_name_is_there_and_says_what_it_is(name: str) -> None:
+    assert getattr(scansion, name) is getattr(scansion, name)
+    assert getattr(scansion, name).__doc__
+    assert name in dir(scansion)
+
+
+def test_another_name_is_refused_like_any_missing_attribute() -> None:
+    with pytest.raises(AttributeError, match=r"scansion has no 'Sae'; it has .*SAE"):
+        scansion.Sae  # noqa: B018
+    assert not hasattr(scansion, "__wrapped__")
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'sklearn', 'matplotlib', 'datasets', 'pydantic'}"
+    code = f"import sys, scansion; print({heavy} & set(sys.modules))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "set()\n"
+
+
+def test_a_command_loads_only_what_it_needs() -> None:
+    code = "import sys, scansion.cli; print({'sklearn', 'matplotlib', 'datasets', 'pandas'} & set(sys.modules))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "set()\n"
