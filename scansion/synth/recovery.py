@@ -79,9 +79,10 @@ def _observe(subject: Subject, held_out: ActivationStore) -> _Activity:
     squares = dict.fromkeys(sums, 0.0)
     for start in range(0, held_out.n_contexts, _BATCH_CONTEXTS):
         x = held_out.contexts(start, start + _BATCH_CONTEXTS).float()
-        acts = sae.encode(x.to(sae.W_dec.device), positions[:, None].to(sae.W_dec.device))
+        places = positions[:, None].to(sae.W_dec.device)
+        acts = sae.encode(x.to(sae.W_dec.device), places)
         counts += (acts > 0).sum(dim=1).cpu()
-        for name, tensor in (("x", x), ("x_hat", sae.decode(acts).cpu())):
+        for name, tensor in (("x", x), ("x_hat", sae.decode(acts, places).cpu())):
             sums[name] += tensor.sum(dim=(0, 1), dtype=torch.float64)
             squares[name] += float(tensor.double().square().sum())
     n = held_out.n_contexts * held_out.n_positions

@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scansion.errors import ConfigError, ScansionError
-from scansion.sae import AnySAEConfig, SAEConfig, build_sae
-from scansion.study.plan import describe
+from scansion.sae import SAEConfig, build_sae
+from scansion.study.plan import RunPlan, describe
 from scansion.synth import PlantedDictionary, SynthConfig
 from scansion.training import TrainingConfig
 
@@ -32,18 +32,6 @@ class WorldPlan(BaseModel):
     world: dict[str, Any] = Field(default_factory=dict, description="What differs from the study's world settings.")
 
 
-class VariantPlan(BaseModel):
-    """One kind of SAE, trained in every world with every seed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(min_length=1, description="Name in tables and figures.")
-    sae: AnySAEConfig
-    training: dict[str, Any] = Field(
-        default_factory=dict, description="What differs from the study's training settings."
-    )
-
-
 class SyntheticPlan(BaseModel):
     """A whole synthetic study."""
 
@@ -55,7 +43,7 @@ class SyntheticPlan(BaseModel):
     worlds: tuple[WorldPlan, ...] = Field(min_length=1)
     training: dict[str, Any] = Field(default_factory=dict, description="Settings of all runs; see TrainingConfig.")
     reference: str = Field(description="The variant that the others are compared with, seed by seed.")
-    variants: tuple[VariantPlan, ...] = Field(min_length=1)
+    variants: tuple[RunPlan, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> SyntheticPlan:
@@ -83,13 +71,13 @@ class SyntheticPlan(BaseModel):
         """A world of one seed."""
         return SynthConfig.model_validate({**_allowed("world", {**self.world, **world.world}), "seed": seed})
 
-    def training_config(self, variant: VariantPlan, seed: int) -> TrainingConfig:
+    def training_config(self, variant: RunPlan, seed: int) -> TrainingConfig:
         """How a variant is trained with one seed."""
         settings = _allowed("training", {**self.training, **variant.training})
         return TrainingConfig.model_validate({**settings, "seed": seed, "data_seed": seed, "use_position_0": True})
 
     @staticmethod
-    def sae_config(variant: VariantPlan, seed: int) -> SAEConfig:
+    def sae_config(variant: RunPlan, seed: int) -> SAEConfig:
         """A variant's SAE, every seed in it (of a mask's draw, say) being this one."""
         return _reseeded(variant.sae, seed)
 
