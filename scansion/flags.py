@@ -22,11 +22,11 @@ class SAEFlags:
     Parameters
     ----------
     architecture
-        relu, topk, batch_topk or jumprelu.
+        relu, topk, batch_topk, jumprelu, matryoshka, temporal or switch.
     d_sae
         Number of features.
     k
-        Active features a token (topk, batch_topk); default 32.
+        Active features a token (all but relu and jumprelu); default 32.
     l1_coefficient
         Weight of the L1 penalty (relu); default 0.04.
     l0_coefficient
@@ -34,14 +34,17 @@ class SAEFlags:
     mask
         Positional mask: a family, then its settings, for example "bands, count: 8, shared: 0.25".
         `scansion masks` lists them.
+    n_experts
+        Experts a learnt router chooses from (switch); default 8.
     """
 
-    architecture: Literal["relu", "topk", "batch_topk", "jumprelu"] = "topk"
+    architecture: Literal["relu", "topk", "batch_topk", "jumprelu", "matryoshka", "temporal", "switch"] = "topk"
     d_sae: int = 2304
     k: int | None = None
     l1_coefficient: float | None = None
     l0_coefficient: float | None = None
     mask: str = "none"
+    n_experts: int | None = None
 
     def config(self) -> SAEConfig:
         """The config these flags mean, of which only what was given is set."""

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scansion.activations.store import ActivationStore
+from scansion.errors import ConfigError
 
 PREFETCH = 2
 # The rest is left to the LM, the SAEs and the machine's other users.
@@ -23,10 +24,17 @@ MEMORY_SHARE = 0.5
 
 @dataclass(frozen=True)
 class PositionedBatch:
-    """Activations grouped by position: row ``x[i]`` holds n tokens, all of them at ``positions[i]`` of their context."""
+    """Activations grouped by position: row ``x[i]`` holds n tokens, all of them at ``positions[i]`` of their context.
+
+    Attributes:
+        x: activations.
+        positions: ascending.
+        previous: the token before each one, for all rows but the first; None unless it was asked for.
+    """
 
     x: Float[Tensor, "P n d_in"]
     positions: Int[Tensor, "P"]
+    previous: Float[Tensor, "P_less_1 n d_in"] | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -35,7 +43,15 @@ class PositionedBatch:
 
     def to(self, device: torch.device) -> PositionedBatch:
         """The same batch on another device."""
-        return PositionedBatch(self.x.to(device, non_blocking=True), self.positions.to(device, non_blocking=True))
+        return PositionedBatch(
+            self.x.to(device, non_blocking=True),
+            self.positions.to(device, non_blocking=True),
+            None if self.previous is None else self.previous.to(device, non_blocking=True),
+        )
+
+    def scaled(self, scale: float) -> PositionedBatch:
+        """The same batch with activations multiplied by ``scale``."""
+        return PositionedBatch(self.x * scale, self.positions, None if self.previous is None else self.previous * scale)
 
 
 class ActivationStream:
@@ -50,6 +66,10 @@ class ActivationStream:
         seed: of the order of contexts.
         use_position_0: whether the first position (BOS, the attention sink) takes part.
         in_memory: keep the whole store in memory; by default if it takes less than half of what is free.
+        with_previous: also yield the token before each of the batch's; changes nothing about the others.
+
+    Raises:
+        ConfigError: ``with_previous``, and some token has no token before it.
     """
 
     def __init__(
@@ -59,12 +79,17 @@ class ActivationStream:
         seed: int,
         use_position_0: bool = False,
         in_memory: bool | None = None,
+        with_previous: bool = False,
     ) -> None:
         self.store = store
         self.per_position = per_position
         self.seed = seed
         self.positions = store.used_positions(use_position_0)
+        self.with_previous = with_previous
         valid = store.valid
+        followers = self.positions[1:]
+        if with_previous and bool((valid[followers] & ~valid[followers - 1]).any()):
+            raise ConfigError("some tokens of this store have no token before them (is it padded on the left?)")
         self._valid = {int(p): valid[p].nonzero().squeeze(1).numpy() for p in self.positions}
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
         if in_memory is None:
@@ -94,12 +119,14 @@ class ActivationStream:
     def batch(self, step: int) -> PositionedBatch:
         """Batch number ``step``, from 0, as float32 on the CPU."""
         contexts = torch.from_numpy(np.stack([self._contexts_at(int(p), step) for p in self.positions]))
+        previous = self._read(self.positions[1:] - 1, contexts[1:]) if self.with_previous else None
+        return PositionedBatch(self._read(self.positions, contexts), self.positions, previous)
+
+    def _read(self, positions: Tensor, contexts: Tensor) -> Tensor:
         if self._resident is None:
-            x = self.store.gather(self.positions, contexts)
-        else:
-            rows = (self.positions[:, None] * self.store.n_contexts + contexts).reshape(-1)
-            x = self._resident.view(-1, self.store.d_in)[rows].view(*contexts.shape, self.store.d_in)
-        return PositionedBatch(x.float(), self.positions)
+            return self.store.gather(positions, contexts).float()
+        rows = (positions[:, None] * self.store.n_contexts + contexts).reshape(-1)
+        return self._resident.view(-1, self.store.d_in)[rows].view(*contexts.shape, self.store.d_in).float()
 
     def batches(self, start: int, stop: int) -> Iterator[PositionedBatch]:
         """Batches ``start`` to ``stop`` (exclusive), prepared ahead in a thread that ends with the iteration."""

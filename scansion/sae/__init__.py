@@ -4,9 +4,12 @@ from scansion.sae.base import SAE, Losses, Part, SAEConfig
 from scansion.sae.batch_topk import BatchTopKConfig, BatchTopKSAE
 from scansion.sae.io import load_sae, save_sae
 from scansion.sae.jumprelu import JumpReluConfig, JumpReluSAE
+from scansion.sae.matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from scansion.sae.metadata import SAEMetadata
-from scansion.sae.registry import AnySAEConfig, build_sae, parse_sae_config
+from scansion.sae.registry import AnySAEConfig, build_sae, parse_sae_config, uses_pairs
 from scansion.sae.relu import ReluConfig, ReluSAE
+from scansion.sae.switch import SwitchConfig, SwitchSAE
+from scansion.sae.temporal import TemporalConfig, TemporalSAE
 from scansion.sae.topk import TopKConfig, TopKSAE
 
 __all__ = [
@@ -17,15 +20,22 @@ __all__ = [
     "JumpReluConfig",
     "JumpReluSAE",
     "Losses",
+    "MatryoshkaConfig",
+    "MatryoshkaSAE",
     "Part",
     "ReluConfig",
     "ReluSAE",
     "SAEConfig",
     "SAEMetadata",
+    "SwitchConfig",
+    "SwitchSAE",
+    "TemporalConfig",
+    "TemporalSAE",
     "TopKConfig",
     "TopKSAE",
     "build_sae",
     "load_sae",
     "parse_sae_config",
     "save_sae",
+    "uses_pairs",
 ]

@@ -33,18 +33,24 @@ class Losses:
     """What one training forward pass yields. Scalars are means over tokens, in units of the SAE's (scaled) input.
 
     Attributes:
-        mse: squared error summed over d_in.
+        reconstruction: squared error summed over d_in; that of all its reconstructions for an architecture that makes
+            several.
         sparsity: the architecture's penalty with its coefficient; 0 where sparsity is by construction.
         auxiliary: what keeps features alive, with its coefficient; 0 where nothing does.
-        x_hat: reconstruction.
+        residual: x - x_hat.
         fired: tokens each feature fired on at each position of the batch.
     """
 
-    mse: Float[Tensor, ""]
+    reconstruction: Float[Tensor, ""]
     sparsity: Float[Tensor, ""]
     auxiliary: Float[Tensor, ""]
-    x_hat: Float[Tensor, "P n d_in"]
+    residual: Float[Tensor, "P n d_in"]
     fired: Int[Tensor, "P d_sae"]
+
+    @property
+    def mse(self) -> Float[Tensor, ""]:
+        """Squared error of the whole reconstruction, without a gradient."""
+        return self.residual.detach().pow(2).sum(dim=-1).mean()
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,9 @@ class SAE(nn.Module, ABC):
     revival: Literal["none", "resample"]
     """How the trainer brings dead features back; ``none`` where the architecture's auxiliary loss does it."""
 
+    uses_pairs: bool = False
+    """Whether :meth:`losses` needs ``previous``: the token before each of the batch's."""
+
     def __init__(self, config: SAEConfig, d_in: int, n_positions: int, generator: torch.Generator) -> None:
         super().__init__()
         directions = torch.randn(config.d_sae, d_in, generator=generator)
@@ -126,6 +135,24 @@ class SAE(nn.Module, ABC):
     ) -> list[Float[Tensor, "_ n _"]]:
         """:meth:`activate` for a batch cut into bands; one that compares tokens must compare those of all bands."""
         return [self.activate(pre, names) for pre, names in zip(pre_acts, features, strict=True)]
+
+    def reconstruction_loss(
+        self, residual: Float[Tensor, "P n d_in"], parts: Sequence[Part], weights: Float[Tensor, "P 1 d_sae"] | None
+    ) -> Float[Tensor, ""]:
+        """The squared error to be minimised, a mean over tokens.
+
+        Args:
+            residual: of the whole reconstruction.
+            parts: the batch.
+            weights: of the mask, where it gates the gradient of the decoder; there is one part then.
+        """
+        return residual.pow(2).sum(dim=-1).mean()
+
+    def pair_loss(
+        self, parts: Sequence[Part], positions: Int[Tensor, "P"], previous: Float[Tensor, "P_less_1 n d_in"]
+    ) -> Float[Tensor, ""]:
+        """A loss on adjacent tokens, with its coefficient; asked for only where :attr:`uses_pairs`."""
+        raise NotImplementedError
 
     def sparsity_loss(self, parts: Sequence[Part]) -> Float[Tensor, ""]:
         """The penalty on activity, with its coefficient, a mean over tokens; 0 unless the architecture has one."""
@@ -230,58 +257,85 @@ class SAE(nn.Module, ABC):
         """``decode(encode(x, positions))``."""
         return self.decode(self.encode(x, positions), positions)
 
-    def losses(self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"], dead: Bool[Tensor, "d_sae"]) -> Losses:
+    def losses(
+        self,
+        x: Float[Tensor, "P n d_in"],
+        positions: Int[Tensor, "P"],
+        dead: Bool[Tensor, "d_sae"],
+        previous: Float[Tensor, "P_less_1 n d_in"] | None = None,
+    ) -> Losses:
         """One training forward pass, by bands where the mask has them.
 
         Args:
             x: a batch grouped by position.
             positions: ascending; the position of each row of ``x``.
             dead: the features that an auxiliary loss should revive.
+            previous: for each row but the first, the token before each of its tokens. Needed where
+                :attr:`uses_pairs`, which also needs positions without gaps.
         """
         bands = self.mask.bands()
-        return (
-            self.dense_losses(x, positions, dead) if bands is None else self._banded_losses(x, positions, dead, bands)
-        )
+        if bands is None:
+            return self.dense_losses(x, positions, dead, previous)
+        return self._banded_losses(x, positions, dead, previous, bands)
 
     def dense_losses(
-        self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"], dead: Bool[Tensor, "d_sae"]
+        self,
+        x: Float[Tensor, "P n d_in"],
+        positions: Int[Tensor, "P"],
+        dead: Bool[Tensor, "d_sae"],
+        previous: Float[Tensor, "P_less_1 n d_in"] | None = None,
     ) -> Losses:
         """:meth:`losses` computed over all features and positions: the reference for every faster way."""
         pre_acts, acts = self._gated(x, positions[:, None])
-        gates = self.mask.gates_decoder
-        decoded = gated_product(acts, self.W_dec, self.mask(positions[:, None])) if gates else acts @ self.W_dec
+        weights = self.mask(positions[:, None]) if self.mask.gates_decoder else None
+        decoded = acts @ self.W_dec if weights is None else gated_product(acts, self.W_dec, weights)
         part = Part(slice(None), None, pre_acts, acts)
-        return self._losses_of(x, decoded + self.bias_at(positions[:, None]), [part], dead)
+        residual = x - (decoded + self.bias_at(positions[:, None]))
+        return self._losses_of(residual, [part], positions, dead, previous, weights)
 
-    def _banded_losses(self, x: Tensor, positions: Tensor, dead: Tensor, bands: Bands) -> Losses:
+    def _banded_losses(
+        self, x: Tensor, positions: Tensor, dead: Tensor, previous: Tensor | None, bands: Bands
+    ) -> Losses:
         rows = rows_of_bands(positions, bands.edges, bands.shared, bands.sizes)
         features = [band.features(bands.shared).to(x.device) for band in rows]
         bias = self.bias_at(positions[:, None])
         pre_acts = banded_encode(x - bias, self.W_enc, self.b_enc, rows, bands.shared)
         acts = self.activate_bands(pre_acts, features)
-        x_hat = banded_decode(acts, self.W_dec, rows, bands.shared) + bias
+        residual = x - (banded_decode(acts, self.W_dec, rows, bands.shared) + bias)
         parts = [
             Part(band.rows, names, pre, act)
             for band, names, pre, act in zip(rows, features, pre_acts, acts, strict=True)
             if band.rows.stop > band.rows.start
         ]
-        return self._losses_of(x, x_hat, parts, dead)
+        return self._losses_of(residual, parts, positions, dead, previous, None)
 
-    def _losses_of(self, x: Tensor, x_hat: Tensor, parts: list[Part], dead: Tensor) -> Losses:
-        residual = x - x_hat
+    def _losses_of(
+        self,
+        residual: Tensor,
+        parts: list[Part],
+        positions: Tensor,
+        dead: Tensor,
+        previous: Tensor | None,
+        weights: Tensor | None,
+    ) -> Losses:
         self.after_forward(parts)
-        fired = torch.zeros(x.shape[0], self.d_sae, dtype=torch.int64, device=x.device)
+        fired = torch.zeros(len(residual), self.d_sae, dtype=torch.int64, device=residual.device)
         for part in parts:
             counts = (part.acts > 0).sum(dim=1)
             if part.features is None:
                 fired = counts
             else:
                 fired[part.rows, part.features] = counts
+        auxiliary = self.auxiliary_loss(residual, parts, dead)
+        if self.uses_pairs:
+            if previous is None:
+                raise ShapeError(f"{self.config.architecture} learns from pairs of tokens: losses() needs previous")
+            auxiliary = auxiliary + self.pair_loss(parts, positions, previous)
         return Losses(
-            mse=residual.pow(2).sum(dim=-1).mean(),
+            reconstruction=self.reconstruction_loss(residual, parts, weights),
             sparsity=self.sparsity_loss(parts),
-            auxiliary=self.auxiliary_loss(residual, parts, dead),
-            x_hat=x_hat,
+            auxiliary=auxiliary,
+            residual=residual,
             fired=fired,
         )
 

@@ -14,13 +14,18 @@ from scansion.sae.base import Part, SAEConfig
 from scansion.sae.topk import TopKKindConfig, TopKKindSAE
 
 
-class BatchTopKConfig(TopKKindConfig, frozen=True):
-    """Settings of :class:`BatchTopKSAE`."""
+class BatchTopKKindConfig(TopKKindConfig, frozen=True):
+    """Settings of all architectures whose tokens compete for places."""
 
-    architecture: Literal["batch_topk"] = "batch_topk"
     threshold_decay: float = Field(
         default=0.9, ge=0, lt=1, description="Share of the running inference threshold kept at each training step."
     )
+
+
+class BatchTopKConfig(BatchTopKKindConfig, frozen=True):
+    """Settings of :class:`BatchTopKSAE`."""
+
+    architecture: Literal["batch_topk"] = "batch_topk"
 
 
 class BatchTopKSAE(TopKKindSAE):
@@ -30,7 +35,7 @@ class BatchTopKSAE(TopKKindSAE):
     depend on which others are in its batch.
     """
 
-    config: BatchTopKConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never assigned again
+    config: BatchTopKKindConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never assigned again
 
     def __init__(self, config: SAEConfig, d_in: int, n_positions: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, n_positions, generator)

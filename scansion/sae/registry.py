@@ -10,11 +10,15 @@ from pydantic import Field, TypeAdapter
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.batch_topk import BatchTopKConfig, BatchTopKSAE
 from scansion.sae.jumprelu import JumpReluConfig, JumpReluSAE
+from scansion.sae.matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from scansion.sae.relu import ReluConfig, ReluSAE
+from scansion.sae.switch import SwitchConfig, SwitchSAE
+from scansion.sae.temporal import TemporalConfig, TemporalSAE
 from scansion.sae.topk import TopKConfig, TopKSAE
 
 AnySAEConfig = Annotated[
-    ReluConfig | TopKConfig | BatchTopKConfig | JumpReluConfig, Field(discriminator="architecture")
+    ReluConfig | TopKConfig | BatchTopKConfig | JumpReluConfig | MatryoshkaConfig | TemporalConfig | SwitchConfig,
+    Field(discriminator="architecture"),
 ]
 """Any architecture's settings, told apart by ``architecture``."""
 
@@ -23,6 +27,9 @@ _ARCHITECTURES: dict[type[SAEConfig], type[SAE]] = {
     TopKConfig: TopKSAE,
     BatchTopKConfig: BatchTopKSAE,
     JumpReluConfig: JumpReluSAE,
+    MatryoshkaConfig: MatryoshkaSAE,
+    TemporalConfig: TemporalSAE,
+    SwitchConfig: SwitchSAE,
 }
 _ADAPTER: TypeAdapter[SAEConfig] = TypeAdapter(AnySAEConfig)
 
@@ -34,6 +41,11 @@ def parse_sae_config(settings: dict[str, Any]) -> SAEConfig:
         pydantic.ValidationError: an unknown architecture, an unknown key, or a value out of range.
     """
     return _ADAPTER.validate_python(settings)
+
+
+def uses_pairs(config: SAEConfig) -> bool:
+    """Whether an SAE of this config learns from pairs of adjacent tokens."""
+    return _ARCHITECTURES[type(config)].uses_pairs
 
 
 def build_sae(config: SAEConfig, d_in: int, n_positions: int, generator: torch.Generator) -> SAE:

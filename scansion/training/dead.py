@@ -54,7 +54,7 @@ def resample(
     indices = dead.mask.nonzero().squeeze(1)
     if len(indices) == 0 or len(indices) == sae.d_sae:
         return
-    residual = (x - losses.x_hat).flatten(0, 1)
+    residual = losses.residual.detach().flatten(0, 1)
     error = residual.square().sum(dim=1).view(x.shape[:2])
     weights = (error[None] * trained.T[indices, :, None]).flatten(1)
     usable = weights.sum(dim=1) > 0

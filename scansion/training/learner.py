@@ -45,9 +45,9 @@ class Learner:
         for group in self.optimiser.param_groups:
             group["lr"] = config.lr_at(self.step, self.n_steps) * group["multiplier"]
         mask.begin_step(self.step, self.n_steps)
-        losses = sae.losses(batch.x, batch.positions, self.dead.mask)
+        losses = sae.losses(batch.x, batch.positions, self.dead.mask, batch.previous)
         sparsity = config.sparsity_weight_at(self.step, self.n_steps) * losses.sparsity
-        loss = losses.mse + sparsity + losses.auxiliary + mask.regulariser()
+        loss = losses.reconstruction + sparsity + losses.auxiliary + mask.regulariser()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if not mask.moves_at(self.step):
@@ -79,7 +79,8 @@ class Learner:
             flat = batch.x.flatten(0, 1)
             variance = (flat - flat.mean(dim=0)).square().sum(dim=1).mean()
             l0 = losses.fired.sum() / batch.n_tokens
-            parts = (loss, losses.mse, sparsity, losses.auxiliary, l0, 1 - losses.mse / variance, gradient_norm)
+            mse = losses.mse
+            parts = (loss, mse, sparsity, losses.auxiliary, l0, 1 - mse / variance, gradient_norm)
             return torch.stack([part.detach() for part in parts])
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ from scansion.errors import ConfigError, TrainingError
 from scansion.files import one_line_io_errors
 from scansion.masks import build_mask
 from scansion.progress import progress, say
-from scansion.sae import SAEConfig, SAEMetadata, build_sae, save_sae
+from scansion.sae import SAEConfig, SAEMetadata, build_sae, save_sae, uses_pairs
 from scansion.training.config import TrainingConfig
 from scansion.training.learner import METRICS, Learner
 from scansion.training.run_folder import RunFolder
@@ -73,7 +73,11 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
     device = resolve_device(config.device)
     positions = len(store.used_positions(config.use_position_0))
     stream = ActivationStream(
-        store, max(1, round(config.batch_tokens / positions)), config.data_seed, config.use_position_0
+        store,
+        max(1, round(config.batch_tokens / positions)),
+        config.data_seed,
+        config.use_position_0,
+        with_previous=any(uses_pairs(session.run.sae) for session in sessions),
     )
     n_steps = config.n_steps(stream.tokens_per_batch)
     for session in sessions:
@@ -86,8 +90,7 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
     per_step = stream.tokens_per_batch * len(sessions)
     with progress(f"train {len(sessions)} SAEs", n_steps * per_step, "tokens", start * per_step) as advance:
         for step, batch in enumerate(stream.batches(start, n_steps), start):
-            batch = batch.to(device)
-            batch = PositionedBatch(batch.x * scale, batch.positions)
+            batch = batch.to(device).scaled(scale)
             for session in sessions:
                 if session.learner.step == step:  # false while another run catches up after an interruption
                     session.advance(batch)

@@ -54,6 +54,17 @@ def test_an_epoch_shows_every_activation_once(store) -> None:
             assert seen == Counter(tuple(row) for row in stored.tolist())
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_previous_tokens_are_those_just_before_and_change_nothing_else(store, in_memory: bool) -> None:
+    stream = ActivationStream(store, 4, seed=0, in_memory=in_memory, with_previous=True)
+    acts = store.contexts(0, store.n_contexts)
+    batch = stream.batch(2)
+    assert torch.equal(batch.x, ActivationStream(store, 4, seed=0).batch(2).x)
+    for row, before, position in zip(batch.x[1:], batch.previous, batch.positions[1:], strict=True):
+        contexts = [(acts[position] == token).all(dim=1).nonzero()[0, 0] for token in row]
+        assert torch.equal(before, acts[position - 1, torch.stack(contexts)])
+
+
 def test_tokens_of_a_context_do_not_travel_together(store) -> None:
     stream = ActivationStream(store, 1, seed=0)
     full = store.valid.all(dim=0).nonzero().squeeze(1)

@@ -21,11 +21,11 @@ def test_losses_and_gradients_are_those_of_the_dense_form(architecture: str, fam
     x = some_x(n=7)[positions]
     found = banded.losses(x, positions, DEAD)
     expected = dense.dense_losses(x, positions, DEAD)
-    for name in ("mse", "sparsity", "auxiliary", "x_hat"):
+    for name in ("reconstruction", "sparsity", "auxiliary", "residual"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=lambda m, n=name: f"{n}: {m}")
     assert torch.equal(found.fired, expected.fired)
     for losses in (found, expected):
-        (losses.mse + losses.sparsity + losses.auxiliary).backward()
+        (losses.reconstruction + losses.sparsity + losses.auxiliary).backward()
     for (name, parameter), (_, reference) in zip(banded.named_parameters(), dense.named_parameters(), strict=True):
         torch.testing.assert_close(
             parameter.grad, reference.grad, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
@@ -42,7 +42,7 @@ def test_fifty_steps_follow_the_same_curve(architecture: str) -> None:
         for step in range(50):
             losses = getattr(sae, way)(some_x(seed=step, n=16), EVERYWHERE, DEAD)
             optimiser.zero_grad()
-            (losses.mse + losses.sparsity + losses.auxiliary).backward()
+            (losses.reconstruction + losses.sparsity + losses.auxiliary).backward()
             optimiser.step()
             sae.normalise_decoder()
             curve.append(losses.mse.item())
@@ -55,7 +55,7 @@ def test_static_slicing_is_one_sae_a_slice() -> None:
     """A slice's losses and gradients are those of a smaller SAE of its own that sees its positions alone."""
     sae = make_sae("topk", BandMaskConfig(preset="static_slicing", count=3)).train()
     x = some_x(n=9)
-    sae.losses(x, EVERYWHERE, torch.zeros(D_SAE, dtype=torch.bool)).mse.backward()
+    sae.losses(x, EVERYWHERE, torch.zeros(D_SAE, dtype=torch.bool)).reconstruction.backward()
     for index in range(3):
         block, rows = slice(index * 12, index * 12 + 12), slice(index * 4, index * 4 + 4)
         W_enc, b_enc, W_dec = (

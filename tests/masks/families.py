@@ -16,7 +16,16 @@ from scansion.masks import (
     Temperature,
     UsageBandMaskConfig,
 )
-from scansion.sae import SAE, BatchTopKConfig, JumpReluConfig, ReluConfig, TopKConfig, build_sae
+from scansion.sae import (
+    SAE,
+    BatchTopKConfig,
+    JumpReluConfig,
+    MatryoshkaConfig,
+    ReluConfig,
+    SwitchConfig,
+    TopKConfig,
+    build_sae,
+)
 
 L, D_IN, D_SAE = 12, 6, 36
 
@@ -49,7 +58,11 @@ ARCHITECTURES = {
     "jumprelu": lambda mask: JumpReluConfig(
         d_sae=D_SAE, mask=mask, initial_threshold=0.1, bandwidth=0.5, l0_coefficient=0.1
     ),
+    "matryoshka": lambda mask: MatryoshkaConfig(d_sae=D_SAE, k=5, prefixes=(0.25, 0.5, 1.0), mask=mask),
+    "switch": lambda mask: SwitchConfig(d_sae=D_SAE, k=5, n_experts=3, mask=mask),
 }
+# Those whose code depends on the pre-activations alone.
+UNROUTED = [name for name in ARCHITECTURES if name != "switch"]
 
 
 def with_acts_on(name: str, acts_on: str) -> MaskConfig:

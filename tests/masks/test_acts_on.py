@@ -19,7 +19,7 @@ def gradients(sae: SAE) -> dict[str, torch.Tensor]:
 
 
 def total(losses) -> torch.Tensor:
-    return losses.mse + losses.sparsity + losses.auxiliary
+    return losses.reconstruction + losses.sparsity + losses.auxiliary
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -41,7 +41,7 @@ def test_gradient_is_autograd_on_a_graph_masked_by_hand(architecture: str, famil
     sae = make_sae(architecture, with_acts_on(family, "gradient")).train()
     x = some_x()
     losses = sae.losses(x, EVERYWHERE, NONE_DEAD)
-    (losses.mse + losses.sparsity).backward()
+    (losses.reconstruction + losses.sparsity).backward()
     found = gradients(sae)
 
     weights = sae.mask(EVERYWHERE).detach()

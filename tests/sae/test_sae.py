@@ -146,7 +146,7 @@ def test_the_gradient_of_jumprelu_thresholds_is_the_kernel_estimate() -> None:
 
 def test_a_step_along_the_corrected_gradient_keeps_norms_to_first_order() -> None:
     sae, x = make("relu").train(), some_x(5, L)
-    sae.losses(x.transpose(0, 1), torch.arange(L), torch.zeros(D_SAE, dtype=torch.bool)).mse.backward()
+    sae.losses(x.transpose(0, 1), torch.arange(L), torch.zeros(D_SAE, dtype=torch.bool)).reconstruction.backward()
     sae.remove_parallel_gradient()
     assert sae.W_dec.grad is not None
     torch.testing.assert_close((sae.W_dec.grad * sae.W_dec).sum(dim=1), torch.zeros(D_SAE), atol=1e-5, rtol=0)

@@ -35,7 +35,7 @@ def test_a_revived_feature_points_at_a_residual_at_a_position_it_may_use() -> No
     x = torch.randn(P, N, D_IN, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(P)
     losses = sae.losses(x, positions, torch.zeros(D_SAE, dtype=torch.bool))
-    losses.mse.backward()
+    losses.reconstruction.backward()
     optimiser.step()
     before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
     dead = DeadFeatures(sae, after_tokens=10)
@@ -43,7 +43,7 @@ def test_a_revived_feature_points_at_a_residual_at_a_position_it_may_use() -> No
     allowed = sae.mask.allowed(positions)
     resample(sae, optimiser, dead, x, losses, allowed, torch.Generator().manual_seed(2))
 
-    directions = torch.nn.functional.normalize(x - losses.x_hat, dim=-1)
+    directions = torch.nn.functional.normalize(losses.residual, dim=-1)
     for feature in range(3, 9):
         permitted = directions[allowed[:, feature]].flatten(0, 1)
         assert (permitted @ sae.W_dec[feature]).max() > 1 - 1e-5

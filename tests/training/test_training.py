@@ -20,7 +20,16 @@ from scansion.masks import (
     SoftMaskConfig,
     UsageBandMaskConfig,
 )
-from scansion.sae import BatchTopKConfig, JumpReluConfig, ReluConfig, TopKConfig, load_sae
+from scansion.sae import (
+    BatchTopKConfig,
+    JumpReluConfig,
+    MatryoshkaConfig,
+    ReluConfig,
+    SwitchConfig,
+    TemporalConfig,
+    TopKConfig,
+    load_sae,
+)
 from scansion.training import TrainingConfig, TrainingRun, train
 from scansion.training.learner import Learner
 from tests.killing import kill_after
@@ -39,6 +48,9 @@ CONFIGS = {
         d_sae=D_SAE, k=4, mask=SoftMaskConfig(l1_coefficient=0.1, updates=MaskUpdates(start=30, every=7, stop=80))
     ),
     "adaptive": ReluConfig(d_sae=D_SAE, l1_coefficient=0.02, mask=AdaptiveMaskConfig(positions_per_feature=4)),
+    "matryoshka": MatryoshkaConfig(d_sae=D_SAE, k=4, mask=BandMaskConfig(count=4, shared=0.25)),
+    "temporal": TemporalConfig(d_sae=D_SAE, k=4, contrastive_coefficient=0.1),
+    "switch": SwitchConfig(d_sae=D_SAE, k=4, n_experts=4, balance_coefficient=0.1),
     "usage": TopKConfig(d_sae=D_SAE, k=4, mask=UsageBandMaskConfig(count=2, every=10, stay=0.0)),
 }
 TRAINING = TrainingConfig(
