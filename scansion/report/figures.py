@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from scansion.activations import ActivationStore
 from scansion.evals.bundle import Evaluations
@@ -81,6 +82,16 @@ def _training(
             l0.plot(tokens, [line["l0"] for line in lines], color=colours[run.name])
     fve.set(title="Reconstruction during training", xlabel="tokens", ylabel="FVE of the batch", ylim=(0, 1))
     l0.set(title="Sparsity during training", xlabel="tokens", ylabel="L0 (log scale)", yscale="log")
+    _plain_log_ticks(l0)
+    for axis in (fve, l0):
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _plain_log_ticks(axis: Axes) -> None:
+    """Ticks at 1, 2 and 5 times the powers of ten, written out."""
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _by_position(axis: Axes, runs: Sequence[Evaluations], colours: Mapping[str, str]) -> None:
@@ -99,6 +110,7 @@ def _norms(axis: Axes, held_out: ActivationStore) -> None:
         ylabel="mean L2 norm (log scale)",
         yscale="log",
     )
+    _plain_log_ticks(axis)
     axis.annotate(
         f"position 0: {norms[0] / np.nanmean(norms[1:]):.1f} times\nthe mean of the rest",
         (0, norms[0]),
@@ -129,13 +141,12 @@ def _probing(axis: Axes, runs: Sequence[Evaluations], colours: Mapping[str, str]
         axis.fill_between(ks, values[1], values[2], color=colours[name], alpha=0.15, linewidth=0)
     lm = probed[0][1]
     ks = sorted(lm.lm_top_k)
-    axis.plot(ks, np.array([lm.lm_top_k[k].value for k in ks], dtype=float), color=REFERENCE, linestyle="--")
+    top_k = np.array([lm.lm_top_k[k].value for k in ks], dtype=float)
+    axis.plot(ks, top_k, color=REFERENCE, linestyle="--", label="LM, k dimensions")
     if lm.lm_test_accuracy.value is not None:
-        axis.axhline(lm.lm_test_accuracy.value, color=REFERENCE, linestyle=":")
-        axis.text(ks[0], lm.lm_test_accuracy.value, "LM, all dimensions", va="bottom", color=REFERENCE)
-    axis.text(ks[-1], lm.lm_top_k[ks[-1]].value or 0.5, "LM, k dimensions", ha="right", va="top", color=REFERENCE)
-    axis.axhline(0.5, color=REFERENCE, linewidth=0.8)
-    axis.text(ks[-1], 0.5, "chance", ha="right", va="bottom", color=REFERENCE)
+        axis.axhline(lm.lm_test_accuracy.value, color=REFERENCE, linestyle=":", label="LM, all dimensions")
+    axis.axhline(0.5, color=REFERENCE, linewidth=0.8, label="chance")
+    axis.legend(loc="best", frameon=False, fontsize="small")
     axis.set_xscale("log")
     axis.set_xticks(ks, [str(k) for k in ks])
     axis.minorticks_off()

@@ -26,11 +26,8 @@ def write_report(
         held_out: the store the runs were evaluated on.
         folder: where to write; created if need be.
     """
-    from scansion.report.figures import (
-        overview,
-        save_png,
-        svg_of,
-    )  # matplotlib takes a while, which every command would wait for
+    # Here, for matplotlib takes a while to load, which every command would wait for.
+    from scansion.report.figures import overview, save_png, svg_of
 
     summary = summarise(runs)
     shown = {row[0] for row in summary.rows}
