@@ -1,4 +1,4 @@
-"""The bundled model on the bundled text: known facts about its activations. Runs the real LM, about half a minute on two cores."""
+"""The bundled model on the bundled text: known facts about its activations. Half a minute on two cores."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from scansion.activations.filling import (
     seal,
     store_key,
 )
-from scansion.activations.shard import ShardBuffer
+from scansion.activations.shard import SIDE_BYTES, ShardBuffer
 from scansion.activations.store import ActivationStore, StoreIdentity
 from scansion.corpus import Contexts
 from scansion.device import DTYPES, resolve_dtype
@@ -25,8 +25,6 @@ from scansion.errors import StoreError
 from scansion.files import human_bytes, require_free_space, require_writable
 from scansion.lm import HookPoint, LanguageModel, activations_at
 from scansion.progress import Advance, progress, say
-
-_SIDE_BYTES = 4 + 1 + 4 + 4  # token id, validity, document id, document position
 
 
 class HarvestConfig(BaseModel):
@@ -63,7 +61,7 @@ class HarvestPlan:
     @property
     def n_bytes(self) -> int:
         """Disk use of the finished store."""
-        per_token = self.identity.d_in * DTYPES[self.config.dtype].itemsize + _SIDE_BYTES
+        per_token = self.identity.d_in * DTYPES[self.config.dtype].itemsize + SIDE_BYTES
         return self.identity.n_contexts * self.identity.context_length * per_token
 
     def finished_store(self) -> ActivationStore | None:

@@ -20,6 +20,7 @@ from scansion.errors import StoreError
 from scansion.files import atomic_file
 
 SIDE_TENSORS = ("tokens", "valid", "doc_ids", "doc_positions")
+SIDE_BYTES = 4 + 1 + 4 + 4  # of one token in these
 STATS_TENSORS = ("count", "norm_sum", "square_sum", "act_sum")
 _NUMPY_TYPES = {"F32": np.dtype("<i4"), "BF16": np.dtype("<i2"), "F16": np.dtype("<i2")}
 _TORCH_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

@@ -14,6 +14,7 @@ from torch import Tensor
 from scansion.activations import ActivationStore
 from scansion.errors import EvalError
 from scansion.evals.degenerate import reasons_before_running, reasons_from_activity
+from scansion.evals.duplicates import duplicate_share
 from scansion.evals.loss import LossTally, loss_by_splicing
 from scansion.evals.result import Estimate, EvalResult, Subject, finite, status_of
 from scansion.lm import LanguageModel
@@ -21,9 +22,6 @@ from scansion.progress import Advance, progress
 from scansion.sae import SAE, AnySAEConfig
 
 DENSE_RATE = 0.1
-# The measure of Mudide et al. 2024 (Switch SAE) for features learnt by several experts.
-DUPLICATE_COSINE = 0.9
-_DUPLICATE_CHUNK = 1024
 # log10 of a feature's firing rate; the lowest bin also takes anything rarer that fired at all.
 DENSITY_EDGES = [round(-6 + 0.25 * i, 2) for i in range(25)]
 
@@ -261,7 +259,7 @@ def _result(
         l1=finite(tally.by_context("l1").sum() / n_tokens),
         dead_share=float((tally.fired == 0).double().mean()),
         dense_share=float((rates > DENSE_RATE).double().mean()),
-        duplicate_share=_duplicate_share(subject.sae, tally.fired > 0),
+        duplicate_share=duplicate_share(subject.sae.W_dec[(tally.fired > 0).to(subject.sae.W_dec.device)]),
         density=_density(rates),
         ce_loss=loss.mean("spliced") if loss else None,
         ce_loss_clean=loss.mean("clean") if loss else None,
@@ -271,17 +269,6 @@ def _result(
         positions=positions,
         by_position={name: [finite(value) for value in values] for name, values in by_position.items()},
     )
-
-
-@torch.no_grad()
-def _duplicate_share(sae: SAE, fired: Bool[Tensor, "d_sae"]) -> float:
-    directions: Tensor = torch.nn.functional.normalize(sae.W_dec[fired.to(sae.W_dec.device)], dim=1)
-    twice = 0
-    for start in range(0, len(directions), _DUPLICATE_CHUNK):
-        cosines = torch.mm(directions[start : start + _DUPLICATE_CHUNK], directions.T)
-        cosines.diagonal(start).fill_(-1.0)
-        twice += int((cosines.amax(dim=1) > DUPLICATE_COSINE).sum())
-    return twice / max(1, len(directions))
 
 
 def _density(rates: Float[Tensor, "d_sae"]) -> DensityHistogram:

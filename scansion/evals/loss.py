@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from scansion.activations import ActivationStore
@@ -97,7 +97,7 @@ def loss_by_splicing(
             ablated_loss = place(-run(torch.zeros_like).gather(-1, targets).squeeze(-1))
             predicted = place(torch.ones(targets.shape[:2])).astype(bool)
             for sae, tally in zip(saes, tallies, strict=True):
-                spliced = run(_reconstruct(sae))
+                spliced = run(_reconstruct(sae, contexts.positions))
                 columns = slice(start, stop)
                 tally.predicted[:, columns] = predicted
                 tally.sums["clean"][:, columns] = clean_loss
@@ -120,10 +120,13 @@ def stored_contexts(store: ActivationStore, start: int, stop: int) -> Contexts:
     )
 
 
-def _reconstruct(sae: SAE) -> Callable[[Float[Tensor, "B L d_in"]], Float[Tensor, "B L d_in"]]:
+def _reconstruct(
+    sae: SAE, positions: Int[Tensor, "B L"]
+) -> Callable[[Float[Tensor, "B L d_in"]], Float[Tensor, "B L d_in"]]:
     def replacement(x: Tensor) -> Tensor:
         weights = sae.W_dec
-        return sae(x.to(weights.device, weights.dtype)).to(x.device, x.dtype)
+        spliced = sae(x.to(weights.device, weights.dtype), positions.long().to(weights.device))
+        return spliced.to(x.device, x.dtype)
 
     return replacement
 

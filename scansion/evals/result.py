@@ -96,6 +96,20 @@ class Estimate(BaseModel):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+def detectable_difference(differences: Sequence[float]) -> float | None:
+    """The smallest true difference that a two-sided 5% t-test on so many seeds would find with a probability of 80%.
+
+    ``(t(0.975, n - 1) + t(0.8, n - 1)) * s / sqrt(n)``, s the standard deviation of the differences; None below 2 seeds.
+
+    Args:
+        differences: paired by seed.
+    """
+    n = len(differences)
+    if n < 2:
+        return None
+    return float((student_t.ppf(0.975, n - 1) + student_t.ppf(0.8, n - 1)) * np.std(differences, ddof=1) / math.sqrt(n))
+
+
 def _bootstrap_counts(n_units: int, seed: int) -> np.ndarray:
     """How often each unit is drawn in each bootstrap sample, shape [samples, n_units]."""
     generator = np.random.default_rng(seed)

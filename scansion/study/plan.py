@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,9 +14,10 @@ from scansion.errors import ConfigError
 from scansion.evals.core import CoreConfig
 from scansion.evals.sparse_probing import SparseProbingConfig
 from scansion.lm import BUNDLED_MODEL
-from scansion.masks.base import FamilyConfig
 from scansion.sae import AnySAEConfig
 from scansion.training import TrainingConfig
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class RunPlan(BaseModel):
@@ -72,10 +73,7 @@ class StudyPlan(BaseModel):
 
         def seeded(run: RunPlan) -> RunPlan:
             own = {name: value for name, value in run.training.items() if name not in ("seed", "data_seed")}
-            mask = run.sae.mask
-            if isinstance(mask, FamilyConfig):
-                mask = mask.model_copy(update={"seed": seed})
-            return run.model_copy(update={"training": own, "sae": run.sae.model_copy(update={"mask": mask})})
+            return run.model_copy(update={"training": own, "sae": reseeded(run.sae, seed)})
 
         return self.model_copy(
             update={
@@ -92,14 +90,36 @@ def load_plan(path: Path) -> StudyPlan:
     Raises:
         ConfigError: there is no such file, it is not YAML, or a key is unknown, missing or out of range.
     """
+    try:
+        return StudyPlan.model_validate(read_plan(path))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error)}") from error
+
+
+def read_plan(path: Path) -> Any:
+    """What a plan's file says, not yet checked.
+
+    Raises:
+        ConfigError: there is no such file, or it is not YAML.
+    """
     if not path.is_file():
         raise ConfigError(f"there is no plan at {path}")
     try:
-        return StudyPlan.model_validate(yaml.safe_load(path.read_bytes()))
+        return yaml.safe_load(path.read_bytes())
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error)}") from error
+
+
+def reseeded(config: Model, seed: int) -> Model:
+    """The same config with this seed wherever it has one, however deep (a mask's, say)."""
+    changes: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if name == "seed":
+            changes[name] = seed
+        elif isinstance(value, BaseModel):
+            changes[name] = reseeded(value, seed)
+    return config.model_copy(update=changes)
 
 
 def describe(error: ValidationError) -> str:

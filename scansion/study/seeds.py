@@ -12,7 +12,7 @@ from rich.table import Table
 
 from scansion.errors import ConfigError
 from scansion.evals.bundle import Evaluations
-from scansion.evals.result import Estimate
+from scansion.evals.result import Estimate, detectable_difference
 from scansion.files import atomic_file, write_json
 from scansion.progress import say
 from scansion.study.execute import execute
@@ -81,13 +81,18 @@ def _step_ms(folder: Path) -> float | None:
 
 @dataclass(frozen=True)
 class Row:
-    """Figures of one run: means over seeds, and paired differences from the plan's first run."""
+    """Figures of one run: means over seeds, and paired differences from the plan's first run.
+
+    ``detectable`` holds, for each difference, the smallest one that so many seeds would have found with a probability of
+    80%.
+    """
 
     run: str
     features: int
     mask: str
     figures: dict[str, Estimate]
     differences: dict[str, Estimate]
+    detectable: dict[str, float | None]
     step_ms: Estimate | None
     set_apart: str | None
 
@@ -112,7 +117,7 @@ def rows_of(runs: list[SeededRun]) -> list[Row]:
         differences = (
             {}
             if problems or run is baseline or baseline.reasons
-            else {name: _difference(run.results, baseline.results, _FIGURES[name][1]) for name in _DIFFERENCES}
+            else {name: _differences(run.results, baseline.results, _FIGURES[name][1]) for name in _DIFFERENCES}
         )
         times = [value for value in run.step_ms if value is not None]
         config = run.results[0].core.sae_config
@@ -122,7 +127,8 @@ def rows_of(runs: list[SeededRun]) -> list[Row]:
                 features=config.d_sae,
                 mask=config.mask.family,
                 figures=figures,
-                differences=differences,
+                differences={name: Estimate.of_seeds(values) for name, values in differences.items()},
+                detectable={name: detectable_difference(values) for name, values in differences.items()},
                 step_ms=Estimate.of_seeds(times) if times else None,
                 set_apart="; ".join(dict.fromkeys(problems)) or None,
             )
@@ -134,11 +140,11 @@ def _over_seeds(results: list[Evaluations], get: Callable[[Evaluations], float |
     return Estimate.of_seeds([value for result in results if (value := get(result)) is not None])
 
 
-def _difference(
+def _differences(
     ours: list[Evaluations], theirs: list[Evaluations], get: Callable[[Evaluations], float | None]
-) -> Estimate:
+) -> list[float]:
     pairs = [(get(one), get(other)) for one, other in zip(ours, theirs, strict=True)]
-    return Estimate.of_seeds([a - b for a, b in pairs if a is not None and b is not None])
+    return [a - b for a, b in pairs if a is not None and b is not None]
 
 
 def cells_of(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
@@ -172,6 +178,19 @@ def terminal_table(rows: list[Row]) -> Table:
     return table
 
 
+def _what_could_be_detected(rows: list[Row]) -> list[str]:
+    """A sentence for each kind of difference: how small a one this study could have found."""
+    lines: list[str] = []
+    for name in _DIFFERENCES:
+        found = [value for row in rows if (value := row.detectable.get(name)) is not None]
+        if found:
+            lines.append(
+                f"{_FIGURES[name][0]}: a true difference of {statistics.median(found):.3f} (median over the runs; largest "
+                f"{max(found):.3f}) would have been found with a probability of 80%."
+            )
+    return lines
+
+
 def write_table(plan: StudyPlan, rows: list[Row], out: Path) -> Path:
     """Write ``table.md`` and ``results.json`` to ``out``; returns the path of the former."""
     headings, body = cells_of(rows)
@@ -182,6 +201,8 @@ def write_table(plan: StudyPlan, rows: list[Row], out: Path) -> Path:
         "| " + " | ".join(headings) + " |",
         "|" + "---|" * len(headings),
         *("| " + " | ".join(cells) + " |" for cells in body),
+        "",
+        *_what_could_be_detected(rows),
     ]
     with atomic_file(out / "table.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -196,6 +217,7 @@ def write_table(plan: StudyPlan, rows: list[Row], out: Path) -> Path:
                     "mask": row.mask,
                     "figures": {name: one.model_dump() for name, one in row.figures.items()},
                     "differences": {name: one.model_dump() for name, one in row.differences.items()},
+                    "detectable": row.detectable,
                     "step_ms": row.step_ms and row.step_ms.model_dump(),
                     "set_apart": row.set_apart,
                 }

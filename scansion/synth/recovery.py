@@ -12,6 +12,7 @@ from torch import Tensor
 from scansion.activations import ActivationStore
 from scansion.errors import EvalError
 from scansion.evals.degenerate import reasons_before_running, reasons_from_activity
+from scansion.evals.duplicates import duplicate_share
 from scansion.evals.result import Subject, status_of
 from scansion.progress import progress
 from scansion.synth.dictionary import PlantedDictionary
@@ -142,7 +143,6 @@ def _compare(
     members |= {kind: planted.of_kinds(kind) for kind in ("band", "single", "periodic")}
     uniform = ~planted.is_bound[true]
     random = torch.randn(learnt.shape, generator=planted.config.generator("chance"))
-    within = cosines(learnt, learnt).fill_diagonal_(-1.0)
     return {
         "groups": {
             name: GroupRecovery(
@@ -158,7 +158,7 @@ def _compare(
         },
         "mmcs_learnt": float(cosine.max(dim=0).values.mean()),
         "mmcs_chance": float(cosines(planted.directions, random).max(dim=1).values.mean()),
-        "duplicates": _share((within > RECOVERED_COSINE).any(dim=1)),
+        "duplicates": duplicate_share(learnt),
         "spurious_firing": _restricted(counts[:, found[uniform]].double(), sampled=True),
         "spurious_mask": _restricted(weights[:, found[uniform]].double(), sampled=False),
     }

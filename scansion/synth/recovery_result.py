@@ -63,7 +63,7 @@ class RecoveryResult(EvalResult):
         n_live: learnt features that fired on held-out contexts; only these are compared.
         mmcs_learnt: mean over live features of the largest cosine with a true one.
         mmcs_chance: what ``mmcs`` of ``all`` would be for as many random directions.
-        duplicates: share of live features with a cosine above ``RECOVERED_COSINE`` to another live one.
+        duplicates: share of live features with a cosine above 0.9 to another live one.
         spurious_firing: of the learnt features matched to true ones that fire everywhere alike, the share whose firings
             spread over fewer than half the positions (``effective_positions``, unbiased for samples); None where there is
             none with two firings.

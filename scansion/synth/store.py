@@ -8,7 +8,7 @@ import torch
 
 from scansion.activations import ActivationStore
 from scansion.activations.filling import finished_store, missing_shards, only_writer, resumed_settings, seal
-from scansion.activations.shard import ShardBuffer
+from scansion.activations.shard import SIDE_BYTES, ShardBuffer
 from scansion.activations.store import StoreIdentity
 from scansion.device import DTYPES
 from scansion.files import fingerprint, require_free_space, require_writable
@@ -77,7 +77,7 @@ def plant_store(planted: PlantedDictionary, split: Split, folder: Path) -> Activ
 def planted_bytes(config: SynthConfig, split: Split) -> int:
     """About what a store takes on disk."""
     identity = planted_identity(config, split)
-    return identity.n_contexts * config.context_length * (config.d_in * DTYPES[config.dtype].itemsize + 13)
+    return identity.n_contexts * config.context_length * (config.d_in * DTYPES[config.dtype].itemsize + SIDE_BYTES)
 
 
 def _shard(data: PlantedData, start: int, stop: int) -> ShardBuffer:

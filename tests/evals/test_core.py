@@ -9,7 +9,7 @@ import torch
 from scansion.errors import EvalError
 from scansion.evals.core import CoreConfig, evaluate_core
 from scansion.evals.degenerate import reasons_from_probes
-from scansion.evals.result import Estimate, Subject
+from scansion.evals.result import Estimate, Subject, detectable_difference
 from scansion.masks import RandomHardMaskConfig
 from scansion.sae import ReluConfig, SAEMetadata, TopKConfig, build_sae
 from tests.conftest import WIDTH
@@ -219,3 +219,15 @@ def test_intervals_over_seeds_are_those_of_student_and_cover_the_truth() -> None
     generator = np.random.default_rng(0)
     draws = [Estimate.of_seeds(generator.normal(3.0, 1.0, size=4).tolist()) for _ in range(1000)]
     assert sum(draw.low <= 3.0 <= draw.high for draw in draws) / 1000 == pytest.approx(0.95, abs=0.025)
+
+
+def test_the_detectable_difference_is_found_four_times_in_five() -> None:
+    """Five seeds whose true difference is the detectable one: the interval excludes 0 about 80% of the time."""
+    assert detectable_difference([1.0]) is None
+    generator = np.random.default_rng(0)
+    spread = generator.normal(size=5)
+    spread = (spread - spread.mean()) / spread.std(ddof=1)
+    detectable = detectable_difference(spread.tolist())
+    draws = generator.normal(detectable, 1.0, size=(2000, 5))
+    found = np.mean([Estimate.of_seeds(draw.tolist()).excludes_zero for draw in draws])
+    assert 0.75 < found < 0.87

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scansion.errors import ConfigError, ScansionError
 from scansion.sae import SAEConfig, build_sae
-from scansion.study.plan import RunPlan, describe
+from scansion.study.plan import RunPlan, describe, read_plan, reseeded
 from scansion.synth import PlantedDictionary, SynthConfig
 from scansion.training import TrainingConfig
-
-Model = TypeVar("Model", bound=BaseModel)
 
 # The study sets these itself: seeds so that all draws change together, and position 0 because it is like any other.
 _SET_BY_STUDY = {"world": ("seed",), "training": ("seed", "data_seed", "use_position_0")}
@@ -79,7 +76,7 @@ class SyntheticPlan(BaseModel):
     @staticmethod
     def sae_config(variant: RunPlan, seed: int) -> SAEConfig:
         """A variant's SAE, every seed in it (of a mask's draw, say) being this one."""
-        return _reseeded(variant.sae, seed)
+        return reseeded(variant.sae, seed)
 
     def check(self) -> None:
         """Plant every dictionary and build every SAE once: seconds that find what the settings alone do not show.
@@ -109,12 +106,7 @@ def load_synthetic_plan(path: Path, seeds: Sequence[int] = ()) -> SyntheticPlan:
         ConfigError: there is no such file, it is not YAML, or something in it is unknown, missing, out of range or
             does not fit the rest.
     """
-    if not path.is_file():
-        raise ConfigError(f"there is no plan at {path}")
-    try:
-        written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    written = read_plan(path)
     if isinstance(written, dict) and seeds:
         written["seeds"] = list(seeds)
     try:
@@ -154,14 +146,3 @@ def _seeds_given(model: BaseModel, path: str) -> str | None:
         if isinstance(value, BaseModel) and (found := _seeds_given(value, f"{path}.{name}")):
             return found
     return None
-
-
-def _reseeded(model: Model, seed: int) -> Model:
-    changes: dict[str, Any] = {}
-    for name in type(model).model_fields:
-        value = getattr(model, name)
-        if name == "seed":
-            changes[name] = seed
-        elif isinstance(value, BaseModel):
-            changes[name] = _reseeded(value, seed)
-    return model.model_copy(update=changes)

@@ -1,0 +1,5 @@
+"""``python -m scansion`` is the ``scansion`` command."""
+
+from scansion.cli import main
+
+main()
