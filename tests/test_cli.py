@@ -32,7 +32,7 @@ def harvest(lm_folder: Path, documents: Path, tmp_path: Path) -> list[object]:
     """Arguments of a harvest that works."""
     return [
         "harvest", "--model", lm_folder, "--hook-point", "layers.1", "--source", documents, "--context-length", 16,
-        "--held-out-tokens", 480, "--held-out-fraction", 0.2, "--device", "cpu", "--out", tmp_path / "stores",
+        "--held-out-tokens", 320, "--held-out-fraction", 0.25, "--device", "cpu", "--out", tmp_path / "stores",
     ]  # fmt: skip
 
 

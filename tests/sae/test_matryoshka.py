@@ -13,7 +13,6 @@ from scansion.masks import BandMaskConfig, NoMaskConfig
 from scansion.sae import MatryoshkaConfig, TemporalConfig, build_sae
 from tests.masks.families import D_IN, D_SAE, EVERYWHERE, FAMILIES, NONE_DEAD, L, make_sae, some_x
 
-
 NO_MASK = NoMaskConfig()
 
 

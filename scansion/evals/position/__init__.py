@@ -3,8 +3,8 @@
 from scansion.evals.position.baseline import OverUnmasked, excess_over_unmasked
 from scansion.evals.position.config import PositionConfig
 from scansion.evals.position.evaluate import check_position, evaluate_position
+from scansion.evals.position.moving import offset_for
 from scansion.evals.position.profiles import load_profiles, save_profiles
-from scansion.evals.position.replacement import offset_for
 from scansion.evals.position.result import PositionResult
 
 __all__ = [

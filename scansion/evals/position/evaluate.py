@@ -19,8 +19,9 @@ from scansion.evals.position.config import PositionConfig
 from scansion.evals.position.firing import Firing, Text, record
 from scansion.evals.position.information import shift_null
 from scansion.evals.position.measure import Measured, measure
+from scansion.evals.position.moving import MovedText, move_text, offset_for
 from scansion.evals.position.profiles import Profiles, profiles_of
-from scansion.evals.position.replacement import MovedText, Replaced, Replacement, all_replaced, move_text, offset_for
+from scansion.evals.position.replacement import Replaced, Replacement, all_replaced
 from scansion.evals.position.result import PositionResult, SinceStart
 from scansion.evals.position.sink import sink_fve
 from scansion.evals.position.states import acts_in_forward, measured_mask, permuted, rebuild_start, weights_at

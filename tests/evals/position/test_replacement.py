@@ -8,9 +8,10 @@ import torch
 
 from scansion.errors import EvalError
 from scansion.evals.position import PositionConfig, offset_for
-from scansion.evals.position import replacement as module
+from scansion.evals.position import moving as module
 from scansion.evals.position.firing import Text
-from scansion.evals.position.replacement import MovedText, move_text, replaced
+from scansion.evals.position.moving import MovedText, move_text
+from scansion.evals.position.replacement import replaced
 from scansion.sae import ReluConfig, build_sae
 from tests.conftest import random_contexts
 from tests.evals.position.constructed import firing_of, made_up_text
