@@ -24,12 +24,13 @@ from scansion.doctor import report as doctor_report
 from scansion.errors import ConfigError, ScansionError
 from scansion.evals.bundle import Evaluations
 from scansion.evals.core import CoreConfig
+from scansion.evals.position import PositionConfig
 from scansion.evals.sparse_probing import SparseProbingConfig
 from scansion.files import human_bytes, one_line_io_errors
 from scansion.flags import SAEFlags, mask_families
 from scansion.lm import BUNDLED_MODEL, BUNDLED_MODEL_ASSET, LanguageModel, load_language_model, model_facts
 from scansion.progress import say
-from scansion.report import summarise, write_report
+from scansion.report import POSITION_NOTE, position_table, summarise, write_report
 from scansion.study import Source, compile_run, execute, execute_seeds, load_plan, prepare
 from scansion.study.evaluate import evaluate_runs
 from scansion.study.plan import describe
@@ -205,12 +206,14 @@ def evaluate(
     *,
     held_out: Path,
     probing: bool = True,
+    positions: bool = True,
     report: Path | None = None,
     device: str = "auto",
     core: Annotated[CoreConfig | None, Parameter(name="core")] = None,
     probes: Annotated[SparseProbingConfig | None, Parameter(name="probes")] = None,
+    position: Annotated[PositionConfig | None, Parameter(name="position")] = None,
 ) -> None:
-    """Score trained SAEs on held-out text and by sparse probing, and print a table.
+    """Score trained SAEs on held-out text, by sparse probing and by where their features fire, and print tables.
 
     Example: scansion eval runs/topk runs/relu --held-out stores/sotu/held_out --report runs/report
 
@@ -222,6 +225,8 @@ def evaluate(
         A store of documents the runs were not trained on, for example stores/sotu/held_out.
     probing
         Whether to run sparse probing, which takes longest.
+    positions
+        Whether to measure what position does to the dictionary: profiles, masks lifted and permuted, text moved.
     report
         Folder to write an HTML report to.
     device
@@ -246,7 +251,12 @@ def evaluate(
         return load_language_model(identity.model, commit, device, identity.model_dtype)
 
     results = evaluate_runs(
-        folders, store, load_lm, core or CoreConfig(), (probes or SparseProbingConfig()) if probing else None
+        folders,
+        store,
+        load_lm,
+        core or CoreConfig(),
+        (probes or SparseProbingConfig()) if probing else None,
+        (position or PositionConfig()) if positions else None,
     )
     _present(results, folders, store, report)
 
@@ -357,6 +367,9 @@ def _present(
         output.print(f"{name}: {why}", markup=False)
     for note in summary.notes:
         output.print(note, markup=False)
+    if (table := position_table([run for run in results if not run.reasons])) is not None:
+        Console(width=None if output.is_terminal else 200, highlight=False).print(table)
+        output.print(POSITION_NOTE, markup=False)
     if report:
         page = write_report(results, folders, held_out, report)
         output.print(f"report: {page}", markup=False)

@@ -32,7 +32,7 @@ def harvest(lm_folder: Path, documents: Path, tmp_path: Path) -> list[object]:
     """Arguments of a harvest that works."""
     return [
         "harvest", "--model", lm_folder, "--hook-point", "layers.1", "--source", documents, "--context-length", 16,
-        "--held-out-tokens", 128, "--held-out-fraction", 0.2, "--device", "cpu", "--out", tmp_path / "stores",
+        "--held-out-tokens", 320, "--held-out-fraction", 0.25, "--device", "cpu", "--out", tmp_path / "stores",
     ]  # fmt: skip
 
 
@@ -49,7 +49,8 @@ def test_from_text_to_a_table(run, harvest, tmp_path: Path) -> None:
         assert status == 0, err
     runs = [tmp_path / name for name in ("plain", "masked", "untrained")]
     evaluate = ["eval", *runs, "--held-out", tmp_path / "stores/held_out", "--no-probing", "--report",
-                tmp_path / "report", "--core.loss-contexts", 4]  # fmt: skip
+                tmp_path / "report", "--core.loss-contexts", 4, "--position.null-draws", 20,
+                "--position.groups", 4]  # fmt: skip
     status, out, err = run(*evaluate)
     assert status == 0, err
     assert "untrained: degenerate: no training step was taken" in out
@@ -57,6 +58,8 @@ def test_from_text_to_a_table(run, harvest, tmp_path: Path) -> None:
     assert len(rows) == 2 and "random_hard" in rows[1]
     page = (tmp_path / "report/index.html").read_text()
     assert page.count("<svg") == 1
+    assert "over permuted" in out and "in force (mask drawn)" in out
+    assert (tmp_path / "masked/evals/position_profile.safetensors").stat().st_size > 0
     assert (tmp_path / "report/overview.png").stat().st_size > 10_000
     status, out, err = run(*evaluate)
     assert status == 0 and "core: 3 of 3 already evaluated" in err
@@ -162,7 +165,7 @@ def test_a_trained_mask_is_compiled_to_bands(run, harvest, tmp_path: Path) -> No
     assert status == 0, err
     assert "FVE before" in out and "of the mask's weight was cut off" in out
     status, out, err = run("eval", tmp_path / "hard", "--held-out", tmp_path / "stores/held_out", "--no-probing",
-                           "--core.loss-contexts", 0)  # fmt: skip
+                           "--no-positions", "--core.loss-contexts", 0)  # fmt: skip
     assert status == 0 and "bands" in out, err
     status, _, err = run(*compiling, tmp_path / "soft")
     assert status == 2 and "cannot replace its origin" in err

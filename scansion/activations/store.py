@@ -154,6 +154,11 @@ class ActivationStore:
         """Mean activation at each position (float64)."""
         return self._statistics["act_sum"] / self.count[:, None]
 
+    @property
+    def mean_square(self) -> Float[Tensor, "L"]:
+        """Mean squared L2 norm of the activations at each position (float64)."""
+        return self._statistics["square_sum"] / self.count
+
     def used_positions(self, use_position_0: bool) -> Int[Tensor, "P"]:
         """The positions that take part: those with a valid token, without position 0 unless it is asked for.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scansion.evals.core import CoreResult
+from scansion.evals.position import PositionResult
 from scansion.evals.probing_result import SparseProbingResult
 
 # Runs that differ in one of these answer different questions.
@@ -13,10 +14,11 @@ _MUST_AGREE = ("model", "model_revision", "hook_point", "contexts", "context_len
 
 @dataclass(frozen=True)
 class Evaluations:
-    """The results of one run; probing may have been left out."""
+    """The results of one run; probing and position may have been left out."""
 
     core: CoreResult
     sparse_probing: SparseProbingResult | None
+    position: PositionResult | None = None
 
     @property
     def name(self) -> str:
@@ -26,7 +28,7 @@ class Evaluations:
     @property
     def reasons(self) -> list[str]:
         """Every reason to call the dictionary degenerate, each once; empty if there is none."""
-        found = self.core.reasons + (self.sparse_probing.reasons if self.sparse_probing else [])
+        found = [reason for one in (self.core, self.sparse_probing, self.position) if one for reason in one.reasons]
         return list(dict.fromkeys(found))
 
     def means(self) -> dict[str, float | None]:
@@ -46,7 +48,9 @@ class Evaluations:
         }
         if core.ce_loss_recovered:
             found |= {"ce_loss_recovered": core.ce_loss_recovered.value, "ce_loss": core.ce_loss, "kl": core.kl}
-        return found | (self.sparse_probing.headline() if self.sparse_probing else {})
+        for one in (self.sparse_probing, self.position):
+            found |= one.headline() if one else {}
+        return found
 
     def not_comparable_with(self, other: Evaluations) -> list[str]:
         """What differs between two runs that makes their figures answer different questions; empty if nothing does."""

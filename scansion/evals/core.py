@@ -17,6 +17,7 @@ from scansion.evals.degenerate import reasons_before_running, reasons_from_activ
 from scansion.evals.duplicates import duplicate_share
 from scansion.evals.loss import LossTally, loss_by_splicing
 from scansion.evals.result import Estimate, EvalResult, Subject, finite, status_of
+from scansion.evals.same_source import require_same_model, require_same_source
 from scansion.lm import LanguageModel
 from scansion.progress import Advance, progress
 from scansion.sae import SAE, AnySAEConfig
@@ -111,7 +112,7 @@ def evaluate_core(
     """
     if config.loss_contexts and load_lm is None:
         raise EvalError("loss recovered needs the language model; give load_lm, or set loss_contexts to 0")
-    _require_same_source(subjects, store)
+    require_same_source(subjects, store)
     positions = store.used_positions(config.use_position_0)
     n_contexts = min(config.n_contexts or store.n_contexts, store.n_contexts)
     valid = store.valid[positions][:, :n_contexts]
@@ -127,11 +128,7 @@ def evaluate_core(
     losses: list[LossTally] | None = None
     if config.loss_contexts and load_lm:
         lm = load_lm()
-        if lm.facts.revision != store.identity.model_revision:
-            raise EvalError(
-                f"{lm.facts.name} is now at {lm.facts.revision}, but the store was made with "
-                f"{store.identity.model_revision}; harvest again, or bring that model back"
-            )
+        require_same_model(lm, store)
         losses = loss_by_splicing(
             [subject.sae for subject in subjects],
             store,
@@ -275,15 +272,3 @@ def _density(rates: Float[Tensor, "d_sae"]) -> DensityHistogram:
     logs = np.clip(np.log10(rates[rates > 0].numpy()), DENSITY_EDGES[0], None)
     counts, _ = np.histogram(logs, bins=DENSITY_EDGES)
     return DensityHistogram(edges=DENSITY_EDGES, counts=counts.tolist(), dead=int((rates == 0).sum()))
-
-
-def _require_same_source(subjects: Sequence[Subject], store: ActivationStore) -> None:
-    identity = store.identity
-    there = (identity.model, identity.model_revision, identity.hook_point)
-    for subject in subjects:
-        trained = (subject.metadata.model, subject.metadata.model_revision, subject.metadata.hook_point)
-        if trained != there:
-            raise EvalError(
-                f"{subject.name} was trained on {' '.join(trained)}, but the store holds {' '.join(there)}; "
-                "evaluate an SAE on its own model and hook point"
-            )

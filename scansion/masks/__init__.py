@@ -11,6 +11,7 @@ from scansion.masks.base import ActsOn, Bands, MaskConfig, PositionalMask
 from scansion.masks.importance import ImportanceMask, ImportanceMaskConfig
 from scansion.masks.learnt import LearntMask
 from scansion.masks.none import LiftedMask, NoMask, NoMaskConfig
+from scansion.masks.permuted import PermutedMask
 from scansion.masks.random_hard import RandomHardMask, RandomHardMaskConfig
 from scansion.masks.schedule import MaskUpdates, Temperature
 from scansion.masks.soft import SoftMask, SoftMaskConfig
@@ -78,6 +79,7 @@ __all__ = [
     "MaskUpdates",
     "NoMask",
     "NoMaskConfig",
+    "PermutedMask",
     "PositionalMask",
     "RandomHardMask",
     "RandomHardMaskConfig",

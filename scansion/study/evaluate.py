@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from scansion.activations import ActivationStore
 from scansion.evals.bundle import Evaluations
 from scansion.evals.core import CoreConfig, CoreResult, evaluate_core
+from scansion.evals.position import PositionConfig, PositionResult, check_position, evaluate_position, save_profiles
 from scansion.evals.probing_result import SparseProbingResult
 from scansion.evals.probing_sets import probing_source
 from scansion.evals.result import EvalResult, Subject
@@ -30,6 +31,7 @@ def evaluate_runs(
     load_lm: Callable[[], LanguageModel],
     core: CoreConfig,
     sparse_probing: SparseProbingConfig | None,
+    position: PositionConfig | None = None,
 ) -> list[Evaluations]:
     """Evaluate each run's SAE, or read the results where the same SAE was evaluated the same way before.
 
@@ -37,8 +39,10 @@ def evaluate_runs(
         runs: name -> folder of a trained run; results go to its ``evals``.
         held_out: activations of documents no run was trained on.
         load_lm: gives the language model, each time it is needed.
-        core, sparse_probing: settings; no probing if the latter is None.
+        core, sparse_probing, position: settings; what is None is not evaluated.
     """
+    if position is not None:
+        check_position(held_out, position)
     subjects = [Subject(name, *load_sae(folder / "sae")) for name, folder in runs.items()]
     folders = [folder / "evals" for folder in runs.values()]
     core_results = evaluate_missing(
@@ -49,20 +53,59 @@ def evaluate_runs(
         {"store": held_out.manifest.key, "config": core.model_dump(mode="json")},
         lambda missing: evaluate_core(missing, held_out, load_lm, core),
     )
-    if sparse_probing is None:
-        return [Evaluations(result, None) for result in core_results]
+    probing_results: Sequence[SparseProbingResult | None] = [None] * len(subjects)
+    if sparse_probing is not None:
+        probing_results = _probe(subjects, folders, held_out, load_lm, sparse_probing)
+    position_results: Sequence[PositionResult | None] = [None] * len(subjects)
+    if position is not None:
+        position_results = _profile(subjects, folders, held_out, load_lm, position)
+    return [Evaluations(*three) for three in zip(core_results, probing_results, position_results, strict=True)]
+
+
+def _profile(
+    subjects: Sequence[Subject],
+    folders: Sequence[Path],
+    held_out: ActivationStore,
+    load_lm: Callable[[], LanguageModel],
+    config: PositionConfig,
+) -> list[PositionResult]:
+    folder_of = {subject.name: folder for subject, folder in zip(subjects, folders, strict=True)}
+
+    def profile(missing: list[Subject]) -> list[PositionResult]:
+        found = evaluate_position(missing, held_out, load_lm, config)
+        for subject, (_, profiles) in zip(missing, found, strict=True):
+            # Before the result itself, whose presence then says that both are there.
+            save_profiles(profiles, folder_of[subject.name])
+        return [result for result, _ in found]
+
+    return evaluate_missing(
+        "position",
+        PositionResult,
+        subjects,
+        folders,
+        {"store": held_out.manifest.key, "config": config.model_dump(mode="json")},
+        profile,
+    )
+
+
+def _probe(
+    subjects: Sequence[Subject],
+    folders: Sequence[Path],
+    held_out: ActivationStore,
+    load_lm: Callable[[], LanguageModel],
+    sparse_probing: SparseProbingConfig,
+) -> list[SparseProbingResult]:
     hook_point = HookPoint.parse(held_out.identity.hook_point)
+    folder_of = {subject.name: folder for subject, folder in zip(subjects, folders, strict=True)}
 
     def probe(missing: list[Subject]) -> list[SparseProbingResult]:
         results = evaluate_sparse_probing(missing, load_lm(), hook_point, sparse_probing)
         for result, subject in zip(results, missing, strict=True):
             # Before the result itself, whose presence then says that both are there.
-            write_json(
-                runs[subject.name] / "evals" / "sparse_probing.saebench.json", sparse_probing_json(result, subject)
-            )
+            write_json(folder_of[subject.name] / "sparse_probing.saebench.json", sparse_probing_json(result, subject))
         return results
 
-    probing_results = evaluate_missing(
+    return evaluate_missing(
         "sparse_probing",
         SparseProbingResult,
         subjects,
@@ -74,7 +117,6 @@ def evaluate_runs(
         },
         probe,
     )
-    return [Evaluations(*pair) for pair in zip(core_results, probing_results, strict=True)]
 
 
 def evaluate_missing(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scansion.errors import ConfigError
 from scansion.evals.bundle import Evaluations
+from scansion.evals.position import check_position
 from scansion.evals.probing_sets import check_probing_sets
 from scansion.files import one_line_io_errors, require_writable
 from scansion.study.evaluate import evaluate_runs
@@ -50,11 +51,13 @@ def execute(plan: StudyPlan, folders: Mapping[int, Path]) -> tuple[dict[int, Eva
         device=plan.device,
     )
     stores = prepare(source)
+    if plan.position:
+        check_position(stores.held_out, plan.position)
     runs = {index: _training_run(plan, plan.runs[index], folder) for index, folder in folders.items()}
     for group in sharing_a_stream(list(runs.values())):
         train(group, stores.train)
     names = {run.name: run.folder for run in runs.values()}
-    results = evaluate_runs(names, stores.held_out, lambda: source.lm, plan.core, plan.sparse_probing)
+    results = evaluate_runs(names, stores.held_out, lambda: source.lm, plan.core, plan.sparse_probing, plan.position)
     for (index, run), evaluations in zip(runs.items(), results, strict=True):
         write_final_info(run.folder, f"{plan.name}/{index}", evaluations)
     return dict(zip(runs, results, strict=True)), stores

@@ -12,6 +12,7 @@ from scansion.activations import HarvestConfig
 from scansion.corpus import CorpusConfig
 from scansion.errors import ConfigError
 from scansion.evals.core import CoreConfig
+from scansion.evals.position import PositionConfig, offset_for
 from scansion.evals.sparse_probing import SparseProbingConfig
 from scansion.lm import BUNDLED_MODEL
 from scansion.sae import AnySAEConfig
@@ -48,6 +49,7 @@ class StudyPlan(BaseModel):
     training: TrainingConfig = TrainingConfig()
     core: CoreConfig = CoreConfig()
     sparse_probing: SparseProbingConfig | None = None
+    position: PositionConfig | None = None
     seeds: tuple[int, ...] = Field(
         default=(0,), min_length=1, description="`scansion study` carries the runs out once for each of these."
     )
@@ -60,6 +62,10 @@ class StudyPlan(BaseModel):
             raise ValueError(f"two runs have the same name: {sorted(names)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"a seed is given twice: {list(self.seeds)}")
+        if self.position and self.corpus.layout == "packed":
+            raise ValueError("position is measured on contexts of one document each: set corpus.layout to 'documents'")
+        if self.position and self.position.replaced_contexts:
+            offset_for(self.corpus.context_length, self.position.offset)
         for run in self.runs:
             self.training_of(run)
         return self

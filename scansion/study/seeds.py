@@ -12,6 +12,7 @@ from rich.table import Table
 
 from scansion.errors import ConfigError
 from scansion.evals.bundle import Evaluations
+from scansion.evals.position import OverUnmasked, excess_over_unmasked
 from scansion.evals.result import Estimate, detectable_difference
 from scansion.files import atomic_file, write_json
 from scansion.progress import say
@@ -45,7 +46,15 @@ _FIGURES: dict[str, tuple[str, Callable[[Evaluations], float | None]]] = {
     "dead_share": ("dead", lambda e: e.core.dead_share),
     "ce_loss_recovered": ("CE recovered", lambda e: e.core.ce_loss_recovered and e.core.ce_loss_recovered.value),
     "duplicate_share": ("duplicates", lambda e: e.core.duplicate_share),
+    "position_information": ("position, mbit", lambda e: _thousandths(e, "position_information")),
+    "position_information_lifted": ("lifted, mbit", lambda e: _thousandths(e, "position_information_lifted")),
+    "excess_specialisation": ("over permuted, mbit", lambda e: _thousandths(e, "excess_specialisation")),
+    "positional_fidelity": ("AUROC of mask", lambda e: e.means().get("positional_fidelity")),
+    "position_retention": ("retention", lambda e: e.means().get("position_retention")),
 }
+# It compares the runs of one seed with one another, and so is no figure of one run's evaluations.
+_OVER_UNMASKED = "excess_over_unmasked"
+_HEADINGS = {name: heading for name, (heading, _) in _FIGURES.items()} | {_OVER_UNMASKED: "over unmasked, mbit"}
 _DIFFERENCES = ("fve", "ce_loss_recovered")
 
 
@@ -95,6 +104,8 @@ class Row:
     detectable: dict[str, float | None]
     step_ms: Estimate | None
     set_apart: str | None
+    why_not: str | None = None
+    """Why there is no excess over the run without a mask, where position was measured."""
 
 
 def rows_of(runs: list[SeededRun]) -> list[Row]:
@@ -107,13 +118,16 @@ def rows_of(runs: list[SeededRun]) -> list[Row]:
         raise ConfigError("there is no run to compare")
     baseline = runs[0]
     rows: list[Row] = []
-    for run in runs:
+    for run, over_unmasked in zip(runs, _over_unmasked(runs), strict=True):
         problems = run.reasons or [
             problem
             for ours, theirs in zip(run.results, baseline.results, strict=True)
             for problem in ours.not_comparable_with(theirs)
         ]
         figures = {} if problems else {name: _over_seeds(run.results, get) for name, (_, get) in _FIGURES.items()}
+        excesses = [1000 * one.value for one in over_unmasked if one.value is not None]
+        if figures and len(excesses) == len(run.results):
+            figures[_OVER_UNMASKED] = Estimate.of_seeds(excesses)
         differences = (
             {}
             if problems or run is baseline or baseline.reasons
@@ -131,9 +145,26 @@ def rows_of(runs: list[SeededRun]) -> list[Row]:
                 detectable={name: detectable_difference(values) for name, values in differences.items()},
                 step_ms=Estimate.of_seeds(times) if times else None,
                 set_apart="; ".join(dict.fromkeys(problems)) or None,
+                why_not="; ".join(dict.fromkeys(one.why_not for one in over_unmasked if one.why_not)) or None,
             )
         )
     return rows
+
+
+def _over_unmasked(runs: list[SeededRun]) -> list[list[OverUnmasked]]:
+    """For each run, its excess over the run without a mask at each seed; nothing where position was not measured."""
+    found: list[list[OverUnmasked]] = [[] for _ in runs]
+    for of_seed in zip(*(run.results for run in runs), strict=True):
+        measured = [(index, one.position) for index, one in enumerate(of_seed) if one.position is not None]
+        compared = excess_over_unmasked([position for _, position in measured])
+        for (index, _), excess in zip(measured, compared, strict=True):
+            found[index].append(excess)
+    return found
+
+
+def _thousandths(evaluations: Evaluations, name: str) -> float | None:
+    value = evaluations.means().get(name)
+    return None if value is None else 1000 * value
 
 
 def _over_seeds(results: list[Evaluations], get: Callable[[Evaluations], float | None]) -> Estimate:
@@ -148,8 +179,14 @@ def _differences(
 
 
 def cells_of(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells, for any kind of table. A star marks a difference whose interval excludes 0."""
-    headings = ["run", "features", *(heading for heading, _ in _FIGURES.values())]
+    """Headings and cells, for any kind of table. A star marks a difference whose interval excludes 0.
+
+    Figures that no run has are left out.
+    """
+    shown = [
+        name for name in _HEADINGS if any(name in row.figures and row.figures[name].value is not None for row in rows)
+    ]
+    headings = ["run", "features", *(_HEADINGS[name] for name in shown)]
     headings += [f"{_FIGURES[name][0]} - first run's" for name in _DIFFERENCES] + ["step, ms"]
     body: list[list[str]] = []
     for row in rows:
@@ -157,9 +194,10 @@ def cells_of(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
             body.append([row.run, f"{row.features:,}", row.set_apart] + [""] * (len(headings) - 3))
             continue
         cells = [row.run, f"{row.features:,}"]
-        for name in _FIGURES:
-            estimate = row.figures[name]
-            cells.append("-" if estimate.value is None else f"{estimate.value:.1f}" if name == "l0" else str(estimate))
+        for name in shown:
+            estimate = row.figures.get(name)
+            value = estimate and estimate.value
+            cells.append("-" if value is None else f"{value:.1f}" if name == "l0" else str(estimate))
         for name in _DIFFERENCES:
             estimate = row.differences.get(name)
             star = " *" if estimate is not None and estimate.excludes_zero else ""
@@ -203,6 +241,7 @@ def write_table(plan: StudyPlan, rows: list[Row], out: Path) -> Path:
         *("| " + " | ".join(cells) + " |" for cells in body),
         "",
         *_what_could_be_detected(rows),
+        *(f"{row.run}: not compared with the unmasked SAE, for {row.why_not}." for row in rows if row.why_not),
     ]
     with atomic_file(out / "table.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -220,6 +259,7 @@ def write_table(plan: StudyPlan, rows: list[Row], out: Path) -> Path:
                     "detectable": row.detectable,
                     "step_ms": row.step_ms and row.step_ms.model_dump(),
                     "set_apart": row.set_apart,
+                    "why_not": row.why_not,
                 }
                 for row in rows
             ],

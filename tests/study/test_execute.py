@@ -16,7 +16,13 @@ from scansion.study.evaluate import evaluate_runs
 from scansion.training import loop
 from tests.study.conftest import Carried
 
-RESULTS = ("evals/core.json", "evals/sparse_probing.json", "evals/sparse_probing.saebench.json")
+RESULTS = (
+    "evals/core.json",
+    "evals/sparse_probing.json",
+    "evals/sparse_probing.saebench.json",
+    "evals/position.json",
+    "evals/position_profile.safetensors",
+)
 
 
 def bytes_of(folders: dict[int, Path]) -> dict[Path, bytes]:
@@ -77,7 +83,13 @@ def test_a_second_run_does_nothing_again(carried: Carried, monkeypatch: pytest.M
 
 def test_entries_run_alone_give_what_they_give_together(carried: Carried, tmp_path: Path) -> None:
     execute(carried.plan, {1: tmp_path / "run_1"})
-    for name in ("sae/sae_weights.safetensors", "sae/cfg.json", "evals/core.json", "final_info.json"):
+    for name in (
+        "sae/sae_weights.safetensors",
+        "sae/cfg.json",
+        "evals/core.json",
+        "evals/position.json",
+        "final_info.json",
+    ):
         assert (tmp_path / "run_1" / name).read_bytes() == (carried.folders[1] / name).read_bytes(), name
 
 

@@ -1,0 +1,223 @@
+"""The position evaluation: every SAE in each of its states on the same held-out text, then on the same text moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from scansion.activations import ActivationStore
+from scansion.errors import EvalError
+from scansion.evals.degenerate import reasons_before_running, reasons_from_activity
+from scansion.evals.position.agreement import divergence
+from scansion.evals.position.budget import budget_of
+from scansion.evals.position.config import PositionConfig
+from scansion.evals.position.firing import Firing, Text, record
+from scansion.evals.position.information import shift_null
+from scansion.evals.position.measure import Measured, measure
+from scansion.evals.position.moving import MovedText, move_text, offset_for
+from scansion.evals.position.profiles import Profiles, profiles_of
+from scansion.evals.position.replacement import Replaced, Replacement, all_replaced
+from scansion.evals.position.result import PositionResult, SinceStart
+from scansion.evals.position.sink import sink_fve
+from scansion.evals.position.states import acts_in_forward, measured_mask, permuted, rebuild_start, weights_at
+from scansion.evals.result import Estimate, Subject, finite, status_of
+from scansion.evals.same_source import require_same_model, require_same_source
+from scansion.lm import LanguageModel
+from scansion.progress import Advance, progress
+from scansion.sae import SAE, AnySAEConfig
+
+# Draws of a null of which only the mean over features is used.
+_MEAN_ONLY_DRAWS = 20
+
+
+def evaluate_position(
+    subjects: Sequence[Subject],
+    store: ActivationStore,
+    load_lm: Callable[[], LanguageModel] | None,
+    config: PositionConfig,
+) -> list[tuple[PositionResult, Profiles]]:
+    """Evaluate SAEs on a held-out store in the documents layout; the text is moved through the LM once for all of them.
+
+    Returns:
+        For each subject its result, and its profiles.
+
+    Raises:
+        EvalError: an SAE belongs to another model or hook point; contexts mix documents; there are too few documents;
+            text is to be moved too far, or without an LM.
+    """
+    require_same_source(subjects, store)
+    text = Text.of(store, config)
+    moved: MovedText | str = "it was not asked for"
+    if config.replaced_contexts:
+        offset = offset_for(store.n_positions, config.offset)
+        if load_lm is None:
+            raise EvalError("moving the text needs the language model; give load_lm, or set replaced_contexts to 0")
+        lm = load_lm()
+        require_same_model(lm, store)
+        draw = np.random.default_rng([config.seed, 1])
+        moved = move_text(text, lm, config.replaced_contexts, offset, config.lm_batch_size, draw)
+    return [_evaluate(subject, text, moved, config) for subject in subjects]
+
+
+def check_position(store: ActivationStore, config: PositionConfig) -> None:
+    """Raise :class:`EvalError` unless position can be measured on ``store``; quick, and so done before anything heavy."""
+    Text.of(store, config)
+    if config.replaced_contexts:
+        offset_for(store.n_positions, config.offset)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is measured of one SAE: its states, and the masks that each is compared with.
+
+    Attributes:
+        saes: state -> SAE.
+        masks: its own mask, then permuted ones.
+        compared: state -> which of the masks it is compared with; the others say what chance gives.
+        n_shared: leading features that no mask binds.
+    """
+
+    saes: dict[str, SAE]
+    masks: list[Float[np.ndarray, "P F"]]
+    compared: dict[str, int]
+    n_shared: int
+
+
+def _evaluate(
+    subject: Subject, text: Text, moved: MovedText | str, config: PositionConfig
+) -> tuple[PositionResult, Profiles]:
+    sae, store = subject.sae, text.store
+    mask, is_own = measured_mask(sae, config.seed)
+    applied = acts_in_forward(sae)
+    generator = torch.Generator().manual_seed(config.seed)
+    draws = [permuted(mask, generator) for _ in range(config.mask_draws)]
+    start = rebuild_start(subject, store)
+    saes, compared = {"in_force": sae}, {}
+    if applied:
+        saes["lifted"] = sae.lifted()
+        for index, draw in enumerate(draws, 1):
+            saes[f"permuted {index}"] = sae.with_mask(draw)
+            compared[f"permuted {index}"] = index
+    if isinstance(start, SAE):
+        saes["start"] = start.lifted() if applied else start
+    masks = [weights_at(one, text.positions) for one in (mask, *draws)]
+    plan = _Plan(saes, masks, compared, mask.n_shared)
+    measured, firings = _measure_all(plan, text, config, subject.name)
+    if applied:
+        measured["permuted"] = Measured.mean([measured.pop(name) for name in compared])
+    free = firings.get("lifted", firings["in_force"])
+    replacement, seen = _replace(saes, firings, measured, moved)
+    reasons = reasons_before_running(subject) + _reasons_from_activity(sae, text, firings["in_force"])
+    result = PositionResult(
+        sae=subject.name,
+        sae_config=cast(AnySAEConfig, sae.config),
+        status=status_of(reasons),
+        reasons=reasons,
+        sae_fingerprint=subject.fingerprint,
+        sae_metadata=subject.metadata,
+        data={
+            "store": store.manifest.key,
+            "contexts": store.identity.contexts,
+            "split": store.identity.split,
+            "config": config.model_dump(mode="json"),
+        },
+        seed=config.seed,
+        n_tokens=text.n_tokens,
+        n_contexts=text.n_contexts,
+        n_documents=text.n_documents,
+        n_groups=text.n_groups,
+        positions=text.positions.tolist(),
+        mask="own" if is_own else "reference",
+        acts_in_forward=applied,
+        states={name: one.figures() for name, one in measured.items()},
+        excess_specialisation=_excess(measured) if applied else None,
+        since_start=_since_start(firings["start"], free) if "start" in firings else None,
+        no_start=start if isinstance(start, str) else None,
+        replacement=replacement,
+        no_replacement=moved if isinstance(moved, str) else None,
+        sink_fve=sink_fve(store),
+        budget=budget_of(sae, text.positions, firings["in_force"].l0_by_position()),
+    )
+    return result, profiles_of(text, masks[0], firings, measured, seen)
+
+
+def _measure_all(
+    plan: _Plan, text: Text, config: PositionConfig, name: str
+) -> tuple[dict[str, Measured], dict[str, Firing]]:
+    """Every state measured; where features fired is kept for all but the permuted ones."""
+    measured: dict[str, Measured] = {}
+    firings: dict[str, Firing] = {}
+    with progress(f"position: {name}", len(plan.saes) * text.n_contexts, "contexts") as advance:
+        for index, (state, sae) in enumerate(plan.saes.items()):
+            firing, one = _measure(plan, state, sae, text, config, index, advance)
+            measured[state] = one
+            if not state.startswith("permuted"):
+                firings[state] = firing.without_bits()
+    return measured, firings
+
+
+def _measure(
+    plan: _Plan, state: str, sae: SAE, text: Text, config: PositionConfig, index: int, advance: Advance
+) -> tuple[Firing, Measured]:
+    firing = record(sae, text, config.batch_contexts, advance)
+    draw = np.random.default_rng([config.seed, 2, index])
+    resolved = state in ("in_force", "lifted")
+    rate = config.false_discovery_rate if resolved else None
+    n_draws = config.null_draws if resolved else _MEAN_ONLY_DRAWS
+    null = shift_null(firing, n_draws, draw, rate=rate, max_draws=config.max_null_draws)
+    which = plan.compared.get(state, 0)
+    chance = [weights for index, weights in enumerate(plan.masks) if index != which]
+    return firing, measure(firing, null, plan.masks[which], chance, plan.n_shared, rate)
+
+
+def _excess(measured: dict[str, Measured]) -> Estimate:
+    return (measured["in_force"].varying["information"] - measured["permuted"].varying["information"]).estimate()
+
+
+def _since_start(start: Firing, end: Firing) -> SinceStart:
+    before, after = ([firing.half(which).rates for which in (0, 1)] for firing in (start, end))
+
+    def across(ours: list[np.ndarray], theirs: list[np.ndarray]) -> np.ndarray:
+        return (divergence(ours[0], theirs[1]) + divergence(ours[1], theirs[0])) / 2
+
+    def similarity(divergences: np.ndarray) -> float | None:
+        known = divergences[np.isfinite(divergences)]
+        return finite(1 - np.sqrt(known).mean()) if len(known) else None
+
+    return SinceStart(
+        similarity=similarity(across(before, after)),
+        # Two noisy profiles diverge by half of what each diverges from another draw of itself.
+        ceiling=similarity((across(before, before) + across(after, after)) / 2),
+        chance=similarity(across([np.roll(rates, 1, axis=1) for rates in before], after)),
+    )
+
+
+def _replace(
+    saes: dict[str, SAE], firings: dict[str, Firing], measured: dict[str, Measured], moved: MovedText | str
+) -> tuple[Replacement | None, dict[str, Replaced]]:
+    if isinstance(moved, str):
+        return None, {}
+    states = [name for name in ("in_force", "lifted") if name in saes]
+    return all_replaced(
+        {name: saes[name] for name in states},
+        {name: firings[name] for name in states},
+        {name: measured[name].significant for name in states},
+        moved,
+    )
+
+
+@torch.no_grad()
+def _reasons_from_activity(sae: SAE, text: Text, firing: Firing) -> list[str]:
+    """Dead and constant dictionaries. The first contexts are enough to tell that an output never changes."""
+    device = sae.W_dec.device
+    x = text.store.contexts(0, min(8, text.n_contexts))[text.positions].float()
+    there = torch.arange(len(x))[:, None] < torch.from_numpy(text.lengths[: x.shape[1]])
+    x_hat = sae(x.to(device), text.positions.to(device)[:, None]).cpu()[there].double()
+    variances = [float(values.var(dim=0, correction=0).sum()) for values in (x_hat, x[there].double())]
+    n_alive = int((firing.counts.sum(axis=(0, 1)) > 0).sum())
+    return reasons_from_activity(n_alive, *variances)

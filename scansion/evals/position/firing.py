@@ -1,0 +1,210 @@
+"""Where every feature fires on held-out text: counts and mass by position and document group, and the bits themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from scansion.activations import ActivationStore
+from scansion.errors import EvalError
+from scansion.evals.position.config import PositionConfig
+from scansion.evals.position.groups import deal_documents
+from scansion.progress import Advance
+from scansion.sae import SAE
+
+_CHUNK_BITS = 16_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """The held-out contexts an evaluation reads.
+
+    Attributes:
+        store: where the activations are.
+        positions: the P positions used, successive.
+        lengths: tokens of each context at these positions; they fill them from the first on.
+        groups: document group of each context.
+        n_documents: documents in all.
+    """
+
+    store: ActivationStore
+    positions: Tensor
+    lengths: Int[np.ndarray, "C"]
+    groups: Int[np.ndarray, "C"]
+    n_documents: int
+
+    @classmethod
+    def of(cls, store: ActivationStore, config: PositionConfig) -> Text:
+        """The contexts that ``config`` asks for.
+
+        Raises:
+            EvalError: contexts mix documents, so that position in the context is not position in the text; or there are
+                too few documents.
+        """
+        n_contexts = min(config.n_contexts or store.n_contexts, store.n_contexts)
+        valid, doc_ids = store.valid[:, :n_contexts], store.doc_ids[:, :n_contexts]
+        lowest = doc_ids.where(valid, torch.iinfo(doc_ids.dtype).max).amin(dim=0)
+        if bool((lowest != doc_ids.amax(dim=0)).any()):
+            raise EvalError(
+                f"contexts of {store.folder} hold several documents each, which makes positions in the context and in "
+                "the document different things; harvest with layout 'documents'"
+            )
+        positions = store.used_positions(config.use_position_0)
+        positions = positions[valid[positions].any(dim=1)]
+        documents = doc_ids.amax(dim=0).numpy()
+        return cls(
+            store,
+            positions,
+            valid[positions].sum(dim=0).numpy(),
+            deal_documents(documents, config.groups, config.seed),
+            len(np.unique(documents)),
+        )
+
+    @property
+    def n_contexts(self) -> int:
+        """C."""
+        return len(self.lengths)
+
+    @property
+    def n_groups(self) -> int:
+        """G."""
+        return int(self.groups.max()) + 1
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in all."""
+        return int(self.lengths.sum())
+
+    def tokens_by_group(self) -> Int[np.ndarray, "P G"]:
+        """Tokens at each position of each group."""
+        there = np.arange(len(self.positions))[:, None] < self.lengths
+        return np.stack([there[:, self.groups == group].sum(axis=1) for group in range(self.n_groups)], axis=1)
+
+
+class Events(NamedTuple):
+    """Every time one of some features fired, in the order of the features."""
+
+    feature: Int[np.ndarray, "m"]
+    context: Int[np.ndarray, "m"]
+    place: Int[np.ndarray, "m"]
+    """Index into the positions used."""
+
+
+@dataclass(frozen=True, eq=False)
+class Firing:
+    """What one SAE does on a text.
+
+    Attributes:
+        text: what was read.
+        counts: how often each feature fired, by position and document group.
+        mass: sum of its activations, likewise.
+        tokens: tokens read, likewise.
+        bits: 1 where a feature fired, eight contexts a byte. They are kept, for the null needs to know which firings
+            belong to one context; at 20,000 features and 50,000 tokens they take 125 MB. None once they are let go.
+    """
+
+    text: Text
+    counts: Float[np.ndarray, "P G F"]
+    mass: Float[np.ndarray, "P G F"]
+    tokens: Int[np.ndarray, "P G"]
+    bits: UInt8[np.ndarray, "P C8 F"] | None
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features F."""
+        return self.counts.shape[2]
+
+    @property
+    def l0(self) -> float:
+        """Mean number of active features a token."""
+        return float(self.counts.sum(dtype=np.float64)) / self.text.n_tokens
+
+    def l0_by_position(self) -> list[float]:
+        """The same at each position."""
+        return (self.counts.sum(axis=(1, 2), dtype=np.float64) / self.tokens.sum(axis=1)).tolist()
+
+    def without(self, group: int | None) -> Profile:
+        """Counts over all groups but one; None leaves none out."""
+        kept = np.arange(self.text.n_groups) != (-1 if group is None else group)
+        return self._over(kept)
+
+    def half(self, which: int) -> Profile:
+        """Counts over the even groups (0) or the odd ones (1): no document is in both."""
+        return self._over(np.arange(self.text.n_groups) % 2 == which)
+
+    def without_bits(self) -> Firing:
+        """The counts alone."""
+        return replace(self, bits=None)
+
+    def _over(self, kept: np.ndarray) -> Profile:
+        return Profile(
+            self.counts[:, kept].sum(axis=1, dtype=np.float64),
+            self.mass[:, kept].sum(axis=1, dtype=np.float64),
+            self.tokens[:, kept].sum(axis=1),
+        )
+
+    def events(self, features: Int[np.ndarray, "w"]) -> Iterator[tuple[Int[np.ndarray, "v"], Events]]:
+        """Every firing of ``features``, as (indices into ``features``, events), a bounded number of bits at a time."""
+        if self.bits is None:
+            raise EvalError("the bits of this record were let go; record the firing again")
+        step = max(1, _CHUNK_BITS // (len(self.text.positions) * self.text.n_contexts))
+        for start in range(0, len(features), step):
+            chosen = np.arange(start, min(start + step, len(features)))
+            bits = np.unpackbits(self.bits[:, :, features[chosen]], axis=1, count=self.text.n_contexts)
+            feature, context, place = np.nonzero(bits.transpose(2, 1, 0))
+            yield chosen, Events(feature, context, place)
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Counts by position over some of the documents.
+
+    Attributes:
+        counts, mass: times a feature fired, and the sum of its activations.
+        tokens: tokens read.
+    """
+
+    counts: Float[np.ndarray, "P F"]
+    mass: Float[np.ndarray, "P F"]
+    tokens: Int[np.ndarray, "P"]
+
+    @property
+    def rates(self) -> Float[np.ndarray, "P F"]:
+        """Share of the tokens at each position on which a feature fires; 0 where there is no token."""
+        return self.counts / np.maximum(self.tokens, 1)[:, None]
+
+
+@torch.no_grad()
+def record(sae: SAE, text: Text, batch_contexts: int, advance: Advance) -> Firing:
+    """Encode a text and note what fires where.
+
+    Args:
+        sae: on any device.
+        text: what to read.
+        batch_contexts: contexts encoded at once, a multiple of 8.
+        advance: told of contexts done.
+    """
+    device = sae.W_dec.device
+    P, F = len(text.positions), sae.d_sae
+    counts, mass = (torch.zeros(P, text.n_groups, F, device=device) for _ in range(2))
+    bits = np.zeros((P, -(-text.n_contexts // 8), F), dtype=np.uint8)
+    member = torch.from_numpy(text.groups == np.arange(text.n_groups)[:, None]).float().to(device)
+    lengths = torch.from_numpy(text.lengths).to(device)
+    places = text.positions.to(device)[:, None]
+    for start in range(0, text.n_contexts, batch_contexts):
+        stop = min(start + batch_contexts, text.n_contexts)
+        x = text.store.contexts(start, stop)[text.positions].float().to(device)
+        there = torch.arange(P, device=device)[:, None] < lengths[start:stop]
+        acts = sae.encode(x, places) * there[..., None]
+        fired = acts > 0
+        counts += member[:, start:stop] @ fired.float()
+        mass += member[:, start:stop] @ acts
+        bits[:, start // 8 : -(-stop // 8)] = np.packbits(fired.cpu().numpy(), axis=1)
+        advance(stop - start)
+    return Firing(text, counts.cpu().numpy(), mass.cpu().numpy(), text.tokens_by_group(), bits)

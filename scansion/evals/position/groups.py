@@ -1,0 +1,79 @@
+"""Groups of documents: what the two halves and the intervals of every position figure are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+from scipy.stats import t as student_t
+
+from scansion.errors import EvalError
+from scansion.evals.result import Estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Leaving:
+    """A figure over all documents, and over all but each group of them. Sums and differences keep their intervals.
+
+    Attributes:
+        value: over all documents.
+        without: [G], the same with one group left out.
+    """
+
+    value: float
+    without: np.ndarray
+
+    @classmethod
+    def of(cls, n_groups: int, statistic: Callable[[int | None], float]) -> Leaving:
+        """``statistic(None)`` over everything, ``statistic(g)`` without group g."""
+        return cls(statistic(None), np.array([statistic(group) for group in range(n_groups)]))
+
+    @classmethod
+    def mean(cls, several: list[Leaving]) -> Leaving:
+        """The mean of several figures."""
+        return cls(float(np.mean([one.value for one in several])), np.mean([one.without for one in several], axis=0))
+
+    def __sub__(self, other: Leaving) -> Leaving:
+        return Leaving(self.value - other.value, self.without - other.without)
+
+    def estimate(self) -> Estimate:
+        """The figure with the jackknife's 95% interval: ``s^2 = (G - 1) / G * sum_g (without_g - mean)^2``.
+
+        The jackknife (Quenouille 1956, Tukey 1958), not the bootstrap: resampling repeats documents, and repeated
+        documents raise any estimate of information.
+        """
+        n = len(self.without)
+        s = np.sqrt((n - 1) / n * np.square(self.without - self.without.mean()).sum())
+        half = float(student_t.ppf(0.975, n - 1)) * float(s)
+        return Estimate(value=self.value, low=self.value - half, high=self.value + half)
+
+
+def deal_documents(doc_ids: Int[np.ndarray, "C"], n_groups: int, seed: int) -> Int[np.ndarray, "C"]:
+    """The group of each context: all of a document's in one, groups as equal in contexts as that allows.
+
+    Args:
+        doc_ids: the document of each context.
+        n_groups: wanted; fewer documents give fewer groups, an even number of them.
+        seed: of the order in which documents of equal size are dealt.
+
+    Raises:
+        EvalError: there are fewer than 4 documents.
+    """
+    documents, counts = np.unique(doc_ids, return_counts=True)
+    n_groups = min(n_groups, len(documents) - len(documents) % 2)
+    if n_groups < 4:
+        raise EvalError(
+            f"the held-out text has {len(documents)} documents, too few to say how figures vary from one to the next; "
+            "hold out at least 4, or do not measure position"
+        )
+    shuffled = np.random.default_rng(seed).permutation(len(documents))
+    largest_first = shuffled[np.argsort(-counts[shuffled], kind="stable")]
+    sizes = np.zeros(n_groups, dtype=np.int64)
+    group_of = np.empty(len(documents), dtype=np.int64)
+    for document in largest_first:
+        smallest = int(sizes.argmin())
+        group_of[document] = smallest
+        sizes[smallest] += counts[document]
+    return group_of[np.searchsorted(documents, doc_ids)]

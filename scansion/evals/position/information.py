@@ -1,0 +1,176 @@
+"""How much a feature's firing tells of the position, and how much it would tell if position did not matter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.stats import false_discovery_control
+
+from scansion.evals.position.firing import Events, Firing, Profile
+
+# Voita et al. 2023, "Neurons in Large Language Models: Dead, N-gram, Positional", call a neuron positional above this.
+VOITA_THRESHOLD = 0.05
+# Nulls within this many bits of the observation count as equal to it.
+_TIE = 1e-12
+
+
+def _x_log_x(x: np.ndarray) -> np.ndarray:
+    return x * np.log2(np.where(x > 0, x, 1.0))
+
+
+def information(profile: Profile) -> Float[np.ndarray, "F"]:
+    """Mutual information in bits between a feature's firing and the position, from counts (the plug-in estimate).
+
+    ``I(1[a > 0]; p) = H(1[a > 0]) - H(1[a > 0] | p)``, in [0, entropy of firing], of which it is 0 for a feature that
+    fires alike everywhere. From finite text it is biased upward, the more the rarer the feature: see :func:`shift_null`.
+    """
+    tokens = profile.tokens[:, None].astype(np.float64)
+    split = (_x_log_x(profile.counts) + _x_log_x(tokens - profile.counts) - _x_log_x(tokens)).sum(axis=0)
+    return np.maximum(split / tokens.sum() + firing_entropy(profile), 0.0)
+
+
+def firing_entropy(profile: Profile) -> Float[np.ndarray, "F"]:
+    """Entropy of whether a feature fires, bits in [0, 1]: the most that the position could tell about it."""
+    share = profile.counts.sum(axis=0) / profile.tokens.sum()
+    return -_x_log_x(share) - _x_log_x(1 - share)
+
+
+def effective_positions(rates: Float[np.ndarray, "P F"]) -> Float[np.ndarray, "F"]:
+    """``exp`` of the entropy (nats) of the normalised rate profile: 1 for a single position, P for all alike; NaN if dead."""
+    total = rates.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = rates / total
+    entropy = -math.log(2) * _x_log_x(shares).sum(axis=0)
+    return np.where(total > 0, np.exp(entropy), np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Null:
+    """What each feature's figures would be if its firing did not depend on the position.
+
+    Attributes:
+        information: mean over draws, bits.
+        effective_positions: mean over the first draws.
+        p_value: (1 + draws at or above the observation) / (1 + draws); 1 for a feature that never fired.
+        draws: how many there were.
+    """
+
+    information: Float[np.ndarray, "F"]
+    effective_positions: Float[np.ndarray, "F"]
+    p_value: Float[np.ndarray, "F"]
+    draws: Int[np.ndarray, "F"]
+
+    def q_value(self) -> Float[np.ndarray, "F"]:
+        """The false discovery rate at which each feature is found (Benjamini and Hochberg 1995); 1 if it never fired."""
+        alive = self.draws > 0
+        q = np.ones(len(alive))
+        if alive.any():
+            q[alive] = false_discovery_control(self.p_value[alive], method="bh")
+        return q
+
+
+def shift_null(
+    firing: Firing,
+    n_draws: int,
+    generator: np.random.Generator,
+    *,
+    rate: float | None = None,
+    max_draws: int = 0,
+) -> Null:
+    """Draw the null by turning each context by an amount of its own, as a ring of its valid tokens.
+
+    Turning keeps a context's runs of firing and how often it fires, and which contexts reach which position. Tokens
+    shuffled one by one would lose the runs and call any feature that fires in runs positional.
+
+    Where ``rate`` is given, features that no draw has reached get more draws, until their p-value is small enough for
+    Benjamini and Hochberg at that rate or ``max_draws`` are made: n_draws alone cannot resolve the p-values that a few
+    positional features among many thousands need. A p-value made so is still at most t with a chance of at most t.
+
+    Args:
+        firing: of one SAE.
+        n_draws: for every feature.
+        generator: of the amounts.
+        rate: false discovery rate to resolve p-values for; None for no more draws than ``n_draws``.
+        max_draws: most draws a feature.
+    """
+    whole = firing.without(None)
+    observed = information(whole)
+    alive = np.flatnonzero(whole.counts.sum(axis=0) > 0)
+    drawn = _Draws(firing, whole, observed)
+    drawn.add(alive, n_draws, generator)
+    while rate is not None:
+        unreached = alive[drawn.reached[alive] == 0]
+        if len(unreached) == 0:
+            break
+        done = int(drawn.n[unreached].min())
+        wanted = min(math.ceil(len(alive) / (rate * len(unreached))), max_draws)
+        if wanted <= done:
+            break
+        drawn.add(unreached, wanted - done, generator)
+    n = np.maximum(drawn.n, 1)
+    return Null(drawn.sums / n, drawn.effective, (1 + drawn.reached) / (1 + drawn.n), drawn.n)
+
+
+class _Draws:
+    """Running sums over draws of the null."""
+
+    _N_EFFECTIVE = 10
+
+    def __init__(self, firing: Firing, whole: Profile, observed: Float[np.ndarray, "F"]) -> None:
+        self._firing, self._observed, self._tokens = firing, observed, whole.tokens
+        self._entropy = firing_entropy(whole)
+        # A turned context has as many tokens at each position as before, so that only the counts change, and each
+        # position's share of the sum can be looked up by its count.
+        counts = np.arange(int(whole.tokens.max()) + 1, dtype=np.float64)
+        tokens = whole.tokens[:, None].astype(np.float64)
+        left = np.maximum(tokens - counts, 0.0)
+        self._table = ((_x_log_x(counts) + _x_log_x(left) - _x_log_x(tokens)) / whole.tokens.sum()).ravel()
+        self._row = np.arange(len(tokens), dtype=np.int64) * len(counts)
+        self.sums = np.zeros(firing.d_sae)
+        self.effective = np.full(firing.d_sae, np.nan)
+        self.reached = np.zeros(firing.d_sae, dtype=np.int64)
+        self.n = np.zeros(firing.d_sae, dtype=np.int64)
+
+    def add(self, features: Int[np.ndarray, "w"], n_draws: int, generator: np.random.Generator) -> None:
+        for chosen, events in self._firing.events(features):
+            self._add(features[chosen], events, n_draws, generator)
+
+    def _add(
+        self, features: Int[np.ndarray, "v"], events: Events, n_draws: int, generator: np.random.Generator
+    ) -> None:
+        lengths, P = np.maximum(self._firing.text.lengths, 1), len(self._tokens)
+        cell = events.feature.astype(np.int64) * P
+        token = events.context.astype(np.int64) * P + events.place
+        places = np.arange(P)
+        moved = np.empty_like(cell)
+        first = not self.n[features].any()
+        effective = np.zeros(len(features))
+        n_effective = min(self._N_EFFECTIVE, n_draws) if first else 0
+        for draw in range(n_draws):
+            # Where each token of each context comes to lie; what lies beyond a context's end is never looked up.
+            turned = (places + generator.integers(0, lengths)[:, None]) % lengths[:, None]
+            np.take(turned.ravel(), token, out=moved)
+            moved += cell
+            counts = np.bincount(moved, minlength=len(features) * P).reshape(-1, P)
+            bits = np.take(self._table, self._row + counts).sum(axis=1) + self._entropy[features]
+            self.sums[features] += np.maximum(bits, 0.0)
+            self.reached[features] += bits >= self._observed[features] - _TIE
+            if draw < n_effective:
+                effective += effective_positions((counts / self._tokens).T)
+        if first:
+            self.effective[features] = effective / n_effective
+        self.n[features] += n_draws
+
+
+def corrected(
+    firing: Firing, null: Null, alive: Bool[np.ndarray, "F"], group: int | None
+) -> Float[np.ndarray, "F_alive"]:
+    """Information less the null's mean, of the features that fired. Without a group of documents, the null's mean, which
+    shrinks as text grows, is larger by as many times as there are fewer tokens.
+    """
+    profile = firing.without(group)
+    more = firing.tokens.sum() / profile.tokens.sum()
+    return information(profile)[alive] - more * null.information[alive]

@@ -1,0 +1,57 @@
+"""The profiles behind the figures, as a file: where each feature fires and what it may do there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from safetensors.numpy import load_file, save_file
+
+from scansion.evals.position.firing import Firing, Text
+from scansion.evals.position.measure import Measured
+from scansion.evals.position.replacement import Replaced
+from scansion.files import atomic_file
+
+PROFILES = "position_profile.safetensors"
+"""Name of the file in a run's ``evals`` folder."""
+
+Profiles = dict[str, np.ndarray]
+"""Arrays by name. ``positions``, ``tokens``: [P]. ``mask``, and for each state but permuted ``counts.STATE``,
+``mass.STATE``: [P, d_sae]. ``STATE.FIGURE``: [d_sae], NaN where a feature never fired or no mask binds it."""
+
+
+def profiles_of(
+    text: Text,
+    weights: Float[np.ndarray, "P F"],
+    firings: dict[str, Firing],
+    measured: dict[str, Measured],
+    seen: dict[str, Replaced],
+) -> Profiles:
+    """Everything that can be drawn of one SAE."""
+    arrays: Profiles = {
+        "positions": text.positions.numpy().astype(np.int32),
+        "tokens": text.tokens_by_group().sum(axis=1).astype(np.int32),
+        "mask": weights.astype(np.float16),
+    }
+    for name, firing in firings.items():
+        whole = firing.without(None)
+        arrays[f"counts.{name}"] = whole.counts.astype(np.int32)
+        arrays[f"mass.{name}"] = whole.mass.astype(np.float32)
+    for name, one in measured.items():
+        arrays |= {f"{name}.{figure}": values.astype(np.float32) for figure, values in one.by_feature.items()}
+    for name, one in seen.items():
+        parts = {"votes": one.votes, "vote_score": one.score, "agreement": one.agreement}
+        arrays |= {f"{name}.{figure}": values.astype(np.float32) for figure, values in parts.items()}
+    return arrays
+
+
+def save_profiles(profiles: Profiles, folder: Path) -> None:
+    """Write them to ``folder``, atomically."""
+    with atomic_file(folder / PROFILES) as temporary:
+        save_file(profiles, temporary)
+
+
+def load_profiles(folder: Path) -> Profiles:
+    """Read what :func:`save_profiles` wrote."""
+    return load_file(folder / PROFILES)

@@ -1,0 +1,142 @@
+"""What the position evaluation returns: figures for each state of the SAE, controls beside them, and the headline."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from scansion.evals.position.budget import Budget
+from scansion.evals.position.replacement import Replacement
+from scansion.evals.result import Estimate, EvalResult
+from scansion.sae import AnySAEConfig
+
+
+class StateFigures(BaseModel):
+    """Figures of one state, means over features that fired unless something else is said; docs/position.md defines each.
+
+    Attributes:
+        l0: mean number of active features a token.
+        alive_share: share of all features that fired.
+        information: mutual information of firing and position in bits, less the mean of its null.
+        information_raw, information_null: the two parts.
+        information_share: sum of the corrected information over the sum of the features' firing entropies; at most 1.
+        significant_share: share found to depend on the position at the false discovery rate set; None where the null
+            was drawn for its mean only.
+        voita_share, voita_share_corrected: share with more than 0.05 bits, before and after the correction.
+        effective_positions, effective_positions_null: exp of the entropy of the rate profile, in [1, P].
+        reliability: correlation of the rate profiles of two halves of the documents, over features that fired in both.
+        positional_score_median, positional_score_p99: quantiles of the highest mean activation at any position.
+        auroc, overlap: bound features' firing against their mask; the ``_chance`` beside each is the same firing against
+            permuted masks.
+        retention: share of activation mass inside the mask beyond chance, weighted by mass, over bound features;
+            ``retention_median`` over features, ``retention_chance`` against permuted masks.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    l0: float | None
+    alive_share: float | None
+    information: Estimate
+    information_raw: float | None
+    information_null: float | None
+    information_share: float | None
+    significant_share: float | None
+    voita_share: float | None
+    voita_share_corrected: float | None
+    effective_positions: float | None
+    effective_positions_null: float | None
+    reliability: float | None
+    positional_score_median: float | None
+    positional_score_p99: float | None
+    auroc: Estimate
+    auroc_chance: float | None
+    overlap: Estimate
+    overlap_chance: float | None
+    retention: Estimate
+    retention_median: float | None
+    retention_chance: float | None
+
+
+class SinceStart(BaseModel):
+    """What training changed about where features fire, mask lifted before and after.
+
+    Attributes:
+        similarity: mean over features of 1 - Jensen-Shannon distance of the profile at the start and at the end, the one
+            from one half of the documents and the other from the other.
+        ceiling: what no change looks like in as much text, from how far the profiles of each SAE differ between halves.
+        chance: the same with the starts dealt out to other features.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    similarity: float | None
+    ceiling: float | None
+    chance: float | None
+
+
+class PositionResult(EvalResult):
+    """Position figures of one SAE on held-out text; intervals are over groups of documents.
+
+    Attributes:
+        sae_config: architecture, size and mask.
+        n_tokens, n_contexts, n_documents, n_groups: what was read, and the groups that intervals come from.
+        positions: the positions used.
+        mask: whether firing is compared with the SAE's ``own`` mask or, as it has none, with a ``reference`` drawn.
+        acts_in_forward: whether the mask changes what fires; if not, lifting or permuting it does nothing.
+        states: ``in_force``; ``lifted`` and ``permuted`` (mean over draws) if the mask acts in the forward pass; and
+            ``start``, the SAE before training with its mask lifted, which is the random SAE to compare with.
+        excess_specialisation: information in force less that under permuted masks of the same shape, bits a feature;
+            None where no mask acts in the forward pass.
+        since_start, no_start: what training changed, or why that cannot be told.
+        replacement, no_replacement: what moving the text showed, or why it was not done.
+        sink_fve: what one feature for position 0 explains of the variance of all tokens; a fact of the data.
+        budget: the four ways in which SAEs may be of equal size.
+    """
+
+    eval: str = "position"
+    sae_config: AnySAEConfig
+    n_tokens: int
+    n_contexts: int
+    n_documents: int
+    n_groups: int
+    positions: list[int]
+    mask: Literal["own", "reference"]
+    acts_in_forward: bool
+    states: dict[str, StateFigures]
+    excess_specialisation: Estimate | None
+    since_start: SinceStart | None
+    no_start: str | None
+    replacement: Replacement | None
+    no_replacement: str | None
+    sink_fve: float | None
+    budget: Budget
+
+    @property
+    def in_force(self) -> StateFigures:
+        """The SAE as it is used."""
+        return self.states["in_force"]
+
+    @property
+    def free(self) -> StateFigures:
+        """The SAE with nothing to hold its features back: lifted, or as it is if no mask does."""
+        return self.states.get("lifted", self.in_force)
+
+    def headline(self) -> dict[str, float | None]:
+        """The figures of tables, by name."""
+        excess, replacement = self.excess_specialisation, self.replacement
+        moved = None if replacement is None else replacement.states.get("lifted", replacement.states["in_force"])
+        return {
+            "position_information": self.in_force.information.value,
+            "position_information_lifted": self.free.information.value,
+            "excess_specialisation": None if excess is None else excess.value,
+            "positional_fidelity": self.in_force.auroc.value,
+            "positional_overlap": self.in_force.overlap.value,
+            "position_retention": self.free.retention.value,
+            "position_retention_chance": self.free.retention_chance,
+            "positional_features": self.free.significant_share,
+            "start_similarity": None if self.since_start is None else self.since_start.similarity,
+            "stay_share": None if moved is None else moved.stay_share,
+            "move_share": None if moved is None else moved.move_share,
+            "sink_fve": self.sink_fve,
+        }

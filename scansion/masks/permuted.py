@@ -1,0 +1,52 @@
+"""A permuted mask: the same shape, dealt out to other features. What it still achieves, any mask of that shape would."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from scansion.errors import ShapeError
+from scansion.masks.base import FamilyConfig, PositionalMask
+
+
+class PermutedMask(PositionalMask):
+    """Another mask with the columns of its bound features in another order; shared features stay shared.
+
+    Args:
+        mask: of which family ever; not changed.
+        order: a permutation of its bound features: feature i gets what feature ``order[i]`` had.
+
+    Raises:
+        ShapeError: ``order`` is not one.
+    """
+
+    config: FamilyConfig
+
+    def __init__(self, mask: PositionalMask, order: Int[Tensor, "d_bound"]) -> None:
+        if not torch.equal(order.sort().values.cpu(), torch.arange(mask.d_bound)):
+            raise ShapeError(f"order should be a permutation of the {mask.d_bound} bound features")
+        super().__init__(mask.config, mask.n_positions, mask.d_sae)
+        self.below = mask
+        shared = torch.arange(mask.n_shared, device=order.device)
+        self.columns: Int[Tensor, "d_sae"]
+        self.register_buffer("columns", torch.cat([shared, mask.n_shared + order]))
+
+    def bound_weights(self) -> Float[Tensor, "L d_bound"]:
+        return self.below.table()[:, self.columns[self.n_shared :]]
+
+    def forward(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_sae"]:
+        return self.below(positions)[..., self.columns]
+
+    def open_at(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
+        return self.below.open_at(positions)[..., self.columns]
+
+    def _factors(self, positions: Int[Tensor, "..."]) -> Tensor:
+        return self.below._factors(positions)[..., self.columns]
+
+    @property
+    def n_decoder_biases(self) -> int:
+        return self.below.n_decoder_biases
+
+    def band_at(self, positions: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+        return self.below.band_at(positions)

@@ -1,0 +1,103 @@
+"""Information has its closed form at the extremes, and its null holds for firing that comes in runs but knows no position."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scansion.evals.position.information import Null, effective_positions, firing_entropy, information, shift_null
+from tests.evals.position.constructed import firing_of, made_up_text, profile, runs
+
+
+def entropy(p: float) -> float:
+    return float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)))
+
+
+def test_a_feature_that_always_fires_at_one_position_only_tells_all_that_firing_can() -> None:
+    one = profile([[0, 20, 0, 0]], [20] * 4)
+    assert information(one) == pytest.approx(entropy(0.25)) == firing_entropy(one)
+
+
+def test_uniform_constant_and_dead_features_tell_nothing() -> None:
+    flat = profile([[5, 5, 5, 5], [10, 10, 10, 10], [0, 0, 0, 0]], [10] * 4)
+    assert information(flat) == pytest.approx([0, 0, 0], abs=1e-12)
+
+
+def test_uneven_tokens_do_not_count_as_information() -> None:
+    assert information(profile([[10, 5, 1]], [100, 50, 10])) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_information_of_two_positions_has_its_closed_form() -> None:
+    expected = entropy(0.4) - 0.5 * (entropy(0.3) + entropy(0.5))
+    assert information(profile([[3, 5]], [10, 10])) == pytest.approx(expected)
+
+
+def test_effective_positions_at_the_extremes() -> None:
+    rates = np.array([[0, 1, 0, 0], [0.3] * 4, [0.5, 0.5, 0, 0], [0] * 4]).T
+    assert effective_positions(rates)[:3] == pytest.approx([1, 4, 2])
+    assert np.isnan(effective_positions(rates)[3])
+
+
+def null_of(fired: np.ndarray, lengths: list[int], **settings: float) -> tuple[Null, np.ndarray]:
+    firing = firing_of(made_up_text(lengths), fired)
+    return shift_null(firing, 100, np.random.default_rng(0), **settings), information(firing.without(None))  # type: ignore[arg-type]
+
+
+def test_firing_in_runs_that_knows_no_position_is_not_called_positional() -> None:
+    lengths = np.random.default_rng(1).integers(16, 33, size=120).tolist()
+    fired = runs(32, 120, 200, rate=0.15, stay=0.95, seed=2)
+    null, observed = null_of(fired, lengths, rate=0.05, max_draws=20_000)
+    # 200 p-values below 0.05 are binomial with mean 10 and standard deviation 3.1.
+    assert (null.p_value <= 0.05).sum() <= 10 + 3 * 3.1
+    assert (null.q_value() <= 0.05).mean() <= 0.01
+    assert np.mean(observed - null.information) == pytest.approx(0, abs=0.1 * observed.mean())
+
+
+def test_tokens_shuffled_one_by_one_would_call_runs_positional() -> None:
+    fired = runs(32, 120, 200, rate=0.15, stay=0.95, seed=2)
+    text, generator = made_up_text([32] * 120), np.random.default_rng(3)
+    whole = information(firing_of(text, fired).without(None))
+    shuffled = [information(firing_of(text, generator.permuted(fired, axis=0)).without(None)) for _ in range(40)]
+    # By chance one in 41 would lie above all 40 draws.
+    assert (np.max(shuffled, axis=0) < whole).mean() > 3 / 41
+
+
+def test_a_null_has_no_information_left_and_a_planted_feature_is_found() -> None:
+    fired = runs(32, 160, 300, rate=0.1, stay=0.5, seed=4)
+    fired[:8, :, 0] |= np.random.default_rng(5).random((8, 160)) < 0.3
+    null, observed = null_of(fired, [32] * 160, rate=0.05, max_draws=20_000)
+    q = null.q_value()
+    assert q[0] <= 0.05 and (q[1:] <= 0.05).sum() <= 1
+    # 100 draws cannot find one feature among 300: the smallest p-value they allow is 0.0099, 300 times that is 3.
+    assert null.draws[0] > 100 and (null.draws[1:] == 100).mean() > 0.9
+    assert (observed - null.information)[0] > 10 * np.abs((observed - null.information)[1:]).mean()
+
+
+def test_a_feature_that_never_fired_has_no_draws_and_no_discovery() -> None:
+    fired = runs(16, 24, 3, rate=0.3, stay=0.2, seed=6)
+    fired[..., 1] = False
+    null, _ = null_of(fired, [16] * 24, rate=0.05, max_draws=1000)
+    assert null.draws[1] == 0 and null.p_value[1] == 1 and null.q_value()[1] == 1
+    assert np.isnan(null.effective_positions[1]) and null.information[1] == 0
+
+
+def test_short_contexts_are_turned_within_their_own_length() -> None:
+    # All fire at their last token: with lengths that differ this is spread over positions, and turning must never put
+    # a firing where a context has no token.
+    lengths = [4, 7, 8, 5] * 6
+    fired = np.zeros((8, 24, 1), dtype=bool)
+    for context, length in enumerate(lengths):
+        fired[length - 1, context] = True
+    firing = firing_of(made_up_text(lengths), fired)
+    null = shift_null(firing, 50, np.random.default_rng(0))
+    assert 0 < null.information[0] < information(firing.without(None))[0]
+
+
+def test_permuting_features_permutes_information_and_nulls() -> None:
+    fired = runs(16, 40, 6, rate=0.2, stay=0.5, seed=7)
+    order = np.array([3, 1, 5, 0, 2, 4])
+    null, observed = null_of(fired, [16] * 40)
+    other_null, other = null_of(fired[..., order], [16] * 40)
+    assert other == pytest.approx(observed[order])
+    assert other_null.information == pytest.approx(null.information[order])
+    assert other_null.p_value == pytest.approx(null.p_value[order])

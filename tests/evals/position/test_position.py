@@ -1,0 +1,253 @@
+"""The whole evaluation on a tiny store: what must hold of masks in force, lifted, permuted, and of SAEs without one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scansion.corpus import Contexts
+from scansion.errors import EvalError
+from scansion.evals.position import (
+    PositionConfig,
+    evaluate_position,
+    excess_over_unmasked,
+    load_profiles,
+    save_profiles,
+)
+from scansion.evals.position.budget import budget_of
+from scansion.evals.position.firing import Text, record
+from scansion.evals.position.result import PositionResult
+from scansion.evals.position.sink import sink_fve
+from scansion.evals.position.states import rebuild_start
+from scansion.evals.result import Estimate, Subject
+from scansion.masks import BandMaskConfig, NoMaskConfig, RandomHardMaskConfig, SoftMaskConfig
+from scansion.sae import SAEMetadata, SwitchConfig, TopKConfig, build_sae
+from tests.conftest import WIDTH, random_contexts
+
+D_SAE, L, SEED = 2 * WIDTH, 8, 3
+HARD = RandomHardMaskConfig(positions_per_feature=2)
+
+
+def make_sae(mask=None, k: int = 6, **settings):
+    config = TopKConfig(d_sae=D_SAE, k=k, mask=mask or NoMaskConfig(), **settings)
+    return build_sae(config, WIDTH, L, torch.Generator().manual_seed(SEED)).eval()
+
+
+def subject_of(store, sae, name: str = "sae", **changes: object) -> Subject:
+    identity = store.identity
+    metadata = SAEMetadata(
+        model=identity.model, model_revision=identity.model_revision, hook_point=identity.hook_point, store_key="k",
+        contexts="c", context_length=L, use_position_0=False, input_scale=1.0, steps=5, tokens=50, seed=SEED,
+        training={"lr": 1.0},
+    ).model_copy(update=changes)  # fmt: skip
+    return Subject(name, sae, metadata)
+
+
+def evaluate(store, *saes, lm=None, **settings):
+    config = PositionConfig(
+        **{"groups": 6, "null_draws": 20, "max_null_draws": 200, "mask_draws": 1, "replaced_contexts": 0, **settings}
+    )
+    subjects = [subject_of(store, sae, f"sae {index}") for index, sae in enumerate(saes)]
+    return evaluate_position(subjects, store, None if lm is None else lambda: lm, config)
+
+
+def at_its_start(store):
+    """An SAE with a hard mask as it is before its first step."""
+    sae = make_sae(HARD)
+    with torch.no_grad():
+        sae.b_dec.copy_(store.mean[1:].mean(dim=0))
+    return sae
+
+
+@pytest.fixture(scope="module")
+def hard(store):
+    return evaluate(store, at_its_start(store))[0]
+
+
+def test_a_hard_mask_in_force_is_obeyed_by_construction(hard) -> None:
+    result, _ = hard
+    assert result.status == "ok" and list(result.states) == ["in_force", "lifted", "start", "permuted"]
+    for state in ("in_force", "permuted"):
+        assert result.states[state].retention.value == pytest.approx(1.0)
+        assert result.states[state].auroc.value > 0.75
+    assert result.in_force.information.value > 5 * abs(result.free.information.value)
+
+
+def test_lifted_firing_of_an_sae_that_never_trained_shows_nothing(hard) -> None:
+    result, _ = hard
+    lifted = result.free
+    assert abs(lifted.retention.value) < 0.15 and abs(lifted.auroc.value - 0.5) < 0.1
+    # It *is* its own start.
+    assert result.since_start is not None
+    assert result.since_start.similarity == pytest.approx(result.since_start.ceiling)
+    assert result.states["start"].retention.value == pytest.approx(lifted.retention.value, abs=1e-5)
+
+
+def test_features_that_always_fire_have_their_closed_forms_and_no_excess(store) -> None:
+    sae = make_sae(HARD, k=D_SAE)
+    with torch.no_grad():
+        sae.b_enc.fill_(1e6)
+    result, profiles = evaluate(store, sae)[0]
+    seen = ~np.isnan(profiles["in_force.auroc"])
+    assert profiles["in_force.auroc"][seen] == pytest.approx(1.0)
+    assert profiles["in_force.overlap"][seen] == pytest.approx(1.0)
+    tokens = profiles["tokens"]
+    share = (tokens @ profiles["mask"].astype(float) / tokens.sum())[seen]
+    entropy = -(share * np.log2(share) + (1 - share) * np.log2(1 - share))
+    assert result.in_force.information_raw == pytest.approx(entropy.mean(), rel=1e-5)
+    assert result.excess_specialisation.value == pytest.approx(0.0, abs=2e-3)
+    assert result.in_force.effective_positions == pytest.approx(profiles["mask"][:, seen].sum(axis=0).mean(), rel=1e-5)
+    assert result.free.information_raw == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_record_is_what_the_sae_does(store) -> None:
+    sae, text = make_sae(), Text.of(store, PositionConfig(groups=6))
+    firing = record(sae, text, 8, lambda _: None)
+    x = store.contexts(0, store.n_contexts)[1:]
+    acts = sae.encode(x, torch.arange(1, L)[:, None]) * store.valid[1:, :, None]
+    whole = firing.without(None)
+    assert np.array_equal(whole.counts, (acts > 0).sum(dim=1).numpy())
+    assert whole.mass == pytest.approx(acts.sum(dim=1).detach().numpy(), rel=1e-5)
+    assert np.array_equal(whole.tokens, store.valid[1:].sum(dim=1).numpy())
+    halves = firing.half(0), firing.half(1)
+    assert np.array_equal(halves[0].counts + halves[1].counts, whole.counts)
+    (_, events) = next(firing.events(np.arange(D_SAE)))
+    again = torch.zeros(acts.shape, dtype=torch.bool)
+    again[events.place, events.context, events.feature] = True
+    assert torch.equal(again, acts > 0)
+
+
+def test_placebo_and_no_mask_have_the_same_information_and_one_state(store) -> None:
+    plain, placebo = evaluate(store, make_sae(), make_sae(HARD.model_copy(update={"acts_on": "placebo"})))
+    assert list(plain[0].states) == list(placebo[0].states) == ["in_force", "start"]
+    assert (plain[0].mask, placebo[0].mask) == ("reference", "own")
+    assert plain[0].in_force.information == placebo[0].in_force.information
+    assert plain[0].excess_specialisation is None and placebo[0].excess_specialisation is None
+    for result, _ in (plain, placebo):
+        assert abs(result.in_force.retention.value) < 0.15 and abs(result.in_force.auroc.value - 0.5) < 0.1
+
+
+def test_permuting_features_with_their_masks_changes_no_figure(store, hard) -> None:
+    result, profiles = hard
+    order = torch.randperm(D_SAE, generator=torch.Generator().manual_seed(0))
+    sae = at_its_start(store)
+    sae.permute_features(order)
+    sae.mask.open.copy_(sae.mask.open[:, order])
+    other, permuted = evaluate(store, sae)[0]
+    for figure in ("auroc", "overlap", "retention", "effective_positions", "positional_score"):
+        expected = profiles[f"in_force.{figure}"][order]
+        assert permuted[f"in_force.{figure}"] == pytest.approx(expected, rel=1e-5, nan_ok=True), figure
+    for name in ("l0", "information_raw", "reliability", "retention_median", "voita_share"):
+        assert getattr(other.in_force, name) == pytest.approx(getattr(result.in_force, name), rel=1e-6), name
+
+
+def test_batches_do_not_matter(store, hard) -> None:
+    other, _ = evaluate(store, at_its_start(store), batch_contexts=64)[0]
+    for state, figures in hard[0].states.items():
+        there = other.states[state].model_dump()
+        for name, value in figures.model_dump().items():
+            ours, theirs = (one["value"] if isinstance(one, dict) else one for one in (value, there[name]))
+            assert (ours, theirs) == (None, None) or theirs == pytest.approx(ours, rel=1e-4, abs=1e-6), (state, name)
+
+
+def test_a_worthless_dictionary_is_named_and_its_figures_are_no_numbers(store) -> None:
+    sae = make_sae()
+    with torch.no_grad():
+        sae.b_enc.fill_(-1e6)
+    result, _ = evaluate(store, sae)[0]
+    assert result.status == "degenerate" and "all features are dead: none fired on held-out text" in result.reasons
+    assert result.in_force.information.value is None and result.in_force.retention.value is None
+    assert PositionResult.model_validate_json(result.model_dump_json()) == result
+
+
+def test_the_start_is_rebuilt_from_the_seed_or_said_not_to_be(store) -> None:
+    trained = make_sae(HARD)
+    with torch.no_grad():
+        trained.W_dec += 0.01
+    start = rebuild_start(subject_of(store, trained, input_scale=0.5), store)
+    assert not isinstance(start, str)
+    assert torch.equal(start.W_enc, make_sae().W_enc)
+    mean = store.mean[1:].mean(dim=0).float()
+    assert torch.allclose(start.b_dec, mean, atol=1e-5), "the bias is that of unscaled activations"
+    for change, reason in (
+        ({"training": {}}, "how it was trained is not known"),
+        ({"seed": 4}, "its decoder does not resemble the start its seed gives"),
+    ):
+        assert reason in rebuild_start(subject_of(store, trained, **change), store)
+
+
+def test_moved_text_is_part_of_the_result(store, lm) -> None:
+    result, profiles = evaluate(store, make_sae(HARD), lm=lm, replaced_contexts=20)[0]
+    moved = result.replacement
+    assert (
+        moved is not None
+        and moved.offset == 2
+        and moved.n_contexts == 20
+        and set(moved.states) == {"in_force", "lifted"}
+    )
+    in_force = moved.states["in_force"]
+    assert in_force.stay_share > in_force.move_share, "a mask in force leaves features no choice"
+    assert profiles["lifted.votes"].shape == (D_SAE,)
+    with pytest.raises(EvalError, match="moving the text needs the language model"):
+        evaluate(store, make_sae(), replaced_contexts=20)
+
+
+def test_profiles_come_back_from_disk(hard, tmp_path) -> None:
+    _, profiles = hard
+    save_profiles(profiles, tmp_path / "evals")
+    again = load_profiles(tmp_path / "evals")
+    assert set(again) == set(profiles)
+    assert all(np.array_equal(again[name], profiles[name], equal_nan=True) for name in profiles)
+    assert profiles["counts.lifted"].shape == profiles["mask"].shape == (L - 1, D_SAE)
+
+
+def test_contexts_of_several_documents_are_refused(make_store, store) -> None:
+    contexts = random_contexts(20)
+    doc_ids = contexts.doc_ids.clone()
+    doc_ids[:, 4:] += 20
+    mixed = Contexts(contexts.tokens, contexts.valid, contexts.positions, doc_ids, contexts.doc_positions)
+    with pytest.raises(EvalError, match="hold several documents each"):
+        evaluate(make_store(mixed), make_sae())
+
+
+def test_the_baseline_is_the_first_without_a_mask_at_equal_l0(hard) -> None:
+    masked, _ = hard
+
+    def like(l0: float, bits: float, config: TopKConfig) -> PositionResult:
+        figures = masked.in_force.model_copy(
+            update={"l0": l0, "information": Estimate(value=bits, low=None, high=None)}
+        )
+        return masked.model_copy(update={"states": {"in_force": figures}, "sae_config": config})
+
+    plain, tied = TopKConfig(d_sae=D_SAE, k=6), TopKConfig(d_sae=D_SAE, k=6, mask=HARD)
+    same, baseline, denser = like(5.6, 0.3, tied), like(6.0, 0.1, plain), like(6.7, 0.3, tied)
+    found = excess_over_unmasked([same, baseline, denser])
+    assert found[0].value == pytest.approx(0.2) and found[0].why_not is None
+    assert found[1].why_not == "it is the baseline"
+    assert found[2].value is None and "its L0 is 6.7, that of sae 0 6.0" in found[2].why_not
+    assert excess_over_unmasked([same])[0].why_not == "no SAE without a mask is among them"
+
+
+def test_the_sink_explains_what_one_feature_for_position_0_would(store) -> None:
+    x = store.contexts(0, store.n_contexts).double()
+    tokens = x[store.valid]
+    rest = store.valid.clone()
+    rest[0] = False
+    x_hat = torch.where((torch.arange(L) == 0)[:, None, None], x[0][store.valid[0]].mean(dim=0), x[rest].mean(dim=0))
+    error = (x - x_hat).square().sum(dim=-1)[store.valid].sum()
+    assert sink_fve(store) == pytest.approx(1 - float(error / (tokens - tokens.mean(dim=0)).square().sum()), rel=1e-6)
+
+
+def test_budgets_of_each_kind_of_execution() -> None:
+    positions = torch.arange(1, L)
+    dense = 4 * WIDTH * D_SAE
+    soft = budget_of(make_sae(SoftMaskConfig()), positions, [])
+    assert (soft.execution, soft.operations_per_token, soft.available_min) == ("dense", dense, D_SAE)
+    hard = budget_of(make_sae(HARD), positions, [])
+    assert (hard.execution, hard.operations_per_token, hard.available_max) == ("dense", dense, D_SAE // 4)
+    bands = budget_of(make_sae(BandMaskConfig(count=4)), positions, [])
+    assert (bands.execution, bands.operations_per_token, bands.available_mean) == ("banded", dense / 4, D_SAE / 4)
+    switch = build_sae(SwitchConfig(d_sae=D_SAE, k=2, n_experts=4), WIDTH, L, torch.Generator().manual_seed(0))
+    routed = budget_of(switch, positions, [])
+    assert (routed.execution, routed.operations_per_token) == ("routed", dense / 4 + 2 * WIDTH * 4)
