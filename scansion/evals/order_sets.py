@@ -11,6 +11,7 @@ from scansion.evals.order_texts import ORDER_TASKS, OrderPair
 from scansion.evals.probing_split import ProbingSet, ProbingSplit
 
 ORDER_PREFIX = "order/"
+_BOTH_TEXTS = ("order/coordination_inversion", "order/sentence_order")
 ORDER_SETS = tuple(f"{ORDER_PREFIX}{task}" for task in ORDER_TASKS)
 """The names by which these sets are asked for."""
 
@@ -19,8 +20,9 @@ def order_split(name: str, documents: Sequence[str], train_size: int, test_size:
     """The task's texts, balanced and split by document.
 
     Of each pair of texts of the same words only one is used, and which of them is drawn, so that no sentence is in both
-    classes. Whole documents are drawn for the test side until it has its share, ``test_size`` of ``train_size +
-    test_size``, of the pairs there are; sides are then cut to the sizes asked for, where there is enough text.
+    classes; where such pairs are rare (``coordination_inversion``, ``sentence_order``) both are, on the same side. Whole
+    documents are drawn for the test side until it has its share, ``test_size`` of ``train_size + test_size``, of the
+    pairs there are; sides are then cut to the sizes asked for, where there is enough text.
 
     Args:
         name: ``order/bigram_shift`` and so on, see :data:`ORDER_SETS`.
@@ -47,7 +49,7 @@ def order_split(name: str, documents: Sequence[str], train_size: int, test_size:
             f"{name}: the {len(documents)} documents yield {len(train)} texts to train on and {len(test)} to test on; "
             "expected at least 2 on each side, from different documents; set order_corpus to more or longer ones"
         )
-    return ProbingSplit(*sides)
+    return ProbingSplit(train=sides[0], test=sides[1])
 
 
 def _pairs(task: str, documents: Sequence[str], generator: np.random.Generator) -> list[list[OrderPair]]:
@@ -56,7 +58,7 @@ def _pairs(task: str, documents: Sequence[str], generator: np.random.Generator) 
     by_document: list[list[OrderPair]] = []
     for index in generator.permutation(len(documents)):
         fresh: list[OrderPair] = []
-        for pair in ORDER_TASKS[task](documents[index], generator):
+        for pair in ORDER_TASKS[task](documents[int(index)], generator):
             if not seen & {pair.source, *pair.texts}:
                 seen |= {pair.source, *pair.texts}
                 fresh.append(pair)
@@ -66,7 +68,10 @@ def _pairs(task: str, documents: Sequence[str], generator: np.random.Generator) 
 
 
 def _side(name: str, pairs: Sequence[OrderPair], size: int, generator: np.random.Generator) -> ProbingSet:
-    per_label = min(size, len(pairs)) // 2
-    drawn = [pairs[index] for index in generator.permutation(len(pairs))[: 2 * per_label]]
+    both = name in _BOTH_TEXTS
+    per_label = min(size // 2, len(pairs) if both else len(pairs) // 2)
+    order = generator.permutation(len(pairs))
+    of_label = (order[:per_label], order[:per_label] if both else order[per_label : 2 * per_label])
+    drawn = [pairs[index] for indices in of_label for index in indices]
     labels = np.repeat([0, 1], per_label)
     return ProbingSet(name, [pair.texts[label] for pair, label in zip(drawn, labels, strict=True)], labels)

@@ -8,6 +8,7 @@ language models do, make the same tokens of both texts of a pair, only in anothe
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -59,11 +60,12 @@ def sentences(document: str) -> Iterator[str]:
 
 
 def stretches(document: str) -> Iterator[list[str]]:
-    """The document's words, 40 at a time, those that hold the marker left out."""
+    """The document's words, 40 at a time; those that hold the marker, or a table of figures, are left out."""
     words = document.split()
     for start in range(0, len(words) - STRETCH + 1, STRETCH):
         stretch = words[start : start + STRETCH]
-        if MARKER not in " ".join(stretch).lower():
+        text = " ".join(stretch)
+        if MARKER not in text.lower() and _few_digits(text):
             yield stretch
 
 
@@ -123,7 +125,7 @@ def which_first(document: str, generator: np.random.Generator) -> Iterator[Order
     """Two words of a sentence are named before it: the wrong way round (0), or in the order they come in (1)."""
     for sentence in sentences(document):
         words = sentence.split(" ")
-        counts = {word: [other.strip(",;:.!?").lower() for other in words].count(word) for word in words}
+        counts = Counter(word.strip(",;:.!?").lower() for word in words)
         places = [
             i for i in range(1, len(words)) if len(words[i]) >= 4 and words[i].isalpha() and counts[words[i]] == 1
         ]
@@ -158,12 +160,17 @@ def repeat_distance(document: str, generator: np.random.Generator) -> Iterator[O
         yield OrderPair(" ".join(words), (near, far))
 
 
+def _few_digits(text: str) -> bool:
+    """Many tokenizers make a token of every digit, and a text that is cut at the context's end loses some of its words."""
+    return sum(letter.isdigit() for letter in text) <= 10
+
+
 def _runs_of_sentences(document: str) -> Iterator[list[str]]:
     """Three sentences that follow one another, of at most 80 words together, none used twice."""
     run: list[str] = []
     for paragraph in document.splitlines():
         for piece in _SENTENCE_END.split(paragraph.strip()):
-            if not _ORDERLY.fullmatch(piece) or piece in run:
+            if not _ORDERLY.fullmatch(piece) or not _few_digits(piece) or piece in run:
                 run = []
                 continue
             run.append(piece)

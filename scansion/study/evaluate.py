@@ -53,17 +53,18 @@ def evaluate_runs(
         return [Evaluations(result, None) for result in core_results]
     hook_point = HookPoint.parse(held_out.identity.hook_point)
 
+    # So that the same SAEs may be probed with several poolings.
+    name = "sparse_probing" if sparse_probing.pooling == "mean" else f"sparse_probing_{sparse_probing.pooling}"
+
     def probe(missing: list[Subject]) -> list[SparseProbingResult]:
         results = evaluate_sparse_probing(missing, load_lm(), hook_point, sparse_probing)
         for result, subject in zip(results, missing, strict=True):
             # Before the result itself, whose presence then says that both are there.
-            write_json(
-                runs[subject.name] / "evals" / "sparse_probing.saebench.json", sparse_probing_json(result, subject)
-            )
+            write_json(runs[subject.name] / "evals" / f"{name}.saebench.json", sparse_probing_json(result, subject))
         return results
 
     probing_results = evaluate_missing(
-        "sparse_probing",
+        name,
         SparseProbingResult,
         subjects,
         folders,
