@@ -115,7 +115,7 @@ def test_an_evaluation_says_what_every_probe_scored(asset: Path, lm: LanguageMod
         means = [one.sae_top_k[5].value for one in result.datasets]
         assert result.sae_top_k[5].value == pytest.approx(np.mean([value for value in means if value is not None]))
         assert (result.datasets[0].tasks[0].n_train, result.datasets[0].tasks[0].n_test) == (60, 40)
-        assert all(value is not None and 0 <= value <= 1 for value in result.headline().values())
+        assert all(value is not None and 0 <= value <= 1 for value in result.saebench_headline().values())
         assert result.lm_test_accuracy.value is not None and result.lm_test_accuracy.value > 0.8
         assert SparseProbingResult.model_validate_json(result.model_dump_json()) == result
     assert results[0].lm_top_k == results[1].lm_top_k
@@ -203,15 +203,15 @@ def test_an_sae_that_is_its_own_control_gains_nothing_and_a_better_one_gains_wha
     assert other.gain_test_accuracy.low < other.gain_test_accuracy.high
 
 
-def test_a_set_qualifies_where_order_tells_and_not_where_words_do(
-    asset: Path, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_qualifies_where_order_tells_and_not_where_words_do(asset: Path, lm: LanguageModel) -> None:
     generator = np.random.default_rng(0)
     ordered: list[tuple[str, int]] = []
     for index in range(300):
         words = [f"w{word}" for word in generator.integers(5, 40, 14)]
-        # w3 is in every text, in the first or in the second half.
-        words[int(generator.integers(0, 6)) + 8 * (index % 2)] = "w3"
+        # w3 and w4 are in every text as often; which half has which is the label.
+        for half in (0, 1):
+            for place in generator.choice(6, 4, replace=False):
+                words[8 * half + int(place)] = f"w{3 + (half + index) % 2}"
         ordered.append((" ".join(words), index % 2))
     write_set(asset, "3_order", ordered)
     write_set(asset, "4_words", telling_texts(150, seed=4))
