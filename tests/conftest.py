@@ -110,6 +110,15 @@ def as_users_run_it() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_probing_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Activations of probing texts are kept in a folder of the session's, not among the user's."""
+    folder = tmp_path_factory.mktemp("probing")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scansion.evals.sparse_probing.default_folder", lambda: folder)
+        yield
+
+
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer()

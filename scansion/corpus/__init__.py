@@ -3,13 +3,14 @@
 from scansion.corpus.config import CorpusConfig
 from scansion.corpus.contexts import Contexts
 from scansion.corpus.sources import check_source, read_documents
-from scansion.corpus.tokenise import CorpusSplits, load_contexts, tokenizer_fingerprint
+from scansion.corpus.tokenise import CorpusSplits, held_out_documents, load_contexts, tokenizer_fingerprint
 
 __all__ = [
     "Contexts",
     "CorpusConfig",
     "CorpusSplits",
     "check_source",
+    "held_out_documents",
     "load_contexts",
     "read_documents",
     "tokenizer_fingerprint",

@@ -13,7 +13,7 @@ import transformers  # whole, for it loads its parts when they are first named
 import xxhash
 from tokenizers import Tokenizer
 
-from scansion.corpus.config import CorpusConfig
+from scansion.corpus.config import HUB_PREFIX, CorpusConfig
 from scansion.corpus.contexts import Contexts
 from scansion.corpus.layout import Layout
 from scansion.corpus.sources import read_documents
@@ -75,6 +75,17 @@ def load_contexts(config: CorpusConfig, tokenizer: transformers.PreTrainedTokeni
             "held_out": held_out.account(contexts[1]),
         },
     )
+
+
+def held_out_documents(config: CorpusConfig) -> list[str]:
+    """The documents, whole, that :func:`load_contexts` keeps from training, among the first ``max_documents``.
+
+    Raises:
+        CorpusError: the text cannot be read, or a hub source has no ``max_documents`` to stop at.
+    """
+    if config.source.startswith(HUB_PREFIX) and config.max_documents is None:
+        raise CorpusError(f"{config.source!r} would be read to its end; set max_documents")
+    return [text for text in read_documents(config) if _is_held_out(text, config)]
 
 
 def tokenizer_fingerprint(tokenizer: transformers.PreTrainedTokenizerBase) -> str:

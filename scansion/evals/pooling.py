@@ -1,120 +1,121 @@
-"""One feature vector a text: LM activations, raw and through each SAE, averaged over the text's tokens."""
+"""One feature vector a text: LM activations, raw and through each SAE, pooled over the text's tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-import transformers  # whole, for it loads its parts when they are first named
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
+from scipy import sparse  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
-from scansion.corpus import Contexts
-from scansion.errors import EvalError
-from scansion.lm import HookPoint, LanguageModel, activations_at
-from scansion.progress import progress
+from scansion.evals.bag_of_words import bag_of_words
+from scansion.evals.random_control import centre
+from scansion.evals.text_activations import Block, TextReader
 from scansion.sae import SAE
 
-_TEXTS_TOKENISED_AT_ONCE = 256
+Pooling = Literal["mean", "last", "bands"]
+_ACTS_AT_ONCE = 1 << 23
+
+
+@dataclass(frozen=True)
+class PooledTexts:
+    """What the features of n texts are, whichever way they are looked at.
+
+    Attributes:
+        lm: of the LM.
+        saes, controls: of each SAE and each untrained one.
+        bag: how often each token id occurs in each text; [n, largest id + 1].
+    """
+
+    lm: Float[np.ndarray, "n _"]
+    saes: list[Float[np.ndarray, "n _"]]
+    controls: list[Float[np.ndarray, "n _"]]
+    bag: sparse.csr_matrix
 
 
 @torch.no_grad()
 def pool_texts(
     texts: Sequence[str],
-    lm: LanguageModel,
-    hook_point: HookPoint,
+    reader: TextReader,
     saes: Sequence[SAE],
-    context_length: int,
-    batch_size: int,
+    controls: Sequence[SAE] = (),
+    pooling: Pooling = "mean",
+    n_bands: int = 8,
     what: str = "pool texts",
-) -> list[Float[np.ndarray, "n _"]]:
-    """Run each text through the LM once and average over its tokens what the LM and every SAE make of them.
+) -> PooledTexts:
+    """Read each text once and pool over its tokens what the LM and every SAE make of them.
 
-    BOS, padding and EOS do not count. SAEs read each token with its position, before the averaging. A text without any
-    token yields zeros.
+    SAEs read each token with its position, before the pooling. A text without any token, and a band of positions that a
+    text does not reach, yield zeros.
 
     Args:
-        texts: n texts; cut to their first ``context_length - 1`` tokens, which follow BOS.
-        lm, hook_point: source of the activations.
+        texts: n different texts.
+        reader: of their activations.
         saes: on any device.
-        context_length: tokens, BOS included; at least 2.
-        batch_size: texts run through the LM at once.
+        controls: untrained SAEs, whose decoder biases are moved to the mean of the first block of tokens.
+        pooling: ``mean`` over the text's tokens; ``last`` of them alone; ``bands``: the mean within each of ``n_bands``
+            equal bands of the context's positions, [n, n_bands x features], band after band.
+        n_bands: see above.
         what: a few words for the progress bar.
-
-    Returns:
-        float32 [n, d_in] for the LM, then [n, d_sae] for each SAE, in the order of ``texts``.
 
     Raises:
         EvalError: the tokenizer has no token to start with, or the LM's activations are not finite.
     """
-    bos_id, pad_id = _bos_and_padding(lm.tokenizer)
-    lists = _token_lists(texts, lm.tokenizer, bos_id, context_length, what)
-    widths = [lm.facts.d_model, *(sae.d_sae for sae in saes)]
-    pooled = [np.zeros((len(texts), width), dtype=np.float32) for width in widths]
-    # Texts of like length together waste the least padding; the longest first, so that memory runs out early if at all.
-    order = sorted(range(len(lists)), key=lambda index: -len(lists[index]))
-    with progress(what, len(texts), "texts") as advance:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            length = len(lists[rows[0]])
-            contexts = Contexts.from_token_lists([lists[row] for row in rows], length, pad_id, has_bos=True)
-            counted = _counted(contexts, lm.tokenizer)
-            if counted.any():
-                x = activations_at(lm, hook_point, contexts)[counted.to(lm.device)].float()
-                if not bool(torch.isfinite(x).all()):
-                    raise EvalError(
-                        f"the activations of {lm.facts.name} at {hook_point} are not finite; load it in float32"
-                    )
-                averaging = _averaging(counted)
-                pooled[0][rows] = _average(x, averaging)
-                for sae, target in zip(saes, pooled[1:], strict=True):
-                    weights = sae.W_enc
-                    positions = contexts.positions[counted].long().to(weights.device)
-                    target[rows] = _average(sae.encode(x.to(weights.device, weights.dtype), positions), averaging)
-            advance(len(rows))
-    return pooled
+    width = n_bands if pooling == "bands" else 1
+    every = [*saes, *controls]
+    sizes = [reader.lm.facts.d_model, *(sae.d_sae for sae in every)]
+    tables = [np.zeros((len(texts), width * size), dtype=np.float32) for size in sizes]
+    tokens: list[tuple[np.ndarray, np.ndarray]] = []
+    for index, block in enumerate(reader.blocks(texts, what)):
+        if index == 0:
+            for control in controls:
+                centre(control, block)
+        tokens.append((np.repeat(block.rows, block.lengths.numpy()), block.tokens.numpy()))
+        for part in _parts(_last_tokens(block) if pooling == "last" else block, max(sizes)):
+            counts = _tokens_in_groups(part, reader.context_length, width)
+            tables[0][part.rows] = _mean_by_group(part.x, counts, len(part.rows))
+            for sae, table in zip(every, tables[1:], strict=True):
+                weights = sae.W_enc
+                positions = part.positions.long().to(weights.device)
+                acts = sae.encode(part.x.to(weights.device, weights.dtype), positions)
+                table[part.rows] = _mean_by_group(acts, counts, len(part.rows))
+    return PooledTexts(tables[0], tables[1 : 1 + len(saes)], tables[1 + len(saes) :], bag_of_words(tokens, len(texts)))
 
 
-def _counted(contexts: Contexts, tokenizer: transformers.PreTrainedTokenizerBase) -> Bool[Tensor, "B L"]:
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
-    is_special = torch.isin(contexts.tokens, torch.tensor([token for token in special if token is not None]))
-    # Position 0 is BOS even where EOS stands in for it.
-    return contexts.valid & (contexts.positions > 0) & ~is_special
+def _last_tokens(block: Block) -> Block:
+    """The block with only the last token of each text; none where a text has none."""
+    last = (block.lengths.cumsum(0) - 1)[block.lengths > 0]
+    return Block(block.rows, block.lengths.clamp(max=1), block.x[last], block.positions[last], block.tokens[last])
 
 
-def _averaging(counted: Bool[Tensor, "B L"]) -> Float[Tensor, "B T"]:
-    """The matrix that averages each row's T counted tokens, laid out one row after another."""
-    row = counted.nonzero()[:, 0]
-    matrix = torch.zeros(len(counted), len(row))
-    matrix[row, torch.arange(len(row))] = 1 / counted.sum(dim=1)[row].float()
-    return matrix
+def _parts(block: Block, d_sae: int) -> list[Block]:
+    """The block cut between texts so that the activations of a part fit in memory, and better in the processor's caches."""
+    ends = block.lengths.cumsum(0)
+    part_of = ((ends - 1).clamp(min=0) // max(1, _ACTS_AT_ONCE // d_sae)).numpy()
+    parts: list[Block] = []
+    for part in np.unique(part_of):
+        here = np.flatnonzero(part_of == part)
+        span = slice(int(ends[here[0]] - block.lengths[here[0]]), int(ends[here[-1]]))
+        parts.append(
+            Block(block.rows[here], block.lengths[here], block.x[span], block.positions[span], block.tokens[span])
+        )
+    return parts
 
 
-def _average(values: Float[Tensor, "T d"], averaging: Float[Tensor, "B T"]) -> Float[np.ndarray, "B d"]:
-    return (averaging.to(values.device) @ values.float()).cpu().numpy()
+def _tokens_in_groups(block: Block, context_length: int, n_bands: int) -> Int[Tensor, "_"]:
+    """How many of the block's tokens, which come in this order, are in each band of each text."""
+    text = torch.repeat_interleave(torch.arange(len(block.lengths)), block.lengths)
+    band = block.positions.long() * n_bands // context_length
+    return torch.bincount(text * n_bands + band, minlength=len(block.lengths) * n_bands)
 
 
-def _token_lists(
-    texts: Sequence[str], tokenizer: transformers.PreTrainedTokenizerBase, bos_id: int, context_length: int, what: str
-) -> list[list[int]]:
-    lists: list[list[int]] = []
-    with progress(f"{what}: tokenise", len(texts), "texts") as advance:
-        for start in range(0, len(texts), _TEXTS_TOKENISED_AT_ONCE):
-            part = list(texts[start : start + _TEXTS_TOKENISED_AT_ONCE])
-            # The tokenizer's own truncation keeps the end of the text in some families.
-            ids = tokenizer(
-                part, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-            )["input_ids"]
-            lists += [[bos_id, *one[: context_length - 1]] for one in ids]
-            advance(len(part))
-    return lists
-
-
-def _bos_and_padding(tokenizer: Any) -> tuple[int, int]:
-    bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    start = bos if bos is not None else eos
-    if start is None:
-        raise EvalError("the tokenizer has neither a BOS nor an EOS token to start a text with; use another model")
-    return start, start if pad is None else pad
+def _mean_by_group(
+    values: Float[Tensor, "T d"], counts: Int[Tensor, "_"], n_texts: int
+) -> Float[np.ndarray, "n_texts _"]:
+    counts = counts.to(values.device)
+    sums = torch.segment_reduce(values.float(), "sum", lengths=counts, initial=0, unsafe=True)
+    return (sums / counts.clamp(min=1)[:, None]).view(n_texts, -1).cpu().numpy()

@@ -28,6 +28,18 @@ class Accuracies:
         low, high = np.percentile(self.samples, [2.5, 97.5], axis=0)
         return [Estimate(value=v, low=a, high=b) for v, a, b in zip(self.value, low, high, strict=True)]
 
+    def minus(self, other: Accuracies) -> Accuracies:
+        """The differences, draw by draw: paired, since equal seeds draw the same texts.
+
+        Args:
+            other: of as many probes, or of one, on the same texts and from the same seed.
+        """
+        return Accuracies(self.value - other.value, self.samples - other.samples)
+
+    def first(self) -> Accuracies:
+        """Those of the first probe alone."""
+        return Accuracies(self.value[:1], self.samples[:, :1])
+
 
 def over_tasks(
     correct: Sequence[Float[np.ndarray, "probes _"]], texts: Sequence[Int[np.ndarray, " _"]], seed: Sequence[int]

@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 from jaxtyping import Float, Int
 from joblib import Parallel, delayed
+from scipy import sparse  # pyright: ignore[reportMissingTypeStubs]
 from threadpoolctl import threadpool_limits
 
 MAX_ITERATIONS = 1000
@@ -21,12 +22,12 @@ class ProbeTask:
     """What the probes of one task on one kind of features read: rows of a table of features, and their labels.
 
     Attributes:
-        features: one row a text.
+        features: one row a text; a sparse matrix for a bag of words, of which only the probe on all features is fitted.
         train_rows, test_rows: rows of ``features``.
         train_labels, test_labels: 0 or 1.
     """
 
-    features: Float[np.ndarray, "n d"]
+    features: Float[np.ndarray, "n d"] | sparse.csr_matrix
     train_rows: Int[np.ndarray, " n_train"]
     train_labels: Int[np.ndarray, " n_train"]
     test_rows: Int[np.ndarray, " n_test"]
@@ -56,6 +57,8 @@ def fit_probes(task: ProbeTask, k_values: Sequence[int]) -> ProbeOutcome:
     """
     from sklearn.linear_model import LogisticRegression  # takes a second, which every command would wait for
 
+    if isinstance(task.features, sparse.csr_matrix):
+        return _fit_bag(task, task.features)
     train, test = task.features[task.train_rows], task.features[task.test_rows]
     if not (np.isfinite(train).all() and np.isfinite(test).all()):
         return ProbeOutcome(np.full((1 + len(k_values), len(test)), np.nan), 0)
@@ -72,6 +75,14 @@ def fit_probes(task: ProbeTask, k_values: Sequence[int]) -> ProbeOutcome:
         correct[index] = probe.predict(test[:, columns]) == task.test_labels
         unconverged += int(probe.n_iter_[0] >= MAX_ITERATIONS)
     return ProbeOutcome(correct, unconverged)
+
+
+def _fit_bag(task: ProbeTask, counts: sparse.csr_matrix) -> ProbeOutcome:
+    from sklearn.linear_model import LogisticRegression
+
+    probe = LogisticRegression(C=1.0, max_iter=MAX_ITERATIONS).fit(counts[task.train_rows], task.train_labels)
+    correct = probe.predict(counts[task.test_rows]) == task.test_labels
+    return ProbeOutcome(correct[None].astype(np.float64), int(probe.n_iter_[0] >= MAX_ITERATIONS))
 
 
 def rank_features(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " d"]:

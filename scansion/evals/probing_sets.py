@@ -1,9 +1,8 @@
-"""Labelled texts for probing: binary classification sets of the sae-probes asset, alone or grouped as SAEBench groups them."""
+"""Labelled texts for probing, by name: sets of the sae-probes asset, alone or grouped, order-sensitive ones, hub ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -13,111 +12,129 @@ import pyarrow.csv
 from jaxtyping import Int
 
 from scansion.assets import ASSETS, asset_path
+from scansion.corpus import CorpusConfig, check_source, held_out_documents
 from scansion.errors import ConfigError
+from scansion.evals.hub_sets import HUB_SETS, texts_by_class
+from scansion.evals.order_sets import ORDER_PREFIX, ORDER_SETS, order_split
+from scansion.evals.probing_groups import GROUPS
+from scansion.evals.probing_split import ProbingSet, ProbingSplit
 
 ASSET = "sae-probes"
 _FOLDER = Path("sae_probes", "data", "cleaned_data")
+_TABLE = Path("sae_probes", "data", "probing_datasets_MASTER.csv.zst")
 _SUFFIX = ".csv.zst"
 _TRAIN_SHARE = 0.8
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Binary sets whose accuracies are averaged.
-
-    Attributes:
-        members: names of sets.
-        against_each_other: take each set's positives against those of the others, not against its own negatives.
-    """
-
-    members: tuple[str, ...]
-    against_each_other: bool = False
+_COLLECTIONS = ("order", "sae_probes", "saebench")
 
 
-# sae-probes gives its three AG News sets source code as negatives, which tells news from code and not one kind of news
-# from another. SAEBench asks for the latter, so their positives are set against each other. (AG News' fourth class is
-# not in the asset.)
-_GROUPS: dict[str, _Group] = {
-    "ag_news": _Group(("161_agnews_0", "162_agnews_1", "163_agnews_2"), against_each_other=True),
-    "code": _Group(("158_code_C", "159_code_Python", "160_code_HTML")),
-    "amazon_stars": _Group(("157_amazon_5star",)),
-    "occupations": _Group(
-        (
-            "59_wikidata_occupation_isjournalist",
-            "60_wikidata_occupation_isathlete",
-            "61_wikidata_occupation_isactor",
-            "62_wikidata_occupation_ispolitician",
-            "63_wikidata_occupation_issinger",
-            "64_wikidata_occupation_isresearcher",
-        )
-    ),
-    # SST-2 of GLUE: phrases of film reviews, negative (0) or positive (1). The asset's 113_movie_sent is another set,
-    # Rotten Tomatoes, of whole sentences.
-    "sst2": _Group(("92_glue_sst2",)),
-}
-
-
-@dataclass(frozen=True)
-class ProbingSet:
-    """One binary task.
-
-    Attributes:
-        name: the set's name in the asset.
-        texts: no text twice.
-        labels: 0 or 1; of the asset's two labels, 1 is the later in alphabetical order ("0" < "1", "False" < "True").
-    """
-
-    name: str
-    texts: list[str]
-    labels: Int[np.ndarray, " n"]
-
-
-@dataclass(frozen=True)
-class ProbingSplit:
-    """One binary task split for probing: each side has as many texts of one label as of the other, and shares none."""
-
-    train: ProbingSet
-    test: ProbingSet
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        return self.train.name
-
-
-def load_probing_set(name: str, train_size: int, test_size: int, seed: int) -> list[ProbingSplit]:
+def load_probing_set(
+    name: str,
+    train_size: int,
+    test_size: int,
+    seed: int,
+    order_corpus: CorpusConfig | None = None,
+    hub: bool = False,
+) -> list[ProbingSplit]:
     """The binary tasks of a data set, balanced and split.
 
     Texts that occur twice count once, and texts that bear both labels are left out. Where ``train_size + test_size``
     balanced texts are not to be had, 80% of those there are may be trained on and the rest may be tested on.
 
     Args:
-        name: ``ag_news``, ``code``, ``amazon_stars``, ``occupations``, ``sst2``, or a binary set of the asset such as
-            ``87_glue_cola``, which is a data set of one task.
+        name: a group such as ``ag_news``; a binary set of the asset such as ``87_glue_cola``, which is a data set of one
+            task; ``order/bigram_shift`` and so on; or one of SAEBench's hub names, see :func:`stand_in_for`.
         train_size, test_size: texts of both labels together, at most; at least 2.
         seed: of the draw.
+        order_corpus: the text that order-sensitive sets are made from: its held-out documents. Default the bundled one.
+        hub: read hub names from the hub.
 
     Raises:
         ConfigError: no such data set, or it is not binary, or too small to split.
         AssetError: the asset has not been fetched.
+        CorpusError: the text cannot be read.
     """
-    return [_split(task, train_size // 2, test_size // 2, seed) for task in _tasks(name)]
+    if name.startswith(ORDER_PREFIX):
+        documents = held_out_documents(order_corpus or CorpusConfig())
+        return [order_split(name, documents, train_size, test_size, seed)]
+    if name in HUB_SETS and hub:
+        by_class = texts_by_class(name, train_size + test_size, seed)
+        tasks = [_one_against_the_rest(label, by_class) for label in by_class]
+    else:
+        tasks = _tasks(stand_in_for(name) or name)
+    return [_split(task, train_size // 2, test_size // 2, seed) for task in tasks]
 
 
-def check_probing_sets(names: Iterable[str]) -> None:
-    """Raise what :func:`load_probing_set` would raise for these names, in a second rather than after the LM has run."""
-    for name in names:
-        members = _members(name)
-        if name not in _GROUPS:
+def check_probing_sets(names: Iterable[str], order_corpus: CorpusConfig | None = None, hub: bool = False) -> None:
+    """Raise what :func:`load_probing_set` would raise for these names, in seconds rather than after the LM has run.
+
+    Of hub data sets, only the names are checked.
+    """
+    named = list(names)
+    if any(name == "order" or name in ORDER_SETS for name in named):
+        check_source(order_corpus or CorpusConfig())
+    for name in named:
+        if name in (*_COLLECTIONS, *ORDER_SETS) or (name in HUB_SETS and hub):
+            continue
+        found = stand_in_for(name) or name
+        members = _members(found)
+        # The members of groups are known to be binary.
+        if found not in GROUPS:
             for member in members:
                 _read(member)
 
 
+def expand_probing_sets(names: Iterable[str], hub: bool = False) -> tuple[str, ...]:
+    """Names of data sets, with each collection replaced by its members and none named twice.
+
+    ``order`` stands for the six order-sensitive sets, ``sae_probes`` for every binary set of the asset, ``saebench`` for
+    the eight of SAEBench, those without a stand-in left out unless they are read from the hub.
+    """
+    found: list[str] = []
+    for name in names:
+        if name == "order":
+            found += ORDER_SETS
+        elif name == "sae_probes":
+            found += names_of_binary_sets()
+        elif name == "saebench":
+            found += [one for one, hub_set in HUB_SETS.items() if hub or hub_set.stand_in]
+        else:
+            found.append(name)
+    return tuple(dict.fromkeys(found))
+
+
+def stand_in_for(name: str) -> str | None:
+    """The bundled data set that stands in for a hub one; None for a name that is not of the hub.
+
+    Raises:
+        ConfigError: nothing bundled is near enough.
+    """
+    if name not in HUB_SETS:
+        return None
+    stand_in = HUB_SETS[name].stand_in
+    if stand_in is None:
+        raise ConfigError(f"nothing bundled can stand in for {name}; set hub to true, or leave it out")
+    return stand_in
+
+
+def names_of_binary_sets() -> list[str]:
+    """The sets that the asset's own table calls binary, in the order of their numbers."""
+    with pa.input_stream(str(asset_path(ASSET) / _TABLE), compression="zstd") as stream:
+        table = pyarrow.csv.read_csv(stream)
+    kinds = dict(zip(table["Dataset save name"].to_pylist(), table["Data type"].to_pylist(), strict=True))
+    return [name for name in _files() if kinds.get(f"cleaned_data/{name}.csv") == "Binary Classification"]
+
+
 def known_probing_sets() -> list[str]:
-    """The groups, then every set of the asset (some are not binary)."""
+    """Collections, groups, order-sensitive sets, hub names, then every set of the asset (some are not binary)."""
+    return [*_COLLECTIONS, *GROUPS, *ORDER_SETS, *HUB_SETS, *_files()]
+
+
+def _files() -> list[str]:
     folder = asset_path(ASSET) / _FOLDER
     files = sorted(path.name.removesuffix(_SUFFIX) for path in folder.glob(f"*{_SUFFIX}"))
-    return [*_GROUPS, *sorted(files, key=lambda name: (int(name.split("_")[0]), name))]
+    return sorted(files, key=lambda name: (int(name.split("_")[0]), name))
 
 
 def probing_source() -> str:
@@ -127,7 +144,7 @@ def probing_source() -> str:
 
 def _members(name: str) -> tuple[str, ...]:
     known = known_probing_sets()
-    members = _GROUPS[name].members if name in _GROUPS else (name,)
+    members = GROUPS[name].members if name in GROUPS else (name,)
     if all(member in known for member in members):
         return members
     close = get_close_matches(name, known, n=3, cutoff=0.5) or [other for other in known if name in other][:3]
@@ -137,17 +154,16 @@ def _members(name: str) -> tuple[str, ...]:
 
 def _tasks(name: str) -> list[ProbingSet]:
     sets = [_read(member) for member in _members(name)]
-    if name not in _GROUPS or not _GROUPS[name].against_each_other:
+    if name not in GROUPS or not GROUPS[name].against_each_other:
         return sets
     positives = {one.name: [text for text, label in zip(one.texts, one.labels, strict=True) if label] for one in sets}
-    return [
-        _without_duplicates(
-            task,
-            [text for texts in positives.values() for text in texts],
-            [int(member == task) for member, texts in positives.items() for _ in texts],
-        )
-        for task in positives
-    ]
+    return [_one_against_the_rest(task, positives) for task in positives]
+
+
+def _one_against_the_rest(label: str, by_class: Mapping[str, Sequence[str]]) -> ProbingSet:
+    """The class's own texts against those of the other classes."""
+    texts = [text for texts in by_class.values() for text in texts]
+    return _without_duplicates(label, texts, [int(one == label) for one, texts in by_class.items() for _ in texts])
 
 
 def _read(name: str) -> ProbingSet:

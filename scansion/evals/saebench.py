@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from scansion.evals.hub_sets import HUB_SETS
+from scansion.evals.order_sets import ORDER_PREFIX
 from scansion.evals.probing_result import DatasetResult, SparseProbingResult, TaskResult
 from scansion.evals.result import Estimate, Subject
 from scansion.files import fingerprint
@@ -23,9 +25,10 @@ def sparse_probing_json(
 ) -> dict[str, Any]:
     """``result`` as SAEBench 0.6 would have written it.
 
-    Data sets are named ``sae_probes/...``: their texts are not those of the hub sets SAEBench uses. Status, reasons and
-    intervals, for which it has no place, are under ``eval_result_unstructured["scansion"]``, beside the accuracies of
-    single tasks, which SAEBench keeps there too.
+    Data sets of the asset are named ``sae_probes/...``, also where they stand in for one that SAEBench uses, for their
+    texts are others; where texts were not pooled by their mean, as SAEBench pools them, the name ends in the pooling.
+    Status, reasons, pooling, controls and intervals, for which it has no place, are under
+    ``eval_result_unstructured["scansion"]``, beside the accuracies of single tasks, which SAEBench keeps there too.
 
     Args:
         result: of ``subject``.
@@ -38,7 +41,7 @@ def sparse_probing_json(
         "eval_type_id": "sparse_probing",
         "eval_config": {
             "random_seed": config["seed"],
-            "dataset_names": [f"sae_probes/{name}" for name in config["datasets"]],
+            "dataset_names": [_name(one, result.pooling) for one in result.datasets],
             "probe_train_set_size": config["train_size"],
             "probe_test_set_size": config["test_size"],
             "context_length": config["context_length"],
@@ -57,7 +60,11 @@ def sparse_probing_json(
             "sae": {name: value for name, value in overall.items() if name.startswith("sae_")},
         },
         "eval_result_details": [
-            {"dataset_name": _section(one), **_accuracies(one, "lm"), **_accuracies(one, "sae")}
+            {
+                "dataset_name": f"{_name(one, result.pooling)}_results",
+                **_accuracies(one, "lm"),
+                **_accuracies(one, "sae"),
+            }
             for one in result.datasets
         ],
         "sae_bench_commit_hash": f"Unknown (not run by SAEBench but by scansion {version('scansion')})",
@@ -67,13 +74,19 @@ def sparse_probing_json(
         "sae_cfg_dict": _sae_config(subject),
         "eval_result_unstructured": {
             "scansion": result.model_dump(mode="json", exclude={"datasets"}),
-            **{_section(one): _by_task(one.tasks) for one in result.datasets},
+            **{f"{_name(one, result.pooling)}_results": _by_task(one.tasks) for one in result.datasets},
         },
     }
 
 
-def _section(dataset: DatasetResult) -> str:
-    return f"sae_probes/{dataset.name}_results"
+def _name(dataset: DatasetResult, pooling: str) -> str:
+    if dataset.stand_in:
+        name = f"sae_probes/{dataset.stand_in} (stand-in for {dataset.name})"
+    elif dataset.name.startswith(ORDER_PREFIX):
+        name = f"scansion/{dataset.name}"
+    else:
+        name = dataset.name if dataset.name in HUB_SETS else f"sae_probes/{dataset.name}"
+    return name if pooling == "mean" else f"{name} [{pooling}]"
 
 
 def _accuracies(scores: SparseProbingResult | DatasetResult | TaskResult, source: str) -> dict[str, float | None]:

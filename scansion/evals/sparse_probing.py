@@ -4,59 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from jaxtyping import Int
 
 from scansion.device import dtype_name
 from scansion.errors import EvalError
+from scansion.evals.activation_cache import ActivationCache, default_folder
 from scansion.evals.degenerate import reasons_before_running, reasons_from_probes
 from scansion.evals.pooling import pool_texts
 from scansion.evals.probe_accuracy import Accuracies, over_data_sets, over_tasks
 from scansion.evals.probes import ProbeOutcome, ProbeTask, fit_all
+from scansion.evals.probing_config import SparseProbingConfig
 from scansion.evals.probing_result import DatasetResult, SparseProbingResult, TaskResult
-from scansion.evals.probing_sets import ProbingSplit, check_probing_sets, load_probing_set, probing_source
-from scansion.evals.result import Subject, finite, status_of
+from scansion.evals.probing_sets import (
+    check_probing_sets,
+    expand_probing_sets,
+    load_probing_set,
+    probing_source,
+    stand_in_for,
+)
+from scansion.evals.probing_split import ProbingSplit
+from scansion.evals.random_control import random_controls
+from scansion.evals.result import Estimate, Subject, finite, status_of
+from scansion.evals.text_activations import TextReader
 from scansion.lm import HookPoint, LanguageModel
 from scansion.progress import progress
 
-DEFAULT_DATASETS = ("ag_news", "code", "amazon_stars", "occupations", "sst2")
-
-
-class SparseProbingConfig(BaseModel):
-    """Which data sets, how much of them, and which probes. The defaults are SAEBench's, but for data sets and k."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    datasets: tuple[str, ...] = Field(
-        default=DEFAULT_DATASETS,
-        min_length=1,
-        description="Groups (ag_news, code, amazon_stars, occupations, sst2) or binary sets of the sae-probes asset "
-        "by their own names, such as 87_glue_cola.",
-    )
-    train_size: int = Field(default=4000, ge=2, description="Texts a probe is trained on, at most, half of each label.")
-    test_size: int = Field(default=1000, ge=2, description="Texts it is tested on, at most, half of each label.")
-    context_length: int = Field(default=128, ge=2, description="Tokens of a text that are read, BOS included.")
-    k_values: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(1, 2, 5, 10, 20, 50), description="Numbers of features that sparse probes may use."
-    )
-    lm_batch_size: int = Field(default=16, ge=1, description="Texts run through the LM at once.")
-    seed: int = Field(default=42, ge=0, description="Seed of the draw of texts and of the bootstrap.")
+__all__ = ["SparseProbingConfig", "SparseProbingResult", "evaluate_sparse_probing"]
 
 
 def evaluate_sparse_probing(
     subjects: Sequence[Subject], lm: LanguageModel, hook_point: HookPoint, config: SparseProbingConfig
 ) -> list[SparseProbingResult]:
-    """Probe SAEs and the LM itself on texts averaged over their tokens; every text is run through the LM once for all.
+    """Probe SAEs, untrained SAEs of the same settings, the LM itself and the bag of words on pooled texts.
 
-    It differs from SAEBench in four ways. The probe on all features is scikit-learn's logistic regression, fitted to
-    convergence, where SAEBench trains with AdamW and reports the epoch that does best *on the test texts*. Every text
-    starts with BOS, whatever the tokenizer does by itself. Padding is known from its mask, not from zeros. And the
-    data sets are the asset's, smaller than those on the hub.
+    Every text is run through the LM once for all, and once for all later evaluations at this hook point while its
+    activations are kept (see ``cache_gb``). How this differs from SAEBench is told in docs/probing.md.
 
-    Memory: 4 bytes x (d_in + sum of d_sae) x texts of the largest data set.
+    Memory: 4 bytes x (d_in + sum of the d_sae of subjects and controls) x texts of the largest data set, times ``bands``
+    where that is the pooling.
 
     Args:
         subjects: SAEs for this LM and hook point.
@@ -70,66 +59,95 @@ def evaluate_sparse_probing(
         ShapeError: an SAE does not fit the model's width or the context length.
         ModelError: the model has no such layer, or cannot read contexts this long.
     """
-    check_probing_sets(config.datasets)
+    check_probing_sets(config.datasets, config.order_corpus, config.hub)
+    names = expand_probing_sets(config.datasets, config.hub)
     lm.facts.check_context_length(config.context_length)
     hook_point.check(lm.facts.n_layers, lm.facts.name)
     for subject in subjects:
         _require_fit(subject, lm, hook_point, config.context_length)
-    # For each data set: the LM's scores, then those of each subject.
-    scores = [_probe_data_set(name, subjects, lm, hook_point, config) for name in config.datasets]
+    cache = ActivationCache(default_folder(), int(config.cache_gb * 1e9))
+    reader = TextReader(lm, hook_point, config.context_length, config.lm_batch_size, config.activations_dtype, cache)
+    scores = [_probe_data_set(name, subjects, reader, config) for name in names]
     dtype = dtype_name(lm.model.dtype)
-    return [
-        _result(subject, [one[0] for one in scores], [one[index] for one in scores], dtype, config)
-        for index, subject in enumerate(subjects, start=1)
-    ]
+    return [_result(subject, [one[index] for one in scores], dtype, config) for index, subject in enumerate(subjects)]
 
 
 @dataclass(frozen=True)
 class _Scores:
     """What the probes on one kind of features did on one data set: an outcome for each task, and their mean."""
 
-    splits: list[ProbingSplit]
     outcomes: list[ProbeOutcome]
     accuracies: Accuracies
     fired: bool
 
 
+@dataclass(frozen=True)
+class _DataSet:
+    """One data set as one subject met it."""
+
+    name: str
+    splits: list[ProbingSplit]
+    lm_over_bag: list[Estimate]
+    bag: _Scores
+    lm: _Scores
+    sae: _Scores
+    random: _Scores
+
+
 def _probe_data_set(
-    name: str, subjects: Sequence[Subject], lm: LanguageModel, hook_point: HookPoint, config: SparseProbingConfig
-) -> list[_Scores]:
-    splits = load_probing_set(name, config.train_size, config.test_size, config.seed)
+    name: str, subjects: Sequence[Subject], reader: TextReader, config: SparseProbingConfig
+) -> list[_DataSet]:
+    splits = load_probing_set(name, config.train_size, config.test_size, config.seed, config.order_corpus, config.hub)
     # A text may serve several tasks; it gets one row.
     row_of: dict[str, int] = {}
     for split in splits:
         for text in split.train.texts + split.test.texts:
             row_of.setdefault(text, len(row_of))
-    train_rows = [np.array([row_of[text] for text in split.train.texts]) for split in splits]
-    test_rows = [np.array([row_of[text] for text in split.test.texts]) for split in splits]
+    rows = [(_rows(split.train.texts, row_of), _rows(split.test.texts, row_of)) for split in splits]
+    test_rows = [test for _, test in rows]
+    controls, control_of = random_controls(subjects, config.seed)
     saes = [subject.sae for subject in subjects]
-    tables = pool_texts(list(row_of), lm, hook_point, saes, config.context_length, config.lm_batch_size, f"pool {name}")
+    pooled = pool_texts(list(row_of), reader, saes, controls, config.pooling, config.bands, f"pool {name}")
+    tables = [pooled.bag, pooled.lm, *pooled.saes, *pooled.controls]
     tasks = [
         ProbeTask(table, train, split.train.labels, test, split.test.labels)
         for table in tables
-        for split, train, test in zip(splits, train_rows, test_rows, strict=True)
+        for split, (train, test) in zip(splits, rows, strict=True)
     ]
     outcomes: list[ProbeOutcome] = []
-    with progress(f"probe {name}", len(tasks) * (1 + len(config.k_values)), "probes") as advance:
+    with progress(
+        f"probe {name}", len(splits) * (1 + (len(tables) - 1) * (1 + len(config.k_values))), "probes"
+    ) as advance:
         for outcome in fit_all(tasks, config.k_values):
             outcomes.append(outcome)
             advance(len(outcome.correct))
+    # The name is part of the seed, for the draws of different data sets must be independent.
+    seed = [config.seed, *name.encode()]
     scores: list[_Scores] = []
     for index, table in enumerate(tables):
         mine = outcomes[index * len(splits) : (index + 1) * len(splits)]
-        # The name is part of the seed, for the draws of different data sets must be independent.
-        accuracies = over_tasks([outcome.correct for outcome in mine], test_rows, [config.seed, *name.encode()])
-        scores.append(_Scores(splits, mine, accuracies, bool(table.any())))
-    return scores
+        accuracies = over_tasks([outcome.correct for outcome in mine], test_rows, seed)
+        scores.append(_Scores(mine, accuracies, bool(table.max() > 0)))
+    bag, lm, *rest = scores
+    lm_over_bag = [
+        over_tasks([theirs.correct[:1]], [test], seed).minus(over_tasks([words.correct], [test], seed)).estimates()[0]
+        for theirs, words, test in zip(lm.outcomes, bag.outcomes, test_rows, strict=True)
+    ]
+    return [
+        _DataSet(name, splits, lm_over_bag, bag, lm, rest[index], rest[len(subjects) + control_of[index]])
+        for index in range(len(subjects))
+    ]
 
 
-def _result(
-    subject: Subject, lm: list[_Scores], sae: list[_Scores], lm_dtype: str, config: SparseProbingConfig
-) -> SparseProbingResult:
-    reasons = _reasons(subject, lm, sae)
+def _rows(texts: Sequence[str], row_of: dict[str, int]) -> Int[np.ndarray, " n"]:
+    return np.array([row_of[text] for text in texts])
+
+
+def _result(subject: Subject, sets: list[_DataSet], lm_dtype: str, config: SparseProbingConfig) -> SparseProbingResult:
+    reasons = _reasons(subject, [one.lm for one in sets], [one.sae for one in sets])
+    bag, lm, sae, random = (
+        over_data_sets([getattr(one, kind).accuracies for one in sets]) for kind in ("bag", "lm", "sae", "random")
+    )
     return SparseProbingResult(
         sae=subject.name,
         status=status_of(reasons),
@@ -138,46 +156,56 @@ def _result(
         sae_metadata=subject.metadata,
         data={"config": config.model_dump(mode="json"), "source": probing_source(), "lm_dtype": lm_dtype},
         seed=config.seed,
-        **_estimates(
-            over_data_sets([one.accuracies for one in lm]), over_data_sets([one.accuracies for one in sae]), config
-        ),
-        datasets=[
-            DatasetResult(
-                name=name,
-                **_estimates(ours.accuracies, theirs.accuracies, config),
-                tasks=[
-                    _task_result(*one, config) for one in zip(ours.splits, ours.outcomes, theirs.outcomes, strict=True)
-                ],
-            )
-            for name, ours, theirs in zip(config.datasets, lm, sae, strict=True)
-        ],
+        pooling=config.pooling,
+        **_estimates(bag, lm, sae, random, config),
+        datasets=[_dataset_result(one, config) for one in sets],
     )
 
 
-def _estimates(lm: Accuracies, sae: Accuracies, config: SparseProbingConfig) -> dict[str, Any]:
-    (lm_all, *lm_top), (sae_all, *sae_top) = lm.estimates(), sae.estimates()
-    return {
-        "lm_test_accuracy": lm_all,
-        "lm_top_k": dict(zip(config.k_values, lm_top, strict=True)),
-        "sae_test_accuracy": sae_all,
-        "sae_top_k": dict(zip(config.k_values, sae_top, strict=True)),
+def _dataset_result(one: _DataSet, config: SparseProbingConfig) -> DatasetResult:
+    estimates = _estimates(one.bag.accuracies, one.lm.accuracies, one.sae.accuracies, one.random.accuracies, config)
+    return DatasetResult(
+        name=one.name,
+        stand_in=None if config.hub else stand_in_for(one.name),
+        qualified=_above_zero(estimates["lm_over_bag"]),
+        **estimates,
+        tasks=[_task_result(one, index, config) for index in range(len(one.splits))],
+    )
+
+
+def _estimates(
+    bag: Accuracies, lm: Accuracies, sae: Accuracies, random: Accuracies, config: SparseProbingConfig
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "bag_test_accuracy": bag.estimates()[0],
+        "lm_over_bag": lm.first().minus(bag).estimates()[0],
     }
+    for name, accuracies in (("lm", lm), ("sae", sae), ("random", random), ("gain", sae.minus(random))):
+        every, *top = accuracies.estimates()
+        found |= {f"{name}_test_accuracy": every, f"{name}_top_k": dict(zip(config.k_values, top, strict=True))}
+    return found
 
 
-def _task_result(split: ProbingSplit, lm: ProbeOutcome, sae: ProbeOutcome, config: SparseProbingConfig) -> TaskResult:
-    lm_all, *lm_top = (finite(value) for value in lm.correct.mean(axis=1))
-    sae_all, *sae_top = (finite(value) for value in sae.correct.mean(axis=1))
+def _task_result(one: _DataSet, index: int, config: SparseProbingConfig) -> TaskResult:
+    split, over_bag = one.splits[index], one.lm_over_bag[index]
+    figures: dict[str, Any] = {"bag_test_accuracy": finite(one.bag.outcomes[index].correct.mean())}
+    for name, scores in (("lm", one.lm), ("sae", one.sae), ("random", one.random)):
+        every, *top = (finite(value) for value in scores.outcomes[index].correct.mean(axis=1))
+        figures |= {f"{name}_test_accuracy": every, f"{name}_top_k": dict(zip(config.k_values, top, strict=True))}
     return TaskResult(
         name=split.name,
         n_train=len(split.train.texts),
         n_test=len(split.test.texts),
-        lm_unconverged=lm.unconverged,
-        sae_unconverged=sae.unconverged,
-        lm_test_accuracy=lm_all,
-        lm_top_k=dict(zip(config.k_values, lm_top, strict=True)),
-        sae_test_accuracy=sae_all,
-        sae_top_k=dict(zip(config.k_values, sae_top, strict=True)),
+        lm_unconverged=one.lm.outcomes[index].unconverged,
+        sae_unconverged=one.sae.outcomes[index].unconverged,
+        qualified=_above_zero(over_bag),
+        lm_over_bag=over_bag,
+        **figures,
     )
+
+
+def _above_zero(estimate: Estimate) -> bool:
+    return estimate.low is not None and estimate.low > 0
 
 
 def _reasons(subject: Subject, lm: list[_Scores], sae: list[_Scores]) -> list[str]:

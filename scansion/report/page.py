@@ -12,7 +12,7 @@ from scansion.activations import ActivationStore
 from scansion.evals.bundle import Evaluations
 from scansion.evals.probing_result import SparseProbingResult
 from scansion.files import atomic_file
-from scansion.report.summary import summarise
+from scansion.report.summary import summarise, with_gain
 
 
 def write_report(
@@ -61,12 +61,15 @@ def write_report(
 
 
 def _by_dataset(probing: SparseProbingResult) -> dict[str, dict[str, str]]:
-    """Data set -> heading -> accuracy with its interval."""
+    """Data set -> heading -> accuracy, an SAE's with its gain over an untrained one."""
     return {
         one.name: {
-            **{f"k={k}": str(estimate) for k, estimate in one.sae_top_k.items()},
-            "all features": str(one.sae_test_accuracy),
+            **{f"k={k}": with_gain(accuracy, one.gain_top_k[k]) for k, accuracy in one.sae_top_k.items()},
+            "all features": with_gain(one.sae_test_accuracy, one.gain_test_accuracy),
+            "untrained SAE, all": str(one.random_test_accuracy),
             "LM": str(one.lm_test_accuracy),
+            "bag of words": str(one.bag_test_accuracy),
+            "qualified": "yes" if one.qualified else "no",
         }
         for one in probing.datasets
     }

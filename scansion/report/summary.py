@@ -71,15 +71,20 @@ def _row(run: Evaluations, ks: Sequence[int]) -> list[str]:
         _cell(core.ce_loss_recovered),
     ]
     if ks and probing:
-        cells += [_cell(probing.sae_top_k[k], interval=False) for k in ks]
-        cells += [_cell(probing.sae_test_accuracy), _cell(probing.lm_test_accuracy)]
+        cells += [with_gain(probing.sae_top_k[k], probing.gain_top_k[k]) for k in ks]
+        cells += [with_gain(probing.sae_test_accuracy, probing.gain_test_accuracy), _cell(probing.lm_test_accuracy)]
     return cells + ["-"] * (len(_CORE_COLUMNS) + 3 + (len(ks) + 2 if ks else 0) - len(cells))
 
 
-def _cell(estimate: Estimate | None, interval: bool = True) -> str:
-    if estimate is None or estimate.value is None:
+def _cell(estimate: Estimate | None) -> str:
+    return "-" if estimate is None or estimate.value is None else str(estimate)
+
+
+def with_gain(accuracy: Estimate, gain: Estimate) -> str:
+    """A probe's accuracy, and what it is above that of an untrained SAE, with its interval."""
+    if accuracy.value is None or gain.value is None or gain.low is None or gain.high is None:
         return "-"
-    return str(estimate) if interval else f"{estimate.value:.3f}"
+    return f"{accuracy.value:.3f} ({gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}])"
 
 
 def _probe_ks(runs: Sequence[Evaluations]) -> list[int]:
@@ -100,6 +105,17 @@ def _notes(runs: Sequence[Evaluations], probed: bool) -> list[str]:
     ]
     if probed:
         notes.append(
-            "Probes: mean accuracy over data sets, chance 0.5; 'all' uses every feature, 'LM' every raw dimension."
+            "Probes: mean accuracy over data sets, chance 0.5; 'all' uses every feature, 'LM' every raw dimension. In "
+            "parentheses, the gain over an untrained SAE of the same settings."
         )
+        if probing := runs[0].sparse_probing:
+            failed = [one.name for one in probing.datasets if not one.qualified]
+            notes.append(
+                f"The bag of words scores {probing.bag_test_accuracy} with no order at all. "
+                + (
+                    f"The LM does not beat it beyond chance on: {', '.join(failed)}."
+                    if failed
+                    else "The LM beats it on all."
+                )
+            )
     return notes

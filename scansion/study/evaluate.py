@@ -98,15 +98,18 @@ def _probe(
     hook_point = HookPoint.parse(held_out.identity.hook_point)
     folder_of = {subject.name: folder for subject, folder in zip(subjects, folders, strict=True)}
 
+    # So that the same SAEs may be probed with several poolings.
+    name = "sparse_probing" if sparse_probing.pooling == "mean" else f"sparse_probing_{sparse_probing.pooling}"
+
     def probe(missing: list[Subject]) -> list[SparseProbingResult]:
         results = evaluate_sparse_probing(missing, load_lm(), hook_point, sparse_probing)
         for result, subject in zip(results, missing, strict=True):
             # Before the result itself, whose presence then says that both are there.
-            write_json(folder_of[subject.name] / "sparse_probing.saebench.json", sparse_probing_json(result, subject))
+            write_json(folder_of[subject.name] / f"{name}.saebench.json", sparse_probing_json(result, subject))
         return results
 
     return evaluate_missing(
-        "sparse_probing",
+        name,
         SparseProbingResult,
         subjects,
         folders,

@@ -40,7 +40,7 @@ def execute(plan: StudyPlan, folders: Mapping[int, Path]) -> tuple[dict[int, Eva
     for folder in folders.values():
         require_writable(folder)
     if plan.sparse_probing:
-        check_probing_sets(plan.sparse_probing.datasets)
+        check_probing_sets(plan.sparse_probing.datasets, plan.sparse_probing.order_corpus, plan.sparse_probing.hub)
     source = Source(
         model=plan.model,
         hook_point=plan.hook_point,

@@ -72,7 +72,7 @@ def test_figures_are_the_result_s_and_absent_ones_are_null(
     written = sparse_probing_json(result, subject)
     metrics = {**written["eval_result_metrics"]["llm"], **written["eval_result_metrics"]["sae"]}
     assert {key: value for key, value in metrics.items() if value is not None} == {
-        key: value for key, value in result.headline().items() if "_3_" not in key
+        key: value for key, value in result.saebench_headline().items() if "_3_" not in key
     }
     names = [one["dataset_name"] for one in written["eval_result_details"]]
     assert names == ["sae_probes/1_words_results", "sae_probes/2_words_results"]

@@ -1,4 +1,4 @@
-"""Laws of sparse probing: what separates is found, what is noise is chance, and padding and order never matter."""
+"""Laws of sparse probing: what separates is found, what is noise is chance, and every score stands beside its controls."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from pydantic import ValidationError
 
 from scansion.corpus import Contexts
 from scansion.errors import ConfigError, EvalError, ModelError, ShapeError
-from scansion.evals import pooling
+from scansion.evals import sparse_probing, text_activations
+from scansion.evals.activation_cache import ActivationCache
 from scansion.evals.pooling import pool_texts
 from scansion.evals.probe_accuracy import over_data_sets, over_tasks
 from scansion.evals.probes import ProbeTask, fit_all, fit_probes
+from scansion.evals.probing_sets import load_probing_set
+from scansion.evals.random_control import random_controls
+from scansion.evals.result import Estimate, Subject
 from scansion.evals.sparse_probing import SparseProbingConfig, SparseProbingResult, evaluate_sparse_probing
-from scansion.lm import HookPoint, LanguageModel, activations_at
+from scansion.evals.text_activations import TextReader
+from scansion.lm import HookPoint, LanguageModel
 from scansion.masks import RandomHardMaskConfig
 from tests.evals.probing import make_subject, telling_texts, use_asset, write_set
 
 HOOK_POINT = HookPoint(1)
-TEXTS = [text for text, _ in telling_texts(20)]
 
 
 def task(features: np.ndarray, labels: np.ndarray, n_test: int) -> ProbeTask:
@@ -85,58 +89,6 @@ def test_the_interval_of_a_coin_has_the_width_that_theory_gives() -> None:
     assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(1000), rel=0.1)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_pooled_features_are_the_plain_mean_over_tokens_whatever_the_batches(
-    lm: LanguageModel, batch_size: int
-) -> None:
-    subject = make_subject(mask=RandomHardMaskConfig(positions_per_feature=20))
-    raw, features = pool_texts(TEXTS, lm, HOOK_POINT, [subject.sae], 10, batch_size)
-    for text, lm_row, sae_row in zip(TEXTS, raw, features, strict=True):
-        ids = [1, *(int(word[1:]) for word in text.split()[:9])]
-        x = activations_at(lm, HOOK_POINT, Contexts.from_token_lists([ids], len(ids), 2))
-        np.testing.assert_allclose(lm_row, x[0, 1:].mean(dim=0), atol=1e-5)
-        np.testing.assert_allclose(sae_row, subject.sae.encode(x)[0, 1:].mean(dim=0).detach(), atol=1e-5)
-
-
-def test_padding_does_not_matter(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    saes = [make_subject().sae]
-    plain = pool_texts(TEXTS, lm, HOOK_POINT, saes, 16, 8)
-    run = pooling.activations_at
-
-    class Padded:
-        @staticmethod
-        def from_token_lists(lists: list[list[int]], length: int, pad_id: int, *, has_bos: bool) -> Contexts:
-            return Contexts.from_token_lists(lists, length + 20, pad_id, has_bos=has_bos).left_padded()
-
-    monkeypatch.setattr(pooling, "Contexts", Padded)
-    monkeypatch.setattr(pooling, "activations_at", run)
-    for before, after in zip(plain, pool_texts(TEXTS, lm, HOOK_POINT, saes, 16, 8), strict=True):
-        np.testing.assert_allclose(after, before, atol=1e-5)
-
-
-def test_a_masked_feature_fires_only_where_its_mask_allows(lm: LanguageModel) -> None:
-    subject = make_subject(mask=RandomHardMaskConfig(positions_per_feature=16))
-    sae = subject.sae
-    with torch.no_grad():
-        # Every feature is 1 wherever the mask lets it fire, so its pooled value is the share of positions it may use.
-        sae.W_enc.zero_()
-        sae.b_enc.fill_(1.0)
-    texts = ["w9", "w9 w9 w9", " ".join(["w9"] * 40)]
-    _, features = pool_texts(texts, lm, HOOK_POINT, [sae], 64, 2)
-    for text, row in zip(texts, features, strict=True):
-        positions = torch.arange(1, 1 + len(text.split()))
-        np.testing.assert_allclose(row, sae.mask(positions).mean(dim=0), atol=1e-6)
-
-
-def test_special_tokens_do_not_count_and_empty_texts_are_zero(lm: LanguageModel) -> None:
-    texts = ["", "</s>", "</s> w7", "w7 </s> </s>", "w7"]
-    raw, _ = pool_texts(texts, lm, HOOK_POINT, [make_subject().sae], 16, 2)
-    assert not raw[:2].any()
-    # An EOS after the word cannot change it, one before it can.
-    np.testing.assert_allclose(raw[3], raw[4], atol=1e-5)
-    assert np.abs(raw[2]).max() > 0
-
-
 @pytest.fixture
 def asset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     use_asset(monkeypatch, tmp_path)
@@ -146,8 +98,9 @@ def asset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 CONFIG = SparseProbingConfig(
-    datasets=("1_words", "2_words"), train_size=60, test_size=40, context_length=16, k_values=(1, 5), lm_batch_size=8
-)
+    datasets=("1_words", "2_words"), train_size=60, test_size=40, context_length=16, k_values=(1, 5), lm_batch_size=8,
+    cache_gb=0,
+)  # fmt: skip
 
 
 def test_an_evaluation_says_what_every_probe_scored(asset: Path, lm: LanguageModel) -> None:
@@ -162,7 +115,7 @@ def test_an_evaluation_says_what_every_probe_scored(asset: Path, lm: LanguageMod
         means = [one.sae_top_k[5].value for one in result.datasets]
         assert result.sae_top_k[5].value == pytest.approx(np.mean([value for value in means if value is not None]))
         assert (result.datasets[0].tasks[0].n_train, result.datasets[0].tasks[0].n_test) == (60, 40)
-        assert all(value is not None and 0 <= value <= 1 for value in result.headline().values())
+        assert all(value is not None and 0 <= value <= 1 for value in result.saebench_headline().values())
         assert result.lm_test_accuracy.value is not None and result.lm_test_accuracy.value > 0.8
         assert SparseProbingResult.model_validate_json(result.model_dump_json()) == result
     assert results[0].lm_top_k == results[1].lm_top_k
@@ -176,13 +129,13 @@ def test_an_sae_scores_the_same_alone_as_in_company(asset: Path, lm: LanguageMod
 
 def test_a_text_runs_through_the_lm_once(asset: Path, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    run = pooling.activations_at
+    run = text_activations.activations_at
 
     def counting(lm: LanguageModel, hook_point: HookPoint, contexts: Contexts) -> torch.Tensor:
         seen.append(len(contexts))
         return run(lm, hook_point, contexts)
 
-    monkeypatch.setattr(pooling, "activations_at", counting)
+    monkeypatch.setattr(text_activations, "activations_at", counting)
     subjects = [make_subject(str(index)) for index in range(3)]
     (result, *_) = evaluate_sparse_probing(subjects, lm, HOOK_POINT, CONFIG)
     assert sum(seen) == sum(one.n_train + one.n_test for data in result.datasets for one in data.tasks)
@@ -208,7 +161,7 @@ def test_worthless_dictionaries_are_named(asset: Path, lm: LanguageModel) -> Non
 def test_what_can_fail_fails_before_the_lm_runs(
     asset: Path, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pooling, "activations_at", lambda *_: pytest.fail("the LM was run"))
+    monkeypatch.setattr(text_activations, "activations_at", lambda *_: pytest.fail("the LM was run"))
     subject = make_subject()
     short = make_subject("short", mask=RandomHardMaskConfig(), n_positions=8)
     for error, match, subjects, hook_point, changes in (
@@ -226,3 +179,63 @@ def test_what_can_fail_fails_before_the_lm_runs(
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         SparseProbingConfig.model_validate(wrong)
+
+
+def test_an_sae_that_is_its_own_control_gains_nothing_and_a_better_one_gains_what_is_between(
+    asset: Path, lm: LanguageModel
+) -> None:
+    # The control of a data set has its bias at that set's texts' mean.
+    config = CONFIG.model_copy(update={"datasets": ("1_words",)})
+    trained = make_subject("trained")
+    (control,), _ = random_controls([trained], config.seed)
+    (split,) = load_probing_set("1_words", 60, 40, config.seed)
+    reader = TextReader(lm, HOOK_POINT, 16, 8, "bfloat16", ActivationCache(Path("nowhere"), 0))
+    pool_texts([*split.train.texts, *split.test.texts], reader, [], [control])
+    twin = Subject("twin", control, trained.metadata)
+    own, other = evaluate_sparse_probing([twin, trained], lm, HOOK_POINT, config)
+    assert own.random_top_k == other.random_top_k, "equal settings share a control"
+    for result in (own, other):
+        for k in CONFIG.k_values:
+            gain, sae, random = (getattr(result, f"{kind}_top_k")[k] for kind in ("gain", "sae", "random"))
+            assert gain.value == pytest.approx(sae.value - random.value)
+    nothing = Estimate(value=0, low=0, high=0)
+    assert own.gain_test_accuracy == nothing and set(own.gain_top_k.values()) == {nothing}
+    assert other.gain_test_accuracy.low < other.gain_test_accuracy.high
+
+
+def test_a_set_qualifies_where_order_tells_and_not_where_words_do(asset: Path, lm: LanguageModel) -> None:
+    generator = np.random.default_rng(0)
+    ordered: list[tuple[str, int]] = []
+    for index in range(300):
+        words = [f"w{word}" for word in generator.integers(5, 40, 14)]
+        # w3 and w4 are in every text as often; which half has which is the label.
+        for half in (0, 1):
+            for place in generator.choice(6, 4, replace=False):
+                words[8 * half + int(place)] = f"w{3 + (half + index) % 2}"
+        ordered.append((" ".join(words), index % 2))
+    write_set(asset, "3_order", ordered)
+    write_set(asset, "4_words", telling_texts(150, seed=4))
+    config = CONFIG.model_copy(
+        update={"datasets": ("3_order", "4_words"), "train_size": 200, "test_size": 100, "pooling": "bands", "bands": 2}
+    )
+    (result,) = evaluate_sparse_probing([make_subject()], lm, HOOK_POINT, config)
+    order, words = result.datasets
+    assert order.qualified and not words.qualified and result.qualified == ["3_order"]
+    for one in result.datasets:
+        assert one.lm_over_bag.value == pytest.approx(one.lm_test_accuracy.value - one.bag_test_accuracy.value)
+        assert one.tasks[0].qualified == one.qualified
+    assert order.bag_test_accuracy.value < 0.65 < 0.9 < words.bag_test_accuracy.value
+    assert result.pooling == "bands"
+
+
+def test_a_second_sae_does_not_run_the_lm(
+    asset: Path, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sparse_probing, "default_folder", lambda: tmp_path / "cache")
+    config = CONFIG.model_copy(update={"cache_gb": 1.0})
+    (first,) = evaluate_sparse_probing([make_subject("one")], lm, HOOK_POINT, config)
+    monkeypatch.setattr(text_activations, "activations_at", lambda *_: pytest.fail("the LM was run"))
+    again, _ = evaluate_sparse_probing([make_subject("one"), make_subject("two", d_sae=40)], lm, HOOK_POINT, config)
+    assert again == first
+    for pooling in ("last", "bands"):
+        evaluate_sparse_probing([make_subject()], lm, HOOK_POINT, config.model_copy(update={"pooling": pooling}))

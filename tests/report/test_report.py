@@ -59,13 +59,13 @@ def probed(run: Evaluations, dataset: str) -> Evaluations:
     """The run with made-up probing results on one data set."""
     half = Estimate(value=0.75, low=0.7, high=0.8)
     figures: dict[str, Any] = {
-        "lm_test_accuracy": half, "lm_top_k": {1: half, 5: half}, "sae_test_accuracy": half,
-        "sae_top_k": {1: half, 5: half},
+        **{f"{kind}_test_accuracy": half for kind in ("bag", "lm", "sae", "random", "gain")}, "lm_over_bag": half,
+        **{f"{kind}_top_k": {1: half, 5: half} for kind in ("lm", "sae", "random", "gain")},
     }  # fmt: skip
     probing = SparseProbingResult(
         sae=run.name, status="ok", reasons=[], sae_fingerprint=run.core.sae_fingerprint,
-        sae_metadata=run.core.sae_metadata, data={}, seed=0, **figures,
-        datasets=[DatasetResult(name=dataset, **figures, tasks=[])],
+        sae_metadata=run.core.sae_metadata, data={}, seed=0, pooling="mean", **figures,
+        datasets=[DatasetResult(name=dataset, stand_in=None, qualified=True, **figures, tasks=[])],
     )  # fmt: skip
     return Evaluations(run.core, probing)
 
