@@ -33,6 +33,7 @@ from scansion.progress import say
 from scansion.report import POSITION_NOTE, position_table, summarise, write_report
 from scansion.study import Source, compile_run, execute, execute_seeds, load_plan, prepare
 from scansion.study.evaluate import evaluate_runs
+from scansion.study.extras import evaluate_extras, lines, parse_extras
 from scansion.study.plan import describe
 from scansion.study.seeds import rows_of, terminal_table, write_table
 from scansion.study.synthetic import compare, execute_synthetic, load_synthetic_plan, notes, tables, write_summary
@@ -207,6 +208,8 @@ def evaluate(
     held_out: Path,
     probing: bool = True,
     positions: bool = True,
+    also: str = "",
+    also_settings: Path | None = None,
     report: Path | None = None,
     device: str = "auto",
     core: Annotated[CoreConfig | None, Parameter(name="core")] = None,
@@ -227,11 +230,16 @@ def evaluate(
         Whether to run sparse probing, which takes longest.
     positions
         Whether to measure what position does to the dictionary: profiles, masks lifted and permuted, text moved.
+    also
+        Further evaluations, separated by commas, for example absorption,tpp.
+    also_settings
+        YAML file of their settings, for example `absorption: {examples: 10}`.
     report
         Folder to write an HTML report to.
     device
         Where the language model runs.
     """
+    extras = parse_extras(also, also_settings)
     store = ActivationStore(held_out)
     folders: dict[str, Path] = {}
     for run in runs:
@@ -259,6 +267,8 @@ def evaluate(
         (position or PositionConfig()) if positions else None,
     )
     _present(results, folders, store, report)
+    for line in lines(evaluate_extras(extras, folders, store, load_lm)):
+        output.print(line, markup=False)
 
 
 @app.command(name="study")

@@ -21,6 +21,9 @@ _SHARE_OF_FREE = 0.9
 _HEADER_BYTES = 512
 
 
+DEFAULT_GB = 8.0
+
+
 def default_folder() -> Path:
     """Where probing activations lie, inside the cache folder."""
     return cache_dir() / "probing"
@@ -36,6 +39,11 @@ class ActivationCache:
         folder: made when something is first kept.
         limit: bytes that all entries together may take; 0 keeps nothing. Nine tenths of the free disk are a limit too.
     """
+
+    @classmethod
+    def of_gigabytes(cls, limit: float = DEFAULT_GB) -> ActivationCache:
+        """The user's own, in :func:`default_folder`."""
+        return cls(default_folder(), int(limit * 1e9))
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder

@@ -59,6 +59,8 @@ class CoreResult(EvalResult):
         sae_config: architecture, size and mask of the SAE.
         n_tokens: tokens reconstructed.
         fve: 1 - sum |x - x_hat|^2 / sum |x - mean x|^2, the mean taken per dimension over all tokens; at most 1.
+        saebench_explained_variance: SAEBench 0.6's ``explained_variance``, for comparison with its figures and no other:
+            see :func:`saebench_explained_variance`.
         normalised_mse: sum |x - x_hat|^2 / sum |x|^2, at least 0.
         cosine: mean cosine similarity of x and x_hat, in [-1, 1].
         l0, l1: mean number, and mean sum of activations, of active features a token.
@@ -78,6 +80,7 @@ class CoreResult(EvalResult):
     sae_config: AnySAEConfig
     n_tokens: int
     fve: Estimate
+    saebench_explained_variance: float | None
     normalised_mse: float | None
     cosine: float | None
     l0: float | None
@@ -141,6 +144,21 @@ def evaluate_core(
         _result(subject, tallies[i], losses[i] if losses else None, store, [int(p) for p in positions], config)
         for i, subject in enumerate(subjects)
     ]
+
+
+def saebench_explained_variance(mean_error: float, mean_square: float, d_in: int) -> float | None:
+    """What SAEBench 0.6 reports as explained variance: ``1 - R / (S - (S / d)^2)``.
+
+    R and S are the means over tokens of |x - x_hat|^2 and |x|^2. In the place of the squared norm of the mean activation
+    it has the square of one number: the mean of the *squared* activations, over tokens and dimensions together
+    (evals/core/main.py, lines 585 and 617). The figure is not a share of variance: it depends on the units of x, and
+    leaves [-inf, 1] where S exceeds d^2.
+
+    Returns:
+        None where the denominator is 0.
+    """
+    total = mean_square - (mean_square / d_in) ** 2
+    return finite(1 - mean_error / total) if total else None
 
 
 class _Means:
@@ -250,6 +268,9 @@ def _result(
         seed=config.seed,
         n_tokens=n_tokens,
         fve=Estimate.of_ratio(variance - error, variance, config.seed),
+        saebench_explained_variance=saebench_explained_variance(
+            float(error.sum()) / n_tokens, float(tally.by_context("norm").sum()) / n_tokens, store.d_in
+        ),
         normalised_mse=finite(error.sum() / tally.by_context("norm").sum()),
         cosine=finite(tally.by_context("cosine").sum() / n_tokens),
         l0=finite(tally.by_context("l0").sum() / n_tokens),

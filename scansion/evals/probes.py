@@ -108,3 +108,29 @@ def _unconverged_is_counted() -> Generator[None, None, None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A logistic probe that is kept: it says 1 where ``features @ weight + bias`` is above 0."""
+
+    weight: Float[np.ndarray, " d"]
+    bias: float
+
+    def correct(self, features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """1 where the probe is right, else 0."""
+        return ((features @ self.weight + self.bias > 0) == (labels > 0)).astype(np.float64)
+
+
+def fit_linear(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]) -> LinearProbe:
+    """The probe of :func:`fit_probes` on all features, kept.
+
+    Args:
+        features: one row a text; finite.
+        labels: 0 or 1, both present.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    with threadpool_limits(limits=1), _unconverged_is_counted():
+        probe = LogisticRegression(C=1.0, max_iter=MAX_ITERATIONS).fit(features, labels)
+    return LinearProbe(probe.coef_[0].astype(np.float64), float(probe.intercept_[0]))

@@ -16,7 +16,7 @@ from scipy.stats import t as student_t
 
 from scansion.sae import SAE, SAEMetadata
 
-Status = Literal["ok", "degenerate"]
+Status = Literal["ok", "degenerate", "inapplicable"]
 SCHEMA_VERSION = 1
 BOOTSTRAP_SAMPLES = 1000
 
@@ -122,8 +122,10 @@ class EvalResult(BaseModel):
     Attributes:
         eval: the evaluation's name.
         sae: the SAE's name.
-        status: ``degenerate`` if the SAE has learnt nothing that could be measured; then no conclusion may be drawn.
-        reasons: why it is degenerate, in plain words; empty if it is not.
+        status: ``degenerate`` if the SAE has learnt nothing that could be measured, ``inapplicable`` if there is
+            nothing to measure here: the model, the data or the SAE lacks what the evaluation is about. In neither case
+            may a conclusion be drawn.
+        reasons: why the status is not ``ok``, in plain words; empty if it is.
         sae_fingerprint: names the very SAE that was measured, see :attr:`Subject.fingerprint`.
         sae_metadata: where the SAE comes from.
         data: where the evaluation's data comes from, and the settings used.

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 from scansion.evals.hub_sets import HUB_SETS
 from scansion.evals.order_sets import ORDER_PREFIX
 from scansion.evals.probing_result import DatasetResult, SparseProbingResult, TaskResult
 from scansion.evals.result import Estimate, Subject
-from scansion.files import fingerprint
-from scansion.lm import HookPoint
+from scansion.evals.saebench_frame import in_frame
 
 # SAEBench's layout has a field for each of these, null where the k was not asked for, and for no other.
 _K_FIELDS = (1, 2, 5, 10, 20, 50, 100)
-_NAMESPACE = uuid.UUID("6f0f9f0e-5a3c-4f55-9b0f-5d2f7f0c8e11")
 
 
 def sparse_probing_json(
@@ -35,11 +30,13 @@ def sparse_probing_json(
         subject: the SAE.
         epoch_millis: the time to write in it; default now.
     """
-    config, metadata = result.data["config"], subject.metadata
+    config = result.data["config"]
     overall = {**_accuracies(result, "lm"), **_accuracies(result, "sae")}
-    return {
-        "eval_type_id": "sparse_probing",
-        "eval_config": {
+    return in_frame(
+        result,
+        subject,
+        "sparse_probing",
+        {
             "random_seed": config["seed"],
             "dataset_names": [_name(one, result.pooling) for one in result.datasets],
             "probe_train_set_size": config["train_size"],
@@ -49,17 +46,15 @@ def sparse_probing_json(
             "sae_batch_size": config["lm_batch_size"],
             "llm_batch_size": config["lm_batch_size"],
             "llm_dtype": result.data["lm_dtype"],
-            "model_name": metadata.model,
+            "model_name": subject.metadata.model,
             "k_values": list(config["k_values"]),
             "lower_vram_usage": False,
         },
-        "eval_id": str(uuid.uuid5(_NAMESPACE, fingerprint(result.model_dump(mode="json")))),
-        "datetime_epoch_millis": int(time.time() * 1000) if epoch_millis is None else epoch_millis,
-        "eval_result_metrics": {
+        {
             "llm": {name: value for name, value in overall.items() if name.startswith("llm_")},
             "sae": {name: value for name, value in overall.items() if name.startswith("sae_")},
         },
-        "eval_result_details": [
+        [
             {
                 "dataset_name": f"{_name(one, result.pooling)}_results",
                 **_accuracies(one, "lm"),
@@ -67,16 +62,12 @@ def sparse_probing_json(
             }
             for one in result.datasets
         ],
-        "sae_bench_commit_hash": f"Unknown (not run by SAEBench but by scansion {version('scansion')})",
-        "sae_lens_id": "custom_sae",
-        "sae_lens_release_id": result.sae,
-        "sae_lens_version": "Unknown (not used)",
-        "sae_cfg_dict": _sae_config(subject),
-        "eval_result_unstructured": {
+        {
             "scansion": result.model_dump(mode="json", exclude={"datasets"}),
             **{f"{_name(one, result.pooling)}_results": _by_task(one.tasks) for one in result.datasets},
         },
-    }
+        epoch_millis,
+    )
 
 
 def _name(dataset: DatasetResult, pooling: str) -> str:
@@ -106,32 +97,3 @@ def _by_task(tasks: list[TaskResult]) -> dict[str, dict[str, float | None]]:
     """Metric -> task -> accuracy."""
     scores = {task.name: {**_accuracies(task, "lm"), **_accuracies(task, "sae")} for task in tasks}
     return {metric: {name: one[metric] for name, one in scores.items()} for metric in scores[tasks[0].name]}
-
-
-def _sae_config(subject: Subject) -> dict[str, Any]:
-    """The SAE in the words of SAELens' configuration."""
-    sae, metadata = subject.sae, subject.metadata
-    hook_point = HookPoint.parse(metadata.hook_point)
-    return {
-        "model_name": metadata.model,
-        "d_in": sae.d_in,
-        "d_sae": sae.d_sae,
-        "hook_layer": hook_point.layer,
-        "hook_name": hook_point.transformer_lens_name,
-        "context_size": metadata.context_length,
-        "hook_head_index": None,
-        "architecture": sae.config.architecture,
-        "apply_b_dec_to_input": True,
-        "finetuning_scaling_factor": None,
-        "activation_fn_str": sae.config.architecture,
-        "prepend_bos": True,
-        "normalize_activations": "none",
-        "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
-        "device": "",
-        "dataset_path": "",
-        "dataset_trust_remote_code": False,
-        "seqpos_slice": [None],
-        "training_tokens": metadata.tokens,
-        "sae_lens_training_version": None,
-        "neuronpedia_id": None,
-    }

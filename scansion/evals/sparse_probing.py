@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int
 
 from scansion.device import dtype_name
-from scansion.errors import EvalError
-from scansion.evals.activation_cache import ActivationCache, default_folder
+from scansion.evals.activation_cache import ActivationCache
 from scansion.evals.degenerate import reasons_before_running, reasons_from_probes
+from scansion.evals.fit import require_fit
 from scansion.evals.pooling import pool_texts
 from scansion.evals.probe_accuracy import Accuracies, over_data_sets, over_tasks
 from scansion.evals.probes import ProbeOutcome, ProbeTask, fit_all
@@ -64,8 +63,8 @@ def evaluate_sparse_probing(
     lm.facts.check_context_length(config.context_length)
     hook_point.check(lm.facts.n_layers, lm.facts.name)
     for subject in subjects:
-        _require_fit(subject, lm, hook_point, config.context_length)
-    cache = ActivationCache(default_folder(), int(config.cache_gb * 1e9))
+        require_fit(subject, lm, hook_point, config.context_length)
+    cache = ActivationCache.of_gigabytes(config.cache_gb)
     reader = TextReader(lm, hook_point, config.context_length, config.lm_batch_size, config.activations_dtype, cache)
     scores = [_probe_data_set(name, subjects, reader, config) for name in names]
     dtype = dtype_name(lm.model.dtype)
@@ -217,18 +216,3 @@ def _reasons(subject: Subject, lm: list[_Scores], sae: list[_Scores]) -> list[st
         reasons.append("all features are dead: none fired on any probing text")
     informed = [float(one.accuracies.value[0]) for one in lm]
     return reasons + reasons_from_probes(values.ravel().tolist(), np.repeat(informed, values.shape[1]).tolist())
-
-
-def _require_fit(subject: Subject, lm: LanguageModel, hook_point: HookPoint, context_length: int) -> None:
-    here = (lm.facts.name, lm.facts.revision, str(hook_point))
-    trained = (subject.metadata.model, subject.metadata.model_revision, subject.metadata.hook_point)
-    if trained != here:
-        raise EvalError(
-            f"{subject.name} was trained on {' '.join(trained)}, but the texts are read by {' '.join(here)}; "
-            "evaluate an SAE on its own model and hook point"
-        )
-    weights = subject.sae.W_enc
-    # A token at the last position meets every check of width and mask that the real ones will.
-    last = torch.tensor([context_length - 1], device=weights.device)
-    with torch.no_grad():
-        subject.sae.encode(weights.new_zeros(1, lm.facts.d_model), last)

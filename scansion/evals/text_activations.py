@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -61,8 +61,8 @@ class TextReader:
     hook_point: HookPoint
     context_length: int
     batch_size: int
-    dtype: str
-    cache: ActivationCache
+    dtype: str = "bfloat16"
+    cache: ActivationCache = field(default_factory=ActivationCache.of_gigabytes)
 
     def blocks(self, texts: Sequence[str], what: str) -> Iterator[Block]:
         """Every text's tokens, in blocks of some 130 MB that each hold texts drawn at random.

@@ -16,6 +16,7 @@ from scansion.evals.probing_result import SparseProbingResult
 from scansion.evals.probing_sets import probing_source
 from scansion.evals.result import EvalResult, Subject
 from scansion.evals.saebench import sparse_probing_json
+from scansion.evals.saebench_core import core_json
 from scansion.evals.sparse_probing import SparseProbingConfig, evaluate_sparse_probing
 from scansion.files import read_json, write_json
 from scansion.lm import HookPoint, LanguageModel
@@ -45,13 +46,21 @@ def evaluate_runs(
         check_position(held_out, position)
     subjects = [Subject(name, *load_sae(folder / "sae")) for name, folder in runs.items()]
     folders = [folder / "evals" for folder in runs.values()]
+
+    def reconstruct(missing: list[Subject]) -> list[CoreResult]:
+        results = evaluate_core(missing, held_out, load_lm, core)
+        for result, subject in zip(results, missing, strict=True):
+            # Before the result itself, whose presence then says that both are there.
+            write_json(runs[subject.name] / "evals" / "core.saebench.json", core_json(result, subject))
+        return results
+
     core_results = evaluate_missing(
         "core",
         CoreResult,
         subjects,
         folders,
         {"store": held_out.manifest.key, "config": core.model_dump(mode="json")},
-        lambda missing: evaluate_core(missing, held_out, load_lm, core),
+        reconstruct,
     )
     probing_results: Sequence[SparseProbingResult | None] = [None] * len(subjects)
     if sparse_probing is not None:

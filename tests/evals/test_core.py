@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from scansion.errors import EvalError
-from scansion.evals.core import CoreConfig, evaluate_core
+from scansion.evals.core import CoreConfig, evaluate_core, saebench_explained_variance
 from scansion.evals.degenerate import reasons_from_probes
 from scansion.evals.result import Estimate, Subject, detectable_difference
+from scansion.evals.saebench_core import core_json
 from scansion.masks import RandomHardMaskConfig
 from scansion.sae import ReluConfig, SAEMetadata, TopKConfig, build_sae
 from tests.conftest import WIDTH
@@ -75,6 +76,31 @@ def test_reconstruction_figures_have_their_closed_form(store, subject, factor: f
     assert result.l1 == pytest.approx(factor * x.abs().sum(dim=1).mean().item(), rel=1e-5)
     assert result.n_tokens == len(x)
     assert result.status == "ok"
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.9])
+def test_saebenchs_explained_variance_stands_beside_ours_with_its_own_closed_form(
+    store, subject, factor: float
+) -> None:
+    result = core([subject(scaled(factor))], store)[0]
+    x = used_activations(store)
+    residual = (1 - factor) ** 2 * x.square().sum(dim=1).mean()
+    square = x.square().sum(dim=1).mean()
+    ours = 1 - residual / (square - x.mean(dim=0).square().sum())
+    theirs = 1 - residual / (square - x.square().mean() ** 2)
+    assert result.fve.value == pytest.approx(ours.item(), abs=1e-5)
+    assert result.saebench_explained_variance == pytest.approx(theirs.item(), abs=1e-5)
+    assert abs(ours - theirs) > 1e-4, "the two are different figures"
+    layout = core_json(result, subject(scaled(factor)))["eval_result_metrics"]
+    assert layout["reconstruction_quality"]["explained_variance"] == result.saebench_explained_variance
+    assert layout["sparsity"]["l0"] == result.l0
+
+
+def test_only_saebenchs_figure_depends_on_the_units() -> None:
+    # The same data in other units: both means grow by the square of the unit.
+    assert saebench_explained_variance(1.0, 10.0, 16) != saebench_explained_variance(4.0, 40.0, 16)
+    assert saebench_explained_variance(1.0, 1e-9, 16) is not None
+    assert saebench_explained_variance(1.0, 16.0**2, 16) is None
 
 
 def test_predicting_the_mean_explains_nothing(store, subject) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from scansion.corpus import Contexts
 from scansion.errors import ConfigError, EvalError, ModelError, ShapeError
-from scansion.evals import sparse_probing, text_activations
+from scansion.evals import text_activations
 from scansion.evals.activation_cache import ActivationCache
 from scansion.evals.pooling import pool_texts
 from scansion.evals.probe_accuracy import over_data_sets, over_tasks
@@ -231,7 +231,7 @@ def test_a_set_qualifies_where_order_tells_and_not_where_words_do(asset: Path, l
 def test_a_second_sae_does_not_run_the_lm(
     asset: Path, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sparse_probing, "default_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(activation_cache, "default_folder", lambda: tmp_path / "cache")
     config = CONFIG.model_copy(update={"cache_gb": 1.0})
     (first,) = evaluate_sparse_probing([make_subject("one")], lm, HOOK_POINT, config)
     monkeypatch.setattr(text_activations, "activations_at", lambda *_: pytest.fail("the LM was run"))

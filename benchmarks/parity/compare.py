@@ -1,0 +1,361 @@
+"""SAEBench's sparse probing, core and TPP beside ours, on one SAE, one language model and the same texts.
+
+python benchmarks/parity/compare.py --run RUN --held-out STORE --peer ENV/bin/python --exchange FOLDER
+
+RUN is a trained run without a positional mask (relu or topk); ENV is what environment.sh made; FOLDER, outside the
+repository, gets what the two sides hand each other. Writes results/parity.json and results/parity.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+
+from scansion.activations import ActivationStore
+from scansion.evals.class_texts import load_classes
+from scansion.evals.core import CoreConfig, evaluate_core
+from scansion.evals.pooling import pool_texts
+from scansion.evals.probing_sets import load_probing_set
+from scansion.evals.result import Subject
+from scansion.evals.sparse_probing import SparseProbingConfig, evaluate_sparse_probing
+from scansion.evals.tpp import TppConfig, evaluate_tpp
+from scansion.lm import HookPoint, LanguageModel, load_language_model
+from scansion.progress import say
+from scansion.sae import load_sae
+
+RESULTS = Path(__file__).parent / "results"
+HUB_NAME = "fancyzhx/ag_news"  # the name of a set that SAEBench knows; its folder holds our texts
+PROBING_SETS = ("92_glue_sst2", "157_amazon_5star", "59_wikidata_occupation_isjournalist", "162_agnews_1")
+TPP_SETS = ("news_topics",)
+SEED, K_VALUES, N_VALUES, CONTEXT = 42, (1, 2, 5, 10, 20, 50), (2, 5, 10, 20, 50, 100), 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("run", "held-out", "peer", "exchange"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--train", type=int, default=200, help="training texts of a probing set")
+    parser.add_argument("--test", type=int, default=200, help="test texts of a probing set")
+    parser.add_argument("--contexts", type=int, default=64, help="held-out contexts for core")
+    parser.add_argument("--sets", nargs="+", default=list(PROBING_SETS), help="binary sets of sae-probes")
+    parser.add_argument("--tpp", nargs="*", default=list(TPP_SETS), help="sets of classes; none to leave TPP out")
+    parser.add_argument("--ours-only", action="store_true", help="the peer's results are in FOLDER already")
+    options = parser.parse_args()
+    subject = Subject("shared", *load_sae(options.run / "sae"))
+    store = ActivationStore(options.held_out)
+    hook_point = HookPoint.parse(store.identity.hook_point)
+    lm = load_language_model(store.identity.model, None, "cpu", "float32")
+    n_contexts = min(options.contexts, store.n_contexts) // 8 * 8
+    exchange = options.exchange.resolve()
+    if not options.ours_only:
+        write_exchange(exchange, subject, store, lm, hook_point, n_contexts, options)
+        say("the peer runs")
+        subprocess.run([options.peer, Path(__file__).with_name("peer.py"), exchange], check=True, env=os.environ)
+    theirs = json.loads((exchange / "peer.json").read_text(encoding="utf-8"))
+    table = {
+        "what": "SAEBench's own functions beside ours on one SAE and the same texts; differences are ours minus theirs",
+        "sae": {"name": subject.name, "architecture": subject.sae.config.architecture, "d_sae": subject.sae.d_sae},
+        "model": store.identity.model,
+        "hook_point": str(hook_point),
+        "sizes": {
+            "train": options.train,
+            "test": options.test,
+            "core_contexts": n_contexts,
+            "sets": options.sets,
+            "tpp": options.tpp,
+        },
+        "versions": {
+            "peer": theirs["versions"],
+            "ours": {n: version(n) for n in ("scansion", "torch", "scikit-learn")},
+        },
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, shared with other work",
+        "command": "python benchmarks/parity/compare.py --run RUN --held-out STORE --peer ENV/bin/python --exchange FOLDER "
+        f"--train {options.train} --test {options.test} --contexts {options.contexts} --sets {' '.join(options.sets)} "
+        f"--tpp {' '.join(options.tpp)}".rstrip(),
+        "tokenizer_needed_bos": theirs["tokenizer_needed_bos"],
+        "probing": probing(exchange, theirs, subject, lm, hook_point, options),
+        "core": core(theirs, subject, store, n_contexts),
+        "tpp": tpp(theirs, subject, lm, hook_point, options) if options.tpp else {},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "parity.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "parity.md").write_text(markdown(table), encoding="utf-8")
+    say(markdown(table))
+
+
+def write_exchange(
+    exchange: Path,
+    subject: Subject,
+    store: ActivationStore,
+    lm: LanguageModel,
+    hook_point: HookPoint,
+    n_contexts: int,
+    options: argparse.Namespace,
+) -> None:
+    """Weights, tokens and texts, as SAEBench reads them."""
+    sae = subject.sae
+    if sae.config.architecture not in ("relu", "topk") or sae.config.mask.family != "none":
+        raise SystemExit("the peer knows no positional masks: give a relu or topk run without one")
+    exchange.mkdir(parents=True, exist_ok=True)
+    model = exchange / "model"
+    if not model.exists():
+        model.symlink_to(lm.facts.location)
+    save_file({name: getattr(sae, name).detach().contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")},
+              exchange / "sae.safetensors")  # fmt: skip
+    # Padding is a token that the peer is told to ignore.
+    tokens = store.tokens.where(store.valid, lm.tokenizer.pad_token_id)[:, :n_contexts]
+    np.save(exchange / "tokens.npy", tokens.T.contiguous().numpy())
+    for name in options.sets:
+        (split,) = load_probing_set(name, options.train, options.test, SEED)
+        for side, part in (("train", split.train), ("test", split.test)):
+            _write_texts(exchange / "probing" / name, side, part.texts, part.labels.tolist())
+    for name in options.tpp:
+        texts = load_classes(name, options.train // 2, options.test // 2, SEED)
+        for side, by_class in (("train", texts.train), ("test", texts.test)):
+            rows = [(text, label) for label, own in enumerate(by_class.values()) for text in own]
+            _write_texts(exchange / "tpp" / name, side, [text for text, _ in rows], [label for _, label in rows])
+    settings = {
+        "model": str(model),
+        "layer": hook_point.layer,
+        "k": getattr(sae.config, "k", None),
+        "context_length": CONTEXT,
+        "k_values": K_VALUES,
+        "n_values": N_VALUES,
+        "probing_sets": {name: {"train": options.train, "test": options.test} for name in options.sets},
+        "tpp_sets": {
+            n: {
+                "train": options.train // 2,
+                "test": options.test // 2,
+                "classes": len(load_classes(n, 2, 2, SEED).train),
+            }
+            for n in options.tpp
+        },
+    }
+    (exchange / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
+def _write_texts(folder: Path, side: str, texts: list[str], labels: list[int]) -> None:
+    target = folder / HUB_NAME / f"{side}.jsonl"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.dumps({"text": text, "label": label}) for text, label in zip(texts, labels, strict=True)]
+    target.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def probing(
+    exchange: Path,
+    theirs: dict[str, Any],
+    subject: Subject,
+    lm: LanguageModel,
+    hook_point: HookPoint,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    config = SparseProbingConfig(
+        datasets=tuple(options.sets),
+        train_size=options.train,
+        test_size=options.test,
+        context_length=CONTEXT,
+        k_values=K_VALUES,
+        seed=SEED,
+    )
+    start = time.monotonic()
+    (result,) = evaluate_sparse_probing([subject], lm, hook_point, config)
+    seconds = time.monotonic() - start
+    found: dict[str, Any] = {
+        "seconds": {"ours": seconds, "theirs": sum(o["seconds"] for o in theirs["probing"].values())}
+    }
+    for one in result.datasets:
+        peer = theirs["probing"][one.name]["scores"]
+        ours = {
+            "llm_test_accuracy": one.lm_test_accuracy.value,
+            **{f"llm_top_{k}_test_accuracy": e.value for k, e in one.lm_top_k.items()},
+            "sae_test_accuracy": one.sae_test_accuracy.value,
+            **{f"sae_top_{k}_test_accuracy": e.value for k, e in one.sae_top_k.items()},
+        }
+        found[one.name] = {
+            "scores": {name: {"ours": value, "theirs": peer[name]} for name, value in ours.items()},
+            "pooled": pooled(exchange / "probing" / one.name, subject, lm, hook_point),
+        }
+    sparse = [
+        score["ours"] - score["theirs"]
+        for name in options.sets
+        for metric, score in found[name]["scores"].items()
+        if "_top_" in metric
+    ]
+    dense = [
+        score["ours"] - score["theirs"]
+        for name in options.sets
+        for metric, score in found[name]["scores"].items()
+        if "_top_" not in metric
+    ]
+    found["summary"] = {
+        "sparse_probes": _summary(sparse),
+        "full_probes": _summary(dense),
+        "all": _summary(sparse + dense),
+    }
+    return found
+
+
+def _summary(differences: list[float]) -> dict[str, float]:
+    values = np.array(differences)
+    return {
+        "n": len(values),
+        "mean": float(values.mean()),
+        "mean_absolute": float(np.abs(values).mean()),
+        "largest": float(np.abs(values).max()),
+        "exactly_equal": float((np.abs(values) < 1e-9).mean()),
+    }
+
+
+def pooled(folder: Path, subject: Subject, lm: LanguageModel, hook_point: HookPoint) -> dict[str, float]:
+    """How far apart the pooled vectors of the test texts are, relative to their norm."""
+    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    with np.load(folder / "pooled.npz") as stored:
+        found: dict[str, float] = {}
+        for label in ("0", "1"):
+            x, acts = pool_texts(texts[label], lm, hook_point, [subject.sae], CONTEXT, 16, "pool again")
+            for kind, mine in (("lm", x), ("sae", acts)):
+                distance = np.linalg.norm(mine - stored[f"{kind}_{label}"], axis=1) / np.linalg.norm(mine, axis=1)
+                found[f"{kind}_largest"] = max(found.get(f"{kind}_largest", 0.0), float(distance.max()))
+    return found
+
+
+def core(theirs: dict[str, Any], subject: Subject, store: ActivationStore, n_contexts: int) -> dict[str, Any]:
+    (result,) = evaluate_core([subject], store, None, CoreConfig(n_contexts=n_contexts, loss_contexts=0))
+    peer = theirs["core"]["metrics"]
+    pairs = {
+        "explained_variance (SAEBench's formula)": (result.saebench_explained_variance, peer["explained_variance"]),
+        "cosine": (result.cosine, peer["cossim"]),
+        "l0": (result.l0, peer["l0"]),
+        "l1": (result.l1, peer["l1"]),
+    }
+    return {
+        "contexts": n_contexts,
+        "fve_ours": result.fve.value,
+        "explained_variance_legacy_theirs": peer["explained_variance_legacy"],
+        "scores": {name: {"ours": ours, "theirs": them} for name, (ours, them) in pairs.items()},
+    }
+
+
+def tpp(
+    theirs: dict[str, Any],
+    subject: Subject,
+    lm: LanguageModel,
+    hook_point: HookPoint,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    config = TppConfig(
+        datasets=tuple(options.tpp),
+        train_per_class=options.train // 2,
+        test_per_class=options.test // 2,
+        n_values=N_VALUES,
+        seed=SEED,
+    )
+    start = time.monotonic()
+    (result,) = evaluate_tpp([subject], lm, hook_point, config)
+    found: dict[str, Any] = {
+        "seconds": {"ours": time.monotonic() - start, "theirs": sum(one["seconds"] for one in theirs["tpp"].values())}
+    }
+    for one in result.datasets:
+        peer = theirs["tpp"][one.name]["scores"]
+        found[one.name] = {
+            f"{kind}_{n}": {"ours": getattr(figures, field).value, "theirs": peer[f"tpp_threshold_{n}_{kind}"]}
+            for n, figures in one.by_n.items()
+            for kind, field in (
+                ("total_metric", "total"),
+                ("intended_diff_only", "intended"),
+                ("unintended_diff_only", "unintended"),
+            )
+        }
+    return found
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """The table for people."""
+    probing, core_part, sets = table["probing"], table["core"], table["sizes"]["sets"]
+    lines = [
+        "# Agreement with SAEBench",
+        "",
+        f"{table['sae']['architecture']} SAE, {table['sae']['d_sae']} features, {table['model']} {table['hook_point']}; "
+        f"{table['sizes']['train']} training and {table['sizes']['test']} test texts a set (one text is "
+        f"{100 / table['sizes']['test']:.1f} points). Peer: "
+        + ", ".join(f"{name} {number}" for name, number in table["versions"]["peer"].items())
+        + ". Ours: "
+        + ", ".join(f"{name} {number}" for name, number in table["versions"]["ours"].items())
+        + f". Machine: {table['machine']}.",
+        "",
+        f"`{table['command']}`",
+        "",
+        f"The peer's tokenizer {'had to be told to start' if table['tokenizer_needed_bos'] else 'started by itself'} with BOS.",
+        "",
+        "## Sparse probing: test accuracy",
+        "",
+        "| set | probe | ours | SAEBench | difference |",
+        "|---|---|---|---|---|",
+    ]
+    for name in sets:
+        for metric, score in probing[name]["scores"].items():
+            difference = 100 * (score["ours"] - score["theirs"])
+            lines.append(f"| {name} | {metric} | {score['ours']:.3f} | {score['theirs']:.3f} | {difference:+.1f} pt |")
+    lines += [
+        "",
+        "| probes | how many | mean difference | mean absolute | largest | exactly equal |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, summary in probing["summary"].items():
+        lines.append(
+            f"| {kind.replace('_', ' ')} | {summary['n']} | {100 * summary['mean']:+.2f} pt | "
+            f"{100 * summary['mean_absolute']:.2f} pt | {100 * summary['largest']:.1f} pt | {summary['exactly_equal']:.0%} |"
+        )
+    furthest = {kind: max(probing[name]["pooled"][f"{kind}_largest"] for name in sets) for kind in ("lm", "sae")}
+    lines += [
+        "",
+        "Vectors pooled from the same test texts, largest relative distance: language model "
+        f"{furthest['lm']:.1e}, SAE {furthest['sae']:.1e}. Time: ours {probing['seconds']['ours']:.0f} s, SAEBench "
+        f"{probing['seconds']['theirs']:.0f} s, one after the other.",
+        "",
+        "## Core",
+        "",
+        "| figure | ours | SAEBench | difference |",
+        "|---|---|---|---|",
+    ]
+    for name, score in core_part["scores"].items():
+        lines.append(
+            f"| {name} | {score['ours']:.5f} | {score['theirs']:.5f} | {score['ours'] - score['theirs']:+.1e} |"
+        )
+    lines += [
+        "",
+        f"Our fraction of variance explained, centred on the mean activation, is {core_part['fve_ours']:.5f}; SAEBench's "
+        f"legacy figure is {core_part['explained_variance_legacy_theirs']:.5f}. Both are over the same {core_part['contexts']} "
+        "contexts without BOS; SAEBench weighs batches alike, ours weighs tokens alike, and our activations were stored "
+        "in 16 bits.",
+    ]
+    if not table["tpp"]:
+        return "\n".join(lines) + "\n"
+    lines += [
+        "",
+        "## TPP",
+        "",
+        "| set | figure | ours | SAEBench | difference |",
+        "|---|---|---|---|---|",
+    ]
+    for name in table["sizes"]["tpp"]:
+        for metric, score in table["tpp"][name].items():
+            lines.append(
+                f"| {name} | {metric} | {score['ours']:.3f} | {score['theirs']:.3f} | "
+                f"{100 * (score['ours'] - score['theirs']):+.1f} pt |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Spurious correlation removal (Karvonen et al. 2025, after SHIFT): does ablating a few features unbias a probe?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+
+from scansion.device import dtype_name
+from scansion.evals.class_texts import CROSSED_SETS, Quadrants, load_quadrants
+from scansion.evals.degenerate import reasons_before_running
+from scansion.evals.extra_result import ExtraResult
+from scansion.evals.feature_ablation import AUDIT, THRESHOLDS, Pooled, effects, strongest
+from scansion.evals.fit import require_fit
+from scansion.evals.pooling import pool_texts
+from scansion.evals.probes import fit_linear
+from scansion.evals.probing_sets import probing_source
+from scansion.evals.result import Estimate, Status, Subject
+from scansion.evals.text_activations import TextReader
+from scansion.lm import HookPoint, LanguageModel
+
+# SAEBench's: a probe that the bias costs less than this has nothing to win back.
+_LEAST_BIAS = 0.001
+_AttributeName = Literal["first", "second"]
+_Rows = Int[np.ndarray, " _"]
+
+
+class ScrConfig(BaseModel):
+    """Which texts with two labels, how many, and how many features are ablated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    datasets: tuple[str, ...] = Field(
+        default=tuple(CROSSED_SETS), min_length=1, description=f"Of {', '.join(CROSSED_SETS)}."
+    )
+    train_per_quadrant: int = Field(default=200, ge=2, description="Training texts of each pair of labels, at most.")
+    test_per_quadrant: int = Field(default=100, ge=2, description="Test texts of each pair of labels, at most.")
+    n_values: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=THRESHOLDS, description="Features ablated.")
+    context_length: int = Field(default=128, ge=2, description="Tokens of a text that are read, BOS included.")
+    lm_batch_size: int = Field(default=16, ge=1, description="Texts run through the LM at once.")
+    seed: int = Field(default=42, ge=0, description="Seed of the draw of texts and of the bootstrap.")
+
+
+class ScrDirection(BaseModel):
+    """One way round: the attribute wanted from the biased probe, while features of the other are ablated.
+
+    Attributes:
+        wanted: the attribute of the test labels, by its place in the set's name.
+        biased_accuracy: of the biased probe before any ablation.
+        clean_accuracy: of a probe trained without the bias: what could be won back.
+        by_n: (after - biased) / (clean - biased) for each number of ablated features: 0 is nothing, 1 is all; below 0,
+            the ablation does harm. None if the bias costs the probe nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    wanted: _AttributeName
+    biased_accuracy: float
+    clean_accuracy: float
+    by_n: dict[int, Estimate | None]
+
+    @property
+    def applies(self) -> bool:
+        """Whether there is an accuracy to win back."""
+        return self.clean_accuracy - self.biased_accuracy >= _LEAST_BIAS
+
+
+class ScrDataset(BaseModel):
+    """One set: both ways round. The score is that of the attribute the biased probe is worse at.
+
+    Attributes:
+        n_train, n_test: texts of all four pairs of labels together.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    stands_for: str
+    n_train: int
+    n_test: int
+    directions: list[ScrDirection]
+
+    @property
+    def scored(self) -> ScrDirection:
+        """The direction whose figure is the set's score."""
+        return min(self.directions, key=lambda one: one.biased_accuracy)
+
+
+class ScrResult(ExtraResult):
+    """Mean scores over the data sets where there was a bias to remove, for each number of ablated features."""
+
+    eval: str = "scr"
+    by_n: dict[int, float | None]
+    datasets: list[ScrDataset]
+
+    def headline(self) -> dict[str, float | None]:
+        """The score for each number of features."""
+        return {f"scr_{n}": value for n, value in self.by_n.items()} if self.status == "ok" else {}
+
+
+def evaluate_scr(
+    subjects: Sequence[Subject], lm: LanguageModel, hook_point: HookPoint, config: ScrConfig
+) -> list[ScrResult]:
+    """Train a probe where two labels always agree, then ablate the features of one label and test on the other alone.
+
+    Probes read the LM's activations averaged over tokens. The features of a label are those of the largest absolute
+    (difference of means x decoder row . probe of that label).
+
+    It differs from SAEBench in four ways: the probes are scikit-learn's logistic regression, where SAEBench trains with
+    AdamW in small batches and keeps the epoch that does best on the test texts; padding never counts; where the bias
+    costs nothing the set has no score, where SAEBench has 0; and the data sets are stand-ins.
+
+    Args:
+        subjects: SAEs for this LM and hook point.
+        lm, hook_point: source of the activations.
+        config: texts and sizes.
+
+    Raises:
+        ConfigError, AssetError: an unknown set, or the asset has not been fetched.
+        EvalError, ShapeError, ModelError: an SAE or the context length does not fit the LM.
+    """
+    sets = {
+        name: load_quadrants(name, config.train_per_quadrant, config.test_per_quadrant, config.seed)
+        for name in config.datasets
+    }
+    lm.facts.check_context_length(config.context_length)
+    hook_point.check(lm.facts.n_layers, lm.facts.name)
+    for subject in subjects:
+        require_fit(subject, lm, hook_point, config.context_length)
+    by_subject: list[list[ScrDataset]] = [[] for _ in subjects]
+    dead = [True for _ in subjects]
+    for name, quadrants in sets.items():
+        flat, train, test = _rows(quadrants)
+        saes = [subject.sae for subject in subjects]
+        reader = TextReader(lm, hook_point, config.context_length, config.lm_batch_size)
+        texts = pool_texts(flat, reader, saes, what=f"pool {name}")
+        for index, table in enumerate(texts.saes):
+            pooled = Pooled(texts.lm, table, saes[index].W_dec.detach().float().cpu().numpy())
+            dead[index] &= not table.any()
+            by_subject[index].append(
+                ScrDataset(
+                    name=name,
+                    stands_for=CROSSED_SETS[name],
+                    n_train=sum(map(len, train.values())),
+                    n_test=sum(map(len, test.values())),
+                    directions=scr_directions(pooled, train, test, config.n_values, config.seed),
+                )
+            )
+    dtype = dtype_name(lm.model.dtype)
+    return [
+        _result(subject, datasets, silent, dtype, config)
+        for subject, datasets, silent in zip(subjects, by_subject, dead, strict=True)
+    ]
+
+
+def scr_directions(
+    pooled: Pooled,
+    train: dict[tuple[int, int], _Rows],
+    test: dict[tuple[int, int], _Rows],
+    n_values: Sequence[int],
+    seed: int,
+) -> list[ScrDirection]:
+    """Both ways round.
+
+    Args:
+        pooled: the texts.
+        train, test: rows of each pair of labels.
+        n_values: numbers of features to ablate.
+        seed: of the bootstrap.
+    """
+    biased_rows = np.concatenate([train[1, 1], train[0, 0]])
+    biased = fit_linear(pooled.x[biased_rows], np.repeat([1, 0], [len(train[1, 1]), len(train[0, 0])]))
+    places: tuple[tuple[_AttributeName, int], ...] = (("first", 0), ("second", 1))
+    balanced = {name: (_labelled(train, place), _labelled(test, place)) for name, place in places}
+    probes = {name: fit_linear(pooled.x[rows], labels) for name, ((rows, labels), _) in balanced.items()}
+    found: list[ScrDirection] = []
+    both_ways: tuple[tuple[_AttributeName, _AttributeName], ...] = (("first", "second"), ("second", "first"))
+    for wanted, other in both_ways:
+        rows, labels = balanced[other][0]
+        order = np.abs(effects(pooled, rows, labels, probes[other], positive_only=False))
+        rows, labels = balanced[wanted][1]
+        before = biased.correct(pooled.x[rows], labels)
+        clean = probes[wanted].correct(pooled.x[rows], labels)
+        found.append(
+            ScrDirection(
+                wanted=wanted,
+                biased_accuracy=float(before.mean()),
+                clean_accuracy=float(clean.mean()),
+                by_n={
+                    n: _score(biased.correct(pooled.without(rows, strongest(order, n)), labels), before, clean, seed)
+                    for n in n_values
+                },
+            )
+        )
+    return found
+
+
+def _score(
+    after: Float[np.ndarray, " n"], before: Float[np.ndarray, " n"], clean: Float[np.ndarray, " n"], seed: int
+) -> Estimate | None:
+    if clean.mean() - before.mean() < _LEAST_BIAS:
+        return None
+    return Estimate.of_ratio(after - before, clean - before, seed)
+
+
+def _labelled(quadrants: dict[tuple[int, int], _Rows], place: int) -> tuple[_Rows, _Rows]:
+    rows = np.concatenate([quadrants[pair] for pair in sorted(quadrants)])
+    return rows, np.concatenate([np.full(len(quadrants[pair]), pair[place]) for pair in sorted(quadrants)])
+
+
+def _rows(quadrants: Quadrants) -> tuple[list[str], dict[tuple[int, int], _Rows], dict[tuple[int, int], _Rows]]:
+    flat: list[str] = []
+    sides: list[dict[tuple[int, int], _Rows]] = []
+    for texts in (quadrants.train, quadrants.test):
+        rows: dict[tuple[int, int], _Rows] = {}
+        for pair in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            own = texts[pair[0]][pair[1]]
+            rows[pair] = np.arange(len(flat), len(flat) + len(own))
+            flat += own
+        sides.append(rows)
+    return flat, sides[0], sides[1]
+
+
+def _result(subject: Subject, datasets: list[ScrDataset], silent: bool, dtype: str, config: ScrConfig) -> ScrResult:
+    reasons = reasons_before_running(subject)
+    if silent:
+        reasons.append("all features are dead: none fired on any text")
+    status: Status = "degenerate" if reasons else "ok"
+    if not reasons and not any(one.scored.applies for one in datasets):
+        reasons.append("the bias costs the language model's own probe nothing, so there is nothing to remove")
+        status = "inapplicable"
+    by_n: dict[int, float | None] = {}
+    for n in config.n_values:
+        estimates = [one.scored.by_n[n] for one in datasets]
+        values = [one.value for one in estimates if one is not None and one.value is not None]
+        by_n[n] = float(np.mean(values)) if values else None
+    return ScrResult(
+        sae=subject.name,
+        status=status,
+        reasons=reasons,
+        notes=[AUDIT, *(f"{one.name} stands in for {one.stands_for}" for one in datasets)],
+        sae_fingerprint=subject.fingerprint,
+        sae_metadata=subject.metadata,
+        data={"config": config.model_dump(mode="json"), "source": probing_source(), "lm_dtype": dtype},
+        seed=config.seed,
+        by_n=by_n,
+        datasets=datasets,
+    )
