@@ -17,7 +17,8 @@ from scansion.kernels.sparse import Entries
 # Entries of the encoder product that are held at once.
 CHUNK = 1 << 21
 
-# Share of a batch's entries, at most, that may be active for sparse execution to be the faster one (measured on CPUs).
+# Share of a batch's entries, at most, that may be active for sparse execution to be the faster one. From what each part costs
+# on a CPU (a product of a whole batch against its active entries), not from steps timed on both sides of it.
 DENSITY = 1 / 12
 
 
