@@ -94,6 +94,7 @@ def measure(
     a, b = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ("matmul", *everyone)}
     started = machine()
+    out.parent.mkdir(parents=True, exist_ok=True)
     for index in range(rounds + 1):
         x = batches[index % len(batches)]
         times["matmul"].append(timed(lambda: a @ b))
