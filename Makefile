@@ -1,10 +1,13 @@
 # make demo: from nothing to a scored SAE on a real language model.   make test: the tests.   make check: what CI runs.
+# make bench: training speed beside other libraries'.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+BENCH_VENV ?= $(HOME)/.cache/scansion/bench-venv
+BENCH_READY := $(BENCH_VENV)/.installed
 
-.PHONY: demo test check lint types layers clean
+.PHONY: demo test check lint types layers bench clean
 
 demo: $(READY)
 	$(BIN)/scansion demo
@@ -31,6 +34,17 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+bench: $(BENCH_READY)
+	$(BENCH_VENV)/bin/python -m benchmarks.training --out benchmarks/results/training.json
+
+# The libraries compared bring much along that the project does not need: they have an environment of their own.
+$(BENCH_READY): constraints.txt
+	test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(BENCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable . sae-lens dictionary-learning eai-sparsify
+	$(BENCH_VENV)/bin/python -m pip uninstall --quiet --yes torchvision  # it may be built for another torch, and none needs it
 	touch $@
 
 clean:

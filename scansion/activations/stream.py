@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import psutil
@@ -40,6 +41,12 @@ class PositionedBatch:
     def n_tokens(self) -> int:
         """Tokens in the batch, P x n."""
         return self.x.shape[0] * self.x.shape[1]
+
+    @cached_property
+    def variance(self) -> Float[Tensor, ""]:
+        """Mean squared distance of a token from the mean of all; computed once, however many SAEs see the batch."""
+        flat = self.x.flatten(0, 1)
+        return torch.linalg.vector_norm(flat - flat.mean(dim=0), dim=1).square().mean()
 
     def to(self, device: torch.device) -> PositionedBatch:
         """The same batch on another device."""

@@ -58,7 +58,8 @@ def banded_encode(
     """``x @ W_enc + b_enc`` for each band: its rows, and of the columns only the shared ones and its own."""
     # split, whose backward is one concatenation; slices would each send back a gradient of full size.
     sizes = [n_shared, *(band.block.stop - band.block.start for band in bands)]
-    shared_W, *weights = W_enc.split(sizes, dim=1)
+    # The encoder lies in memory feature by feature, and so should its gradient.
+    shared_W, *weights = (rows.T for rows in W_enc.T.split(sizes))
     shared_b, *biases = b_enc.split(sizes)
     products = [
         torch.addmm(b, x[band.rows].flatten(0, 1), W).view(*x[band.rows].shape[:2], W.shape[1])

@@ -114,6 +114,16 @@ class PositionalMask(nn.Module, ABC):
         weights = self.bound_weights()
         return bool(((weights == 0) | (weights == 1)).all())
 
+    @property
+    def only_selects(self) -> bool:
+        """Whether all this mask does in training is to keep features from firing where not :meth:`allowed`, or nothing."""
+        return self.config.acts_on == "placebo"
+
+    @property
+    def closes(self) -> bool:
+        """Whether there can be a position at which some feature is not :meth:`allowed`."""
+        return self.config.acts_on not in ("gradient", "placebo")
+
     def begin_step(self, step: int, n_steps: int) -> None:
         """Told before each training step; a mask with a schedule follows it."""
 

@@ -31,6 +31,10 @@ class HardMask(PositionalMask):
         return True
 
     @property
+    def only_selects(self) -> bool:
+        return self.config.acts_on != "gradient"
+
+    @property
     def gates_decoder(self) -> bool:
         """Only where the forward pass is untouched: elsewhere a closed feature's zero activation does it."""
         return self.config.acts_on == "gradient"

@@ -1,7 +1,8 @@
 """Sparse autoencoders: an encoder, an activation function, a decoder, and a positional mask between the first two."""
 
-from scansion.sae.base import SAE, Losses, Part, SAEConfig
+from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.batch_topk import BatchTopKConfig, BatchTopKSAE
+from scansion.sae.blocks import Losses, Part
 from scansion.sae.io import load_sae, save_sae
 from scansion.sae.jumprelu import JumpReluConfig, JumpReluSAE
 from scansion.sae.matryoshka import MatryoshkaConfig, MatryoshkaSAE

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from scansion.errors import ShapeError
-from scansion.kernels import banded_decode, banded_encode, rows_of_bands
+from scansion.kernels import Encoder, Entries, banded_decode, banded_encode, rows_of_bands
 from scansion.masks import AnyMaskConfig, Bands, LiftedMask, NoMaskConfig, PositionalMask, build_mask, gated_product
 from scansion.masks.base import Gated
+from scansion.sae.blocks import Block, Losses, Part, squared_norm
+from scansion.sae.sparse import sparse_losses
 from scansion.shapes import require_shape
+
+# Numbers that are sure to stay in a CPU's cache from one operation to the next.
+CACHED = 1 << 16
 
 
 class SAEConfig(BaseModel, extra="forbid", frozen=True):
@@ -26,61 +30,6 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
     architecture: str
     d_sae: int = Field(ge=1, description="Number of features.")
     mask: AnyMaskConfig = NoMaskConfig()
-
-
-@dataclass(frozen=True)
-class Losses:
-    """What one training forward pass yields. Scalars are means over tokens, in units of the SAE's (scaled) input.
-
-    Attributes:
-        reconstruction: squared error summed over d_in; that of all its reconstructions for an architecture that makes
-            several.
-        sparsity: the architecture's penalty with its coefficient; 0 where sparsity is by construction.
-        auxiliary: what keeps features alive, with its coefficient; 0 where nothing does.
-        residual: x - x_hat.
-        fired: tokens each feature fired on at each position of the batch.
-    """
-
-    reconstruction: Float[Tensor, ""]
-    sparsity: Float[Tensor, ""]
-    auxiliary: Float[Tensor, ""]
-    residual: Float[Tensor, "P n d_in"]
-    fired: Int[Tensor, "P d_sae"]
-
-    @property
-    def mse(self) -> Float[Tensor, ""]:
-        """Squared error of the whole reconstruction, without a gradient."""
-        return self.residual.detach().pow(2).sum(dim=-1).mean()
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some rows of a batch with the features they may use: one band, or, without bands, everything.
-
-    Attributes:
-        rows: of the batch's position axis.
-        features: indices of the w features; None for all, in order.
-        pre_acts, acts: before and after the activation function.
-    """
-
-    rows: slice
-    features: Int[Tensor, "w"] | None
-    pre_acts: Float[Tensor, "p n w"]
-    acts: Float[Tensor, "p n w"]
-
-    def of_features(self, values: Shaped[Tensor, "d_sae *rest"]) -> Shaped[Tensor, "w *rest"]:
-        """Per-feature values, for this part's features."""
-        return values if self.features is None else values[self.features]
-
-
-def n_tokens(parts: Sequence[Part]) -> int:
-    """Tokens in all parts together."""
-    return sum(part.acts.shape[0] * part.acts.shape[1] for part in parts)
-
-
-def sum_over(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
-    """The sum of all entries of all tensors."""
-    return torch.stack([tensor.sum() for tensor in tensors]).sum()
 
 
 class SAE(nn.Module, ABC):
@@ -111,9 +60,8 @@ class SAE(nn.Module, ABC):
         self.d_sae = config.d_sae
         self.n_positions = n_positions
         self.mask = build_mask(config.mask, n_positions, config.d_sae)
-        self.W_enc: Float[Tensor, "d_in d_sae"] = nn.Parameter(
-            directions.T.clone(memory_format=torch.contiguous_format)
-        )
+        # Feature by feature in memory, like the decoder, so that all there is about a feature lies together.
+        self.W_enc: Float[Tensor, "d_in d_sae"] = nn.Parameter(directions.clone().T)
         self.b_enc: Float[Tensor, "d_sae"] = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec: Float[Tensor, "d_sae d_in"] = nn.Parameter(directions)
         shape = (d_in,) if self.mask.n_decoder_biases == 1 else (self.mask.n_decoder_biases, d_in)
@@ -146,7 +94,17 @@ class SAE(nn.Module, ABC):
             parts: the batch.
             weights: of the mask, where it gates the gradient of the decoder; there is one part then.
         """
-        return residual.pow(2).sum(dim=-1).mean()
+        return squared_norm(residual)
+
+    def select(self, encoders: Sequence[Encoder]) -> Entries | None:
+        """The active entries of a training batch; None where there are too many for sparse execution to pay.
+
+        An architecture that selects must learn from the values of its active entries and from nothing else.
+
+        Args:
+            encoders: of all bands.
+        """
+        return None
 
     def pair_loss(
         self, parts: Sequence[Part], positions: Int[Tensor, "P"], previous: Float[Tensor, "P_less_1 n d_in"]
@@ -158,14 +116,21 @@ class SAE(nn.Module, ABC):
         """The penalty on activity, with its coefficient, a mean over tokens; 0 unless the architecture has one."""
         return parts[0].acts.new_zeros(())
 
+    def sparsity_of(self, entries: Entries) -> Float[Tensor, ""]:
+        """:meth:`sparsity_loss` of a batch of which only the active entries are known."""
+        return entries.values.new_zeros(())
+
     def auxiliary_loss(
-        self, residual: Float[Tensor, "P n d_in"], parts: Sequence[Part], dead: Bool[Tensor, "d_sae"]
+        self, residual: Float[Tensor, "P n d_in"], blocks: Sequence[Block], dead: Bool[Tensor, "d_sae"]
     ) -> Float[Tensor, ""]:
         """A loss that gives dead features a gradient; 0 unless the architecture has one."""
         return residual.new_zeros(())
 
-    def after_forward(self, parts: Sequence[Part]) -> None:
-        """Told of every training forward pass; for an architecture that keeps statistics."""
+    def after_forward(self, acts: Sequence[Float[Tensor, "..."]]) -> None:
+        """Told the activations of every training forward pass, but perhaps not all zeros, in tensors of any shape.
+
+        For an architecture that keeps statistics.
+        """
 
     @torch.no_grad()
     def start_at(self, means: Float[Tensor, "P d_in"], positions: Int[Tensor, "P"]) -> None:
@@ -264,7 +229,7 @@ class SAE(nn.Module, ABC):
         dead: Bool[Tensor, "d_sae"],
         previous: Float[Tensor, "P_less_1 n d_in"] | None = None,
     ) -> Losses:
-        """One training forward pass, by bands where the mask has them.
+        """One training forward pass: by bands where the mask has them, from active entries where they are few.
 
         Args:
             x: a batch grouped by position.
@@ -273,6 +238,9 @@ class SAE(nn.Module, ABC):
             previous: for each row but the first, the token before each of its tokens. Needed where
                 :attr:`uses_pairs`, which also needs positions without gaps.
         """
+        found = sparse_losses(self, x, positions, dead)
+        if found is not None:
+            return found
         bands = self.mask.bands()
         if bands is None:
             return self.dense_losses(x, positions, dead, previous)
@@ -318,7 +286,7 @@ class SAE(nn.Module, ABC):
         previous: Tensor | None,
         weights: Tensor | None,
     ) -> Losses:
-        self.after_forward(parts)
+        self.after_forward([part.acts for part in parts])
         fired = torch.zeros(len(residual), self.d_sae, dtype=torch.int64, device=residual.device)
         for part in parts:
             counts = (part.acts > 0).sum(dim=1)
@@ -348,14 +316,22 @@ class SAE(nn.Module, ABC):
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Put decoder rows back on the unit sphere."""
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny)
+        for rows in self.W_dec.split(self._rows_at_once):
+            rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
         """Take from the decoder's gradient the part along each row, which would only change the row's norm."""
-        gradient = self.W_dec.grad
-        if gradient is not None:
-            gradient -= (gradient * self.W_dec).sum(dim=1, keepdim=True) * self.W_dec
+        if self.W_dec.grad is None:
+            return
+        size = self._rows_at_once
+        for gradient, rows in zip(self.W_dec.grad.split(size), self.W_dec.split(size), strict=True):
+            gradient.addcmul_(rows, (gradient * rows).sum(dim=1, keepdim=True), value=-1)
+
+    @property
+    def _rows_at_once(self) -> int:
+        """Rows of the decoder that the CPU's cache holds, so that they come from memory once; elsewhere, all."""
+        return max(1, CACHED // self.d_in) if self.W_dec.device.type == "cpu" else self.d_sae
 
     def _positions_of(self, x: Tensor, positions: Tensor | None) -> Tensor:
         leading = x.shape[:-1]

@@ -10,8 +10,12 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from scansion.sae.base import Part, SAEConfig
+from scansion.kernels import Encoder, Entries, most_active, select_over_batch
+from scansion.sae.base import SAEConfig
 from scansion.sae.topk import TopKKindConfig, TopKKindSAE
+
+# Share of the running threshold above which a batch's places are sure to be taken, nearly always.
+FLOOR = 0.8
 
 
 class BatchTopKKindConfig(TopKKindConfig, frozen=True):
@@ -66,9 +70,20 @@ class BatchTopKSAE(TopKKindSAE):
         smallest = every.detach().topk(min(n_places, len(every)), sorted=False).values.min()
         return [act * (act >= smallest) for act in acts]
 
+    def select(self, encoders: Sequence[Encoder]) -> Entries | None:
+        n_places = self.config.k * sum(encoder.n_tokens for encoder in encoders)
+        if not self.training or n_places > most_active(encoders):
+            return None
+        # The last place goes for about what it went for in the steps before.
+        floor = max(0.0, FLOOR * float(self.threshold))
+        return select_over_batch(encoders, n_places, floor, self.d_sae)
+
     @torch.no_grad()
-    def after_forward(self, parts: Sequence[Part]) -> None:
-        smallest = torch.stack([part.acts.where(part.acts > 0, torch.inf).min() for part in parts]).min()
+    def after_forward(self, acts: Sequence[Float[Tensor, "..."]]) -> None:
+        found = [act.where(act > 0, torch.inf).min() for act in acts if act.numel()]
+        if not found:
+            return
+        smallest = torch.stack(found).min()
         decay = torch.where(self.threshold < 0, 0.0, self.config.threshold_decay)
         # Nothing fired at all: keep what is known.
         updated = torch.where(smallest.isfinite(), decay * self.threshold + (1 - decay) * smallest, self.threshold)

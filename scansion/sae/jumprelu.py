@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from scansion.sae.base import SAE, Part, SAEConfig, n_tokens, sum_over
+from scansion.sae.base import SAE, SAEConfig
+from scansion.sae.blocks import Part, n_tokens, sum_over
 
 
 class JumpReluConfig(SAEConfig, frozen=True):

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from scansion.kernels import Encoder
 from scansion.masks import gated_product
-from scansion.sae.base import Part
 from scansion.sae.batch_topk import BatchTopKKindConfig, BatchTopKSAE
+from scansion.sae.blocks import Part, squared_norm
 
 
 class NestedConfig(BatchTopKKindConfig, frozen=True):
@@ -60,6 +61,9 @@ class NestedSAE(BatchTopKSAE):
         sizes = torch.tensor([max(1, round(prefix * n_features)) for prefix in self.config.prefixes])
         return torch.searchsorted(sizes, torch.arange(n_features), right=True).to(self.W_dec.device)
 
+    def select(self, encoders: Sequence[Encoder]) -> None:
+        """None: each dictionary needs the activations of its own features."""
+
     def reconstruction_loss(
         self, residual: Float[Tensor, "P n d_in"], parts: Sequence[Part], weights: Float[Tensor, "P 1 d_sae"] | None
     ) -> Float[Tensor, ""]:
@@ -70,7 +74,7 @@ class NestedSAE(BatchTopKSAE):
         missing = torch.zeros_like(residual)  # what the features of later levels contribute
         for level in range(n_levels - 1, 0, -1):
             missing = missing + torch.cat([self._contribution(part, levels == level, weights) for part in parts])
-            total = total + (residual + missing).pow(2).sum(dim=-1).mean()
+            total = total + squared_norm(residual + missing)
         return total / n_levels
 
     def _contribution(self, part: Part, chosen: Tensor, weights: Tensor | None) -> Float[Tensor, "p n d_in"]:

@@ -9,7 +9,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from scansion.sae.base import SAE, Part, SAEConfig, n_tokens, sum_over
+from scansion.kernels import Encoder, Entries, most_active, select_positive
+from scansion.sae.base import SAE, SAEConfig
+from scansion.sae.blocks import Part, n_tokens, sum_over
 
 
 class ReluConfig(SAEConfig, frozen=True):
@@ -35,3 +37,9 @@ class ReluSAE(SAE):
     def sparsity_loss(self, parts: Sequence[Part]) -> Float[Tensor, ""]:
         # Decoder rows have unit norm, so the plain sum is the norm-weighted one.
         return self.config.l1_coefficient * sum_over(part.acts for part in parts) / n_tokens(parts)
+
+    def select(self, encoders: Sequence[Encoder]) -> Entries | None:
+        return select_positive(encoders, most_active(encoders), self.d_sae)
+
+    def sparsity_of(self, entries: Entries) -> Float[Tensor, ""]:
+        return self.config.l1_coefficient * entries.values.sum() / (len(entries.offsets) - 1)

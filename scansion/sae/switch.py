@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from scansion.kernels import BandRows, banded_decode, banded_encode
 from scansion.masks import NoMask
 from scansion.masks.base import Gated
-from scansion.sae.base import Losses, Part, SAEConfig
+from scansion.sae.base import SAEConfig
+from scansion.sae.blocks import Losses, Part
 from scansion.sae.topk import TopKKindConfig, TopKSAE
 from scansion.shapes import require_shape
 
@@ -117,7 +118,7 @@ class SwitchSAE(TopKSAE):
         experts = [BandRows(slice(cuts[e], cuts[e + 1]), slice(e * width, (e + 1) * width)) for e in range(n_experts)]
         tokens = x.flatten(0, 1)[order, None]
         by_expert = self.expert.argsort(stable=True)
-        pre_acts = banded_encode(tokens - self.b_dec, self.W_enc[:, by_expert], self.b_enc[by_expert], experts, 0)
+        pre_acts = banded_encode(tokens - self.b_dec, self.W_enc.T[by_expert].T, self.b_enc[by_expert], experts, 0)
         acts = [
             self.activate(pre) * probability[order][band.rows, None, None]
             for pre, band in zip(pre_acts, experts, strict=True)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from scansion.sae.base import Part
+from scansion.sae.blocks import Part
 from scansion.sae.matryoshka import NestedConfig, NestedSAE
 
 

@@ -10,7 +10,9 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from scansion.sae.base import SAE, Part, SAEConfig, sum_over
+from scansion.kernels import Encoder, Entries, most_active, select_top_k
+from scansion.sae.base import SAE, SAEConfig
+from scansion.sae.blocks import Block, sum_over
 
 
 class TopKKindConfig(SAEConfig, frozen=True):
@@ -35,18 +37,17 @@ class TopKKindSAE(SAE):
     revival = "none"
 
     def auxiliary_loss(
-        self, residual: Float[Tensor, "P n d_in"], parts: Sequence[Part], dead: Bool[Tensor, "d_sae"]
+        self, residual: Float[Tensor, "P n d_in"], blocks: Sequence[Block], dead: Bool[Tensor, "d_sae"]
     ) -> Float[Tensor, ""]:
         """AuxK: the d_in / 2 largest dead features reconstruct the residual; error relative to the residual's own."""
         if self.config.auxiliary_coefficient == 0 or not bool(dead.any()):
             return residual.new_zeros(())
         residual = residual.detach()
         errors: list[Tensor] = []
-        for part in parts:
-            places = part.of_features(dead).nonzero().squeeze(1)
-            rows = places if part.features is None else part.features[places]
-            dead_acts = top_k_acts(part.pre_acts[..., places], max(1, self.d_in // 2))
-            errors.append((residual[part.rows] - dead_acts @ self.W_dec[rows]).pow(2))
+        for block in blocks:
+            places = block.of_features(dead).nonzero().squeeze(1)
+            dead_acts = top_k_acts(block.pre_acts_of(places), max(1, self.d_in // 2))
+            errors.append((residual[block.rows] - dead_acts @ self.W_dec[block.named(places)]).pow(2))
         # A perfect reconstruction leaves nothing to model and would divide by zero.
         relative = torch.nan_to_num(sum_over(errors) / residual.pow(2).sum(), nan=0.0, posinf=0.0)
         return self.config.auxiliary_coefficient * relative
@@ -60,8 +61,15 @@ class TopKSAE(TopKKindSAE):
     ) -> Float[Tensor, "*batch w"]:
         return top_k_acts(pre_acts, self.config.k)
 
+    def select(self, encoders: Sequence[Encoder]) -> Entries | None:
+        if self.config.k * sum(encoder.n_tokens for encoder in encoders) > most_active(encoders):
+            return None
+        return select_top_k(encoders, self.config.k, self.d_sae)
+
 
 def top_k_acts(pre_acts: Float[Tensor, "*batch d"], k: int) -> Float[Tensor, "*batch d"]:
     """Keep the k largest positive entries along the last axis (all of them where there are fewer than k)."""
-    values, indices = pre_acts.topk(min(k, pre_acts.shape[-1]), dim=-1, sorted=False)
+    if k >= pre_acts.shape[-1]:
+        return pre_acts.relu()
+    values, indices = pre_acts.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(pre_acts).scatter(-1, indices, values.relu())

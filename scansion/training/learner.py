@@ -54,8 +54,8 @@ class Learner:
             mask.zero_grad(set_to_none=True)  # Adam passes over what has no gradient
         sae.remove_parallel_gradient()
         # The mask is left out: its gradients are of another size, and must not slow the weights down.
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self._weights, config.clip_norm)
-        self.optimiser.step()
+        gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in self._weights if p.grad is not None])
+        self._step_clipped(gradient_norm)
         sae.normalise_decoder()
 
         self.dead.observe(losses.fired, mask.allowed(batch.positions), batch.x.shape[1])
@@ -76,12 +76,21 @@ class Learner:
             resample(sae, self.optimiser, self.dead, batch.x, losses, trained, self.generator)
             self._tokens_at_last_revival = self.tokens
         with torch.no_grad():
-            flat = batch.x.flatten(0, 1)
-            variance = (flat - flat.mean(dim=0)).square().sum(dim=1).mean()
             l0 = losses.fired.sum() / batch.n_tokens
             mse = losses.mse
-            parts = (loss, mse, sparsity, losses.auxiliary, l0, 1 - mse / variance, gradient_norm)
+            parts = (loss, mse, sparsity, losses.auxiliary, l0, 1 - mse / batch.variance, gradient_norm)
             return torch.stack([part.detach() for part in parts])
+
+    @torch.no_grad()
+    def _step_clipped(self, gradient_norm: Tensor) -> None:
+        """Let the optimiser step, on gradients of the weights that are scaled down to the largest norm allowed."""
+        excess = (gradient_norm / self.config.clip_norm).clamp_min(1.0)
+        # Fused Adam divides every gradient by this while it passes over it; clipping beforehand is a pass of its own.
+        self.optimiser.grad_scale = excess  # pyright: ignore[reportAttributeAccessIssue] - read by its step()
+        for parameter in self.sae.mask.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= excess
+        self.optimiser.step()
 
     @torch.no_grad()
     def _permute(self, order: Tensor) -> None:
@@ -116,8 +125,12 @@ class Learner:
         )
         for name, parameter in self.sae.named_parameters():
             for moment in _MOMENTS:
-                if f"adam.{moment}.{name}" in tensors:  # a mask that has not moved yet has none
-                    self.optimiser.state[parameter][moment] = tensors[f"adam.{moment}.{name}"].to(parameter.device)
+                known = tensors.get(f"adam.{moment}.{name}")
+                if known is None:  # a mask that has not moved yet has none
+                    continue
+                # Fused Adam goes through memory, so a moment must lie there as its parameter does.
+                here = torch.empty_like(parameter if moment != "step" else known, device=parameter.device)
+                self.optimiser.state[parameter][moment] = here.copy_(known)
         self.dead.tokens_since_fired.copy_(tensors["dead.tokens_since_fired"])
         self.generator.set_state(tensors["generator"])
         self.step, self.tokens = counters["step"], counters["tokens"]

@@ -60,6 +60,29 @@ def test_the_learning_rate_of_a_mask_is_a_multiple_of_the_saes(store) -> None:
     assert sizes == pytest.approx([3e-3, 6e-2], rel=1e-2)
 
 
+def test_clipping_within_adam_is_clipping_before_it(store) -> None:
+    """Ten steps end where plain Adam ends on gradients clipped beforehand, and not where it ends on unclipped ones."""
+    config = CONFIG.model_copy(update={"clip_norm": 1e-2})
+    learner = Learner(learner_of(TopKConfig(d_sae=D_SAE, k=4), store).sae, config, N_STEPS)
+    references = {norm: learner_of(TopKConfig(d_sae=D_SAE, k=4), store).sae for norm in (1e-2, torch.inf)}
+    optimisers = {norm: torch.optim.Adam(sae.parameters()) for norm, sae in references.items()}
+    for step, batch in enumerate(batches(store)[:10]):
+        for norm, sae in references.items():
+            losses = sae.losses(batch.x, batch.positions, learner.dead.mask)
+            optimisers[norm].zero_grad()
+            (losses.reconstruction + losses.auxiliary).backward()
+            sae.remove_parallel_gradient()
+            torch.nn.utils.clip_grad_norm_(sae.parameters(), norm)
+            optimisers[norm].param_groups[0]["lr"] = config.lr_at(step, N_STEPS)
+            optimisers[norm].step()
+            sae.normalise_decoder()
+        learner.advance(batch)
+    clipped, unclipped = references.values()
+    torch.testing.assert_close(learner.sae.W_enc, clipped.W_enc, atol=2e-5, rtol=0)
+    torch.testing.assert_close(learner.sae.W_dec, clipped.W_dec, atol=2e-5, rtol=0)
+    assert (learner.sae.W_enc - unclipped.W_enc).abs().max() > 1e-3
+
+
 def test_features_move_with_all_that_is_known_about_them(store) -> None:
     """After a move each feature has the weights, moments and counts it had, at its new place."""
     mask = UsageBandMaskConfig(count=2, shared=0.25, every=N_STEPS, measure_every=1, stay=0.0, stop=1.0)

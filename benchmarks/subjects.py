@@ -1,0 +1,58 @@
+"""Ours, as functions that take one training step, and batches with the structure that SAEs are made for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers import Step
+from scansion.activations import PositionedBatch
+from scansion.masks import BandMaskConfig, NoMaskConfig, RandomHardMaskConfig
+from scansion.sae import BatchTopKConfig, ReluConfig, TopKConfig, build_sae
+from scansion.training import TrainingConfig
+from scansion.training.learner import Learner
+
+POSITIONS = 128
+TOKENS = 20_000_000  # of the schedules
+
+
+def ours(kind: str, d_in: int, d_sae: int, k: int, mask: str = "none", dense: bool = False) -> Step:
+    """A whole step of training, metrics and counts of dead features included.
+
+    Args:
+        kind: relu, topk or batch_topk.
+        d_in, d_sae, k: sizes.
+        mask: ``none``, ``random`` (hard), or a number of bands.
+        dense: by the dense form that every faster way is tested against.
+    """
+    if mask == "none":
+        config = NoMaskConfig()
+    else:
+        config = RandomHardMaskConfig() if mask == "random" else BandMaskConfig(count=int(mask))
+    made: dict[str, Callable[[], ReluConfig | TopKConfig | BatchTopKConfig]] = {
+        "relu": lambda: ReluConfig(d_sae=d_sae, mask=config),
+        "topk": lambda: TopKConfig(d_sae=d_sae, k=k, mask=config),
+        "batch_topk": lambda: BatchTopKConfig(d_sae=d_sae, k=k, mask=config),
+    }
+    sae = build_sae(made[kind](), d_in, POSITIONS, torch.Generator().manual_seed(0))
+    if dense:
+        sae.losses = sae.dense_losses
+    learner = Learner(sae, TrainingConfig(tokens=TOKENS, device="cpu"), TOKENS // 2048)
+    positions = torch.arange(POSITIONS)
+
+    def step(x: Tensor) -> None:
+        learner.advance(PositionedBatch(x.view(POSITIONS, -1, d_in), positions))
+
+    return step
+
+
+def batch(n_tokens: int, d_in: int, seed: int) -> Tensor:
+    """Sums of 30 of 2000 directions each, at unit mean norm, [n_tokens, d_in]."""
+    directions = torch.randn(2000, d_in, generator=torch.Generator().manual_seed(0)) / d_in**0.5
+    generator = torch.Generator().manual_seed(1 + seed)
+    chosen = torch.randint(2000, (n_tokens, 30), generator=generator)
+    weights = torch.zeros(n_tokens, 2000).scatter_(1, chosen, torch.rand(n_tokens, 30, generator=generator))
+    x = weights @ directions
+    return x / x.norm(dim=1).mean()
