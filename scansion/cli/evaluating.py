@@ -1,0 +1,112 @@
+"""``scansion eval``: scores of trained SAEs, and how they are shown."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from cyclopts import Parameter
+
+from scansion.activations import ActivationStore
+from scansion.cli.app import app, output, table_console
+from scansion.errors import ConfigError
+from scansion.evals.bundle import Evaluations
+from scansion.evals.core import CoreConfig
+from scansion.evals.position import PositionConfig
+from scansion.evals.sparse_probing import SparseProbingConfig
+from scansion.lm import LanguageModel, load_language_model
+from scansion.report import POSITION_NOTE, position_table, summarise, write_report
+from scansion.study.evaluate import evaluate_runs
+from scansion.study.extras import evaluate_extras, lines, parse_extras
+
+
+@app.command(name="eval")
+def evaluate(
+    runs: list[Path],
+    *,
+    held_out: Path,
+    probing: bool = True,
+    positions: bool = True,
+    also: str = "",
+    also_settings: Path | None = None,
+    report: Path | None = None,
+    device: str = "auto",
+    core: Annotated[CoreConfig | None, Parameter(name="core")] = None,
+    probes: Annotated[SparseProbingConfig | None, Parameter(name="probes")] = None,
+    position: Annotated[PositionConfig | None, Parameter(name="position")] = None,
+) -> None:
+    """Score trained SAEs on held-out text, by sparse probing and by where their features fire, and print tables.
+
+    Example: scansion eval runs/topk runs/relu --held-out stores/sotu/held_out --report runs/report
+
+    Parameters
+    ----------
+    runs
+        Folders of trained runs.
+    held_out
+        A store of documents the runs were not trained on, for example stores/sotu/held_out.
+    probing
+        Whether to run sparse probing, which takes longest.
+    positions
+        Whether to measure what position does to the dictionary: profiles, masks lifted and permuted, text moved.
+    also
+        Further evaluations, separated by commas, for example absorption,tpp.
+    also_settings
+        YAML file of their settings, for example `absorption: {examples: 10}`.
+    report
+        Folder to write an HTML report to.
+    device
+        Where the language model runs.
+    """
+    extras = parse_extras(also, also_settings)
+    store = ActivationStore(held_out)
+    folders: dict[str, Path] = {}
+    for run in runs:
+        config = run / "config.yaml"
+        if not config.is_file():
+            raise ConfigError(f"{run} is not a run: it has no config.yaml; give the folder that `scansion train` wrote")
+        name = yaml.safe_load(config.read_text(encoding="utf-8"))["name"]
+        if name in folders:
+            raise ConfigError(f"{run} and {folders[name]} are both called {name!r}; rename one")
+        folders[name] = run
+
+    @cache
+    def load_lm() -> LanguageModel:
+        identity = store.identity
+        # A commit of the hub; local weights have a fingerprint instead, which the evaluation compares.
+        commit = identity.model_revision if re.fullmatch(r"[0-9a-f]{40}", identity.model_revision) else None
+        return load_language_model(identity.model, commit, device, identity.model_dtype)
+
+    results = evaluate_runs(
+        folders,
+        store,
+        load_lm,
+        core or CoreConfig(),
+        (probes or SparseProbingConfig()) if probing else None,
+        (position or PositionConfig()) if positions else None,
+    )
+    present(results, folders, store, report)
+    for line in lines(evaluate_extras(extras, folders, store, load_lm)):
+        output.print(line, markup=False)
+
+
+def present(
+    results: list[Evaluations], folders: dict[str, Path], held_out: ActivationStore, report: Path | None
+) -> None:
+    """Print the tables of results, and write the report if a folder for it is given."""
+    summary = summarise(results)
+    if summary.rows:
+        table_console(200).print(summary.table())
+    for name, why in summary.set_apart:
+        output.print(f"{name}: {why}", markup=False)
+    for note in summary.notes:
+        output.print(note, markup=False)
+    if (table := position_table([run for run in results if not run.reasons])) is not None:
+        table_console(200).print(table)
+        output.print(POSITION_NOTE, markup=False)
+    if report:
+        page = write_report(results, folders, held_out, report)
+        output.print(f"report: {page}", markup=False)

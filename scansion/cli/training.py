@@ -1,0 +1,129 @@
+"""``scansion harvest | train | masks | compile``: from text to a trained SAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from scansion.activations import ActivationStore, HarvestConfig
+from scansion.cli.app import app, output
+from scansion.corpus import CorpusConfig
+from scansion.errors import ConfigError
+from scansion.flags import SAEFlags, mask_families
+from scansion.lm import BUNDLED_MODEL
+from scansion.study import Source, compile_run, prepare
+from scansion.training import TrainingConfig, TrainingRun
+from scansion.training import train as train_runs
+
+
+@app.command
+def harvest(
+    *,
+    out: Path,
+    model: str = BUNDLED_MODEL,
+    revision: str | None = None,
+    hook_point: str = "layers.5",
+    lm_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    device: str = "auto",
+    corpus: Annotated[CorpusConfig | None, Parameter(name="*")] = None,
+    layout: Annotated[HarvestConfig | None, Parameter(name="*")] = None,
+) -> None:
+    """Run a language model over text once and keep its activations, with their positions.
+
+    Example: scansion harvest --source sotu --max-tokens 300000 --pool 8 --out stores/sotu
+
+    Parameters
+    ----------
+    out
+        Folder for the two stores, OUT/train and OUT/held_out. Run the same command again to go on after an interruption.
+    model
+        The bundled model, a folder, a .gguf file, or a hub name such as google/gemma-2-2b.
+    revision
+        Branch, tag or commit on the hub.
+    hook_point
+        For example layers.5, layers.5.mlp, blocks.5.hook_resid_post.
+    lm_dtype
+        Type the model runs in; auto is bfloat16 on CUDA, float32 elsewhere.
+    device
+        auto, cpu, cuda, cuda:1, mps.
+    """
+    source = Source(model, hook_point, corpus or CorpusConfig(), layout or HarvestConfig(), revision, lm_dtype, device)
+    stores = prepare(source, out)
+    for store in (stores.train, stores.held_out):
+        norms = store.mean_norm
+        output.print(
+            f"{store.folder}: {store.manifest.n_tokens:,} tokens; mean norm {norms[0]:.1f} at position 0, "
+            f"{norms[1:].nanmean():.1f} after it",
+            markup=False,
+        )
+
+
+@app.command
+def train(
+    store: Path,
+    *,
+    out: Path,
+    sae: Annotated[SAEFlags | None, Parameter(name="*")] = None,
+    training: Annotated[TrainingConfig | None, Parameter(name="*")] = None,
+) -> None:
+    """Train one SAE on a store.
+
+    Example: scansion train stores/sotu/train --tokens 500000 --mask "bands, count: 8, shared: 0.25" --out runs/bands
+
+    Parameters
+    ----------
+    store
+        A store made by `scansion harvest`, for example stores/sotu/train.
+    out
+        The run's folder. Run the same command again to go on after an interruption.
+    """
+    run = TrainingRun(out.name, out, (sae or SAEFlags()).config(), training or TrainingConfig())
+    train_runs([run], ActivationStore(store))
+    output.print(f"trained: {out / 'sae'}", markup=False)
+
+
+@app.command
+def masks(family: str | None = None) -> None:
+    """List the families of positional masks and what can be set for each.
+
+    Example: scansion masks bands
+
+    Parameters
+    ----------
+    family
+        Show this family's settings; without it, one line a family.
+    """
+    families = mask_families()
+    if family is not None and family not in families:
+        raise ConfigError(f"there is no mask family {family!r}; there are {', '.join(families)}")
+    for name, (what, settings) in families.items():
+        if family in (None, name):
+            output.print(f"{name}: {what}", markup=False)
+        if family == name:
+            for setting in settings:
+                output.print(f"  {setting}", markup=False)
+
+
+@app.command(name="compile")
+def compile_mask(run: Path, *, out: Path, held_out: Path, bands: int = 8, keep: float = 0.5) -> None:
+    """Round a learnt mask to hard bands, which train and run faster, and say what that costs.
+
+    Example: scansion compile runs/adaptive --bands 8 --held-out stores/sotu/held_out --out runs/compiled
+
+    Parameters
+    ----------
+    run
+        Folder of a trained run with a mask.
+    out
+        Folder of the new run, which `scansion eval` takes like any other.
+    held_out
+        A store to measure FVE on before and after, for example stores/sotu/held_out.
+    bands
+        Number of equal bands.
+    keep
+        Share of its weight that a band must hold for a feature to be tied to it; features below it become shared.
+    """
+    for line in compile_run(run, out, ActivationStore(held_out), bands, keep):
+        output.print(line, markup=False)
