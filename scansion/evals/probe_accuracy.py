@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 
 from scansion.evals.result import BOOTSTRAP_SAMPLES, Estimate
 
+_DECIMALS = 12
+
 
 @dataclass(frozen=True)
 class Accuracies:
@@ -34,7 +36,8 @@ class Accuracies:
         Args:
             other: of as many probes, or of one, on the same texts and from the same seed.
         """
-        return Accuracies(self.value - other.value, self.samples - other.samples)
+        # Probes that get the same texts right differ by the rounding of a sum, which must not count as a gain.
+        return Accuracies((self.value - other.value).round(_DECIMALS), (self.samples - other.samples).round(_DECIMALS))
 
     def first(self) -> Accuracies:
         """Those of the first probe alone."""
