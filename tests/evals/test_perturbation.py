@@ -10,12 +10,14 @@ import torch
 
 from scansion.errors import ConfigError
 from scansion.evals import class_texts
+from scansion.evals.activation_cache import ActivationCache
 from scansion.evals.class_texts import ClassSet, load_classes, load_quadrants
 from scansion.evals.feature_ablation import AUDIT, Pooled, effects, strongest
 from scansion.evals.pooling import pool_texts
 from scansion.evals.probes import LinearProbe, fit_linear
 from scansion.evals.saebench_layouts import scr_json, tpp_json
 from scansion.evals.scr import ScrConfig, evaluate_scr, scr_directions
+from scansion.evals.text_activations import TextReader
 from scansion.evals.tpp import TppConfig, evaluate_tpp, tpp_scores
 from scansion.lm import HookPoint, LanguageModel
 from tests.evals.probing import make_subject, telling_texts, use_asset, write_set
@@ -83,16 +85,18 @@ def test_where_the_bias_costs_nothing_there_is_no_score() -> None:
     assert not first.applies and set(first.by_n.values()) == {None}
 
 
-def test_ablation_of_pooled_texts_is_ablation_of_every_token(lm: LanguageModel) -> None:
+def test_ablation_of_pooled_texts_is_ablation_of_every_token(lm: LanguageModel, tmp_path: Path) -> None:
+    reader = TextReader(lm, HookPoint(1), 16, 2, "float32", ActivationCache(tmp_path, 0))
     subject, texts = make_subject(), ["w5 w6 w7", "w8", "w9 w10 w11 w12"]
-    x, acts = pool_texts(texts, lm, HookPoint(1), [subject.sae], 16, 2)
+    pooled = pool_texts(texts, reader, [subject.sae])
+    x, acts = pooled.lm, pooled.saes[0]
     W_dec = subject.sae.W_dec.detach().numpy()
     gone = np.array([0, 3, 7])
     with torch.no_grad():
         kept = subject.sae.with_mask(subject.sae.mask)
         kept.W_enc, kept.b_enc = (torch.nn.Parameter(w.clone()) for w in (kept.W_enc, kept.b_enc))
         kept.b_enc[gone] = -1e6
-    _, fewer = pool_texts(texts, lm, HookPoint(1), [kept], 16, 2)
+    (fewer,) = pool_texts(texts, reader, [kept]).saes
     rows = np.arange(3)
     np.testing.assert_allclose(Pooled(x, acts, W_dec).without(rows, gone), x - (acts - fewer) @ W_dec, atol=1e-4)
     np.testing.assert_array_equal(Pooled(x, acts, W_dec).without(rows, np.array([], dtype=int)), x)

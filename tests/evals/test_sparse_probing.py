@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from scansion.corpus import Contexts
 from scansion.errors import ConfigError, EvalError, ModelError, ShapeError
-from scansion.evals import text_activations
+from scansion.evals import activation_cache, text_activations
 from scansion.evals.activation_cache import ActivationCache
 from scansion.evals.pooling import pool_texts
 from scansion.evals.probe_accuracy import over_data_sets, over_tasks
