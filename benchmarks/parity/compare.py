@@ -28,6 +28,7 @@ from scansion.evals.pooling import pool_texts
 from scansion.evals.probing_sets import load_probing_set
 from scansion.evals.result import Subject
 from scansion.evals.sparse_probing import SparseProbingConfig, evaluate_sparse_probing
+from scansion.evals.text_activations import TextReader
 from scansion.evals.tpp import TppConfig, evaluate_tpp
 from scansion.lm import HookPoint, LanguageModel, load_language_model
 from scansion.progress import say
@@ -165,6 +166,7 @@ def probing(
         test_size=options.test,
         context_length=CONTEXT,
         k_values=K_VALUES,
+        activations_dtype="float32",
         seed=SEED,
     )
     start = time.monotonic()
@@ -219,11 +221,12 @@ def _summary(differences: list[float]) -> dict[str, float]:
 def pooled(folder: Path, subject: Subject, lm: LanguageModel, hook_point: HookPoint) -> dict[str, float]:
     """How far apart the pooled vectors of the test texts are, relative to their norm."""
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    reader = TextReader(lm, hook_point, CONTEXT, 16, "float32")
     with np.load(folder / "pooled.npz") as stored:
         found: dict[str, float] = {}
         for label in ("0", "1"):
-            x, acts = pool_texts(texts[label], lm, hook_point, [subject.sae], CONTEXT, 16, "pool again")
-            for kind, mine in (("lm", x), ("sae", acts)):
+            again = pool_texts(texts[label], reader, [subject.sae], what="pool again")
+            for kind, mine in (("lm", again.lm), ("sae", again.saes[0])):
                 distance = np.linalg.norm(mine - stored[f"{kind}_{label}"], axis=1) / np.linalg.norm(mine, axis=1)
                 found[f"{kind}_largest"] = max(found.get(f"{kind}_largest", 0.0), float(distance.max()))
     return found

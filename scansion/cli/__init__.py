@@ -1,6 +1,7 @@
 """The command line: ``scansion assets | harvest | train | masks | compile | eval | study | demo | synth | doctor``."""
 
-from scansion.cli import assets, evaluating, studies, training  # noqa: F401 - each adds its commands
+from scansion.cli import assets, evaluating, studies, training
 from scansion.cli.app import app, main
 
-__all__ = ["app", "main"]
+# The modules are named for what importing them does: each adds its commands.
+__all__ = ["app", "assets", "evaluating", "main", "studies", "training"]

@@ -72,10 +72,7 @@ def evaluate_absorption(
         ModelError: the model has no such layer, or cannot read prompts this long.
     """
     prompts = SpellingPrompts(lm.tokenizer, config.examples)
-    lm.facts.check_context_length(prompts.length)
-    hook_point.check(lm.facts.n_layers, lm.facts.name)
-    for subject in subjects:
-        require_fit(subject, lm, hook_point, prompts.length)
+    require_fit(subjects, lm, hook_point, prompts.length)
     generator = np.random.default_rng(config.seed)
     words = vocabulary_words(lm.tokenizer, config.words_per_letter, generator)
     if len(words) < 5 * (config.examples + 1):

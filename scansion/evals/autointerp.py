@@ -216,9 +216,6 @@ def _result(
         reasons.append(f"the judge {config.model!r} never answered with numbers, so nothing could be scored")
         status = "inapplicable"
 
-    def mean(values: list[float]) -> Estimate | None:
-        return Estimate.of_ratio(np.array(values), np.ones(len(values)), config.seed) if values else None
-
     return AutoInterpResult(
         sae=subject.name,
         status=status,
@@ -228,8 +225,10 @@ def _result(
         sae_metadata=subject.metadata,
         data={"config": config.model_dump(mode="json"), "store": store.manifest.key},
         seed=config.seed,
-        score=mean([one.score for one in read if one.score is not None]),
-        balanced_accuracy=mean([one.balanced_accuracy for one in read if one.balanced_accuracy is not None]),
+        score=Estimate.of_mean([one.score for one in read if one.score is not None], config.seed),
+        balanced_accuracy=Estimate.of_mean(
+            [one.balanced_accuracy for one in read if one.balanced_accuracy is not None], config.seed
+        ),
         n_unread=len(features) - len(read),
         features=features,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from scansion.errors import ConfigError
+from scansion.evals.probing_groups import GROUPS
 from scansion.evals.probing_sets import load_probing_set
 
 _ALL = 10**9
@@ -22,20 +24,11 @@ class ClassSet:
 
 CLASS_SETS: dict[str, ClassSet] = {
     "occupations": ClassSet(
-        (
-            "59_wikidata_occupation_isjournalist",
-            "60_wikidata_occupation_isathlete",
-            "61_wikidata_occupation_isactor",
-            "62_wikidata_occupation_ispolitician",
-            "63_wikidata_occupation_issinger",
-            "64_wikidata_occupation_isresearcher",
-        ),
+        GROUPS["occupations"].members,
         "LabHC/bias_in_bios_class_set1",
     ),
-    "news_topics": ClassSet(
-        ("161_agnews_0", "162_agnews_1", "163_agnews_2"), "canrager/amazon_reviews_mcauley_1and5 (its categories)"
-    ),
-    "code_languages": ClassSet(("158_code_C", "159_code_Python", "160_code_HTML"), "no set of SAEBench's TPP"),
+    "news_topics": ClassSet(GROUPS["ag_news"].members, "canrager/amazon_reviews_mcauley_1and5 (its categories)"),
+    "code_languages": ClassSet(GROUPS["code"].members, "no set of SAEBench's TPP"),
 }
 
 CROSSED_SETS: dict[str, str] = {
@@ -75,9 +68,8 @@ def load_classes(name: str, train_per_class: int, test_per_class: int, seed: int
     generator = np.random.default_rng([seed, *name.encode()])
     members = CLASS_SETS[name].members
     positives = {member: [text for text, label in _labels(member).items() if label] for member in members}
-    seen = [text for texts in positives.values() for text in texts]
-    shared = {text for text in set(seen) if seen.count(text) > 1} if len(set(seen)) < len(seen) else set[str]()
-    kept = {member: _shuffled([t for t in texts if t not in shared], generator) for member, texts in positives.items()}
+    seen = Counter(text for texts in positives.values() for text in texts)
+    kept = {member: _shuffled([t for t in texts if seen[t] == 1], generator) for member, texts in positives.items()}
     n_train, n_test = _sizes(min(map(len, kept.values())), train_per_class, test_per_class)
     return ClassTexts(
         {member: texts[:n_train] for member, texts in kept.items()},

@@ -17,7 +17,7 @@ from scansion.evals.degenerate import reasons_before_running, reasons_from_activ
 from scansion.evals.duplicates import duplicate_share
 from scansion.evals.loss import LossTally, loss_by_splicing
 from scansion.evals.result import Estimate, EvalResult, Subject, finite, status_of
-from scansion.evals.same_source import require_same_model, require_same_source
+from scansion.evals.same_source import data_from, require_same_model, require_same_source
 from scansion.lm import LanguageModel
 from scansion.progress import Advance, progress
 from scansion.sae import SAE, AnySAEConfig
@@ -259,12 +259,7 @@ def _result(
         reasons=reasons,
         sae_fingerprint=subject.fingerprint,
         sae_metadata=subject.metadata,
-        data={
-            "store": store.manifest.key,
-            "contexts": store.identity.contexts,
-            "split": store.identity.split,
-            "config": config.model_dump(mode="json"),
-        },
+        data=data_from(store, config),
         seed=config.seed,
         n_tokens=n_tokens,
         fve=Estimate.of_ratio(variance - error, variance, config.seed),

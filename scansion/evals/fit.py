@@ -1,6 +1,8 @@
-"""The check that an SAE and a language model belong together, made before either is run on anything."""
+"""The check that SAEs and a language model belong together, made before any of them is run on anything."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -9,13 +11,21 @@ from scansion.evals.result import Subject
 from scansion.lm import HookPoint, LanguageModel
 
 
-def require_fit(subject: Subject, lm: LanguageModel, hook_point: HookPoint, context_length: int) -> None:
-    """Raise unless the SAE was trained on this place of this LM and takes positions up to ``context_length - 1``.
+def require_fit(subjects: Sequence[Subject], lm: LanguageModel, hook_point: HookPoint, context_length: int) -> None:
+    """Raise unless the LM reads contexts this long, and the SAEs were trained on this place of it and take them too.
 
     Raises:
-        EvalError: the SAE belongs to another model or hook point.
-        ShapeError: it does not fit the model's width or the context length.
+        ModelError: the model has no such layer, or cannot read contexts this long.
+        EvalError: an SAE belongs to another model or hook point.
+        ShapeError: an SAE does not fit the model's width or the context length.
     """
+    lm.facts.check_context_length(context_length)
+    hook_point.check(lm.facts.n_layers, lm.facts.name)
+    for subject in subjects:
+        _require_sae_fits(subject, lm, hook_point, context_length)
+
+
+def _require_sae_fits(subject: Subject, lm: LanguageModel, hook_point: HookPoint, context_length: int) -> None:
     here = (lm.facts.name, lm.facts.revision, str(hook_point))
     trained = (subject.metadata.model, subject.metadata.model_revision, subject.metadata.hook_point)
     if trained != here:

@@ -174,9 +174,6 @@ def _result(
     limit = float(np.percentile(nulls, 95)) if found else None
     scores = np.array([one.auroc for one in found])
 
-    def mean(values: list[float]) -> Estimate | None:
-        return Estimate.of_ratio(np.array(values), np.ones(len(values)), config.seed) if values else None
-
     return OfflineInterpResult(
         sae=subject.name,
         status=status_of(reasons),
@@ -186,8 +183,8 @@ def _result(
         sae_metadata=subject.metadata,
         data={"config": config.model_dump(mode="json"), "store": store.manifest.key},
         seed=config.seed,
-        auroc=mean([one.auroc for one in found]),
-        balanced_accuracy=mean([one.balanced_accuracy for one in found]),
+        auroc=Estimate.of_mean([one.auroc for one in found], config.seed),
+        balanced_accuracy=Estimate.of_mean([one.balanced_accuracy for one in found], config.seed),
         null_auroc=float(nulls.mean()) if found else None,
         null_95=limit,
         share_above_null=float((scores > limit).mean()) if limit is not None else None,

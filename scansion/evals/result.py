@@ -70,6 +70,11 @@ class Estimate(BaseModel):
         return cls(value=float(value), low=float(low), high=float(high))
 
     @classmethod
+    def of_mean(cls, values: Sequence[float], seed: int) -> Estimate | None:
+        """The mean of independent units with a bootstrap interval; None where there are none. Arguments as above."""
+        return cls.of_ratio(np.array(values), np.ones(len(values)), seed) if values else None
+
+    @classmethod
     def of_seeds(cls, values: Sequence[float]) -> Estimate:
         """Mean over independent seeds with the 95% interval of Student's t: ``mean +- t(n - 1) * s / sqrt(n)``.
 

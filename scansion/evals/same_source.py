@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel
 
 from scansion.activations import ActivationStore
 from scansion.errors import EvalError
@@ -30,3 +33,13 @@ def require_same_model(lm: LanguageModel, store: ActivationStore) -> None:
             f"{lm.facts.name} is now at {lm.facts.revision}, but the store was made with "
             f"{store.identity.model_revision}; harvest again, or bring that model back"
         )
+
+
+def data_from(store: ActivationStore, config: BaseModel) -> dict[str, Any]:
+    """What a result says of its data: the store it was read from, and the settings."""
+    return {
+        "store": store.manifest.key,
+        "contexts": store.identity.contexts,
+        "split": store.identity.split,
+        "config": config.model_dump(mode="json"),
+    }

@@ -126,10 +126,7 @@ def evaluate_scr(
         name: load_quadrants(name, config.train_per_quadrant, config.test_per_quadrant, config.seed)
         for name in config.datasets
     }
-    lm.facts.check_context_length(config.context_length)
-    hook_point.check(lm.facts.n_layers, lm.facts.name)
-    for subject in subjects:
-        require_fit(subject, lm, hook_point, config.context_length)
+    require_fit(subjects, lm, hook_point, config.context_length)
     by_subject: list[list[ScrDataset]] = [[] for _ in subjects]
     dead = [True for _ in subjects]
     for name, quadrants in sets.items():

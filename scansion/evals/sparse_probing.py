@@ -60,10 +60,7 @@ def evaluate_sparse_probing(
     """
     check_probing_sets(config.datasets, config.order_corpus, config.hub)
     names = expand_probing_sets(config.datasets, config.hub)
-    lm.facts.check_context_length(config.context_length)
-    hook_point.check(lm.facts.n_layers, lm.facts.name)
-    for subject in subjects:
-        require_fit(subject, lm, hook_point, config.context_length)
+    require_fit(subjects, lm, hook_point, config.context_length)
     cache = ActivationCache.of_gigabytes(config.cache_gb)
     reader = TextReader(lm, hook_point, config.context_length, config.lm_batch_size, config.activations_dtype, cache)
     scores = [_probe_data_set(name, subjects, reader, config) for name in names]

@@ -109,10 +109,7 @@ def evaluate_tpp(
     texts = {
         name: load_classes(name, config.train_per_class, config.test_per_class, config.seed) for name in config.datasets
     }
-    lm.facts.check_context_length(config.context_length)
-    hook_point.check(lm.facts.n_layers, lm.facts.name)
-    for subject in subjects:
-        require_fit(subject, lm, hook_point, config.context_length)
+    require_fit(subjects, lm, hook_point, config.context_length)
     found = [_one_set(name, texts[name], subjects, lm, hook_point, config) for name in config.datasets]
     return [
         _result(subject, [one[index] for one in found], dtype_name(lm.model.dtype), config)

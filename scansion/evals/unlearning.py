@@ -83,10 +83,7 @@ def evaluate_unlearning(
         AssetError, EvalError, CorpusError: the questions or texts cannot be read.
         EvalError, ShapeError, ModelError: an SAE or the context length does not fit the LM.
     """
-    lm.facts.check_context_length(config.context_length)
-    hook_point.check(lm.facts.n_layers, lm.facts.name)
-    for subject in subjects:
-        require_fit(subject, lm, hook_point, config.context_length)
+    require_fit(subjects, lm, hook_point, config.context_length)
     data = _fitting(_read(config), lm, config.context_length)
     saes = [subject.sae for subject in subjects]
     with progress("firing by subject", len(data.forget_texts) + len(data.retain_texts), "texts") as advance:

@@ -80,7 +80,7 @@ class NestedSAE(BatchTopKSAE):
     def _contribution(self, part: Part, chosen: Tensor, weights: Tensor | None) -> Float[Tensor, "p n d_in"]:
         places = part.of_features(chosen).nonzero().squeeze(1)
         acts = part.acts.index_select(-1, places)
-        W_dec = self.W_dec.index_select(0, places if part.features is None else part.features[places])
+        W_dec = self.W_dec.index_select(0, part.named(places))
         return acts @ W_dec if weights is None else gated_product(acts, W_dec, weights[..., places])
 
 

@@ -114,15 +114,13 @@ class SwitchSAE(TopKSAE):
         probabilities = self.route(x.flatten(0, 1))
         probability, expert = probabilities.max(dim=-1)
         order = expert.argsort(stable=True)
+        weight = probability[order, None, None]
         cuts = torch.searchsorted(expert[order], torch.arange(n_experts + 1, device=x.device)).tolist()
         experts = [BandRows(slice(cuts[e], cuts[e + 1]), slice(e * width, (e + 1) * width)) for e in range(n_experts)]
         tokens = x.flatten(0, 1)[order, None]
         by_expert = self.expert.argsort(stable=True)
         pre_acts = banded_encode(tokens - self.b_dec, self.W_enc.T[by_expert].T, self.b_enc[by_expert], experts, 0)
-        acts = [
-            self.activate(pre) * probability[order][band.rows, None, None]
-            for pre, band in zip(pre_acts, experts, strict=True)
-        ]
+        acts = [self.activate(pre) * weight[band.rows] for pre, band in zip(pre_acts, experts, strict=True)]
         residual = tokens - banded_decode(acts, self.W_dec[by_expert], experts, 0) - self.b_dec
         parts = [
             Part(band.rows, by_expert[band.block], pre, act)

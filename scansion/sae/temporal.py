@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
@@ -37,19 +37,20 @@ class TemporalSAE(NestedSAE):
         self, parts: Sequence[Part], positions: Int[Tensor, "P"], previous: Float[Tensor, "P_less_1 n d_in"]
     ) -> Float[Tensor, ""]:
         """InfoNCE over cosine similarities of high-level codes, both ways; the batch's other tokens are the negatives."""
-        here = self._high_level(parts)[1:].flatten(0, 1)
-        before = self._gated(previous, positions[1:, None] - 1).acts[..., self.level == 0].flatten(0, 1)
+        high = self.level == 0
+        here = self._codes(parts, high)[1:].flatten(0, 1)
+        before = self._gated(previous, positions[1:, None] - 1).acts[..., high].flatten(0, 1)
         similarity = normalize(here, dim=-1) @ normalize(before, dim=-1).T
         names = torch.arange(len(similarity), device=similarity.device)
         both = (cross_entropy(similarity, names) + cross_entropy(similarity.T, names)) / 2
         return self.config.contrastive_coefficient * both
 
-    def _high_level(self, parts: Sequence[Part]) -> Float[Tensor, "P n h"]:
-        """The batch's activations of the high-level features, whichever part they come from."""
+    def _codes(self, parts: Sequence[Part], chosen: Bool[Tensor, "d_sae"]) -> Float[Tensor, "P n h"]:
+        """The batch's activations of the chosen features, whichever part they come from."""
         found: list[Tensor] = []
         for part in parts:
             acts = part.acts
             if part.features is not None:
                 acts = acts.new_zeros(*acts.shape[:-1], self.d_sae).index_copy(-1, part.features, acts)
-            found.append(acts[..., self.level == 0])
+            found.append(acts[..., chosen])
         return torch.cat(found)

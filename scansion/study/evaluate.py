@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -46,21 +46,14 @@ def evaluate_runs(
         check_position(held_out, position)
     subjects = [Subject(name, *load_sae(folder / "sae")) for name, folder in runs.items()]
     folders = [folder / "evals" for folder in runs.values()]
-
-    def reconstruct(missing: list[Subject]) -> list[CoreResult]:
-        results = evaluate_core(missing, held_out, load_lm, core)
-        for result, subject in zip(results, missing, strict=True):
-            # Before the result itself, whose presence then says that both are there.
-            write_json(runs[subject.name] / "evals" / "core.saebench.json", core_json(result, subject))
-        return results
-
     core_results = evaluate_missing(
         "core",
         CoreResult,
         subjects,
         folders,
         {"store": held_out.manifest.key, "config": core.model_dump(mode="json")},
-        reconstruct,
+        lambda missing: evaluate_core(missing, held_out, load_lm, core),
+        core_json,
     )
     probing_results: Sequence[SparseProbingResult | None] = [None] * len(subjects)
     if sparse_probing is not None:
@@ -105,18 +98,8 @@ def _probe(
     sparse_probing: SparseProbingConfig,
 ) -> list[SparseProbingResult]:
     hook_point = HookPoint.parse(held_out.identity.hook_point)
-    folder_of = {subject.name: folder for subject, folder in zip(subjects, folders, strict=True)}
-
     # So that the same SAEs may be probed with several poolings.
     name = "sparse_probing" if sparse_probing.pooling == "mean" else f"sparse_probing_{sparse_probing.pooling}"
-
-    def probe(missing: list[Subject]) -> list[SparseProbingResult]:
-        results = evaluate_sparse_probing(missing, load_lm(), hook_point, sparse_probing)
-        for result, subject in zip(results, missing, strict=True):
-            # Before the result itself, whose presence then says that both are there.
-            write_json(folder_of[subject.name] / f"{name}.saebench.json", sparse_probing_json(result, subject))
-        return results
-
     return evaluate_missing(
         name,
         SparseProbingResult,
@@ -127,7 +110,8 @@ def _probe(
             "source": probing_source(),
             "lm_dtype": held_out.identity.model_dtype,
         },
-        probe,
+        lambda missing: evaluate_sparse_probing(missing, load_lm(), hook_point, sparse_probing),
+        sparse_probing_json,
     )
 
 
@@ -137,7 +121,8 @@ def evaluate_missing(
     subjects: Sequence[Subject],
     folders: Sequence[Path],
     data: dict[str, object],
-    evaluate: Callable[[list[Subject]], list[Result]],
+    evaluate: Callable[[list[Subject]], Sequence[Result]],
+    saebench: Callable[[Result, Subject], dict[str, Any]] | None = None,
 ) -> list[Result]:
     """The subjects' results of one evaluation, computed where ``FOLDER/name.json`` does not hold them yet.
 
@@ -147,6 +132,7 @@ def evaluate_missing(
         subjects, folders: SAEs, and the ``evals`` folder of each.
         data: what a result's ``data`` must say to count as the same evaluation.
         evaluate: called once, with all the subjects that lack a result.
+        saebench: a result in SAEBench's layout, for ``FOLDER/name.saebench.json``; None if it has none.
     """
     files = [folder / f"{name}.json" for folder in folders]
     results = [_read(file, kind, subject, data) for file, subject in zip(files, subjects, strict=True)]
@@ -155,6 +141,9 @@ def evaluate_missing(
         say(f"{name}: {len(subjects) - len(missing)} of {len(subjects)} already evaluated")
     if missing:
         for index, result in zip(missing, evaluate([subjects[i] for i in missing]), strict=True):
+            if saebench:
+                # Before the result itself, whose presence then says that both are there.
+                write_json(folders[index] / f"{name}.saebench.json", saebench(result, subjects[index]))
             write_json(files[index], result.model_dump(mode="json"))
             results[index] = result
     return [result for result in results if result is not None]

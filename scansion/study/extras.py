@@ -23,7 +23,6 @@ from scansion.evals.scr import ScrConfig, ScrResult, evaluate_scr
 from scansion.evals.tpp import TppConfig, TppResult, evaluate_tpp
 from scansion.evals.unlearning import UnlearningConfig, evaluate_unlearning
 from scansion.evals.unlearning_result import UnlearningResult
-from scansion.files import write_json
 from scansion.lm import HookPoint, LanguageModel
 from scansion.sae import load_sae
 from scansion.study.evaluate import evaluate_missing
@@ -135,20 +134,13 @@ def evaluate_extras(
     for name, config in extras.items():
         extra = EXTRAS[name]
 
-        def run(
-            missing: list[Subject], name: str = name, extra: Extra = extra, config: BaseModel = config
-        ) -> list[ExtraResult]:
-            found = list(extra.run(missing, held_out, load_lm, config))
-            for result, subject in zip(found, missing, strict=True):
-                if extra.layout:
-                    # Before the result itself, whose presence then says that both are there.
-                    write_json(runs[subject.name] / "evals" / f"{name}.saebench.json", extra.layout(result, subject))
-            return found
+        def run(missing: list[Subject], extra: Extra = extra, config: BaseModel = config) -> Sequence[ExtraResult]:
+            return extra.run(missing, held_out, load_lm, config)
 
         data: dict[str, object] = {"config": config.model_dump(mode="json")}
         if extra.reads_store:
             data["store"] = held_out.manifest.key
-        results += evaluate_missing(name, extra.result, subjects, folders, data, run)
+        results += evaluate_missing(name, extra.result, subjects, folders, data, run, extra.layout)
     return results
 
 

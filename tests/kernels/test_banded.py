@@ -7,6 +7,7 @@ import torch
 
 from scansion.kernels import rows_of_bands
 from scansion.masks import BandMaskConfig
+from tests.kernels.curves import curve_of
 from tests.masks.families import ARCHITECTURES, BANDED, D_SAE, EVERYWHERE, FAMILIES, L, make_sae, some_x
 
 DEAD = torch.zeros(D_SAE, dtype=torch.bool)
@@ -34,19 +35,7 @@ def test_losses_and_gradients_are_those_of_the_dense_form(architecture: str, fam
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_fifty_steps_follow_the_same_curve(architecture: str) -> None:
-    curves = []
-    for way in ("losses", "dense_losses"):
-        sae = make_sae(architecture, FAMILIES["bands, shared"]).train()
-        optimiser = torch.optim.Adam(sae.parameters(), lr=1e-2)
-        curve = []
-        for step in range(50):
-            losses = getattr(sae, way)(some_x(seed=step, n=16), EVERYWHERE, DEAD)
-            optimiser.zero_grad()
-            (losses.reconstruction + losses.sparsity + losses.auxiliary).backward()
-            optimiser.step()
-            sae.normalise_decoder()
-            curve.append(losses.mse.item())
-        curves.append(torch.tensor(curve))
+    curves = [curve_of(architecture, FAMILIES["bands, shared"], way, DEAD) for way in ("losses", "dense_losses")]
     assert curves[0][-1] < 0.8 * curves[0][0]
     torch.testing.assert_close(curves[0], curves[1], rtol=1e-4, atol=1e-5)
 

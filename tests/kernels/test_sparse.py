@@ -8,6 +8,7 @@ import torch
 from scansion.kernels import Encoder, select_over_batch, select_positive, select_top_k, selection
 from scansion.masks import MaskConfig, NoMaskConfig
 from scansion.sae.sparse import sparse_losses
+from tests.kernels.curves import curve_of
 from tests.masks.families import BANDED, D_IN, D_SAE, EVERYWHERE, FAMILIES, NONE_DEAD, L, make_sae, some_x, with_acts_on
 
 SPARSE = ["relu", "topk", "batch_topk"]
@@ -56,19 +57,7 @@ def test_losses_and_gradients_are_those_of_the_dense_form(architecture, mask, de
 @pytest.mark.parametrize("architecture", SPARSE)
 @pytest.mark.parametrize("mask", ["none", "random_hard", "bands, shared"])
 def test_fifty_steps_follow_the_same_curve(architecture: str, mask: str) -> None:
-    curves = []
-    for way in ("losses", "dense_losses"):
-        sae = make_sae(architecture, MASKS[mask]).train()
-        optimiser = torch.optim.Adam(sae.parameters(), lr=1e-2)
-        curve = []
-        for step in range(50):
-            losses = getattr(sae, way)(some_x(seed=step, n=16), EVERYWHERE, SOME_DEAD)
-            optimiser.zero_grad()
-            (losses.reconstruction + losses.sparsity + losses.auxiliary).backward()
-            optimiser.step()
-            sae.normalise_decoder()
-            curve.append(losses.mse.item())
-        curves.append(torch.tensor(curve))
+    curves = [curve_of(architecture, MASKS[mask], way, SOME_DEAD) for way in ("losses", "dense_losses")]
     assert curves[0][-1] < 0.8 * curves[0][0]
     torch.testing.assert_close(curves[0], curves[1], rtol=1e-4, atol=1e-5)
 

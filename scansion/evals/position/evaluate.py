@@ -26,7 +26,7 @@ from scansion.evals.position.result import PositionResult, SinceStart
 from scansion.evals.position.sink import sink_fve
 from scansion.evals.position.states import acts_in_forward, measured_mask, permuted, rebuild_start, weights_at
 from scansion.evals.result import Estimate, Subject, finite, status_of
-from scansion.evals.same_source import require_same_model, require_same_source
+from scansion.evals.same_source import data_from, require_same_model, require_same_source
 from scansion.lm import LanguageModel
 from scansion.progress import Advance, progress
 from scansion.sae import SAE, AnySAEConfig
@@ -120,12 +120,7 @@ def _evaluate(
         reasons=reasons,
         sae_fingerprint=subject.fingerprint,
         sae_metadata=subject.metadata,
-        data={
-            "store": store.manifest.key,
-            "contexts": store.identity.contexts,
-            "split": store.identity.split,
-            "config": config.model_dump(mode="json"),
-        },
+        data=data_from(store, config),
         seed=config.seed,
         n_tokens=text.n_tokens,
         n_contexts=text.n_contexts,
