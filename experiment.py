@@ -1,4 +1,9 @@
-"""Run one entry of a plan: ``python experiment.py --out_dir=run_i`` runs entry i and writes ``run_i/final_info.json``."""
+"""Run one entry of a plan at all its seeds: ``python experiment.py --out_dir=run_3`` runs entry 3.
+
+It writes ``run_3/final_info.json`` and adds to ``notes.txt`` beside it; the baseline, which the notes compare with, is
+``--out_dir=run_0``. For a new idea add a run to the plan, or to NEW_RUNS below; a mask of your own is a class that is
+registered with ``scansion.masks.register_family``.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,21 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from scansion import assets
 from scansion.errors import ScansionError
 from scansion.study import execute, load_plan
 
-PLAN = Path(__file__).parent / "studies" / "demo.yaml"
+PLAN = Path(__file__).parent / "studies" / "positional_masking.yaml"
+# Runs after the plan's own, as they would stand in it, for example
+# {"name": "two halves", "sae": {"architecture": "relu", "d_sae": 2304, "mask": {"family": "bands", "count": 2}}}
+NEW_RUNS: list[dict[str, Any]] = []
 
 
 def main() -> None:
     """Parse ``--out_dir``, run the entry it names, and say where the figures are."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--out_dir", type=Path, required=True, help="run_0, run_1, ...: the number names the plan entry"
     )
@@ -25,7 +34,7 @@ def main() -> None:
     if number is None:
         parser.error(f"--out_dir should end in run_0, run_1, ..., not {folder.name!r}")
     try:
-        plan = load_plan(PLAN)
+        plan = load_plan(PLAN).with_runs(NEW_RUNS)
         assets.fetch()
         execute(plan, {int(number[1]): folder})
     except ScansionError as error:

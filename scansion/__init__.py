@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from scansion.masks import RandomHardMaskConfig as RandomHardMaskConfig
     from scansion.masks import SoftMaskConfig as SoftMaskConfig
     from scansion.masks import UsageBandMaskConfig as UsageBandMaskConfig
+    from scansion.masks import register_family as register_family
+    from scansion.report import FeatureConfig as FeatureConfig
+    from scansion.report import runs_data as runs_data
+    from scansion.report import study_data as study_data
     from scansion.report import summarise as summarise
     from scansion.report import write_report as write_report
     from scansion.sae import SAE as SAE
@@ -43,6 +47,8 @@ if TYPE_CHECKING:
     from scansion.sae import save_sae as save_sae
     from scansion.study import Source as Source
     from scansion.study import StudyPlan as StudyPlan
+    from scansion.study import StudyRecord as StudyRecord
+    from scansion.study import compare as compare
     from scansion.study import execute as execute
     from scansion.study import load_plan as load_plan
     from scansion.study import prepare as prepare
@@ -59,10 +65,10 @@ _HOMES = {
     "evals.sparse_probing": "SparseProbingConfig evaluate_sparse_probing",
     "lm": "HookPoint activations_at load_language_model",
     "masks": "AdaptiveMaskConfig BandMaskConfig ImportanceMaskConfig NoMaskConfig RandomHardMaskConfig SoftMaskConfig "
-    "UsageBandMaskConfig",
-    "report": "summarise write_report",
+    "UsageBandMaskConfig register_family",
+    "report": "FeatureConfig runs_data study_data summarise write_report",
     "sae": "SAE BatchTopKConfig JumpReluConfig ReluConfig TopKConfig load_sae save_sae",
-    "study": "Source StudyPlan execute load_plan prepare",
+    "study": "Source StudyPlan StudyRecord compare execute load_plan prepare",
     "training": "TrainingConfig TrainingRun train",
 }
 _HOME_OF = {name: f"scansion.{module}" for module, names in _HOMES.items() for name in names.split()}

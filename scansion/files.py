@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import xxhash
 from safetensors import SafetensorError
@@ -113,6 +113,15 @@ def fingerprint(value: Any) -> str:
     """A 32-digit hexadecimal name for any JSON value; equal values (whatever the order of keys) get equal names."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return xxhash.xxh3_128_hexdigest(canonical.encode("ascii"))
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    nested = cast(dict[str, Any], value)
+    parts = [flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in nested.items()]
+    return {name: item for part in parts for name, item in part.items()}
 
 
 def sha256_of(path: Path) -> str:

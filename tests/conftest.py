@@ -23,6 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from scansion import cli
 from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, harvest
 from scansion.activations.store import StoreIdentity
 from scansion.corpus import Contexts
@@ -163,3 +164,20 @@ def make_store(tmp_path: Path, lm: LanguageModel) -> Callable[..., ActivationSto
         return harvest(make_plan(tmp_path / name, contexts, **layout), lambda: lm)
 
     return make
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """``run("train", ...)`` -> (exit status, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["scansion", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call

@@ -41,9 +41,10 @@ def test_a_run_writes_its_figures_where_it_was_told(run, tmp_path: Path) -> None
     status, out, _ = run(f"--out_dir={folder}")
     assert status == 0 and f"wrote {folder / 'final_info.json'}" in out
     info = json.loads((folder / "final_info.json").read_text())
-    assert list(info) == ["tiny/1"] and info["tiny/1"]["means"]["fve"] > 0
-    assert "name: masked" in (folder / "config.yaml").read_text()
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["run_1"]
+    assert list(info) == ["masked"] and info["masked"]["means"]["fve"] > 0
+    assert "name: masked" in (folder / "seed_0/config.yaml").read_text()
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["notes.txt", "run_1"]
+    assert "no comparison: the plan's first run is not beside this one" in (folder.parent / "notes.txt").read_text()
 
 
 @pytest.mark.parametrize("name", ["results", "run_", "run_1a", "run1", "run_-1"])

@@ -18,7 +18,7 @@ from scansion.evals.core import CoreConfig
 from scansion.evals.position import PositionConfig
 from scansion.evals.sparse_probing import SparseProbingConfig
 from scansion.lm import LanguageModel, load_language_model
-from scansion.report import POSITION_NOTE, position_table, summarise, write_report
+from scansion.report import POSITION_NOTE, FeatureConfig, position_table, runs_data, summarise, write_report
 from scansion.study.evaluate import evaluate_runs
 from scansion.study.extras import evaluate_extras, lines, parse_extras
 
@@ -88,15 +88,16 @@ def evaluate(
         (probes or SparseProbingConfig()) if probing else None,
         (position or PositionConfig()) if positions else None,
     )
-    present(results, folders, store, report)
+    present(results)
+    if report:
+        page = write_report(runs_data(results, folders, store), report, FeatureConfig(), load_lm)
+        output.print(f"report: {page}", markup=False)
     for line in lines(evaluate_extras(extras, folders, store, load_lm)):
         output.print(line, markup=False)
 
 
-def present(
-    results: list[Evaluations], folders: dict[str, Path], held_out: ActivationStore, report: Path | None
-) -> None:
-    """Print the tables of results, and write the report if a folder for it is given."""
+def present(results: list[Evaluations]) -> None:
+    """Print the tables of results."""
     summary = summarise(results)
     if summary.rows:
         table_console(200).print(summary.table())
@@ -107,6 +108,3 @@ def present(
     if (table := position_table([run for run in results if not run.reasons])) is not None:
         table_console(200).print(table)
         output.print(POSITION_NOTE, markup=False)
-    if report:
-        page = write_report(results, folders, held_out, report)
-        output.print(f"report: {page}", markup=False)

@@ -1,48 +1,186 @@
-"""``scansion study | demo | synth``: plans carried out from end to end."""
+"""``scansion study run | study plan | compare | demo | synth``: plans carried out from end to end, and compared."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 from cyclopts.validators import Number
+from rich.table import Table
+from rich.text import Text
 
 from scansion import assets as bundled
 from scansion.cli.app import app, output, table_console
-from scansion.cli.evaluating import present
-from scansion.study import execute, execute_seeds, load_plan
-from scansion.study.seeds import rows_of, terminal_table, write_table
-from scansion.study.synthetic import compare, execute_synthetic, load_synthetic_plan, notes, tables, write_summary
+from scansion.errors import ConfigError
+from scansion.report import FeatureConfig, study_data, write_report
+from scansion.study import ArmInfo, StudyPlan, StudyRecord, compare, execute, load_plan, read_final_info
+from scansion.study.checks import check_entries
+from scansion.study.comparison_table import lines_below, terminal_tables, write_comparison
+from scansion.study.estimate import estimate
+from scansion.study.synthetic import compare as compare_synthetic
+from scansion.study.synthetic import execute_synthetic, load_synthetic_plan, notes, tables, write_summary
+from scansion.study.tracking import Tracker, import_study, open_tracker
+
+study_app = App(name="study", help="Carry out a plan of runs, or say beforehand what it would take.")
+app.command(study_app)
 
 
-@app.command(name="study")
-def run_study(plan: Path, *, out: Path | None = None) -> None:
-    """Carry a plan out at all its seeds and print means with intervals and differences from its first run.
+@study_app.command(name="run")
+def run_study(
+    plan: Path,
+    *,
+    only: str = "",
+    seeds: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    retry: bool = False,
+    report: bool = True,
+    out: Path | None = None,
+) -> None:
+    """Carry a plan out: one harvest, every run at every seed, a comparison, notes and a report.
 
-    Interrupt it at any moment; the same command goes on where it was.
+    What is finished is not done again, so the same command goes on after an interruption. A run that fails is recorded
+    with its error and the others go on.
 
-    Example: scansion study studies/masks.yaml
+    Example: scansion study run studies/positional_masking.yaml --only 0,1 --seeds 3
 
     Parameters
     ----------
     plan
         The plan, a YAML file.
+    only
+        Numbers of the runs to carry out, from 0, separated by commas; default all.
+    seeds
+        Use seeds 0, 1, ... up to this many, instead of the plan's.
+    retry
+        Try failed runs again, from their last checkpoint.
+    report
+        Write the HTML report, with a page for every feature, at the end; `scansion report` does so later.
     out
-        Folder for the runs, table.md and results.json; default runs/<name of the plan>.
+        Folder for run_0, run_1, ..., notes.txt, the comparison and the report; default runs/<name of the plan>.
     """
-    settings = load_plan(plan)
-    bundled.fetch()
+    start = time.monotonic()
+    settings = _with_seeds(load_plan(plan), seeds)
     folder = out or Path("runs") / settings.name
-    rows = rows_of(execute_seeds(settings, folder))
-    table_console(200).print(terminal_table(rows))
-    output.print(f"table: {write_table(settings, rows, folder)}", markup=False)
+    folders = _folders(settings, folder, only)
+    bundled.fetch()
+    execute(settings, folders, retry=retry)
+    record = StudyRecord.open(folder)
+    show_comparison({arm.name: arm.info for arm in record.arms}, folder)
+    output.print(f"notes: {folder / 'notes.txt'}", markup=False)
+    if report:
+        page = write_report(study_data(record), folder / "report", FeatureConfig())
+        output.print(f"report: {page}", markup=False)
+    output.print(f"time: {time.monotonic() - start:.0f} s")
+
+
+@study_app.command(name="plan")
+def plan_study(
+    plan: Path,
+    *,
+    only: str = "",
+    seeds: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    out: Path | None = None,
+) -> None:
+    """Check all of a plan and say what would run, on how many tokens, with how much disk, and for how long.
+
+    Times come from a few seconds' measurement with the real model and the real SAEs. Nothing is harvested or trained.
+
+    Example: scansion study plan studies/positional_masking.yaml
+
+    Parameters
+    ----------
+    plan
+        The plan, a YAML file.
+    only
+        Numbers of the runs, from 0, separated by commas; default all.
+    seeds
+        Use seeds 0, 1, ... up to this many, instead of the plan's.
+    out
+        Folder the runs would go to; what is finished there is not counted.
+    """
+    settings = _with_seeds(load_plan(plan), seeds)
+    bundled.fetch()
+    found = estimate(settings, _folders(settings, out or Path("runs") / settings.name, only))
+    table = Table("run", "name", "SAE", "mask", "seeds to do", "tokens", "training a seed, s", "evaluation a seed, s")
+    for one in found.arms:
+        arm = one.arm
+        table.add_row(
+            str(arm.run),
+            Text(arm.name),
+            f"{arm.sae.architecture} {arm.sae.d_sae:,}",
+            arm.sae.mask.family,
+            f"{one.missing} of {len(arm.seeds)}",
+            f"{arm.training.tokens:,}",
+            f"{one.train_seconds:.0f}",
+            f"{one.evaluation_seconds:.0f}",
+        )
+    if settings.hypothesis:
+        output.print(f"asked: {settings.hypothesis}", markup=False)
+    effect = "" if settings.minimum_effect is None else f", smallest effect that matters {settings.minimum_effect:g}"
+    output.print(f"decided by: {settings.primary_metric}{effect}; ends with: {settings.stopping_rule}", markup=False)
+    table_console(160).print(table)
+    for line in found.lines():
+        output.print(line, markup=False)
+
+
+@app.command(name="compare")
+def compare_runs(
+    runs: list[Path], *, baseline: str | None = None, every: bool = False, out: Path | None = None
+) -> None:
+    """Compare runs: figures with intervals over seeds, differences from a baseline, Pareto fronts.
+
+    Only final_info.json is read. Runs that differ in model, hook point, text, token count or evaluation are not compared,
+    and the table says why; so are degenerate, failed and unfinished ones.
+
+    Example: scansion compare runs/demo/run_*
+
+    Parameters
+    ----------
+    runs
+        Folders of runs, in the order of the table.
+    baseline
+        Name of the arm to compare with; default the first sound one.
+    every
+        Show every figure instead of the most telling ones.
+    out
+        Folder to write comparison.md and comparison.json to.
+    """
+    infos: dict[str, ArmInfo] = {}
+    for run in runs:
+        for name, info in read_final_info(run).items():
+            # Runs of different studies may share a name.
+            infos[name if name not in infos else f"{name} ({run})"] = info
+    show_comparison(infos, out, baseline, every=every)
+
+
+@app.command
+def ui(study: Path, *, tracker: Tracker = "trackio", show: bool = True) -> None:
+    """Give a study's runs to an experiment tracker on this machine, and open it.
+
+    The run folders stay the record; call it again whenever they have changed. Needs `pip install 'scansion[track]'`.
+
+    Example: scansion ui runs/demo
+
+    Parameters
+    ----------
+    study
+        Folder that holds run_0, run_1, ...
+    tracker
+        Where to: trackio, or wandb in offline mode.
+    show
+        Open trackio's dashboard afterwards, until interrupted.
+    """
+    record = StudyRecord.open(study)
+    output.print(f"{import_study(record, tracker)} runs are in {tracker}", markup=False)
+    if show and tracker == "trackio":
+        open_tracker(record)
 
 
 @app.command
 def demo(*, plan: Path = Path("studies/demo.yaml"), out: Path = Path("runs/demo")) -> None:
-    """Run the demonstration study from end to end: harvest, train, evaluate, table and report.
+    """Run the demonstration study from end to end: harvest, train, evaluate, compare and report.
 
     Example: scansion demo
 
@@ -53,14 +191,7 @@ def demo(*, plan: Path = Path("studies/demo.yaml"), out: Path = Path("runs/demo"
     out
         Folder for run_0, run_1, ... and the report.
     """
-    start = time.monotonic()
-    study = load_plan(plan)
-    bundled.fetch()
-    folders = {index: out / f"run_{index}" for index in range(len(study.runs))}
-    results, stores = execute(study, folders)
-    by_name = {run.name: folders[index] for index, run in enumerate(study.runs)}
-    present(list(results.values()), by_name, stores.held_out, out / "report")
-    output.print(f"time: {time.monotonic() - start:.0f} s")
+    run_study(plan, out=out)
 
 
 @app.command
@@ -92,7 +223,7 @@ def synth(
     """
     start = time.monotonic()
     study = load_synthetic_plan(plan, seeds or ())
-    summary = compare(study, execute_synthetic(study, out, jobs))
+    summary = compare_synthetic(study, execute_synthetic(study, out, jobs))
     for table in tables(summary):
         table_console(240).print(table)
     for line in notes(summary):
@@ -100,3 +231,35 @@ def synth(
     for path in write_summary(summary, out):
         output.print(f"wrote {path}", markup=False)
     output.print(f"time: {time.monotonic() - start:.0f} s")
+
+
+def show_comparison(
+    infos: dict[str, ArmInfo], out: Path | None, baseline: str | None = None, *, every: bool = False
+) -> None:
+    """Print a comparison, and write it if a folder is given."""
+    comparison = compare(infos, baseline)
+    for table in terminal_tables(comparison, every=every):
+        table_console(240).print(table)
+    for line in lines_below(comparison):
+        output.print(line, markup=False)
+    if out is not None:
+        output.print(f"comparison: {write_comparison(comparison, infos, out)[0]}", markup=False)
+
+
+def _with_seeds(plan: StudyPlan, count: int | None) -> StudyPlan:
+    if count is None:
+        return plan
+    runs = [run.model_copy(update={"seeds": None}) for run in plan.runs]
+    return plan.model_copy(update={"seeds": tuple(range(count)), "runs": runs})
+
+
+def _folders(plan: StudyPlan, out: Path, only: str) -> dict[int, Path]:
+    """Run number -> folder, of the runs asked for."""
+    numbers: Sequence[int] = range(len(plan.runs))
+    if only:
+        try:
+            numbers = [int(part) for part in only.split(",")]
+        except ValueError as error:
+            raise ConfigError(f"--only takes numbers of runs separated by commas, such as 1,3; not {only!r}") from error
+        check_entries(plan, numbers)
+    return {number: out / f"run_{number}" for number in numbers}

@@ -115,6 +115,19 @@ def detectable_difference(differences: Sequence[float]) -> float | None:
     return float((student_t.ppf(0.975, n - 1) + student_t.ppf(0.8, n - 1)) * np.std(differences, ddof=1) / math.sqrt(n))
 
 
+def paired_p(differences: Sequence[float]) -> float | None:
+    """The p-value of a two-sided one-sample t-test that the mean is zero; None below 2 seeds, or where all are equal.
+
+    Args:
+        differences: paired by seed.
+    """
+    n = len(differences)
+    deviation = float(np.std(differences, ddof=1)) if n > 1 else 0.0
+    if deviation == 0.0:
+        return None
+    return float(2 * student_t.sf(abs(float(np.mean(differences))) * math.sqrt(n) / deviation, n - 1))
+
+
 def _bootstrap_counts(n_units: int, seed: int) -> np.ndarray:
     """How often each unit is drawn in each bootstrap sample, shape [samples, n_units]."""
     generator = np.random.default_rng(seed)

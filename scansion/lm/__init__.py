@@ -12,6 +12,7 @@ from scansion.lm.load import (
     load_tokenizer,
     model_facts,
 )
+from scansion.lm.unembedding import unembed
 
 __all__ = [
     "BUNDLED_MODEL",
@@ -25,4 +26,5 @@ __all__ = [
     "load_tokenizer",
     "logits",
     "model_facts",
+    "unembed",
 ]

@@ -17,6 +17,7 @@ from scansion.assets import ASSETS, asset_path, cache_dir
 from scansion.device import resolve_device, resolve_dtype
 from scansion.errors import ModelError
 from scansion.files import atomic_folder
+from scansion.lm.hub import hub_answers, hub_options
 from scansion.lm.loading_bars import our_progress
 from scansion.progress import progress, say
 
@@ -83,12 +84,13 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
     location, gguf_file = _locate(name)
     try:
         config = transformers.AutoConfig.from_pretrained(
-            location, revision=revision, **_gguf(gguf_file)
+            location, revision=revision, **_gguf(gguf_file), **hub_options(Path(location).is_dir())
         ).get_text_config()
     except Exception as error:  # transformers and hub raise a dozen unrelated types here
+        there = "not found on the model hub" if hub_answers() else "the model hub cannot be reached"
         raise ModelError(
-            f"no language model {name!r}: not bundled ({BUNDLED_MODEL}), not a folder or GGUF file here, and not found "
-            f"on the model hub ({type(error).__name__}); check the spelling, or your connection and access rights"
+            f"no language model {name!r}: not bundled ({BUNDLED_MODEL}), not a folder or GGUF file here, and {there} "
+            f"({type(error).__name__}); check the spelling, or your connection and access rights"
         ) from error
     return ModelFacts(
         name=name,
@@ -121,7 +123,11 @@ def load_language_model(
     tokenizer = load_tokenizer(facts, revision)
     with _loading(name):
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            facts.location, revision=revision, dtype=torch_dtype, **_gguf(facts.gguf_file)
+            facts.location,
+            revision=revision,
+            dtype=torch_dtype,
+            **_gguf(facts.gguf_file),
+            **hub_options(Path(facts.location).is_dir()),
         )
     module = cast(nn.Module, model)  # transformers' own annotation of .to() is wrong
     module.requires_grad_(False).to(target).eval()
@@ -131,7 +137,12 @@ def load_language_model(
 def load_tokenizer(facts: ModelFacts, revision: str | None = None) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of a model that :func:`model_facts` found."""
     with _loading(facts.name):
-        return transformers.AutoTokenizer.from_pretrained(facts.location, revision=revision, **_gguf(facts.gguf_file))
+        return transformers.AutoTokenizer.from_pretrained(
+            facts.location,
+            revision=revision,
+            **_gguf(facts.gguf_file),
+            **hub_options(Path(facts.location).is_dir()),
+        )
 
 
 def lm_dtype(name: str, device: torch.device) -> torch.dtype:

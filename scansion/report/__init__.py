@@ -1,7 +1,20 @@
 """Reports: results become a table, figures and one self-contained page."""
 
+from scansion.report.data import ReportArm, ReportData, runs_data, study_data
+from scansion.report.features import FeatureConfig
 from scansion.report.page import write_report
 from scansion.report.position_table import POSITION_NOTE, position_table
 from scansion.report.summary import Summary, summarise
 
-__all__ = ["POSITION_NOTE", "Summary", "position_table", "summarise", "write_report"]
+__all__ = [
+    "POSITION_NOTE",
+    "FeatureConfig",
+    "ReportArm",
+    "ReportData",
+    "Summary",
+    "position_table",
+    "runs_data",
+    "study_data",
+    "summarise",
+    "write_report",
+]

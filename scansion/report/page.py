@@ -1,75 +1,183 @@
-"""The report: one self-contained HTML page that opens from disk, with the table, the figures and where it all comes from."""
+"""The report: a page that opens from disk with everything about a study in it, and its figures for papers beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+import yaml
 
-from scansion.activations import ActivationStore
-from scansion.evals.bundle import Evaluations
-from scansion.evals.probing_result import SparseProbingResult
 from scansion.files import atomic_file
-from scansion.report.summary import summarise, with_gain
+from scansion.lm import LanguageModel
+from scansion.report.charts import (
+    Chart,
+    pareto_charts,
+    position_charts,
+    probing_charts,
+    specialisation_charts,
+    training_charts,
+)
+from scansion.report.chunks import Chunks
+from scansion.report.data import ReportData
+from scansion.report.dictionaries import Dictionaries, read_dictionaries
+from scansion.report.document import add_plotly, render
+from scansion.report.features import FeatureConfig, pack_features
+from scansion.report.plotly_form import colour_of, figure_of
+from scansion.report.position_table import POSITION_NOTE, position_columns, position_rows
+from scansion.report.tables import full_table, headline_table, probing_by_set, verdicts
+from scansion.study.comparison_table import HOW_TO_READ
+from scansion.study.metrics import metric
+
+_ONE_SEED = (
+    "One seed a run: brackets hold 95% bootstrap intervals over contexts, test texts or documents of one trained SAE, and "
+    "do not cover the variation between seeds."
+)
 
 
 def write_report(
-    runs: Sequence[Evaluations], folders: Mapping[str, Path], held_out: ActivationStore, folder: Path
+    data: ReportData,
+    folder: Path,
+    features: FeatureConfig | None,
+    load_lm: Callable[[], LanguageModel] | None = None,
 ) -> Path:
-    """Write ``index.html`` and ``overview.png`` to ``folder`` and return the page's path.
+    """Write ``index.html`` and ``figures/*.pdf`` and ``*.png`` to ``folder``; returns the page's path.
 
     Args:
-        runs: results, in the order of the table.
-        folders: run name -> its folder.
-        held_out: the store the runs were evaluated on.
-        folder: where to write; created if need be.
+        data: what to report on.
+        folder: created if need be.
+        features: how much feature pages show; None leaves them out, and with them the language model.
+        load_lm: gives the language model of ``data.held_out``; None to load it here.
     """
-    # Here, for matplotlib takes a while to load, which every command would wait for.
-    from scansion.report.figures import overview, save_png, svg_of
+    from scansion.report.paper import write_figures  # here, for matplotlib takes a while to load
 
-    summary = summarise(runs)
-    shown = {row[0] for row in summary.rows}
-    sound = [run for run in runs if run.name in shown]
-    figure = overview(sound, folders, held_out) if sound else None
-    if figure:
-        with atomic_file(folder / "overview.png") as temporary:
-            save_png(figure, temporary)
-    # Everything that comes from names, paths or data is escaped by the template engine.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("scansion.report") / "page.html").read_text(encoding="utf-8"))
-    html = template.render(
-        summary=summary,
-        figure=svg_of(figure) if figure else "",
-        runs=[
-            {
-                "name": run.name,
-                "status": "degenerate" if run.reasons else "ok",
-                "config": run.core.sae_config.model_dump_json(indent=1),
-                "metadata": run.core.sae_metadata.model_dump_json(indent=1),
-                "probing": _by_dataset(run.sparse_probing) if run.sparse_probing and not run.reasons else {},
-            }
-            for run in runs
-        ],
-        store=held_out.identity.model_dump_json(indent=1),
-    )
-    page = folder / "index.html"
-    with atomic_file(page) as temporary:
+    dictionaries = read_dictionaries(data, features, load_lm)
+    sections = _charts(data)
+    charts = [chart for _, _, some in sections for chart in some]
+    names = [arm.name for arm in data.sound]
+    write_figures(charts, dictionaries.maps, names, folder / "figures")
+    html = page(data, sections, dictionaries)
+    path = folder / "index.html"
+    with atomic_file(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
-    return page
+    return path
 
 
-def _by_dataset(probing: SparseProbingResult) -> dict[str, dict[str, str]]:
-    """Data set -> heading -> accuracy, an SAE's with its gain over an untrained one."""
+def page(data: ReportData, sections: Sequence[tuple[str, str, list[Chart]]], dictionaries: Dictionaries) -> str:
+    """The page as text.
+
+    Args:
+        data: what to report on.
+        sections: (id, title, charts) in the order of the page.
+        dictionaries: maps and feature pages.
+    """
+    chunks = Chunks()
+    chunks.add_json("charts", {chart.key: figure_of(chart) for _, _, some in sections for chart in some})
+    for index, one in enumerate(dictionaries.maps):
+        arrays = {str(number): table for number, table in enumerate(one.panels.values())}
+        chunks.add_arrays(f"map-{index}", arrays)
+    if dictionaries.maps:
+        abouts = [
+            {"arm": m.arm, "positions": m.positions, "panels": list(m.panels), "note": m.note}
+            for m in dictionaries.maps
+        ]
+        chunks.add_json("maps", abouts)
+    if dictionaries.pages:
+        store = data.held_out
+        pack_features(dictionaries.pages, store.tokens, store.valid, dictionaries.decode, chunks)
+    if len(chunks.texts) > 1 or charts_of(sections):
+        add_plotly(chunks)
+    links = [("summary", "Summary"), *((key, title) for key, title, _ in sections)]
+    links += [("maps", "Masks")] if dictionaries.maps else []
+    links += [("features", "Features")] if dictionaries.pages else []
+    return render(
+        "report.html",
+        data.title,
+        _lead(data),
+        [*links, ("provenance", "Provenance")],
+        chunks,
+        plan=_plan(data),
+        one_seed=data.one_seed,
+        headline=headline_table(data),
+        every=full_table(data),
+        how_to_read=_notes(data),
+        set_apart=list(data.comparison.set_apart.items()),
+        caveats=[(arm.name, caveat) for arm in data.comparison.arms for caveat in arm.caveats],
+        verdicts=verdicts(data),
+        baseline=data.comparison.baseline,
+        arms=[
+            {"name": arm.name, "colour": colour_of(index), "turn": index // 6 % 3, "changes": arm.changes}
+            for index, arm in enumerate(data.sound)
+        ],
+        chart_sections=sections,
+        has_maps=bool(dictionaries.maps),
+        has_features=bool(dictionaries.pages),
+        features_note=dictionaries.note,
+        position=(position_columns(), position_rows([arm.results[0] for arm in data.sound]), POSITION_NOTE),
+        probing=[
+            (arm.name, probing_by_set(arm.results[0].sparse_probing))
+            for arm in data.sound
+            if arm.results[0].sparse_probing
+        ],
+        commands=data.commands,
+        store=data.held_out.identity.model_dump_json(indent=1),
+        provenance=[(arm.name, arm.info.status, _provenance(arm.info.model_dump(mode="json"))) for arm in data.arms],
+    )
+
+
+def charts_of(sections: Sequence[tuple[str, str, list[Chart]]]) -> list[Chart]:
+    """All charts of some sections."""
+    return [chart for _, _, some in sections for chart in some]
+
+
+def _charts(data: ReportData) -> list[tuple[str, str, list[Chart]]]:
+    if not data.sound:
+        return []
+    found = [
+        ("cost", "Cost and quality", pareto_charts(data)),
+        ("specialisation", "Specialisation", specialisation_charts(data)),
+        ("probing", "Probing", probing_charts(data)),
+        ("positions", "By position", position_charts(data)),
+        ("training", "Training", training_charts(data)),
+    ]
+    return [section for section in found if section[2]]
+
+
+def _lead(data: ReportData) -> str:
+    identity = data.held_out.identity
+    if not data.sound:
+        return f"{identity.model}, {identity.hook_point}. No run can be compared."
+    core = data.sound[0].results[0].core
+    where = "all positions" if 0 in core.positions else "position 0 left out"
+    return (
+        f"{identity.model}, {identity.hook_point}, contexts of {identity.context_length} tokens. "
+        f"{core.sae_metadata.tokens:,} training tokens an SAE; measured on {core.n_tokens:,} tokens of documents that none "
+        f"was trained on, {where}."
+    )
+
+
+def _notes(data: ReportData) -> list[str]:
+    if not data.sound:
+        return ["No run can be compared."]
+    return [_ONE_SEED if data.one_seed else HOW_TO_READ, *data.comparison.notes]
+
+
+def _plan(data: ReportData) -> dict[str, Any] | None:
+    plan = data.plan
+    if plan is None:
+        return None
+    how = metric(plan.primary_metric)
     return {
-        one.name: {
-            **{f"k={k}": with_gain(accuracy, one.gain_top_k[k]) for k, accuracy in one.sae_top_k.items()},
-            "all features": with_gain(one.sae_test_accuracy, one.gain_test_accuracy),
-            "untrained SAE, all": str(one.random_test_accuracy),
-            "LM": str(one.lm_test_accuracy),
-            "bag of words": str(one.bag_test_accuracy),
-            "qualified": "yes" if one.qualified else "no",
-        }
-        for one in probing.datasets
+        "hypothesis": plan.hypothesis,
+        "primary_metric": plan.primary_metric,
+        "primary_label": how.label,
+        "minimum_effect": None if plan.minimum_effect is None else f"{plan.minimum_effect * how.scale:g}",
+        "stopping_rule": plan.stopping_rule,
+        "digest": plan.digest,
+        "yaml": yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110),
     }
+
+
+def _provenance(info: dict[str, Any]) -> str:
+    shown = {name: info[name] for name in ("seeds", "reasons", "costs", "provenance")}
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=110)

@@ -25,21 +25,36 @@ POSITION_NOTE = (
 )
 
 
-def position_table(runs: Sequence[Evaluations]) -> Table | None:
-    """The table for a terminal; None if position was not measured. Brackets hold 95% intervals over documents."""
+def position_columns() -> list[str]:
+    """Headings of the table."""
+    return [*_COLUMNS, *_MOVED_COLUMNS]
+
+
+def position_rows(runs: Sequence[Evaluations]) -> list[list[list[str]]]:
+    """For each run whose position figures are known, its rows of cells; brackets hold 95% intervals over documents."""
     results = [run.position for run in runs if run.position is not None]
-    if not results:
+    found: list[list[list[str]]] = []
+    for result, over in zip(results, excess_over_unmasked(results), strict=True):
+        rows = [_row(result, name, figures) for name, figures in result.states.items()]
+        if result.excess_specialisation is not None:
+            rows.append(["", "over permuted", "", _mbit(result.excess_specialisation)])
+        if over.value is not None:
+            rows.append(["", "over unmasked", "", f"{1000 * over.value:.2f}"])
+        found.append([row + [""] * (len(position_columns()) - len(row)) for row in rows])
+    return found
+
+
+def position_table(runs: Sequence[Evaluations]) -> Table | None:
+    """The table for a terminal; None if position was not measured."""
+    by_run = position_rows(runs)
+    if not by_run:
         return None
     table = Table()
-    for index, column in enumerate(_COLUMNS + _MOVED_COLUMNS):
+    for index, column in enumerate(position_columns()):
         table.add_column(column, justify="left" if index < 2 else "right")
-    for result, over in zip(results, excess_over_unmasked(results), strict=True):
-        for name, figures in result.states.items():
-            table.add_row(*(Text(cell) for cell in _row(result, name, figures)))
-        if result.excess_specialisation is not None:
-            table.add_row("", "over permuted", "", _mbit(result.excess_specialisation))
-        if over.value is not None:
-            table.add_row("", "over unmasked", "", f"{1000 * over.value:.2f}")
+    for rows in by_run:
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
         table.add_section()
     return table
 

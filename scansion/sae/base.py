@@ -12,11 +12,13 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from scansion.cards import card
 from scansion.errors import ShapeError
 from scansion.kernels import Encoder, Entries, banded_decode, banded_encode, rows_of_bands
 from scansion.masks import AnyMaskConfig, Bands, LiftedMask, NoMaskConfig, PositionalMask, build_mask, gated_product
 from scansion.masks.base import Gated
 from scansion.sae.blocks import Block, Losses, Part, squared_norm
+from scansion.sae.metadata import SAEMetadata
 from scansion.sae.sparse import sparse_losses
 from scansion.shapes import require_shape
 
@@ -47,6 +49,9 @@ class SAE(nn.Module, ABC):
 
     revival: Literal["none", "resample"]
     """How the trainer brings dead features back; ``none`` where the architecture's auxiliary loss does it."""
+
+    provenance: SAEMetadata | None = None
+    """Where a saved SAE comes from; None if it was built and not loaded."""
 
     uses_pairs: bool = False
     """Whether :meth:`losses` needs ``previous``: the token before each of the batch's."""
@@ -346,3 +351,20 @@ class SAE(nn.Module, ABC):
         if not fits:
             raise ShapeError(f"positions should broadcast to {list(leading)} but have shape {list(positions.shape)}")
         return positions
+
+    def _repr_html_(self) -> str:
+        """A card for notebooks."""
+        mask, origin = self.config.mask, self.provenance
+        settings = mask.model_dump(mode="json", exclude_defaults=True, exclude={"family"})
+        facts = {
+            "features": f"{self.d_sae:,}, of activations of width {self.d_in:,}",
+            "positions": f"{self.n_positions:,}",
+            "mask": ", ".join([mask.family, *(f"{name} {value}" for name, value in settings.items())]),
+            "free of the mask": f"{self.mask.n_shared:,} features" if self.mask.n_shared < self.d_sae else "",
+        }
+        if origin is not None:
+            facts |= {
+                "model": f"{origin.model}, {origin.hook_point}",
+                "trained": f"{origin.tokens:,} tokens in {origin.steps:,} steps, seed {origin.seed}",
+            }
+        return card(f"{self.config.architecture} SAE", facts)

@@ -54,4 +54,5 @@ def load_sae(folder: Path, device: str | torch.device = "cpu") -> tuple[SAE, SAE
     d_in, n_positions = settings.pop("d_in"), settings.pop("n_positions")
     sae = build_sae(parse_sae_config(settings), d_in, n_positions, torch.Generator().manual_seed(0))
     sae.load_state_dict(load_file(folder / "sae_weights.safetensors"))
+    sae.provenance = metadata
     return sae.to(device).eval(), metadata

@@ -1,9 +1,27 @@
 """Studies: a plan of runs that share one harvest, carried out, measured and compared."""
 
+from scansion.study.comparison import Comparison, compare
 from scansion.study.compiling import compile_run
 from scansion.study.execute import execute
-from scansion.study.plan import RunPlan, StudyPlan, load_plan
-from scansion.study.seeds import execute_seeds
+from scansion.study.final_info import ArmInfo, read_final_info
+from scansion.study.plan import ArmPlan, RunPlan, StudyPlan, load_plan
+from scansion.study.record import ArmRecord, StudyRecord, open_runs
 from scansion.study.sources import Source, prepare
 
-__all__ = ["RunPlan", "Source", "StudyPlan", "compile_run", "execute", "execute_seeds", "load_plan", "prepare"]
+__all__ = [
+    "ArmInfo",
+    "ArmPlan",
+    "ArmRecord",
+    "Comparison",
+    "RunPlan",
+    "Source",
+    "StudyPlan",
+    "StudyRecord",
+    "compare",
+    "compile_run",
+    "execute",
+    "load_plan",
+    "open_runs",
+    "prepare",
+    "read_final_info",
+]

@@ -2,69 +2,169 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
-from scansion.errors import ConfigError
+from scansion.errors import ScansionError
 from scansion.evals.bundle import Evaluations
 from scansion.evals.position import check_position
-from scansion.evals.probing_sets import check_probing_sets
-from scansion.files import one_line_io_errors, require_writable
+from scansion.files import fingerprint, one_line_io_errors
+from scansion.progress import say
+from scansion.study.checks import check_plan
 from scansion.study.evaluate import evaluate_runs
-from scansion.study.final_info import write_final_info
-from scansion.study.plan import RunPlan, StudyPlan
+from scansion.study.failures import clear_failure, read_failure, record_failure
+from scansion.study.final_info import ArmInfo, summarise_seeds, write_final_info
+from scansion.study.notes import append_notes
+from scansion.study.plan import Arm, StudyPlan
+from scansion.study.record import ArmRecord, open_runs, read_registration, register, seed_folder, source_of
 from scansion.study.sources import Source, Stores, prepare
-from scansion.training import TrainingRun, train
+from scansion.training import TrainingRun, check_runs, train
 from scansion.training.loop import STREAM_SETTINGS
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """One arm at one seed."""
+
+    arm: Arm
+    seed: int
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        return f"{self.arm.name}, seed {self.seed}"
+
+    def training_run(self) -> TrainingRun:
+        sae, training = self.arm.at_seed(self.seed)
+        return TrainingRun(self.arm.name, self.folder, sae, training)
+
+
 @one_line_io_errors("the study")
-def execute(plan: StudyPlan, folders: Mapping[int, Path]) -> tuple[dict[int, Evaluations], Stores]:
-    """Run some entries of a plan, each in its own folder; what is there already is not done again.
+def execute(plan: StudyPlan, folders: Mapping[int, Path], *, retry: bool = False) -> list[ArmRecord]:
+    """Run some entries of a plan, each in its own folder, at all its seeds; what is there already is not done again.
+
+    All arms of one seed are trained and measured together before the next seed begins. An arm that fails is recorded and
+    the others go on. After each seed every ``final_info.json`` is up to date; when the last seed of a run has ended, an
+    entry is added to ``notes.txt`` beside its folder.
 
     Args:
         plan: the study.
         folders: entry number (from 0) -> the run's folder.
+        retry: whether to try again what failed before; it goes on from its last checkpoint.
 
     Returns:
-        Entry number -> the run's evaluations, also written to its ``evals`` folder and ``final_info.json``; and the
-        stores they all share.
+        Every arm of these runs, in the plan's order.
 
     Raises:
         ConfigError: the plan has no such entry.
-        ScansionError: whatever stops the study, as far as possible before any heavy work.
+        ScansionError: whatever would stop the whole study, as far as possible before any heavy work.
     """
-    for index in folders:
-        if not 0 <= index < len(plan.runs):
-            raise ConfigError(f"the plan {plan.name!r} has no run {index}; it has 0 to {len(plan.runs) - 1}")
-    for folder in folders.values():
-        require_writable(folder)
-    if plan.sparse_probing:
-        check_probing_sets(plan.sparse_probing.datasets, plan.sparse_probing.order_corpus, plan.sparse_probing.hub)
-    source = Source(
-        model=plan.model,
-        hook_point=plan.hook_point,
-        corpus=plan.corpus,
-        harvest=plan.harvest,
-        revision=plan.revision,
-        lm_dtype=plan.lm_dtype,
-        device=plan.device,
-    )
+    began = monotonic()
+    check_plan(plan, folders)
+    for index, folder in folders.items():
+        register(plan, index, folder)
+    source = source_of(plan)
     stores = prepare(source)
     if plan.position:
         check_position(stores.held_out, plan.position)
-    runs = {index: _training_run(plan, plan.runs[index], folder) for index, folder in folders.items()}
-    for group in sharing_a_stream(list(runs.values())):
-        train(group, stores.train)
-    names = {run.name: run.folder for run in runs.values()}
-    results = evaluate_runs(names, stores.held_out, lambda: source.lm, plan.core, plan.sparse_probing, plan.position)
-    for (index, run), evaluations in zip(runs.items(), results, strict=True):
-        write_final_info(run.folder, f"{plan.name}/{index}", evaluations)
-    return dict(zip(runs, results, strict=True)), stores
+    trials = [
+        _Trial(arm, seed, seed_folder(folders[arm.run], arm, seed))
+        for arm in plan.arms()
+        if arm.run in folders
+        for seed in arm.seeds
+    ]
+    check_runs([trial.training_run() for trial in trials], stores.train)
+    if retry:
+        for trial in trials:
+            clear_failure(trial.folder)
+    results: dict[Path, Evaluations] = {}
+    seeds = list(dict.fromkeys(trial.seed for trial in trials))
+    for number, seed in enumerate(seeds, 1):
+        if len(seeds) > 1:
+            say(f"seed {seed} ({number} of {len(seeds)})")
+        here = [trial for trial in trials if trial.seed == seed and not _failed_before(trial)]
+        if plan.max_hours is not None and monotonic() - began > 3600 * plan.max_hours:
+            for trial in here:
+                if not (trial.folder / "evals" / "core.json").exists():
+                    record_failure(trial.folder, f"out of time: the plan's {plan.max_hours:g} hours were over")
+            here = [trial for trial in here if not _failed_before(trial)]
+        _train(here, stores)
+        results |= _evaluate([trial for trial in here if not read_failure(trial.folder)], plan, source, stores)
+        for folder in dict.fromkeys(folders.values()):
+            _write_run(plan, folder, [trial for trial in trials if folders[trial.arm.run] == folder], results)
+    for folder in folders.values():
+        append_notes(folder)
+    return open_runs(list(folders.values()))
 
 
-def _training_run(plan: StudyPlan, run: RunPlan, folder: Path) -> TrainingRun:
-    return TrainingRun(run.name, folder, run.sae, plan.training_of(run))
+def _failed_before(trial: _Trial) -> bool:
+    if (error := read_failure(trial.folder)) is None:
+        return False
+    say(f"{trial.label} failed before and is left out ({error}); --retry tries it again")
+    return True
+
+
+def _train(trials: Sequence[_Trial], stores: Stores) -> None:
+    for group in sharing_a_stream([trial.training_run() for trial in trials]):
+        _isolated(
+            group,
+            lambda runs: train(runs, stores.train),
+            lambda run, error: record_failure(run.folder, f"training failed: {error}"),
+        )
+
+
+def _evaluate(trials: Sequence[_Trial], plan: StudyPlan, source: Source, stores: Stores) -> dict[Path, Evaluations]:
+    found: dict[Path, Evaluations] = {}
+
+    def evaluate(some: Sequence[_Trial]) -> None:
+        folders = {trial.arm.name: trial.folder for trial in some}
+        done = evaluate_runs(folders, stores.held_out, lambda: source.lm, plan.core, plan.sparse_probing, plan.position)
+        found.update(zip(folders.values(), done, strict=True))
+
+    if trials:
+        _isolated(trials, evaluate, lambda trial, error: record_failure(trial.folder, f"evaluation failed: {error}"))
+    return found
+
+
+def _isolated(items: Sequence[Any], work: Callable[[Sequence[Any]], None], failed: Callable[[Any, str], None]) -> None:
+    """Do the work on all items together; if that fails, on each alone, so that one cannot take the others with it."""
+    try:
+        work(items)
+    except Exception as error:
+        if len(items) == 1:
+            what = str(error) if isinstance(error, ScansionError) else f"{type(error).__name__}: {error}"
+            failed(items[0], " ".join(what.split()))
+            say(f"{what}; the study goes on without it")
+            return
+        say(f"one of {len(items)} failed ({' '.join(str(error).split())}); going on one at a time")
+        for item in items:
+            _isolated([item], work, failed)
+
+
+def _write_run(plan: StudyPlan, folder: Path, trials: Sequence[_Trial], results: Mapping[Path, Evaluations]) -> None:
+    registration = read_registration(folder)
+    arms = {trial.arm.name: trial.arm for trial in trials}
+    infos: dict[str, ArmInfo] = {}
+    for name, arm in arms.items():
+        own = [trial for trial in trials if trial.arm.name == name]
+        infos[name] = summarise_seeds(
+            {trial.seed: results[trial.folder] for trial in own if trial.folder in results},
+            {trial.seed: trial.folder for trial in own},
+            {trial.seed: why for trial in own if (why := read_failure(trial.folder)) is not None},
+            arm.seeds,
+            {
+                "study": plan.name,
+                "run": arm.run,
+                "plan": registration.digest,
+                "plans_before": [one.digest for one in registration.earlier],
+                "arm": fingerprint(arm.settings()),
+                **arm.settings(),
+            },
+        )
+    write_final_info(folder, infos)
 
 
 def sharing_a_stream(runs: list[TrainingRun]) -> list[list[TrainingRun]]:

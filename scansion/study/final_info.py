@@ -1,29 +1,164 @@
-"""``final_info.json``: a run's figures in the layout that automated research loops read."""
+"""``final_info.json``: a run's figures over its seeds, in the layout that automated research loops read.
+
+``{arm name: {means, stderrs, values, seeds, status, reasons, provenance, costs}}``, one arm for most runs. The file is
+the record: tables, notes and reports take their numbers from here.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from scansion.errors import ConfigError
 from scansion.evals.bundle import Evaluations
-from scansion.files import write_json
+from scansion.evals.result import finite
+from scansion.files import fingerprint, read_json, write_json
+
+ArmStatus = Literal["ok", "degenerate", "failed", "unfinished"]
+FINAL_INFO = "final_info.json"
 
 
-def write_final_info(folder: Path, name: str, evaluations: Evaluations) -> None:
-    """Write ``final_info.json``: ``{name: {means, stderrs, seeds, status, reasons, provenance}}``.
+class ArmInfo(BaseModel):
+    """What is known of one arm.
 
-    A standard error over seeds needs two of them; with one it is null.
+    Attributes:
+        means, stderrs: of each figure over the seeds that have it; a standard error is ``std / sqrt(n)``, with n - 1 in the
+            standard deviation, and None below two seeds. Empty for a degenerate arm, whose figures mean nothing.
+        values: the figures themselves, one a seed, in the order of ``seeds``.
+        seeds: those that are finished.
+        status: ``ok``; ``degenerate`` if nothing was learnt at some seed; ``failed`` if some seed ended in an error or was
+            out of time; ``unfinished`` while seeds are missing.
+        reasons: why the status is not ``ok``.
+        provenance: the plan's digest, settings, model, hook point, text and evaluation data.
+        costs: means over seeds of ``train_seconds`` and ``step_ms`` of this SAE alone; None off the CPU.
     """
-    figures = evaluations.means()
-    metadata = evaluations.core.sae_metadata
-    info: dict[str, Any] = {
-        name: {
-            "means": figures,
-            "stderrs": dict.fromkeys(figures),
-            "seeds": [metadata.seed],
-            "status": "degenerate" if evaluations.reasons else "ok",
-            "reasons": evaluations.reasons,
-            "provenance": metadata.model_dump(mode="json"),
-        }
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    means: dict[str, float | None] = Field(default_factory=dict)
+    stderrs: dict[str, float | None] = Field(default_factory=dict)
+    values: dict[str, list[float | None]] = Field(default_factory=dict)
+    seeds: list[int] = Field(default_factory=list[int])
+    status: ArmStatus = "unfinished"
+    reasons: list[str] = Field(default_factory=list[str])
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    costs: dict[str, float | None] = Field(default_factory=dict)
+
+
+_ADAPTER: TypeAdapter[dict[str, ArmInfo]] = TypeAdapter(dict[str, ArmInfo])
+
+
+def read_final_info(folder: Path) -> dict[str, ArmInfo]:
+    """Arm name -> what ``folder/final_info.json`` says of it.
+
+    Raises:
+        ConfigError: there is none, or it is not one of ours.
+    """
+    path = folder / FINAL_INFO
+    if not path.is_file():
+        raise ConfigError(f"{folder} is not a run of a study: it has no {FINAL_INFO}")
+    try:
+        return _ADAPTER.validate_python(read_json(path))
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ConfigError(f"{path} does not say what a run says ({where}: {error.errors()[0]['msg']})") from error
+
+
+def write_final_info(folder: Path, arms: Mapping[str, ArmInfo]) -> None:
+    """Write ``folder/final_info.json``."""
+    write_json(folder / FINAL_INFO, {name: info.model_dump(mode="json") for name, info in arms.items()})
+
+
+def summarise_seeds(
+    results: Mapping[int, Evaluations],
+    folders: Mapping[int, Path],
+    failures: Mapping[int, str],
+    planned: Sequence[int],
+    plan: Mapping[str, Any],
+) -> ArmInfo:
+    """One arm's figures over its seeds.
+
+    Args:
+        results: seed -> evaluations, of the seeds that have ended well.
+        folders: seed -> folder.
+        failures: seed -> why it has no result.
+        planned: every seed of the plan.
+        plan: what the plan says of the arm, for the provenance.
+    """
+    seeds = [seed for seed in planned if seed in results]
+    done = [results[seed] for seed in seeds]
+    reasons = list(dict.fromkeys(reason for one in done for reason in one.reasons))
+    missing = [seed for seed in planned if seed not in results and seed not in failures]
+    status: ArmStatus = "degenerate" if reasons else "failed" if failures else "unfinished" if missing else "ok"
+    reasons += [f"seed {seed} {why}" for seed, why in failures.items()]
+    if missing:
+        reasons.append(f"not finished: seed {', '.join(map(str, missing))}")
+    figures = {} if status == "degenerate" else _by_name([one.means() for one in done])
+    return ArmInfo(
+        means={name: _mean(values) for name, values in figures.items()},
+        stderrs={name: _standard_error(values) for name, values in figures.items()},
+        values=figures,
+        seeds=seeds,
+        status=status,
+        reasons=reasons,
+        provenance={**plan, **(_provenance(done[0]) if done else {})},
+        costs=_costs([folders[seed] for seed in seeds]),
+    )
+
+
+def _by_name(means: Sequence[Mapping[str, float | None]]) -> dict[str, list[float | None]]:
+    names = dict.fromkeys(name for one in means for name in one)
+    return {name: [finite(one.get(name)) for one in means] for name in names}
+
+
+def _present(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    found = _present(values)
+    return statistics.fmean(found) if found else None
+
+
+def _standard_error(values: Sequence[float | None]) -> float | None:
+    found = _present(values)
+    return statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
+
+
+def _provenance(result: Evaluations) -> dict[str, Any]:
+    parts = {"core": result.core, "sparse_probing": result.sparse_probing, "position": result.position}
+    return {
+        # The seed and what depends on it stand beside the values.
+        **result.core.sae_metadata.model_dump(mode="json", exclude={"seed", "training", "input_scale"}),
+        "evaluated_on": {name: fingerprint(one.data) for name, one in parts.items() if one is not None},
     }
-    write_json(folder / "final_info.json", info)
+
+
+def _costs(folders: Sequence[Path]) -> dict[str, float | None]:
+    if not folders:
+        return {}
+    found = [_cost_of_training(folder) for folder in folders]
+    return {
+        "train_seconds": _mean([seconds for seconds, _ in found]),
+        "step_ms": _mean([step_ms for _, step_ms in found]),
+    }
+
+
+def _cost_of_training(folder: Path) -> tuple[float | None, float | None]:
+    """Seconds of all the steps of this SAE, and median milliseconds of one; None if no step was timed."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():  # no step was taken
+        return None, None
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    times = [line["step_ms"] for line in lines]
+    if not times or None in times:
+        return None, None
+    steps = [line["step"] for line in lines]
+    taken = [after - before for before, after in zip([0, *steps], steps, strict=False)]
+    return sum(n * ms for n, ms in zip(taken, times, strict=True)) / 1000, statistics.median(times)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,31 +17,100 @@ from scansion.errors import ConfigError
 from scansion.evals.core import CoreConfig
 from scansion.evals.position import PositionConfig, offset_for
 from scansion.evals.sparse_probing import SparseProbingConfig
+from scansion.files import fingerprint
 from scansion.lm import BUNDLED_MODEL
-from scansion.sae import AnySAEConfig
+from scansion.sae import AnySAEConfig, SAEConfig
 from scansion.training import TrainingConfig
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class RunPlan(BaseModel):
-    """One entry of a plan."""
+class ArmPlan(BaseModel):
+    """One SAE of a run that compares several."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(min_length=1, description="Name in tables and figures.")
     sae: AnySAEConfig
     training: dict[str, Any] = Field(
         default_factory=dict, description="What differs from the plan's training settings."
     )
 
 
+class RunPlan(BaseModel):
+    """One entry of a plan: an SAE, or several arms that vary one thing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, description="Name in tables and figures.")
+    changes: str = Field(default="", description="What changes from the baseline, in words.")
+    sae: AnySAEConfig | None = None
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="What differs from the plan's training settings, for all arms."
+    )
+    arms: dict[str, ArmPlan] = Field(default_factory=dict, description="Name -> arm, instead of `sae`.")
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1, description="Seeds other than the plan's.")
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> RunPlan:
+        if (self.sae is None) == (not self.arms):
+            raise ValueError(f"run {self.name!r} needs either `sae` or `arms`")
+        if len({_slug(name) for name in self.arms}) < len(self.arms):
+            raise ValueError(f"two arms of {self.name!r} would share a folder: {sorted(self.arms)}")
+        return self
+
+    def parts(self) -> list[tuple[str, SAEConfig, dict[str, Any]]]:
+        """Name, SAE and training settings of each arm; one without a name if there is but one."""
+        if self.sae is not None:
+            return [("", self.sae, {})]
+        return [(name, arm.sae, arm.training) for name, arm in self.arms.items()]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One SAE of a plan, to be trained once a seed.
+
+    Attributes:
+        run: number of the entry, from 0.
+        name: in tables; the entry's, with the arm's after a colon if there are several.
+        subfolder: inside the run's folder; ``.`` if the entry has one arm.
+        sae, training: settings, before the seed is put in.
+        seeds: of weights, masks and the order of the data.
+        changes: what changes from the baseline, in words.
+    """
+
+    run: int
+    name: str
+    subfolder: str
+    sae: SAEConfig
+    training: TrainingConfig
+    seeds: tuple[int, ...]
+    changes: str
+
+    def at_seed(self, seed: int) -> tuple[SAEConfig, TrainingConfig]:
+        """Settings at one seed. Arms that share the stream's settings and a seed share their batches."""
+        return reseeded(self.sae, seed), self.training.model_copy(update={"seed": seed, "data_seed": seed})
+
+    def settings(self) -> dict[str, Any]:
+        """What tells this arm from others, JSON-able; seeds are left out."""
+        return {
+            "sae": reseeded(self.sae, 0).model_dump(mode="json"),
+            "training": self.training.model_dump(mode="json", exclude={"seed", "data_seed"}),
+        }
+
+
 class StudyPlan(BaseModel):
-    """A whole study."""
+    """A whole study: what is asked, what is run, and how it is judged, all written down before the first run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1)
+    hypothesis: str = Field(default="", description="What the study asks.")
+    primary_metric: str = Field(default="fve", description="The figure that decides, as final_info.json calls it.")
+    minimum_effect: float | None = Field(
+        default=None, gt=0, description="Smallest difference in the primary metric that would matter."
+    )
+    stopping_rule: str = Field(default="every run at every seed of the plan", description="When the study ends.")
+    max_hours: float | None = Field(default=None, gt=0, description="Runs not begun after so long are not begun.")
     model: str = BUNDLED_MODEL
     revision: str | None = None
     hook_point: str = "layers.5"
@@ -50,44 +122,61 @@ class StudyPlan(BaseModel):
     core: CoreConfig = CoreConfig()
     sparse_probing: SparseProbingConfig | None = None
     position: PositionConfig | None = None
-    seeds: tuple[int, ...] = Field(
-        default=(0,), min_length=1, description="`scansion study` carries the runs out once for each of these."
-    )
-    runs: list[RunPlan] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Every run is carried out once for each.")
+    runs: list[RunPlan] = Field(min_length=1, description="The first is the baseline.")
 
     @model_validator(mode="after")
     def _check_runs(self) -> StudyPlan:
+        arms = self.arms()
         names = [run.name for run in self.runs]
-        if len(set(names)) < len(names):
+        if len(set(names)) < len(names) or len({arm.name for arm in arms}) < len(arms):
             raise ValueError(f"two runs have the same name: {sorted(names)}")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"a seed is given twice: {list(self.seeds)}")
+        for seeds in (self.seeds, *(arm.seeds for arm in arms)):
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"a seed is given twice: {list(seeds)}")
         if self.position and self.corpus.layout == "packed":
             raise ValueError("position is measured on contexts of one document each: set corpus.layout to 'documents'")
         if self.position and self.position.replaced_contexts:
             offset_for(self.corpus.context_length, self.position.offset)
-        for run in self.runs:
-            self.training_of(run)
         return self
 
-    def training_of(self, run: RunPlan) -> TrainingConfig:
-        """The plan's training settings with the run's own on top."""
-        return TrainingConfig.model_validate({**self.training.model_dump(), **run.training})
+    def arms(self) -> list[Arm]:
+        """Every arm of every run, in the plan's order."""
+        return [
+            Arm(
+                run=number,
+                name=f"{run.name}: {name}" if name else run.name,
+                subfolder=_slug(name) if name else ".",
+                sae=sae,
+                training=TrainingConfig.model_validate({**self.training.model_dump(), **run.training, **training}),
+                seeds=run.seeds or self.seeds,
+                changes=run.changes,
+            )
+            for number, run in enumerate(self.runs)
+            for name, sae, training in run.parts()
+        ]
 
-    def at_seed(self, seed: int) -> StudyPlan:
-        """The same plan with this seed for weights, masks and the order of the data; runs still share their data."""
+    def with_runs(self, runs: Sequence[Mapping[str, Any]]) -> StudyPlan:
+        """The plan with further runs, as they would stand in its file, after its own.
 
-        def seeded(run: RunPlan) -> RunPlan:
-            own = {name: value for name, value in run.training.items() if name not in ("seed", "data_seed")}
-            return run.model_copy(update={"training": own, "sae": reseeded(run.sae, seed)})
+        Raises:
+            ConfigError: a key is unknown, missing or out of range.
+        """
+        if not runs:
+            return self
+        try:
+            return StudyPlan.model_validate({**self.model_dump(), "runs": [*self.runs, *runs]})
+        except ValidationError as error:
+            raise ConfigError(f"a new run of {self.name}: {describe(error)}") from error
 
-        return self.model_copy(
-            update={
-                "seeds": (seed,),
-                "training": self.training.model_copy(update={"seed": seed, "data_seed": seed}),
-                "runs": [seeded(run) for run in self.runs],
-            }
-        )
+    @property
+    def digest(self) -> str:
+        """A 32-digit name for everything the plan says."""
+        return fingerprint(self.model_dump(mode="json"))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "arm"
 
 
 def load_plan(path: Path) -> StudyPlan:

@@ -11,6 +11,7 @@ from scansion.activations.store import StoreIdentity
 from scansion.assets import cache_dir
 from scansion.corpus import Contexts, CorpusConfig, check_source, load_contexts
 from scansion.device import dtype_name, resolve_device, resolve_dtype
+from scansion.files import require_writable
 from scansion.lm import HookPoint, LanguageModel, ModelFacts, lm_dtype, load_language_model, load_tokenizer, model_facts
 from scansion.progress import say
 
@@ -65,17 +66,30 @@ def prepare(source: Source, folder: Path | None = None) -> Stores:
         folder: where the stores go, as ``folder/train`` and ``folder/held_out``; default the cache, under a name that
             holds the store's fingerprint, so that equal sources share it.
     """
-    facts = source.check()
-    splits = load_contexts(source.corpus, load_tokenizer(facts, source.revision))
-    plans = [
-        _plan(source, facts, contexts, split, splits.provenance, folder)
-        for split, contexts in (("held_out", splits.held_out), ("train", splits.train))
-    ]
+    plans = harvest_plans(source, folder)
     for plan in plans:
         if plan.finished_store() is None:
             plan.check()
-    held_out, train = (harvest(plan, lambda: source.lm) for plan in plans)
+    train, held_out = (harvest(plan, lambda: source.lm) for plan in plans)
     return Stores(train, held_out)
+
+
+def harvest_plans(source: Source, folder: Path | None = None) -> tuple[HarvestPlan, HarvestPlan]:
+    """What is to be harvested for training and held out, once the text is tokenised. Arguments as above."""
+    facts = source.check()
+    if folder is not None:  # before the text is read, which may take minutes
+        require_writable(folder)
+    splits = load_contexts(source.corpus, load_tokenizer(facts, source.revision))
+    train, held_out = (
+        _plan(source, facts, contexts, split, splits.provenance, folder)
+        for split, contexts in (("train", splits.train), ("held_out", splits.held_out))
+    )
+    return train, held_out
+
+
+def stores_dir() -> Path:
+    """Where stores go that no folder was given for; their names end in the split and the start of their key."""
+    return cache_dir() / "stores"
 
 
 def _plan(
@@ -102,5 +116,5 @@ def _plan(
     plan = HarvestPlan(identity, folder or Path(), contexts, source.harvest)
     if folder is None:
         name = f"{Path(source.model).name}-{identity.hook_point}-{split}-{plan.key[:12]}"
-        return HarvestPlan(identity, cache_dir() / "stores" / name, contexts, source.harvest)
+        return HarvestPlan(identity, stores_dir() / name, contexts, source.harvest)
     return HarvestPlan(identity, folder / split, contexts, source.harvest)

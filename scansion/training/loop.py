@@ -69,6 +69,19 @@ def train(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
             _train_sessions(sessions, store, config)
 
 
+def check_runs(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
+    """Open every run's folder, creating those that are missing, and load nothing of the store.
+
+    Raises:
+        ConfigError: a mask does not fit the store's contexts.
+        TrainingError: a folder holds another run.
+        ScansionError: a folder is not writable.
+    """
+    with one_line_io_errors("training"):
+        for run in runs:
+            _Session(run, store)
+
+
 def _train_sessions(sessions: list[_Session], store: ActivationStore, config: TrainingConfig) -> None:
     device = resolve_device(config.device)
     positions = len(store.used_positions(config.use_position_0))

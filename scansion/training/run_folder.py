@@ -13,7 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scansion.errors import TrainingError
-from scansion.files import atomic_file, atomic_folder, read_json, remove_leftovers, require_writable, write_json
+from scansion.files import (
+    atomic_file,
+    atomic_folder,
+    flatten,
+    read_json,
+    remove_leftovers,
+    require_writable,
+    write_json,
+)
 
 KEEP_CHECKPOINTS = 2
 
@@ -93,7 +101,7 @@ class RunFolder:
 
 
 def _require_same(there: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    old, new = _flatten(there), _flatten(wanted)
+    old, new = flatten(there), flatten(wanted)
     changed = [
         f"{name} is {old.get(name)!r} there and {new.get(name)!r} here"
         for name in sorted(old.keys() | new.keys())
@@ -101,10 +109,3 @@ def _require_same(there: dict[str, Any], wanted: dict[str, Any], path: Path) -> 
     ]
     if changed:
         raise TrainingError(f"{path} holds another run ({'; '.join(changed)}); choose another folder or delete it")
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    parts = [_flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
-    return {name: item for part in parts for name, item in part.items()}

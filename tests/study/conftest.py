@@ -10,7 +10,7 @@ import pytest
 
 from scansion.activations import ActivationStore
 from scansion.evals.bundle import Evaluations
-from scansion.study import StudyPlan, execute
+from scansion.study import ArmRecord, StudyPlan, StudyRecord, execute
 from tests.evals.probing import telling_texts, use_asset, write_set
 
 
@@ -19,9 +19,15 @@ class Carried:
     """A plan, where it was carried out, and what came of it."""
 
     plan: StudyPlan
+    home: Path
     folders: dict[int, Path]
+    records: list[ArmRecord]
     results: dict[int, Evaluations]
     held_out: ActivationStore
+
+    def seed_folder(self, run: int) -> Path:
+        """Where a run's only seed lies."""
+        return self.folders[run] / "seed_0"
 
 
 def settings_of(lm_folder: Path, documents: Path) -> dict[str, Any]:
@@ -84,5 +90,6 @@ def carried(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
     plan = StudyPlan.model_validate(settings)
     home = tmp_path_factory.mktemp("study")
     folders = {index: home / f"run_{index}" for index in range(3)}
-    results, stores = execute(plan, folders)
-    return Carried(plan, folders, results, stores.held_out)
+    records = execute(plan, folders)
+    results = {record.run: record.evaluations()[0] for record in records}
+    return Carried(plan, home, folders, records, results, StudyRecord.open(home).held_out())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from scansion.errors import ConfigError, EvalError, ScansionError, TrainingError
 from scansion.evals.core import CoreConfig
 from scansion.report import summarise
-from scansion.study import StudyPlan, execute
+from scansion.study import StudyPlan, StudyRecord, execute, open_runs
 from scansion.study.evaluate import evaluate_runs
 from scansion.training import loop
 from tests.study.conftest import Carried
@@ -39,9 +40,11 @@ def changed(plan: StudyPlan, **changes: Any) -> StudyPlan:
 
 def test_every_run_folder_explains_itself(carried: Carried) -> None:
     for folder in carried.folders.values():
-        for name in ("config.yaml", "sae/cfg.json", "sae/sae_weights.safetensors", "final_info.json", *RESULTS):
+        for name in ("config.yaml", "sae/cfg.json", "sae/sae_weights.safetensors", *RESULTS):
+            assert (folder / "seed_0" / name).stat().st_size > 0, name
+        for name in ("final_info.json", "plan.json"):
             assert (folder / name).stat().st_size > 0, name
-    assert (carried.folders[0] / "metrics.jsonl").exists()
+    assert (carried.seed_folder(0) / "metrics.jsonl").exists()
     leftovers = [path for f in carried.folders.values() for path in f.rglob("*") if "partial" in path.name]
     assert leftovers == []
 
@@ -49,20 +52,21 @@ def test_every_run_folder_explains_itself(carried: Carried) -> None:
 def test_final_info_holds_the_figures_of_the_evaluations(carried: Carried) -> None:
     for index, folder in carried.folders.items():
         ((name, info),) = json.loads((folder / "final_info.json").read_text()).items()
-        assert name == f"tiny/{index}"
-        assert list(info) == ["means", "stderrs", "seeds", "status", "reasons", "provenance"]
+        assert name == carried.plan.runs[index].name
         assert info["means"] == carried.results[index].means()
+        assert info["values"] == {figure: [value] for figure, value in info["means"].items()}
         assert info["seeds"] == [0] and info["provenance"]["hook_point"] == "resid_post.1"
+        assert info["provenance"]["plan"] == carried.plan.digest
         assert info["stderrs"] == dict.fromkeys(info["means"]), "one seed has no standard error"
-    means = json.loads((carried.folders[0] / "final_info.json").read_text())["tiny/0"]["means"]
-    core = json.loads((carried.folders[0] / "evals/core.json").read_text())
+    means = json.loads((carried.folders[0] / "final_info.json").read_text())["plain"]["means"]
+    core = json.loads((carried.seed_folder(0) / "evals/core.json").read_text())
     assert means["fve"] == core["fve"]["value"] > 0
     assert means["sae_top_1_test_accuracy"] is not None
 
 
 def test_an_untrained_run_has_a_reason_and_no_figure(carried: Carried) -> None:
-    info = json.loads((carried.folders[2] / "final_info.json").read_text())["tiny/2"]
-    assert (info["status"], info["means"]) == ("degenerate", {})
+    info = json.loads((carried.folders[2] / "final_info.json").read_text())["untrained"]
+    assert (info["status"], info["means"], info["values"]) == ("degenerate", {}, {})
     assert "no training step was taken" in info["reasons"]
     summary = summarise(list(carried.results.values()))
     assert [row[0] for row in summary.rows] == ["plain", "masked"]
@@ -73,8 +77,7 @@ def test_a_second_run_does_nothing_again(carried: Carried, monkeypatch: pytest.M
     monkeypatch.setattr("scansion.study.sources.load_language_model", never)
     monkeypatch.setattr(loop, "_train_sessions", never)
     before = bytes_of(carried.folders)
-    results, _ = execute(carried.plan, carried.folders)
-    assert results == carried.results
+    assert execute(carried.plan, carried.folders) == carried.records
     assert bytes_of(carried.folders) == before
     said = capsys.readouterr().err
     assert said.count("reusing") == 2 and said.count("already trained") == 3
@@ -88,15 +91,15 @@ def test_entries_run_alone_give_what_they_give_together(carried: Carried, tmp_pa
         "sae/cfg.json",
         "evals/core.json",
         "evals/position.json",
-        "final_info.json",
     ):
-        assert (tmp_path / "run_1" / name).read_bytes() == (carried.folders[1] / name).read_bytes(), name
+        assert (tmp_path / "run_1/seed_0" / name).read_bytes() == (carried.seed_folder(1) / name).read_bytes(), name
+    assert open_runs([tmp_path / "run_1"])[0].info.values == carried.records[1].info.values
 
 
 def test_results_are_measured_again_when_their_settings_change(carried: Carried, tmp_path: Path, capsys) -> None:
     folders = {0: tmp_path / "run_0"}
     execute(carried.plan, folders)
-    file = folders[0] / "evals/core.json"
+    file = folders[0] / "seed_0/evals/core.json"
     first = json.loads(file.read_text())
     capsys.readouterr()
     execute(changed(carried.plan, core={"loss_contexts": 0}), folders)
@@ -112,7 +115,7 @@ def test_results_are_measured_again_when_their_settings_change(carried: Carried,
 def test_results_of_something_else_are_measured_again(carried: Carried, tmp_path: Path, damage: str) -> None:
     folders = {0: tmp_path / "run_0"}
     execute(carried.plan, folders)
-    file = folders[0] / "evals/core.json"
+    file = folders[0] / "seed_0/evals/core.json"
     good = json.loads(file.read_text())
     bad = {**good, "fve": {"value": 0.999, "low": 0.998, "high": 1.0}}
     if damage == "an older format":
@@ -127,27 +130,29 @@ def test_results_of_something_else_are_measured_again(carried: Carried, tmp_path
 def test_a_broken_result_file_is_named(carried: Carried, tmp_path: Path) -> None:
     folders = {0: tmp_path / "run_0"}
     execute(carried.plan, folders)
-    (folders[0] / "evals/core.json").write_text("{")
-    with pytest.raises(ScansionError, match=r"core\.json is not valid JSON .*; delete it"):
-        execute(carried.plan, folders)
+    (folders[0] / "seed_0/evals/core.json").write_text("{")
+    (record,) = execute(carried.plan, folders)
+    assert record.info.status == "failed"
+    assert re.search(r"seed 0 evaluation failed: .*core\.json is not valid JSON .*; delete it", record.info.reasons[0])
 
 
 def test_runs_of_different_token_counts_are_set_apart(carried: Carried, tmp_path: Path) -> None:
     longer = changed(carried.plan, training={**carried.plan.training.model_dump(mode="json"), "tokens": 3000})
-    results, _ = execute(longer, {0: tmp_path / "longer"})
-    summary = summarise([carried.results[1], *results.values()])
+    (record,) = execute(longer, {0: tmp_path / "run_0"})
+    summary = summarise([carried.results[1], *record.evaluations().values()])
     assert [row[0] for row in summary.rows] == ["masked"]
     ((name, why),) = summary.set_apart
     assert name == "plain" and why == "not comparable with masked: tokens is 3000, not 1500"
 
 
 def test_runs_at_different_hook_points_are_set_apart_and_not_mixed(carried: Carried, tmp_path: Path) -> None:
-    results, stores = execute(changed(carried.plan, hook_point="layers.2"), {0: tmp_path / "deeper"})
-    summary = summarise([carried.results[1], *results.values()])
+    (record,) = execute(changed(carried.plan, hook_point="layers.2"), {0: tmp_path / "run_0"})
+    summary = summarise([carried.results[1], *record.evaluations().values()])
+    held_out = StudyRecord.open(tmp_path).held_out()
     assert [row[0] for row in summary.rows] == ["masked"]
     assert "hook_point is 'resid_post.2', not 'resid_post.1'" in summary.set_apart[0][1]
     with pytest.raises(EvalError, match=r"plain was trained on .*resid_post\.1, but the store holds .*resid_post\.2"):
-        evaluate_runs({"plain": carried.folders[0]}, stores.held_out, never, CoreConfig(), None)
+        evaluate_runs({"plain": carried.seed_folder(0)}, held_out, never, CoreConfig(), None)
 
 
 def test_a_folder_of_another_run_is_refused(carried: Carried) -> None:
@@ -172,4 +177,6 @@ def test_mistakes_are_found_before_any_text_is_read(
 
 def test_a_model_that_changed_since_the_harvest_is_refused(carried: Carried, lm) -> None:
     with pytest.raises(EvalError, match="is now at test, but the store was made with xxh3:"):
-        evaluate_runs({"plain": carried.folders[0]}, carried.held_out, lambda: lm, CoreConfig(loss_contexts=2), None)
+        evaluate_runs(
+            {"plain": carried.seed_folder(0)}, carried.held_out, lambda: lm, CoreConfig(loss_contexts=2), None
+        )

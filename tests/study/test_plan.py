@@ -23,7 +23,7 @@ def test_every_plan_we_ship_loads(path: Path) -> None:
 
 def test_a_run_changes_what_it_says_and_leaves_the_rest(tmp_path: Path) -> None:
     plan = load_plan(written(tmp_path, settings_of(tmp_path, tmp_path)))
-    plain, _, untrained = (plan.training_of(run) for run in plan.runs)
+    plain, _, untrained = (arm.training for arm in plan.arms())
     assert plain == plan.training
     assert untrained == plan.training.model_copy(update={"tokens": 0})
 

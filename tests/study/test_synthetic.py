@@ -78,7 +78,7 @@ def figures_of(plan: SyntheticPlan, out: Path, jobs: int = 1) -> dict[str, objec
         ({"variants": [{**PLAN["variants"][0], "training": {"lr": 0}}]}, "variant 'plain': lr: "),
         (
             {"variants": [{"name": "plain", "sae": {"architecture": "topk", "d_sae": 8, "mask": {"family": "moon"}}}]},
-            "does not match any of the expected tags",
+            "no mask family is called 'moon'; there are none, random_hard",
         ),
         (
             {

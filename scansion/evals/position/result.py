@@ -129,6 +129,8 @@ class PositionResult(EvalResult):
         return {
             "position_information": self.in_force.information.value,
             "position_information_lifted": self.free.information.value,
+            "position_share_lifted": self.free.information_share,
+            "position_l0_lifted": self.free.l0,
             "excess_specialisation": None if excess is None else excess.value,
             "positional_fidelity": self.in_force.auroc.value,
             "positional_overlap": self.in_force.overlap.value,

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from scansion.report.figures import COLOURS, REFERENCE
+from scansion.palette import COLOURS, REFERENCE
 from scansion.study.synthetic.comparison import METRICS, StudySummary
 
 _PANELS = ("fve", "recovered_bound", "recovered_unbound", "firing_match", "mask_match", "duplicates")

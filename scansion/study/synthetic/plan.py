@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from scansion.errors import ConfigError, ScansionError
 from scansion.sae import SAEConfig, build_sae
-from scansion.study.plan import RunPlan, describe, read_plan, reseeded
+from scansion.study.plan import ArmPlan, describe, read_plan, reseeded
 from scansion.synth import PlantedDictionary, SynthConfig
 from scansion.training import TrainingConfig
 
@@ -29,6 +29,12 @@ class WorldPlan(BaseModel):
     world: dict[str, Any] = Field(default_factory=dict, description="What differs from the study's world settings.")
 
 
+class VariantPlan(ArmPlan):
+    """One SAE that every world is given to."""
+
+    name: str = Field(min_length=1, description="Name in tables and figures.")
+
+
 class SyntheticPlan(BaseModel):
     """A whole synthetic study."""
 
@@ -40,7 +46,7 @@ class SyntheticPlan(BaseModel):
     worlds: tuple[WorldPlan, ...] = Field(min_length=1)
     training: dict[str, Any] = Field(default_factory=dict, description="Settings of all runs; see TrainingConfig.")
     reference: str = Field(description="The variant that the others are compared with, seed by seed.")
-    variants: tuple[RunPlan, ...] = Field(min_length=1)
+    variants: tuple[VariantPlan, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> SyntheticPlan:
@@ -68,13 +74,13 @@ class SyntheticPlan(BaseModel):
         """A world of one seed."""
         return SynthConfig.model_validate({**_allowed("world", {**self.world, **world.world}), "seed": seed})
 
-    def training_config(self, variant: RunPlan, seed: int) -> TrainingConfig:
+    def training_config(self, variant: VariantPlan, seed: int) -> TrainingConfig:
         """How a variant is trained with one seed."""
         settings = _allowed("training", {**self.training, **variant.training})
         return TrainingConfig.model_validate({**settings, "seed": seed, "data_seed": seed, "use_position_0": True})
 
     @staticmethod
-    def sae_config(variant: RunPlan, seed: int) -> SAEConfig:
+    def sae_config(variant: VariantPlan, seed: int) -> SAEConfig:
         """A variant's SAE, every seed in it (of a mask's draw, say) being this one."""
         return reseeded(variant.sae, seed)
 

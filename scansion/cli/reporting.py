@@ -1,0 +1,43 @@
+"""``scansion report``: everything about a study in one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from scansion import assets as bundled
+from scansion.cli.app import app, output
+from scansion.report import FeatureConfig, study_data, write_report
+from scansion.study import StudyRecord
+
+
+@app.command
+def report(
+    study: Path,
+    *,
+    out: Path | None = None,
+    features: bool = True,
+    shown: Annotated[FeatureConfig | None, Parameter(name="*")] = None,
+) -> None:
+    """Write a study's report: one page that opens from disk, and its figures as PDF and PNG.
+
+    The page holds the comparison, every plot, masks before and after training, and a page for every feature of each run's
+    first seed. It asks no other machine for anything.
+
+    Example: scansion report runs/positional_masking
+
+    Parameters
+    ----------
+    study
+        Folder of a study: what `scansion study run` wrote run_0, run_1, ... to.
+    out
+        Folder for index.html and figures/; default STUDY/report.
+    features
+        Whether to write feature pages, which take the language model and most of the page's size.
+    """
+    record = StudyRecord.open(study)
+    bundled.fetch()
+    page = write_report(study_data(record), out or study / "report", (shown or FeatureConfig()) if features else None)
+    output.print(f"report: {page}", markup=False)

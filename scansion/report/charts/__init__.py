@@ -1,0 +1,18 @@
+"""The charts of a report, as data; how they are drawn is said elsewhere."""
+
+from scansion.report.charts.chart import Axis, Chart, Series
+from scansion.report.charts.curves import training_charts
+from scansion.report.charts.pareto import pareto_charts
+from scansion.report.charts.positions import position_charts, specialisation_charts
+from scansion.report.charts.probing import probing_charts
+
+__all__ = [
+    "Axis",
+    "Chart",
+    "Series",
+    "pareto_charts",
+    "position_charts",
+    "probing_charts",
+    "specialisation_charts",
+    "training_charts",
+]

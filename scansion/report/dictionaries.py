@@ -1,0 +1,106 @@
+"""The trained SAEs behind a report: maps of their masks and profiles, and their feature pages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+
+from scansion.activations import ActivationStore
+from scansion.errors import ModelError
+from scansion.evals.result import Subject
+from scansion.lm import LanguageModel, load_language_model
+from scansion.progress import say
+from scansion.report.data import ReportArm, ReportData
+from scansion.report.features import (
+    FeatureConfig,
+    FeaturePages,
+    LogitLens,
+    gather_features,
+    logit_lens,
+    nearest_features,
+)
+from scansion.report.maps import Maps, maps_of, rates_of, read_profiles
+from scansion.sae import load_sae
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionaries:
+    """What is shown of the SAE of each arm's first seed.
+
+    Attributes:
+        maps, pages: in the order of the arms.
+        decode: text of a token id.
+        note: what the feature pages come from.
+    """
+
+    maps: list[Maps] = field(default_factory=list[Maps])
+    pages: list[FeaturePages] = field(default_factory=list[FeaturePages])
+    decode: Callable[[int], str] = str
+    note: str = ""
+
+
+def read_dictionaries(
+    data: ReportData, config: FeatureConfig | None, load_lm: Callable[[], LanguageModel] | None = None
+) -> Dictionaries:
+    """Load and look through the SAE of every sound arm's first seed.
+
+    Args:
+        data: the report's.
+        config: how much feature pages show; None for no feature pages, which need the language model.
+        load_lm: gives it; None to load it here.
+    """
+    lm = None if config is None or not data.sound else (load_lm or (lambda: language_model_of(data.held_out)))()
+    maps: list[Maps] = []
+    pages: list[FeaturePages] = []
+    for arm in data.sound:
+        seed, folder = next(iter(arm.folders.items()))
+        subject = Subject(arm.name, *load_sae(folder / "sae"))
+        profiles = read_profiles(folder)
+        rates = {} if profiles is None else rates_of(profiles)
+        if config is not None and lm is not None:
+            information = None if profiles is None else profiles.get("in_force.information")
+            features = gather_features(subject, data.held_out, config, information)
+            neighbours = nearest_features(subject.sae.W_dec, config.neighbours)
+            lens = _lens(subject, lm, config.lens_tokens)
+            pages.append(FeaturePages(arm.name, seed, features, neighbours, lens, _mask_note(arm)))
+            rates = rates or {"firing": features.profile.rates}
+        if rates or subject.sae.config.mask.family != "none":
+            maps.append(maps_of(subject, data.held_out, rates))
+    if config is None or lm is None:
+        return Dictionaries(maps, pages)
+    decode = cache(lambda token: str(lm.tokenizer.decode([token])))
+    read = min(config.n_contexts, data.held_out.n_contexts)
+    note = (
+        f"Every feature of each run's first seed, on {read:,} held-out contexts. Specialisation is the mutual information of "
+        "firing and position, less chance; fidelity the AUROC of the mask as a predictor of firing."
+    )
+    return Dictionaries(maps, pages, decode, note)
+
+
+def language_model_of(store: ActivationStore) -> LanguageModel:
+    """The language model that a store was made with."""
+    identity = store.identity
+    commit = identity.model_revision if re.fullmatch(r"[0-9a-f]{40}", identity.model_revision) else None
+    return load_language_model(identity.model, commit, "auto", identity.model_dtype)
+
+
+def _lens(subject: Subject, lm: LanguageModel, n: int) -> LogitLens | None:
+    if n == 0:
+        return None
+    try:
+        return logit_lens(subject.sae.W_dec, lm, n)
+    except ModelError as error:
+        say(f"no logit lens of {subject.name}: {error}")
+        return None
+
+
+def _mask_note(arm: ReportArm) -> str:
+    mask = arm.results[0].core.sae_config.mask
+    settings = mask.model_dump(mode="json", exclude_defaults=True)
+    settings.pop("family", None)
+    said = ", ".join(f"{name} {value}" for name, value in settings.items())
+    if mask.family == "none":
+        return "Solid: share of the tokens at each position on which it fires."
+    return f"Solid: share of tokens on which it fires. Dotted: its mask ({mask.family}{', ' + said if said else ''})."

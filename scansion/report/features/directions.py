@@ -1,0 +1,73 @@
+"""What each feature writes: the features whose decoder rows point the same way, and the tokens its row speaks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scansion.lm import LanguageModel, unembed
+from scansion.progress import progress
+
+_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The nearest other features of each.
+
+    Attributes:
+        features: nearest first.
+        cosines: of their decoder rows with its own, in [-1, 1].
+    """
+
+    features: Int[np.ndarray, "F n"]
+    cosines: Float[np.ndarray, "F n"]
+
+
+@dataclass(frozen=True, eq=False)
+class LogitLens:
+    """The tokens whose logits each decoder row raises and lowers most.
+
+    Attributes:
+        tokens: ids; first those raised, then those lowered, the strongest first in both.
+        logits: what :func:`scansion.lm.unembed` says of them.
+    """
+
+    tokens: Int[np.ndarray, "F 2 n"]
+    logits: Float[np.ndarray, "F 2 n"]
+
+
+@torch.no_grad()
+def nearest_features(W_dec: Float[Tensor, "F d_in"], n: int) -> Neighbours:
+    """The ``n`` features (fewer if there are not so many) with the highest cosine of decoder rows, for each feature."""
+    rows = torch.nn.functional.normalize(W_dec.detach().float(), dim=1)
+    n = min(n, len(rows) - 1)
+    features, cosines = [], []
+    with progress("nearest features", len(rows), "features") as advance:
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            near = rows[start : start + _ROWS_AT_ONCE] @ rows.T
+            own = torch.arange(len(near))
+            near[own, start + own] = -torch.inf
+            top = near.topk(n, dim=1)
+            features.append(top.indices.cpu())
+            cosines.append(top.values.cpu())
+            advance(len(near))
+    return Neighbours(torch.cat(features).numpy(), torch.cat(cosines).numpy())
+
+
+@torch.no_grad()
+def logit_lens(W_dec: Float[Tensor, "F d_in"], lm: LanguageModel, n: int) -> LogitLens:
+    """The ``n`` tokens at either end of each decoder row's logits."""
+    tokens, logits = [], []
+    with progress("logit lens", len(W_dec), "features") as advance:
+        for rows in W_dec.detach().split(_ROWS_AT_ONCE):
+            found = unembed(lm, rows.to(lm.device))
+            top, bottom = found.topk(n, dim=1), found.topk(n, dim=1, largest=False)
+            tokens.append(torch.stack([top.indices, bottom.indices], dim=1).cpu())
+            logits.append(torch.stack([top.values, bottom.values], dim=1).cpu())
+            advance(len(rows))
+    return LogitLens(torch.cat(tokens).numpy(), torch.cat(logits).numpy())

@@ -1,0 +1,177 @@
+"""What each feature of an SAE does on held-out text: where it fires, how strongly, and the contexts that move it most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from scansion.activations import ActivationStore
+from scansion.evals.position.agreement import auroc
+from scansion.evals.position.firing import Profile
+from scansion.evals.position.information import information
+from scansion.evals.position.states import weights_at
+from scansion.evals.result import Subject
+from scansion.masks import NoMask
+from scansion.progress import progress
+
+
+class FeatureConfig(BaseModel):
+    """How much feature pages show."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_contexts: int = Field(
+        default=1024, ge=1, description="Held-out contexts that features are looked up in, at most."
+    )
+    examples: int = Field(default=10, ge=1, description="Contexts shown of each feature.")
+    neighbours: int = Field(default=8, ge=0, description="Nearest features shown of each.")
+    lens_tokens: int = Field(default=8, ge=0, description="Tokens shown at either end of the logit lens.")
+    batch_contexts: int = Field(default=16, ge=1, description="Contexts encoded at once.")
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """The contexts in which each feature is most active, strongest first; each context at most once a feature.
+
+    Attributes:
+        contexts: index into the store, -1 where a feature fired in fewer.
+        offsets: the firings of feature f in its k-th context are entries ``offsets[f * K + k]`` to the next offset.
+        positions, acts: of each firing, in order of position.
+    """
+
+    contexts: Int[np.ndarray, "F K"]
+    offsets: Int[np.ndarray, "F_times_K_plus_1"]
+    positions: Int[np.ndarray, "m"]
+    acts: Float[np.ndarray, "m"]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Everything the pages say of an SAE's features that comes from running it.
+
+    Attributes:
+        positions: the positions used.
+        profile: firings, activation mass and tokens by position.
+        max_act: highest activation.
+        density: share of the tokens a feature may fire on at which it does, in [0, 1].
+        mask: weights of the SAE's own mask; None if it has none.
+        specialisation: information of firing on position in bits, see :func:`specialisation`; NaN if it never fired.
+        fidelity: AUROC of the mask's weight as a predictor of firing, in [0, 1]; NaN where there is no mask to follow.
+        examples: where it is most active.
+    """
+
+    positions: Int[np.ndarray, "P"]
+    profile: Profile
+    max_act: Float[np.ndarray, "F"]
+    density: Float[np.ndarray, "F"]
+    mask: Float[np.ndarray, "P F"] | None
+    specialisation: Float[np.ndarray, "F"]
+    fidelity: Float[np.ndarray, "F"]
+    examples: Examples
+
+
+@torch.no_grad()
+def gather_features(
+    subject: Subject,
+    store: ActivationStore,
+    config: FeatureConfig,
+    information_of_eval: Float[np.ndarray, "F"] | None = None,
+) -> Features:
+    """Run an SAE over held-out contexts, twice: to find what matters, and to keep it.
+
+    Args:
+        subject: an SAE of the store's model and hook point.
+        store: held-out activations.
+        config: how much to keep.
+        information_of_eval: information in bits that the position evaluation found, whose null is better than ours.
+    """
+    sae, places = subject.sae, store.used_positions(subject.metadata.use_position_0)
+    n_contexts = min(config.n_contexts, store.n_contexts)
+    P, F, K = len(places), sae.d_sae, min(config.examples, n_contexts)
+    counts, mass = (torch.zeros(P, F, dtype=torch.float64) for _ in range(2))
+    strongest, found = torch.zeros(K, F), torch.full((K, F), -1, dtype=torch.int64)
+    with progress(f"features of {subject.name}", 2 * n_contexts, "contexts") as advance:
+        for start, acts in _encoded(subject, store, places, n_contexts, config.batch_contexts):
+            counts += (acts > 0).sum(dim=1)
+            mass += acts.sum(dim=1)
+            names = torch.arange(start, start + acts.shape[1])[:, None].expand(-1, F)
+            pooled = torch.cat([strongest, acts.amax(dim=0)])
+            strongest, order = pooled.topk(K, dim=0)
+            found = torch.cat([found, names]).gather(0, order)
+            advance(acts.shape[1])
+        found[strongest <= 0] = -1
+        parts: list[tuple[Tensor, Tensor]] = []
+        for start, acts in _encoded(subject, store, places, n_contexts, config.batch_contexts):
+            parts.append(_firings(acts, start, found, places))
+            advance(acts.shape[1])
+    tokens = store.valid[places][:, :n_contexts].sum(dim=1)
+    profile = Profile(counts.numpy(), mass.numpy(), tokens.numpy())
+    alive = profile.counts.sum(axis=0) > 0
+    mask = None if isinstance(sae.mask, NoMask) else weights_at(sae.mask, places)
+    allowed = (tokens.double() @ sae.mask.allowed(places.to(sae.W_dec.device)).double().cpu()).numpy()
+    bound = np.arange(F) >= sae.mask.n_shared
+    return Features(
+        positions=places.numpy(),
+        profile=profile,
+        max_act=strongest[0].double().numpy(),
+        density=profile.counts.sum(axis=0) / np.maximum(allowed, 1),
+        mask=mask,
+        specialisation=np.where(alive, specialisation(profile), np.nan)
+        if information_of_eval is None
+        else information_of_eval.astype(np.float64),
+        fidelity=np.full(F, np.nan) if mask is None else np.where(bound, auroc(mask, profile), np.nan),
+        examples=_examples(found, parts),
+    )
+
+
+def specialisation(profile: Profile) -> Float[np.ndarray, "F"]:
+    """Information of firing on position in bits, less what finite text gives a feature that does not depend on it.
+
+    The bias of the plug-in estimate is ``(P - 1) / (2 N ln 2)`` bits for a feature with many firings (Miller 1955), and
+    less for a rare one, of which nothing is left then: never below 0.
+    """
+    bias = (len(profile.tokens) - 1) / (2 * max(int(profile.tokens.sum()), 1) * np.log(2))
+    return np.maximum(information(profile) - bias, 0.0)
+
+
+def _encoded(
+    subject: Subject, store: ActivationStore, places: Int[Tensor, "P"], n_contexts: int, batch: int
+) -> Iterator[tuple[int, Float[Tensor, "P n F"]]]:
+    """The activations of every feature, some contexts at a time with the index of the first; 0 where not valid."""
+    device = subject.sae.W_dec.device
+    for start in range(0, n_contexts, batch):
+        stop = min(start + batch, n_contexts)
+        x = store.contexts(start, stop)[places].float().to(device)
+        acts = subject.sae.encode(x, places.to(device)[:, None]).cpu()
+        yield start, acts * store.valid[places][:, start:stop, None]
+
+
+def _firings(
+    acts: Float[Tensor, "P n F"], start: int, found: Int[Tensor, "K F"], places: Int[Tensor, "P"]
+) -> tuple[Tensor, Tensor]:
+    """(feature, rank, position) [m, 3] and activation [m] of firings in those of these contexts that are kept."""
+    rank, feature = ((found >= start) & (found < start + acts.shape[1])).nonzero(as_tuple=True)
+    rows = acts[:, found[rank, feature] - start, feature].T
+    row, place = rows.nonzero(as_tuple=True)
+    return torch.stack([feature[row], rank[row], places[place]], dim=1), rows[row, place]
+
+
+def _examples(found: Int[Tensor, "K F"], parts: list[tuple[Tensor, Tensor]]) -> Examples:
+    K, F = found.shape
+    where = torch.cat([part[0] for part in parts]).numpy()
+    acts = torch.cat([part[1] for part in parts]).double().numpy()
+    slot = where[:, 0] * K + where[:, 1]
+    order = np.lexsort((where[:, 2], slot))
+    sizes = np.bincount(slot, minlength=F * K)
+    return Examples(
+        contexts=np.ascontiguousarray(found.T.numpy()),
+        offsets=np.concatenate([[0], np.cumsum(sizes)]),
+        positions=where[order, 2],
+        acts=acts[order],
+    )

@@ -1,0 +1,201 @@
+"""What a plan would take, before anything heavy: tokens, disk, and time from a few seconds' measurement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from scansion.activations import HarvestPlan, PositionedBatch
+from scansion.corpus import Contexts
+from scansion.device import resolve_device
+from scansion.evals.probing_sets import expand_probing_sets
+from scansion.files import human_bytes
+from scansion.lm import HookPoint, activations_at, logits
+from scansion.sae import build_sae
+from scansion.study.checks import check_plan
+from scansion.study.plan import Arm, StudyPlan
+from scansion.study.record import seed_folder, source_of
+from scansion.study.sources import Source, harvest_plans
+from scansion.training.learner import Learner
+
+MEASURED_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class ArmEstimate:
+    """One arm: seeds still to be trained, bytes of one trained SAE and its checkpoints, and seconds of one seed."""
+
+    arm: Arm
+    missing: int
+    n_bytes: int
+    train_seconds: float
+    evaluation_seconds: float
+
+
+@dataclass(frozen=True)
+class StudyEstimate:
+    """A whole plan.
+
+    Attributes:
+        train, held_out: the two harvests.
+        harvested: whether each is on disk already.
+        harvest_seconds: of what is missing.
+        arms: in the plan's order.
+        probing_seconds: to run the LM over the probing texts, once for all SAEs.
+    """
+
+    train: HarvestPlan
+    held_out: HarvestPlan
+    harvested: tuple[bool, bool]
+    harvest_seconds: float
+    arms: list[ArmEstimate]
+    probing_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """All that is left to do, but for the fitting of probes and drawing of figures."""
+        arms = sum(one.missing * (one.train_seconds + one.evaluation_seconds) for one in self.arms)
+        return self.harvest_seconds + arms + self.probing_seconds
+
+    @property
+    def n_bytes(self) -> int:
+        """Disk still to be used."""
+        stores = sum(
+            plan.n_bytes for plan, there in zip((self.train, self.held_out), self.harvested, strict=True) if not there
+        )
+        return stores + sum(one.missing * one.n_bytes for one in self.arms)
+
+    def lines(self) -> list[str]:
+        """What a user wants to know besides the table of arms."""
+        lines: list[str] = []
+        for plan, there in zip((self.train, self.held_out), self.harvested, strict=True):
+            what = f"{plan.contexts.n_tokens:,} tokens, {human_bytes(plan.n_bytes)}, in {plan.folder}"
+            lines.append(f"{plan.identity.split.replace('_', ' ')}: {what}{' (there already)' if there else ''}")
+        lines.append(
+            f"estimated: harvest {_clock(self.harvest_seconds)}, "
+            f"training {_clock(sum(one.missing * one.train_seconds for one in self.arms))}, "
+            f"LM over probing texts {_clock(self.probing_seconds)}, "
+            f"other evaluation {_clock(sum(one.missing * one.evaluation_seconds for one in self.arms))}; "
+            f"in all {_clock(self.seconds)} and {human_bytes(self.n_bytes)} of disk"
+        )
+        lines.append(
+            "Estimates are from a few steps on this machine as busy as it is now; fitting probes is not counted."
+        )
+        return lines
+
+
+def estimate(plan: StudyPlan, folders: Mapping[int, Path]) -> StudyEstimate:
+    """Check the plan and measure for about five seconds, and longer only where one step takes longer.
+
+    Args:
+        plan: the study.
+        folders: entry number -> the run's folder; what is finished there is not counted.
+
+    Raises:
+        ScansionError: the first thing in the plan that does not fit.
+    """
+    facts = check_plan(plan, folders)
+    source = source_of(plan)
+    train, held_out = harvest_plans(source)
+    harvested = (train.finished_store() is not None, held_out.finished_store() is not None)
+    for harvest, there in zip((train, held_out), harvested, strict=True):
+        if not there:
+            harvest.check()
+    arms = [arm for arm in plan.arms() if arm.run in folders]
+    budget = MEASURED_SECONDS / (len(arms) + 2)
+    hooked, whole = _lm_rates(source, train.contexts[: plan.harvest.lm_batch_size], budget)
+    missing = sum(
+        harvest.contexts.n_tokens for harvest, there in zip((train, held_out), harvested, strict=True) if not there
+    )
+    positions = plan.corpus.context_length - (0 if plan.training.use_position_0 else 1)
+    return StudyEstimate(
+        train=train,
+        held_out=held_out,
+        harvested=harvested,
+        harvest_seconds=missing / hooked,
+        arms=[_arm(plan, arm, folders[arm.run], facts.d_model, positions, held_out, whole, budget) for arm in arms],
+        probing_seconds=_probing_tokens(plan) / hooked,
+    )
+
+
+def _arm(
+    plan: StudyPlan,
+    arm: Arm,
+    folder: Path,
+    d_in: int,
+    positions: int,
+    held_out: HarvestPlan,
+    lm_rate: float,
+    budget: float,
+) -> ArmEstimate:
+    config = arm.training
+    generator = torch.Generator().manual_seed(0)
+    sae = build_sae(arm.sae, d_in, plan.corpus.context_length, generator).to(resolve_device(config.device))
+    per_position = max(1, round(config.batch_tokens / positions))
+    first = plan.corpus.context_length - positions
+    x = torch.randn(positions, per_position, d_in, generator=generator) / d_in**0.5
+    batch = PositionedBatch(x, torch.arange(first, first + positions)).to(resolve_device(config.device))
+    steps = config.n_steps(positions * per_position)
+    learner = Learner(sae, config, max(1, steps))
+    step_seconds = _seconds(lambda: learner.advance(batch), budget * 0.8)
+    sae.eval()
+    with torch.no_grad():
+        encode_seconds = _seconds(lambda: sae(batch.x, batch.positions[:, None]), budget * 0.2)
+    per_token = encode_seconds / (positions * per_position)
+    core = min(plan.core.n_contexts or len(held_out.contexts), len(held_out.contexts)) * plan.corpus.context_length
+    read = core
+    lm_tokens = plan.core.loss_contexts * plan.corpus.context_length
+    if plan.position is not None:
+        contexts = min(plan.position.n_contexts or len(held_out.contexts), len(held_out.contexts))
+        states = 2 if arm.sae.mask.family == "none" else 3 + plan.position.mask_draws
+        read += contexts * plan.corpus.context_length * states
+    finished = sum((seed_folder(folder, arm, seed) / "evals" / "core.json").exists() for seed in arm.seeds)
+    n_parameters = sum(p.numel() for p in sae.parameters())
+    return ArmEstimate(
+        arm=arm,
+        missing=len(arm.seeds) - finished,
+        n_bytes=n_parameters * 4 * 7,  # the SAE, and two checkpoints of weights with Adam's two moments
+        train_seconds=steps * step_seconds,
+        evaluation_seconds=read * per_token + lm_tokens / lm_rate,
+    )
+
+
+def _lm_rates(source: Source, contexts: Contexts, budget: float) -> tuple[float, float]:
+    """Tokens a second of the LM up to the hook point, and of the whole LM."""
+    hook_point = HookPoint.parse(source.hook_point)
+    few = contexts[:2]
+    to_hook = _seconds(lambda: activations_at(source.lm, hook_point, contexts), budget)
+    whole = _seconds(lambda: logits(source.lm, few, hook_point), budget)
+    return contexts.n_tokens / to_hook, few.n_tokens / whole
+
+
+def _probing_tokens(plan: StudyPlan) -> int:
+    """Upper limit of the tokens of all probing texts; a group of data sets counts as one for each of its members."""
+    if plan.sparse_probing is None:
+        return 0
+    config = plan.sparse_probing
+    sets = expand_probing_sets(config.datasets, config.hub)
+    return len(sets) * (config.train_size + config.test_size) * config.context_length
+
+
+def _seconds(work: Callable[[], object], budget: float) -> float:
+    """Shortest time of one call, the first one left out; at least two calls, and more while the budget lasts."""
+    work()
+    began = time.perf_counter()
+    best = float("inf")
+    while best == float("inf") or time.perf_counter() - began < budget:
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,25 @@
+"""Why one arm at one seed has no result: a file in its folder, so that failures stay in the record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scansion.files import read_json, write_json
+
+_FAILURE = "failure.json"
+
+
+def record_failure(folder: Path, error: str) -> None:
+    """Say in ``folder`` that this trial failed, and why."""
+    write_json(folder / _FAILURE, {"error": error})
+
+
+def read_failure(folder: Path) -> str | None:
+    """Why the trial in ``folder`` failed; None if it has not."""
+    path = folder / _FAILURE
+    return str(read_json(path)["error"]) if path.is_file() else None
+
+
+def clear_failure(folder: Path) -> None:
+    """Forget the failure, so that the trial is run again."""
+    (folder / _FAILURE).unlink(missing_ok=True)

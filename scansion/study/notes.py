@@ -1,0 +1,159 @@
+"""``notes.txt``: after each run an entry on what was run, what it showed, and what may and may not be concluded.
+
+Every number in an entry is read from ``final_info.json`` at the moment of writing. Entries are only ever added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scansion.evals.result import Estimate
+from scansion.files import atomic_file, fingerprint, flatten
+from scansion.study.comparison import SPARSITY_NOTE, Comparison, Difference, compare, figures_of
+from scansion.study.comparison_table import difference_text, figure_text
+from scansion.study.final_info import ArmInfo
+from scansion.study.metrics import HEADLINE, metric
+from scansion.study.plan import StudyPlan
+from scansion.study.record import ArmRecord, open_run, read_registration
+
+NOTES = "notes.txt"
+
+
+def append_notes(folder: Path) -> None:
+    """Add an entry on the run in ``folder`` to ``notes.txt`` beside it, unless one on the same figures is there.
+
+    A run that is not finished gets no entry. The comparison is with the plan's first run, if it lies beside this one.
+    """
+    records = open_run(folder)
+    if any(record.info.status == "unfinished" for record in records):
+        return
+    plan = read_registration(folder).plan
+    baseline = _baseline(plan, folder.parent)
+    entry = "\n".join(_entry(records, baseline, plan))
+    name = fingerprint([entry, [record.info.model_dump(mode="json") for record in records]])[:12]
+    path = folder.parent / NOTES
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if f"[{name}]" in before:
+        return
+    heading = f"{folder.name} [{name}]"
+    with atomic_file(path) as temporary:
+        temporary.write_text("\n".join([*([before] if before else []), heading, entry, ""]), encoding="utf-8")
+
+
+def _baseline(plan: StudyPlan, parent: Path) -> ArmRecord | None:
+    """The first arm of the plan's first run, if that run is beside the others."""
+    first = parent / "run_0"
+    if not (first / "plan.json").is_file():
+        return None
+    records = open_run(first)
+    return records[0] if records and read_registration(first).plan.name == plan.name else None
+
+
+def _entry(records: Sequence[ArmRecord], baseline: ArmRecord | None, plan: StudyPlan) -> Iterator[str]:
+    first = records[0]
+    where = first.info.provenance
+    yield f"  study: {plan.name} (plan {where.get('plan', '?')[:12]}); figures: {first.folder.name}/final_info.json"
+    if first.arm.changes:
+        yield f"  what changes: {first.arm.changes}"
+    if "model" in where:
+        yield (
+            f"  data: {where['model']}, {where['hook_point']}, contexts of {where['context_length']}, "
+            f"{where['tokens']:,} training tokens"
+        )
+    for record in records:
+        yield f"  {record.name}: {record.info.status}, {_seeds(record.info)}"
+        if baseline is not None and record.name != baseline.name:
+            yield f"    differs from {baseline.name} in: {_changed(baseline, record)}"
+        yield from (f"    {line}" for line in _figures(record.info))
+        yield from (f"    {line}" for line in conclusions(record, baseline, plan))
+
+
+def _seeds(info: ArmInfo) -> str:
+    return f"{len(info.seeds)} seed{'' if len(info.seeds) == 1 else 's'} ({', '.join(map(str, info.seeds)) or 'none'})"
+
+
+def _changed(baseline: ArmRecord, record: ArmRecord) -> str:
+    before, after = flatten(baseline.arm.settings()), flatten(record.arm.settings())
+    names = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
+    return "; ".join(f"{name}: {before.get(name, '-')} -> {after.get(name, '-')}" for name in names) or "nothing"
+
+
+def _figures(info: ArmInfo) -> Iterator[str]:
+    figures = figures_of(info)
+    shown = [f"{metric(n).label} {figure_text(figures[n], metric(n))}" for n in HEADLINE if _known(figures.get(n))]
+    if shown:
+        yield f"figures: {', '.join(shown)}"
+    if (seconds := info.costs.get("train_seconds")) is not None:
+        yield f"cost: {seconds:.0f} s of training steps a seed, {info.costs['step_ms'] or 0:.1f} ms a step"
+
+
+def _known(estimate: Estimate | None) -> bool:
+    return estimate is not None and estimate.value is not None
+
+
+def conclusions(record: ArmRecord, baseline: ArmRecord | None, plan: StudyPlan) -> Iterator[str]:
+    """What can and cannot be concluded about one arm, in sentences."""
+    info = record.info
+    if info.status != "ok":
+        yield f"no conclusion: {info.status}: {'; '.join(info.reasons)}"
+        return
+    if baseline is None:
+        yield "no comparison: the plan's first run is not beside this one"
+        return
+    if record.name == baseline.name:
+        yield "this is the baseline that other runs are compared with"
+        return
+    found = compare({baseline.name: baseline.info, record.name: info}, baseline.name)
+    if found.baseline != baseline.name or record.name in found.set_apart:
+        why = found.set_apart.get(record.name) or found.set_apart.get(baseline.name, "")
+        yield f"no comparison with {baseline.name}: {why}"
+        return
+    yield from _verdicts(found, record.name, plan)
+
+
+def _verdicts(found: Comparison, name: str, plan: StudyPlan) -> Iterator[str]:
+    arm = next(one for one in found.arms if one.name == name)
+    wanted = dict.fromkeys((plan.primary_metric, *HEADLINE))
+    for figure in wanted:
+        if (difference := arm.differences.get(figure)) is None:
+            continue
+        smallest = plan.minimum_effect if figure == plan.primary_metric else None
+        primary = " (primary)" if figure == plan.primary_metric else ""
+        yield f"{metric(figure).label}{primary}: {verdict(difference, figure, smallest)}"
+    if plan.primary_metric not in arm.differences:
+        yield f"the primary metric {plan.primary_metric} was not measured"
+    if arm.caveats:
+        yield f"mind: {'; '.join(arm.caveats)}. {SPARSITY_NOTE}"
+    yield "these sentences take each figure by itself; `scansion compare` corrects for the number of runs"
+
+
+def verdict(difference: Difference, figure: str, minimum_effect: float | None = None) -> str:
+    """One difference in words: told from zero or not, how large, and how large one could have been found."""
+    how, n = metric(figure), len(difference.seeds)
+    shown = difference_text(difference.model_copy(update={"p_holm": None}), how)
+    low, high = difference.estimate.low, difference.estimate.high
+    if low is None or high is None:
+        return f"{shown} at one seed, which says nothing of the variation between seeds"
+    if low == high == 0:
+        return f"the baseline's at every seed (n={n})"
+    if difference.estimate.excludes_zero:
+        up = low > 0
+        good = {None: "", "higher": ", better" if up else ", worse", "lower": ", worse" if up else ", better"}[
+            how.better
+        ]
+        text = f"{'higher' if up else 'lower'} than the baseline's by {shown}{good} (n={n})"
+    else:
+        text = f"no difference detectable at n={n}: {shown}"
+        if difference.detectable is not None:
+            text += (
+                f"; one of {difference.detectable * how.scale:.{how.digits}f} would have been found in 4 of 5 studies"
+            )
+    if minimum_effect is not None:
+        if max(abs(low), abs(high)) < minimum_effect:
+            text += f"; smaller than the {minimum_effect * how.scale:g} that the plan calls relevant"
+        elif min(abs(low), abs(high)) >= minimum_effect and difference.estimate.excludes_zero:
+            text += f"; at least the {minimum_effect * how.scale:g} that the plan calls relevant"
+        else:
+            text += f"; whether it reaches the {minimum_effect * how.scale:g} that the plan calls relevant is open"
+    return text

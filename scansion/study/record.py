@@ -1,0 +1,243 @@
+"""What a study has on disk: run folders, each with the plan it was begun under and what came of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from scansion.activations import ActivationStore
+from scansion.cards import card
+from scansion.errors import ConfigError
+from scansion.evals.bundle import Evaluations
+from scansion.evals.core import CoreResult
+from scansion.evals.position import PositionResult
+from scansion.evals.probing_result import SparseProbingResult
+from scansion.evals.result import Estimate
+from scansion.files import read_json, write_json
+from scansion.study.comparison import figures_of
+from scansion.study.comparison_table import figure_text
+from scansion.study.final_info import ArmInfo, read_final_info
+from scansion.study.metrics import HEADLINE, metric
+from scansion.study.plan import Arm, StudyPlan
+from scansion.study.sources import Source, prepare, stores_dir
+
+Part = TypeVar("Part", bound=BaseModel)
+_PLAN = "plan.json"
+
+
+class _Earlier(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    digest: str
+    registered_at: str
+
+
+class Registration(BaseModel):
+    """The plan a run belongs to, written into its folder before any run of the study starts.
+
+    Attributes:
+        digest: of the plan.
+        run: number of the run's entry.
+        registered_at: when, in UTC.
+        earlier: plans the run was registered under before, if the plan was changed.
+        plan: all that the plan says.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    digest: str
+    run: int
+    registered_at: str
+    earlier: list[_Earlier] = Field(default_factory=list[_Earlier])
+    plan: StudyPlan
+
+
+@dataclass(frozen=True)
+class ArmRecord:
+    """One arm of a run: what the plan says of it, and what is known.
+
+    Attributes:
+        arm: settings.
+        folder: the run's.
+        info: figures, status, provenance and costs.
+    """
+
+    arm: Arm
+    folder: Path
+    info: ArmInfo
+
+    @property
+    def name(self) -> str:
+        """Name in tables."""
+        return self.arm.name
+
+    @property
+    def run(self) -> int:
+        """Number of the run."""
+        return self.arm.run
+
+    @property
+    def seed_folders(self) -> dict[int, Path]:
+        """Seed -> folder of its training run and evaluations, of the seeds that are finished."""
+        return {seed: seed_folder(self.folder, self.arm, seed) for seed in self.info.seeds}
+
+    def evaluations(self) -> dict[int, Evaluations]:
+        """Seed -> its results, read from disk."""
+        return {seed: read_evaluations(folder) for seed, folder in self.seed_folders.items()}
+
+    def _repr_html_(self) -> str:
+        """A card for notebooks."""
+        shown = {metric(name).label: figure_text(one, metric(name)) for name, one in _headline(self).items()}
+        facts = {
+            "folder": str(self.folder),
+            "status": "; ".join([self.info.status, *self.info.reasons]),
+            "seeds": ", ".join(map(str, self.info.seeds)),
+            "changes": self.arm.changes,
+        }
+        return card(f"run {self.run}: {self.name}", facts | shown)
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study's folder."""
+
+    folder: Path
+    plan: StudyPlan
+    arms: list[ArmRecord]
+
+    @classmethod
+    def open(cls, folder: Path) -> StudyRecord:
+        """Read ``folder/run_*``.
+
+        Raises:
+            ConfigError: there is no run, or one that is damaged.
+        """
+        numbered = [(int(m[1]), path) for path in folder.glob("run_*") if (m := re.fullmatch(r"run_(\d+)", path.name))]
+        runs = [path for _, path in sorted(numbered) if (path / _PLAN).is_file()]
+        if not runs:
+            raise ConfigError(
+                f"{folder} holds no study: there is no run_N with a {_PLAN}; `scansion study run` makes one"
+            )
+        newest = max((read_registration(run) for run in runs), key=lambda one: one.registered_at)
+        return cls(folder, newest.plan, [arm for run in runs for arm in open_run(run)])
+
+    def _repr_html_(self) -> str:
+        """A card for notebooks: every arm with the figures of a headline."""
+        found = [(arm, _headline(arm)) for arm in self.arms]
+        names = [name for name in HEADLINE if any(name in figures for _, figures in found)]
+        rows = [
+            [arm.name, arm.info.status, *(figure_text(figures.get(name), metric(name)) for name in names)]
+            for arm, figures in found
+        ]
+        facts = {"folder": str(self.folder), "plan": self.plan.digest[:12], "asked": self.plan.hypothesis}
+        return card(self.plan.name, facts, [["run", "status", *(metric(name).label for name in names)], *rows])
+
+    def held_out(self) -> ActivationStore:
+        """The activations the runs were measured on; harvested again if they are gone."""
+        for arm in self.arms:
+            for result in arm.evaluations().values():
+                key = str(result.core.data["store"])
+                for folder in stores_dir().glob(f"*-held_out-{key[:12]}"):
+                    store = ActivationStore(folder)
+                    if store.manifest.key == key:
+                        return store
+        return prepare(source_of(self.plan)).held_out
+
+
+def _headline(arm: ArmRecord) -> dict[str, Estimate]:
+    found = figures_of(arm.info)
+    return {name: found[name] for name in HEADLINE if name in found and found[name].value is not None}
+
+
+def source_of(plan: StudyPlan) -> Source:
+    """Where a plan's activations come from."""
+    return Source(
+        model=plan.model,
+        hook_point=plan.hook_point,
+        corpus=plan.corpus,
+        harvest=plan.harvest,
+        revision=plan.revision,
+        lm_dtype=plan.lm_dtype,
+        device=plan.device,
+    )
+
+
+def seed_folder(run: Path, arm: Arm, seed: int) -> Path:
+    """Where one arm of a run is trained and measured at one seed."""
+    return run / arm.subfolder / f"seed_{seed}"
+
+
+def register(plan: StudyPlan, run: int, folder: Path) -> None:
+    """Write the plan into a run's folder. An earlier plan's digest is kept beside the new one."""
+    earlier: list[_Earlier] = []
+    if (folder / _PLAN).is_file():
+        there = read_registration(folder)
+        if there.digest == plan.digest and there.run == run:
+            return
+        earlier = [*there.earlier, _Earlier(digest=there.digest, registered_at=there.registered_at)]
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    registration = Registration(digest=plan.digest, run=run, registered_at=now, earlier=earlier, plan=plan)
+    write_json(folder / _PLAN, registration.model_dump(mode="json"))
+
+
+def read_registration(folder: Path) -> Registration:
+    """The plan in a run's folder.
+
+    Raises:
+        ConfigError: there is none, or it is not one of ours.
+    """
+    path = folder / _PLAN
+    if not path.is_file():
+        raise ConfigError(f"{folder} is not a run of a study: it has no {_PLAN}")
+    return _validated(path, Registration)
+
+
+def open_run(folder: Path) -> list[ArmRecord]:
+    """Every arm of one run.
+
+    Raises:
+        ConfigError: the folder is not a run of a study.
+    """
+    registration = read_registration(folder)
+    infos = read_final_info(folder)
+    arms = [arm for arm in registration.plan.arms() if arm.run == registration.run]
+    return [ArmRecord(arm, folder, infos.get(arm.name, ArmInfo())) for arm in arms]
+
+
+def open_runs(folders: Sequence[Path]) -> list[ArmRecord]:
+    """Every arm of some runs, in this order."""
+    return [arm for folder in folders for arm in open_run(folder)]
+
+
+def read_evaluations(folder: Path) -> Evaluations:
+    """The results in a trained run's ``evals``.
+
+    Raises:
+        ConfigError: core figures are missing, or a file is not one of ours.
+    """
+    evals = folder / "evals"
+    core = _part(evals / "core.json", CoreResult)
+    if core is None:
+        raise ConfigError(f"{folder} has not been evaluated: there is no {evals / 'core.json'}")
+    return Evaluations(
+        core, _part(evals / "sparse_probing.json", SparseProbingResult), _part(evals / "position.json", PositionResult)
+    )
+
+
+def _part(path: Path, kind: type[Part]) -> Part | None:
+    return _validated(path, kind) if path.is_file() else None
+
+
+def _validated(path: Path, kind: type[Part]) -> Part:
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path} was written by another version ({where}: {first['msg']}); evaluate again") from error

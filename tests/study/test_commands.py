@@ -1,0 +1,69 @@
+"""``scansion study run | study plan | compare`` as a user calls them, on a tiny plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+
+@pytest.fixture
+def plan(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("scansion.cli.studies.bundled.fetch", lambda: {})
+    path = tmp_path / "plan.yaml"
+    quick = {**settings, "sparse_probing": None, "position": None, "core": {"loss_contexts": 0}}
+    path.write_text(yaml.safe_dump({**quick, "hypothesis": "masks help", "minimum_effect": 0.5}))
+    return path
+
+
+def test_a_study_is_planned_run_and_compared(run, plan: Path, tmp_path: Path) -> None:
+    out_dir = tmp_path / "out"
+    status, out, err = run("study", "plan", plan, "--only", "0,1", "--seeds", 2, "--out", out_dir)
+    assert status == 0, err
+    assert "asked: masks help" in out and "2 of 2" in out and "in all" in out and "untrained" not in out
+    status, out, err = run("study", "run", plan, "--only", "0,1", "--seeds", 2, "--out", out_dir)
+    assert status == 0, err
+    assert "Less those of plain" in out and (out_dir / "comparison.md").exists()
+    assert sorted(path.name for path in (out_dir / "run_1").glob("seed_*")) == ["seed_0", "seed_1"]
+    assert not (out_dir / "run_2").exists()
+    assert "<title>" in (out_dir / "report/index.html").read_text()
+    status, out, err = run("study", "run", plan, "--seeds", 2, "--no-report", "--out", out_dir)
+    assert status == 0, err
+    assert (
+        "report:" not in out and "already trained" in err and "untrained: degenerate: no training step was taken" in out
+    )
+    status, out, err = run("compare", *(out_dir / f"run_{i}" for i in range(3)), "--baseline", "masked", "--every")
+    assert status == 0, err
+    assert "Less those of masked" in out and "normalised MSE" in out
+
+
+def test_the_same_name_twice_is_told_apart(run, plan: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert run("study", "run", plan, "--only", "0", "--no-report", "--out", tmp_path / name)[0] == 0
+    status, out, _ = run("compare", tmp_path / "a/run_0", tmp_path / "b/run_0")
+    assert status == 0 and f"plain ({tmp_path / 'b/run_0'})" in out.replace("\n", "")
+    assert "One seed a run" in out and "95% t-intervals" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "0,x"], "--only takes numbers of runs separated by commas"),
+        (["--only", "0,3"], "has no run 3; it has 0 to 2"),
+    ],
+)
+def test_mistakes_are_one_line(run, plan: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    for command in ("run", "plan"):
+        status, _, err = run("study", command, plan, *arguments, "--out", tmp_path / "out")
+        assert status == 2 and message in err and len(err.strip().splitlines()) == 1, err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(run, tmp_path: Path) -> None:
+    status, _, err = run("compare", tmp_path)
+    assert status == 2 and "is not a run of a study: it has no final_info.json" in err
+    (tmp_path / "final_info.json").write_text('{"a": {"means": 3}}')
+    status, _, err = run("compare", tmp_path)
+    assert status == 2 and "does not say what a run says (a.means" in err

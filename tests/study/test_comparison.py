@@ -1,0 +1,185 @@
+"""Comparisons: intervals and p-values of known cases, corrections, fronts, and who may not be compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scansion.errors import ConfigError
+from scansion.study import ArmInfo, compare
+from scansion.study.comparison import SPARSITY_NOTE, Comparison, Difference, holm
+from scansion.study.comparison_table import lines_below, terminal_tables, write_comparison
+from scansion.study.notes import verdict
+
+SAME = {
+    "model": "m", "model_revision": "r", "hook_point": "h", "contexts": "c", "context_length": 8, "use_position_0": False,
+    "tokens": 100, "evaluated_on": {"core": "e"}, "plan": "p", "sae": {"d_sae": 64},
+}  # fmt: skip
+
+
+def info(seeds: dict[int, float], *, l0: float = 32.0, seconds: float = 1.0, **changes: Any) -> ArmInfo:
+    """An arm with these FVEs by seed."""
+    values: dict[str, list[float | None]] = {"fve": list(seeds.values()), "l0": [l0] * len(seeds)}
+    return ArmInfo(
+        means={"fve": sum(seeds.values()) / len(seeds), "l0": l0}, stderrs={}, values=values, seeds=list(seeds),
+        status="ok", provenance={**SAME, **changes}, costs={"train_seconds": seconds},
+    )  # fmt: skip
+
+
+BASE = info({0: 0.80, 1: 0.82, 2: 0.84})
+
+
+def difference(comparison: Comparison, arm: str, figure: str = "fve") -> Difference:
+    return next(one for one in comparison.arms if one.name == arm).differences[figure]
+
+
+def test_differences_are_paired_by_seed() -> None:
+    # Far apart between seeds, close together within them: only pairing can tell them apart.
+    found = difference(compare({"base": BASE, "other": info({2: 0.83, 0: 0.79, 1: 0.80})}), "other")
+    # -0.01, -0.02, -0.01: mean -4/300, standard deviation 0.01/sqrt(3), so t = -4 with 2 degrees of freedom.
+    assert found.estimate.value == pytest.approx(-4 / 300)
+    assert found.estimate.high - found.estimate.value == pytest.approx(4.30265 * 0.01 / 3, rel=1e-4)
+    assert found.p == pytest.approx(0.0571910, rel=1e-4)  # Student's t, 2 degrees of freedom, |t| > 4
+    assert found.seeds == [2, 0, 1] and not found.significant
+
+
+def test_only_shared_seeds_are_paired() -> None:
+    found = difference(compare({"base": BASE, "other": info({1: 0.80, 9: 0.1})}), "other")
+    assert found.seeds == [1] and found.estimate.value == pytest.approx(-0.02)
+    assert (found.estimate.low, found.p, found.p_holm, found.detectable) == (None, None, None, None)
+    strangers = compare({"base": BASE, "other": info({7: 0.8})})
+    assert strangers.arms[1].differences == {}
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+def test_correction_is_over_the_arms_of_each_figure() -> None:
+    arms = {"base": BASE, **{f"arm {i}": info({0: 0.7, 1: 0.72 + i / 1000, 2: 0.74}) for i in range(1, 5)}}
+    comparison = compare(arms)
+    raw = [difference(comparison, name).p for name in list(arms)[1:]]
+    assert [difference(comparison, name).p_holm for name in list(arms)[1:]] == pytest.approx(holm(raw))
+    assert difference(comparison, "arm 1", "l0").p is None, "no spread, no test"
+
+
+def test_fronts_keep_what_nothing_beats() -> None:
+    arms = {
+        "base": info({0: 0.8, 1: 0.8}, l0=32, seconds=3),
+        "sparser": info({0: 0.7, 1: 0.7}, l0=16, seconds=3),
+        "worse": info({0: 0.6, 1: 0.6}, l0=20, seconds=4),
+        "equal": info({0: 0.8, 1: 0.8}, l0=32, seconds=9),
+    }
+    fronts = {(front.x, front.y): front.arms for front in compare(arms).fronts}
+    assert fronts["l0", "fve"] == ["base", "sparser", "equal"]
+    assert fronts["train_seconds", "fve"] == ["base"]
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "why"),
+    [
+        ("model", "other", "model is 'other', not 'm'"),
+        ("hook_point", "layers.19", "hook_point is 'layers.19', not 'h'"),
+        ("contexts", "other", "contexts is 'other', not 'c'"),
+        ("tokens", 7, "tokens is 7, not 100"),
+        ("evaluated_on", {"core": "other"}, "core was measured on other data or with other settings"),
+        ("evaluated_on", {"core": "e", "position": "x"}, "position was measured on other data or with other settings"),
+    ],
+)
+def test_other_questions_are_not_compared(change: str, value: object, why: str) -> None:
+    comparison = compare({"base": BASE, "other": info({0: 0.8}, **{change: value})})
+    assert [arm.name for arm in comparison.arms] == ["base"]
+    assert comparison.set_apart == {"other": f"not comparable with base: {why}"}
+    assert f"other: not comparable with base: {why}" in lines_below(comparison)
+
+
+@pytest.mark.parametrize("status", ["degenerate", "failed", "unfinished"])
+def test_runs_without_a_result_are_listed_apart(status: Any) -> None:
+    bad = ArmInfo(status=status, reasons=["all features are dead"])
+    comparison = compare({"bad": bad, "base": BASE, "other": info({0: 0.7, 1: 0.7, 2: 0.7})})
+    assert comparison.baseline == "base" and comparison.set_apart == {"bad": f"{status}: all features are dead"}
+    assert "other" in [arm.name for arm in comparison.arms]
+    stood_in = compare({"bad": bad, "base": BASE}, "bad")
+    assert (
+        stood_in.baseline == "base" and f"The baseline bad is {status}; compared with base instead." in stood_in.notes
+    )
+
+
+def test_a_difference_in_sparsity_is_pointed_out() -> None:
+    comparison = compare({"base": BASE, "dense": info({0: 0.9, 1: 0.9}, l0=60.0), "near": info({0: 0.8}, l0=33.0)})
+    assert comparison.arms[1].caveats == ["L0 is 60.0, the baseline's 32.0"]
+    assert "dense: L0 is 60.0, the baseline's 32.0" in lines_below(comparison) and SPARSITY_NOTE in comparison.notes
+    assert comparison.arms[2].caveats == []
+    means = {"l0": 32.0, "position_l0_lifted": 60.0}
+    lifted = BASE.model_copy(update={"means": {**BASE.means, "position_l0_lifted": 30.0}})
+    comparison = compare({"base": lifted, "loose": BASE.model_copy(update={"means": {**BASE.means, **means}})})
+    assert comparison.arms[1].caveats == ["L0 with its mask lifted is 60.0, the baseline's 30.0"]
+
+
+def test_nothing_to_compare_is_an_error_and_no_sound_run_is_a_line() -> None:
+    with pytest.raises(ConfigError, match="there is no run to compare"):
+        compare({})
+    with pytest.raises(ConfigError, match="there is no run called 'nobody'; there are 'base'"):
+        compare({"base": BASE}, "nobody")
+    nothing = compare({"bad": ArmInfo(reasons=["not begun"])})
+    assert nothing.baseline is None and terminal_tables(nothing) == []
+    assert lines_below(nothing)[0] == "No run can be compared."
+
+
+def test_tables_hold_every_figure_and_names_do_no_harm(tmp_path: Path) -> None:
+    infos = {
+        "base": BASE,
+        "a | b\n[red]": info({0: 0.7, 1: 0.7, 2: 0.71}),
+        "bad": ArmInfo(status="failed", reasons=["x"]),
+    }
+    comparison = compare(infos)
+    markdown, data = write_comparison(comparison, infos, tmp_path)
+    text = markdown.read_text()
+    assert "| base | 64 | 0.820 [0.770, 0.870] | 32.0 [32.0, 32.0] |" in text
+    assert "a \\| b [red]" in text and "bad: failed: x" in text
+    written = json.loads(data.read_text())
+    assert written["runs"]["base"]["values"]["fve"] == BASE.values["fve"]
+    assert Comparison.model_validate({k: v for k, v in written.items() if k != "runs"}) == comparison
+
+
+def made(value: float, low: float | None, high: float | None) -> Difference:
+    estimate = {"value": value, "low": low, "high": high}
+    return Difference.model_validate(
+        {"estimate": estimate, "p": None, "p_holm": None, "detectable": 0.02, "seeds": [0, 1, 2]}
+    )
+
+
+def test_verdicts_say_no_more_than_the_interval() -> None:
+    assert (
+        verdict(made(-0.1, -0.2, -0.05), "fve") == "lower than the baseline's by -0.100 [-0.200, -0.050], worse (n=3)"
+    )
+    assert "higher" in verdict(made(0.1, 0.05, 0.2), "dead_share") and "worse" in verdict(
+        made(0.1, 0.05, 0.2), "dead_share"
+    )
+    assert verdict(made(0.1, 0.05, 0.2), "l0").endswith("+0.1 [+0.1, +0.2] (n=3)"), "neither way is better"
+    assert verdict(made(0.0, 0.0, 0.0), "fve") == "the baseline's at every seed (n=3)"
+    unclear = verdict(made(0.01, -0.03, 0.05), "fve")
+    assert (
+        unclear.startswith("no difference detectable at n=3: +0.010")
+        and "one of 0.020 would have been found" in unclear
+    )
+    assert "says nothing of the variation between seeds" in verdict(made(0.1, None, None), "fve")
+
+
+@pytest.mark.parametrize(
+    ("interval", "says"),
+    [
+        ((0.001, -0.004, 0.006), "smaller than the 0.01 that the plan calls relevant"),
+        ((0.001, 0.0005, 0.0015), "smaller than the 0.01"),
+        ((0.03, 0.02, 0.04), "at least the 0.01"),
+        ((0.02, 0.005, 0.035), "whether it reaches the 0.01 that the plan calls relevant is open"),
+        ((0.0, -0.05, 0.05), "is open"),
+    ],
+)
+def test_verdicts_weigh_the_effect_that_matters(interval: tuple[float, float, float], says: str) -> None:
+    assert says in verdict(made(*interval), "fve", 0.01)
