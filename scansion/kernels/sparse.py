@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
-# torch announces its sparse matrices as new each time that a process first makes one.
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+from scansion.kernels.rows import dots_at_entries, sum_of_rows
 
 
 @dataclass(frozen=True)
@@ -83,10 +80,6 @@ def decode_entries(entries: Entries, W_dec: Float[Tensor, "d_sae d_in"]) -> Floa
     return _Decode.apply(entries.values, W_dec, entries)
 
 
-def _sum_of_rows(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    return embedding_bag(rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
-
-
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -108,7 +101,7 @@ class _Encode(torch.autograd.Function):
         entries: Entries = ctx.entries
         to_values = gradients[0] * (entries.values > 0)
         order, tokens, offsets = entries.by_feature
-        to_W_enc = _sum_of_rows(tokens, x, offsets, to_values[order]).T
+        to_W_enc = sum_of_rows(tokens, x, offsets, to_values[order]).T
         cells = entries.features
         if ctx.bias_of_token is not None:
             cells = cells + ctx.bias_of_token[entries.tokens] * entries.d_sae
@@ -122,19 +115,12 @@ class _Decode(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, W_dec: Tensor, entries: Entries) -> Tensor:
         ctx.save_for_backward(values, W_dec)
         ctx.entries = entries
-        return _sum_of_rows(entries.features, W_dec, entries.offsets, values)
+        return sum_of_rows(entries.features, W_dec, entries.offsets, values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         values, W_dec = ctx.saved_tensors
         entries, gradient = ctx.entries, gradients[0].contiguous()
-        pattern = torch.sparse_csr_tensor(
-            entries.offsets,
-            entries.features,
-            torch.zeros_like(values),
-            (len(gradient), entries.d_sae),
-            check_invariants=False,
-        )
-        to_values = torch.sparse.sampled_addmm(pattern, gradient, W_dec.T).values()
+        to_values = dots_at_entries(gradient, W_dec, entries.offsets, entries.tokens, entries.features)
         order, tokens, offsets = entries.by_feature
-        return to_values, _sum_of_rows(tokens, gradient, offsets, values[order]), None
+        return to_values, sum_of_rows(tokens, gradient, offsets, values[order]), None
