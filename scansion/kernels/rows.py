@@ -11,7 +11,7 @@ from functools import cache
 from types import ModuleType
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -70,6 +70,19 @@ def dots_at_entries(
         )
         return torch.sparse.sampled_addmm(pattern, gradient, W_dec.T).values()
     return kernels.dots(gradient, tokens, W_dec, features)
+
+
+def count(places: Int[Tensor, "nnz"], n: int, counted: Bool[Tensor, "nnz"] | None = None) -> Int[Tensor, "n"]:
+    """How often each place, from 0 to n - 1, is named; by the entries ``counted``, or all."""
+    if places.device.type == "cpu":
+        return torch.bincount(places if counted is None else places[counted], minlength=n)
+    return _count_without_waiting(places, n, counted)
+
+
+def _count_without_waiting(places: Tensor, n: int, counted: Tensor | None) -> Tensor:
+    """Sizes come from shapes; bincount, and the choice of some entries, would ask the device for them."""
+    ones = torch.ones_like(places) if counted is None else counted.to(places.dtype)
+    return places.new_zeros(n).index_add_(0, places, ones)
 
 
 def _kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:

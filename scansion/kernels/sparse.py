@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scansion.kernels.rows import dots_at_entries, sum_of_rows
+from scansion.kernels.rows import count, dots_at_entries, sum_of_rows
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Entries:
     def by_feature(self) -> tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Int[Tensor, "d_sae_plus_1"]]:
         """The order that groups entries by feature, their tokens in it, and where each feature's begin and end."""
         order = self.features.argsort(stable=True)
-        ends = torch.bincount(self.features, minlength=self.d_sae).cumsum(0)
+        ends = count(self.features, self.d_sae).cumsum(0)
         return order, self.tokens[order], torch.cat([ends.new_zeros(1), ends])
 
     def with_values(self, values: Float[Tensor, "nnz"]) -> Entries:
@@ -51,8 +51,8 @@ class Entries:
     def fired(self, n_positions: int) -> Int[Tensor, "P d_sae"]:
         """Tokens each feature fires on at each position; tokens are grouped by position, equally many at each."""
         per_position = (len(self.offsets) - 1) // n_positions
-        cell = (self.tokens // per_position * self.d_sae + self.features)[self.values > 0]
-        return torch.bincount(cell, minlength=n_positions * self.d_sae).view(n_positions, self.d_sae)
+        cells = self.tokens // per_position * self.d_sae + self.features
+        return count(cells, n_positions * self.d_sae, self.values > 0).view(n_positions, self.d_sae)
 
 
 def encode_entries(

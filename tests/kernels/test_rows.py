@@ -106,3 +106,11 @@ def test_the_library_does_without_triton_until_it_meets_a_gpu() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("counted", [None, torch.tensor([True, False, True, True])], ids=["all", "some"])
+def test_a_device_counts_as_the_cpu_does(counted: torch.Tensor | None) -> None:
+    places = torch.tensor([3, 0, 3, 1])
+    expected = [1, 1, 0, 2, 0] if counted is None else [0, 1, 0, 2, 0]
+    assert rows.count(places, 5, counted).tolist() == expected
+    assert rows._count_without_waiting(places, 5, counted).tolist() == expected
