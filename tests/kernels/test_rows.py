@@ -11,7 +11,8 @@ import torch
 
 from scansion.kernels import rows
 
-CPU = torch.device("cpu")
+# Without a GPU, the CPU is taken for one, and Triton's kernels are interpreted.
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -23,23 +24,20 @@ def nothing_known() -> Iterator[None]:
 
 
 @pytest.fixture
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device at hand is taken for one that Triton is for."""
     monkeypatch.setattr(rows, "_kernels_for", lambda device, dtype: rows._kernels_on(device))
 
 
 def sums_by_hand() -> tuple[torch.Tensor, torch.Tensor]:
     """The sums of two segments, and what they must be."""
-    found = rows.sum_of_rows(
-        torch.tensor([0, 1, 1]),
-        torch.tensor([[1.0, 2.0], [3.0, 5.0]]),
-        torch.tensor([0, 1, 3]),
-        torch.tensor([2.0, 1.0, -3.0]),
-    )
-    return found, torch.tensor([[2.0, 4.0], [-6.0, -10.0]])
+    table, weights = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.tensor([2.0, 1.0, -3.0])
+    arguments = (torch.tensor([0, 1, 1]), table, torch.tensor([0, 1, 3]), weights)
+    expected = torch.tensor([[2.0, 4.0], [-6.0, -10.0]])
+    return rows.sum_of_rows(*(tensor.to(DEVICE) for tensor in arguments)).cpu(), expected
 
 
-def test_without_triton_torch_does_it_and_it_is_said_once(on_the_cpu: None, monkeypatch, capsys) -> None:
+def test_without_triton_torch_does_it_and_it_is_said_once(here: None, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "scansion.kernels.triton_rows", raising=False)
     monkeypatch.delattr("scansion.kernels.triton_rows", raising=False)
@@ -51,7 +49,7 @@ def test_without_triton_torch_does_it_and_it_is_said_once(on_the_cpu: None, monk
     assert "triton" in said
 
 
-def test_kernels_that_are_wrong_or_do_not_run_are_not_used(on_the_cpu: None, monkeypatch, capsys) -> None:
+def test_kernels_that_are_wrong_or_do_not_run_are_not_used(here: None, monkeypatch, capsys) -> None:
     pytest.importorskip("triton", reason="Triton is built for Linux alone")
     from scansion.kernels import triton_rows
 
@@ -70,12 +68,12 @@ def test_kernels_that_are_wrong_or_do_not_run_are_not_used(on_the_cpu: None, mon
         assert said.count("\n") == 1
 
 
-def test_kernels_that_work_are_used_and_nothing_is_said(on_the_cpu: None, monkeypatch, capsys) -> None:
+def test_kernels_that_work_are_used_and_nothing_is_said(here: None, monkeypatch, capsys) -> None:
     pytest.importorskip("triton", reason="Triton is built for Linux alone")
     from scansion.kernels import triton_rows
 
     monkeypatch.setattr(triton_rows, "PIECE", 16)
-    assert rows._kernels_on(CPU) is triton_rows
+    assert rows._kernels_on(DEVICE) is triton_rows
     torch.testing.assert_close(*sums_by_hand())
     assert capsys.readouterr().err == ""
 
