@@ -58,8 +58,11 @@ def assert_rounded(found: torch.Tensor, exact: torch.Tensor) -> None:
     torch.testing.assert_close(found.double(), exact, rtol=spacing, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("d", [1, 37])
+@pytest.mark.parametrize(
+    ("d", "dtype"),
+    [(37, torch.float32), (37, torch.bfloat16), (1, torch.float32)],
+    ids=["37 float32", "37 bfloat16", "1 float32"],
+)
 @pytest.mark.parametrize("lengths", SEGMENTS.values(), ids=SEGMENTS)
 def test_a_segment_is_the_weighted_sum_of_its_rows(lengths: list[int], d: int, dtype: torch.dtype) -> None:
     counts = torch.tensor(lengths, dtype=torch.int64, device=DEVICE)
