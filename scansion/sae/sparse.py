@@ -82,7 +82,7 @@ def _blocks(sae: SAE, x: Tensor, positions: Tensor) -> list[SparseBlock]:
     rows = rows_of_bands(positions, bands.edges, bands.shared, bands.sizes)
     shared = () if bands.shared == 0 else (slice(0, bands.shared),)
     return [
-        SparseBlock(band.rows, band.features(bands.shared).to(x.device), sae, (*shared, band.block), x[band.rows], None)
+        SparseBlock(band.rows, band.features(bands.shared, x.device), sae, (*shared, band.block), x[band.rows], None)
         for band in rows
         if band.rows.stop > band.rows.start
     ]

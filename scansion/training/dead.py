@@ -34,7 +34,7 @@ class DeadFeatures:
     def observe(self, fired: Int[Tensor, "P d_sae"], allowed: Bool[Tensor, "P d_sae"], per_position: int) -> None:
         """Count one batch of ``per_position`` tokens at each of P positions, in which features fired so many times."""
         self.tokens_since_fired += allowed.sum(dim=0) * per_position
-        self.tokens_since_fired[(fired > 0).any(dim=0)] = 0
+        self.tokens_since_fired.masked_fill_((fired > 0).any(dim=0), 0)
 
 
 @torch.no_grad()

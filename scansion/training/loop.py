@@ -84,10 +84,10 @@ def check_runs(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
 
 def _train_sessions(sessions: list[_Session], store: ActivationStore, config: TrainingConfig) -> None:
     device = resolve_device(config.device)
-    positions = len(store.used_positions(config.use_position_0))
+    n_positions = len(store.used_positions(config.use_position_0))
     stream = ActivationStream(
         store,
-        max(1, round(config.batch_tokens / positions)),
+        max(1, round(config.batch_tokens / n_positions)),
         config.data_seed,
         config.use_position_0,
         with_previous=any(uses_pairs(session.run.sae) for session in sessions),
@@ -101,9 +101,11 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
         say(f"resuming {names} at step {start:,} of {n_steps:,}")
     scale = stream.input_scale
     per_step = stream.tokens_per_batch * len(sessions)
+    # One tensor for all steps: what Python has read from it need not be asked for again.
+    positions = stream.positions.to(device)
     with progress(f"train {len(sessions)} SAEs", n_steps * per_step, "tokens", start * per_step) as advance:
         for step, batch in enumerate(stream.batches(start, n_steps), start):
-            batch = batch.to(device).scaled(scale)
+            batch = batch.to(device, positions).scaled(scale)
             for session in sessions:
                 if session.learner.step == step:  # false while another run catches up after an interruption
                     session.advance(batch)
