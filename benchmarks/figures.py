@@ -33,7 +33,7 @@ def training(result: Result) -> Figure:
     heights = [len(names) + 1.2 for names in shown.values()]
     figure = Figure(figsize=(9, BAR * sum(heights) + 0.9), layout="constrained")
     axes = figure.subplots(len(kinds), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    tokens, sizes = result["settings"]["batch_tokens"], result["settings"]
+    tokens = result["settings"]["batch_tokens"]
     for axis, (kind, names) in zip(axes, shown.items(), strict=True):
         speeds = [tokens / seconds[name] for name in names]
         own = tokens / seconds[f"{OURS}{kind}"]
@@ -45,10 +45,7 @@ def training(result: Result) -> Figure:
     axes[-1].set_xlabel("tokens a second (and times ours without a mask)")
     axes[-1].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes[-1].set_xlim(0, 1.22 * max(tokens / seconds[name] for names in shown.values() for name in names))
-    figure.suptitle(
-        f"A step of training: d_in {sizes['d_in']}, d_sae {sizes['d_sae']}, k {sizes['k']}, {tokens} tokens",
-        fontsize=11,
-    )
+    figure.suptitle(_title(result), fontsize=11)
     return figure
 
 
@@ -60,9 +57,12 @@ def floors(result: Result) -> Figure:
         rate = rates(result, seconds)
         for name in (own for own in seconds if own.startswith(OURS)):
             products, adam = floor_of(result["work"][name], rate)
-            rows.append((name.removeprefix(OURS), 1e3 * products, 1e3 * adam, 1e3 * seconds[name]))
-    rows.sort(key=lambda row: (kind_of(row[0]), row[3]))
-    figure = Figure(figsize=(9, BAR * len(rows) + 1.3), layout="constrained")
+            kind = kind_of(name)
+            label = name.removeprefix(OURS).replace(kind, KINDS[kind])
+            rows.append((label, 1e3 * products, 1e3 * adam, 1e3 * seconds[name]))
+    rows.sort(key=lambda row: (row[0].split(",")[0], row[3]))
+    figure = Figure(figsize=(9, BAR * len(rows) + 1.6), layout="constrained")
+    figure.suptitle(_title(result), fontsize=11)
     axis = figure.subplots()
     _bars(axis, [row[0] for row in rows], [row[3] for row in rows], ["#d9d9d9"] * len(rows))
     places = range(len(rows))
@@ -131,6 +131,11 @@ def profile(result: Result) -> Figure:
     axis.set(xlabel="milliseconds a step", xlim=(0, 1.02 * max(left)))
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
+
+
+def _title(result: Result) -> str:
+    sizes = result["settings"]
+    return f"A step of training: d_in {sizes['d_in']}, d_sae {sizes['d_sae']}, k {sizes['k']}, {sizes['batch_tokens']} tokens"
 
 
 def _times(ratio: float) -> str:

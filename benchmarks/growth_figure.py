@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.training_tables import Result, groups
+from benchmarks.training_tables import Result, groups, shown
 from scansion.palette import COLOURS
 
 TITLES = {
@@ -49,7 +49,7 @@ def growth(result: Result) -> Figure:
 def _line(
     axis: Axes, values: Sequence[float], found: Sequence[float], form: str, power: dict[str, float], index: int
 ) -> None:
-    label = f"{form} ({power['fitted']:.2f})"
+    label = f"{form} ({shown(power['fitted'])})"
     axis.plot(values, found, color=COLOURS[index], marker=MARKERS[index], markersize=4, linewidth=1.4, label=label)
 
 

@@ -122,11 +122,14 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit measured; a plus sign after it where files differ from it."""
-    asked = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    """The commit measured; a plus sign after it where the code differs from it."""
     try:
-        return subprocess.run(
-            asked, cwd=Path(__file__).parent, check=True, capture_output=True, text=True
-        ).stdout.strip()
+        changed = _git("status", "--porcelain", "--", "scansion", "benchmarks/*.py")
+        return _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(*words: str) -> str:
+    root = Path(__file__).parents[1]
+    return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout.strip()

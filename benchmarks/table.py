@@ -10,7 +10,19 @@ from typing import Literal
 
 from cyclopts import App
 
-from benchmarks.training_tables import PLAIN, Result, Rows, aims, conditions, floors, groups, seconds_of, speeds, table
+from benchmarks.training_tables import (
+    PLAIN,
+    Result,
+    Rows,
+    aims,
+    conditions,
+    floors,
+    groups,
+    seconds_of,
+    shown,
+    speeds,
+    table,
+)
 from scansion.errors import ConfigError
 from scansion.files import atomic_file, read_json
 
@@ -79,7 +91,7 @@ def growth(result: Result, clock: str) -> str:
 
 
 def _exponents(found: dict[str, float]) -> tuple[str, str]:
-    return f"{found['fitted']:.2f}", f"{found['last']:.2f}"
+    return shown(found["fitted"]), shown(found["last"])
 
 
 def profile(result: Result, clock: str) -> str:

@@ -9,6 +9,7 @@ Rows = list[tuple[str, ...]]
 
 OURS = "scansion "
 PLAIN = ("square product", "encoder product", "copy", "adam")
+BUSY = 1.5  # a load, per core, that the part of the benchmark before this one does not explain
 AIMS = (
     ("scansion topk", "eai-sparsify topk", 1.8),
     ("scansion topk", "dictionary-learning topk", 4.0),
@@ -25,6 +26,11 @@ def table(*rows: tuple[str, ...]) -> str:
     head, *body = rows
     lines = ["| " + " | ".join(row) + " |" for row in (head, *body)]
     return "\n".join([lines[0], "|---|" + "---:|" * (len(head) - 1), *lines[1:]])
+
+
+def shown(power: float) -> str:
+    """An exponent, without the sign of a zero."""
+    return f"{round(power, 2) + 0.0:.2f}"
 
 
 def groups(result: Result) -> dict[str, Result]:
@@ -140,7 +146,9 @@ def conditions(result: Result, clock: str) -> str:
     rounds = sorted({group["rounds"] for group in groups(result).values()})
     taken = f"medians of {' to '.join(map(str, rounds))} rounds by {clock} time; " if rounds else ""
     peers = [f"{name} {found}" for name, found in machine["versions"].items() if name != "scansion"]
-    load = f"load {machine['load_average'][0]:.1f} before, {machine['load_average_at_end'][0]:.1f} after"
+    before, after = machine["load_average"][0], machine["load_average_at_end"][0]
+    busy = "**busy with other work**, " if before > BUSY * machine["cores"] else ""
+    load = f"{busy}load {before:.1f} before, {after:.1f} after"
     return (
         f"`{machine['command']}`: {sizes}; {taken}{machine['processor']}, {machine['cores']} cores, "
         f"{machine['threads']} threads, {load}; commit {machine['commit']}, {', '.join(peers)}."
