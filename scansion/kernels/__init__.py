@@ -11,6 +11,7 @@ from scansion.kernels.selection import (
     select_top_k,
 )
 from scansion.kernels.sparse import Entries, encode_entries, residual_of_entries
+from scansion.kernels.top_k import largest_positive
 
 __all__ = [
     "BandRows",
@@ -21,6 +22,7 @@ __all__ = [
     "banded_decode",
     "banded_encode",
     "encode_entries",
+    "largest_positive",
     "most_active",
     "most_active_relu",
     "relu_forward",
