@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scansion.kernels import Entries, decode_entries, encode_entries, rows, selection
+from scansion.kernels import Entries, encode_entries, residual_of_entries, rows, selection
+from scansion.sae.sparse import sparse_losses
 from tests.masks.families import EVERYWHERE, FAMILIES, NONE_DEAD, make_sae, some_x
 
 pytest.importorskip("triton", reason="Triton is built for Linux alone")
@@ -102,11 +103,12 @@ def test_rows_need_not_lie_together_in_memory() -> None:
 def learnt(
     x: torch.Tensor, weights: list[torch.Tensor], entries: Entries, bias_of_token: torch.Tensor
 ) -> list[torch.Tensor]:
-    """What entries decode to, and the gradients of the encoder, the decoder and the biases for a loss on that."""
+    """The residual of a reconstruction, and the gradients of encoder, decoder and biases for a loss on it."""
     W_enc, b_enc, W_dec, biases = (w.clone().requires_grad_() for w in weights)
-    decoded = decode_entries(encode_entries(entries, x, W_enc, b_enc, biases, bias_of_token), W_dec)
-    (decoded - x).square().sum().backward()
-    return [decoded, W_enc.grad, b_enc.grad, W_dec.grad, biases.grad]
+    encoded = encode_entries(entries, x, W_enc, b_enc, biases, bias_of_token)
+    residual = residual_of_entries(encoded, W_dec, x, biases, bias_of_token)
+    residual.square().sum().backward()
+    return [residual, W_enc.grad, b_enc.grad, W_dec.grad, biases.grad]
 
 
 def test_entries_are_decoded_and_learnt_from_as_by_torch(with_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,10 +133,12 @@ def test_entries_are_decoded_and_learnt_from_as_by_torch(with_triton: None, monk
     ("architecture", "mask"), [("topk", "random_hard"), ("batch_topk", "bands, shared"), ("relu", "static_slicing")]
 )
 def test_a_step_is_that_of_the_dense_form(architecture: str, mask: str, with_triton: None, monkeypatch) -> None:
-    monkeypatch.setattr(selection, "DENSITY", 1.0)
+    for share in ("DENSITY", "RELU_DENSITY"):
+        monkeypatch.setattr(selection, share, 1.0)
     sparse, dense = (make_sae(architecture, FAMILIES[mask]).train().to(DEVICE) for _ in range(2))
     x, positions, dead = (tensor.to(DEVICE) for tensor in (some_x(n=2), EVERYWHERE, NONE_DEAD))
-    found, expected = sparse.losses(x, positions, dead), dense.dense_losses(x, positions, dead)
+    found, expected = sparse_losses(sparse, x, positions, dead), dense.dense_losses(x, positions, dead)
+    assert found is not None
     torch.testing.assert_close(found.residual, expected.residual)
     for losses in (found, expected):
         (losses.reconstruction + losses.sparsity + losses.auxiliary).backward()
