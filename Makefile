@@ -1,5 +1,6 @@
 # make demo: from nothing to a scored SAE on a real language model.   make test: the tests.   make check: what CI runs.
-# make bench: training speed beside other libraries'.
+# make bench: speed beside other libraries' and the machine's own limit; its parts are bench-training, bench-wide,
+#   bench-harvest, bench-study, bench-growth and bench-profile, and bench-page writes what they found into the docs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,11 @@ READY := $(VENV)/.installed
 BENCH_VENV ?= $(HOME)/.cache/scansion/bench-venv
 BENCH_READY := $(BENCH_VENV)/.installed
 
-.PHONY: demo test check lint types layers bench clean
+BENCH := $(BENCH_VENV)/bin/python -m
+MEASURED := benchmarks/results
+BENCH_PARTS := bench-training bench-wide bench-harvest bench-study bench-growth bench-profile
+
+.PHONY: demo test check lint types layers bench $(BENCH_PARTS) bench-page clean
 
 demo: $(READY)
 	$(BIN)/scansion demo
@@ -36,8 +41,30 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-bench: $(BENCH_READY)
-	$(BENCH_VENV)/bin/python -m benchmarks.training --out benchmarks/results/training.json
+bench: $(BENCH_PARTS) bench-page
+
+bench-training: $(BENCH_READY)
+	$(BENCH) benchmarks.training --out $(MEASURED)/training.json
+
+# One architecture after another: all at once would not fit in 24 GB.
+bench-wide: $(BENCH_READY)
+	$(BENCH) benchmarks.training --out $(MEASURED)/training_wide.json --d-in 2304 --d-sae 16384 --batch-tokens 1024 --rounds 3 --apart
+
+bench-harvest: $(BENCH_READY)
+	$(BENCH) benchmarks.harvest --out $(MEASURED)/harvest.json
+
+bench-study: $(BENCH_READY)
+	$(BENCH) benchmarks.study --out $(MEASURED)/study.json
+
+bench-growth: $(BENCH_READY)
+	$(BENCH) benchmarks.growth --out $(MEASURED)/growth.json
+
+bench-profile: $(BENCH_READY)
+	$(BENCH) benchmarks.profile --out $(MEASURED)/profile.json
+
+bench-page: $(BENCH_READY)
+	$(BENCH) benchmarks.figures
+	$(BENCH) benchmarks.table --into docs/speed.md
 
 # The libraries compared bring much along that the project does not need: they have an environment of their own.
 $(BENCH_READY): constraints.txt

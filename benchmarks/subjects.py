@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.peers import Step
 from scansion.activations import PositionedBatch
-from scansion.masks import BandMaskConfig, NoMaskConfig, RandomHardMaskConfig
+from scansion.masks import BandMaskConfig, MaskConfig, NoMaskConfig, RandomHardMaskConfig, SoftMaskConfig
 from scansion.sae import BatchTopKConfig, ReluConfig, TopKConfig, build_sae
 from scansion.training import TrainingConfig
 from scansion.training.learner import Learner
@@ -18,32 +18,46 @@ POSITIONS = 128
 TOKENS = 20_000_000  # of the schedules
 
 
-def ours(kind: str, d_in: int, d_sae: int, k: int, mask: str = "none", dense: bool = False) -> Step:
+def mask_config(mask: str) -> MaskConfig:
+    """Settings of ``none``, ``random`` (hard), ``soft`` (learnt), or a number of bands."""
+    named = {"none": NoMaskConfig, "random": RandomHardMaskConfig, "soft": SoftMaskConfig}
+    return named[mask]() if mask in named else BandMaskConfig(count=int(mask))
+
+
+def ours(
+    kind: str,
+    d_in: int,
+    d_sae: int,
+    k: int,
+    mask: str = "none",
+    dense: bool = False,
+    n_positions: int = POSITIONS,
+    seed: int = 0,
+) -> Step:
     """A whole step of training, metrics and counts of dead features included.
 
     Args:
         kind: relu, topk or batch_topk.
         d_in, d_sae, k: sizes.
-        mask: ``none``, ``random`` (hard), or a number of bands.
+        mask: see :func:`mask_config`.
         dense: by the dense form that every faster way is tested against.
+        n_positions: context length; batches hold equally many tokens of each.
+        seed: of the initial weights.
     """
-    if mask == "none":
-        config = NoMaskConfig()
-    else:
-        config = RandomHardMaskConfig() if mask == "random" else BandMaskConfig(count=int(mask))
+    config = mask_config(mask)
     made: dict[str, Callable[[], ReluConfig | TopKConfig | BatchTopKConfig]] = {
         "relu": lambda: ReluConfig(d_sae=d_sae, mask=config),
         "topk": lambda: TopKConfig(d_sae=d_sae, k=k, mask=config),
         "batch_topk": lambda: BatchTopKConfig(d_sae=d_sae, k=k, mask=config),
     }
-    sae = build_sae(made[kind](), d_in, POSITIONS, torch.Generator().manual_seed(0))
+    sae = build_sae(made[kind](), d_in, n_positions, torch.Generator().manual_seed(seed))
     if dense:
         sae.losses = sae.dense_losses
     learner = Learner(sae, TrainingConfig(tokens=TOKENS, device="cpu"), TOKENS // 2048)
-    positions = torch.arange(POSITIONS)
+    positions = torch.arange(n_positions)
 
     def step(x: Tensor) -> None:
-        learner.advance(PositionedBatch(x.view(POSITIONS, -1, d_in), positions))
+        learner.advance(PositionedBatch(x.view(n_positions, -1, d_in), positions))
 
     return step
 

@@ -114,7 +114,9 @@ def write_exchange(
     save_file({name: getattr(sae, name).detach().contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")},
               exchange / "sae.safetensors")  # fmt: skip
     # Padding is a token that the peer is told to ignore.
-    tokens = store.tokens.where(store.valid, lm.tokenizer.pad_token_id)[:, :n_contexts]
+    pad = lm.tokenizer.pad_token_id
+    assert isinstance(pad, int)
+    tokens = store.tokens.where(store.valid, pad)[:, :n_contexts]
     np.save(exchange / "tokens.npy", tokens.T.contiguous().numpy())
     for name in options.sets:
         (split,) = load_probing_set(name, options.train, options.test, SEED)

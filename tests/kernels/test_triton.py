@@ -103,7 +103,7 @@ def test_rows_need_not_lie_together_in_memory() -> None:
 def learnt(
     x: torch.Tensor, weights: list[torch.Tensor], entries: Entries, bias_of_token: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The residual of a reconstruction, and the gradients of encoder, decoder and biases for a loss on it."""
+    """What entries leave of x, and the gradients of the encoder, the decoder and the biases for a loss on that."""
     W_enc, b_enc, W_dec, biases = (w.clone().requires_grad_() for w in weights)
     encoded = encode_entries(entries, x, W_enc, b_enc, biases, bias_of_token)
     residual = residual_of_entries(encoded, W_dec, x, biases, bias_of_token)

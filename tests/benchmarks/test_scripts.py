@@ -1,0 +1,127 @@
+"""Every benchmark runs at a tiny size without the peers, and its result becomes a table and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import figures, growth, harvest, profile, study, table, training
+from benchmarks.rounds import take_turns
+from benchmarks.training_tables import PLAIN, Result
+from scansion.files import read_json
+
+SIZES: dict[str, Any] = {"d_in": 16, "d_sae": 256, "k": 4, "batch_tokens": 256}
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Callable[[str, str], tuple[Result, str]]:
+    """``drawn(table, file)``: a result, and its table after all pictures have been drawn."""
+
+    def make(name: str, file: str) -> tuple[Result, str]:
+        figures.draw(results=tmp_path, images=tmp_path / "images")
+        return read_json(tmp_path / file), table.block(name, tmp_path, tmp_path / "images", "wall")
+
+    return make
+
+
+def test_everyone_takes_a_turn_a_round_and_the_first_does_not_count() -> None:
+    turns: list[tuple[str, int]] = []
+    actions = {name: lambda index, name=name: turns.append((name, index)) for name in "ab"}
+    summaries = list(take_turns(actions, 2))
+    assert turns == [(name, index) for index in range(3) for name in "ab"]
+    assert len(summaries) == 2 and summaries[-1].keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_training(apart: bool, tmp_path: Path, drawn: Callable[[str, str], tuple[Result, str]]) -> None:
+    kinds = ("topk", "relu")
+    plain = {"square": 32, "copied": 1024}
+    training.measure(out=tmp_path / "training.json", kinds=kinds, rounds=1, peers=False, apart=apart, **SIZES, **plain)
+    result, text = drawn("training", "training.json")
+    assert ([key for key in result if key in ("topk", "relu", "topk relu")] == list(kinds)) == apart
+    times = {name: own for key in ("topk", "relu", "topk relu") for name, own in _times(result, key).items()}
+    assert times.keys() == result["work"].keys()
+    assert all(f"| {name} |" in text for name in times if name not in PLAIN)
+    assert "speed_training.png" in text
+    assert "scansion topk, dense form" in table.block("aims", tmp_path, tmp_path, "cpu")
+    assert "scansion relu" in table.block("floors", tmp_path, tmp_path, "cpu")
+
+
+def _times(result: Result, key: str) -> dict[str, Any]:
+    return result[key]["times"] if key in result else {}
+
+
+def test_growth(tmp_path: Path, drawn: Callable[[str, str], tuple[Result, str]]) -> None:
+    chosen = ("bands", "n_saes")
+    growth.measure(out=tmp_path / "growth.json", only=chosen, rounds=1, memory=False, square=32, **SIZES)
+    result, text = drawn("growth", "growth.json")
+    for name in chosen:
+        assert f"| {name} |" in text
+        assert all(len(own) == len(result[name]["values"]) for own in result[name]["seconds"].values())
+
+
+def test_memory_is_at_least_that_of_weights_and_moments() -> None:
+    point = growth.Point(d_in=256, d_sae=4096, k=4, batch_tokens=128)
+    assert growth.peak_of(point) > 4 * 4 * 2 * point.d_in * point.d_sae
+
+
+def test_profile(tmp_path: Path, drawn: Callable[[str, str], tuple[Result, str]]) -> None:
+    profile.measure(out=tmp_path / "profile.json", steps=2, **SIZES)
+    result, text = drawn("profile", "profile.json")
+    for mask in ("none", "8"):
+        assert sum(result[mask]["groups"].values()) == pytest.approx(result[mask]["seconds"], rel=0.05)
+        assert result[mask]["groups"]["matrix products"] > 0
+    assert "| 8 bands, ms |" in text
+
+
+def test_operations_are_grouped_by_what_they_are() -> None:
+    assert profile.group_of("aten::addmm") == "matrix products"
+    assert profile.group_of("aten::copy_") == "copies and gathers"
+    assert profile.group_of("aten::never_heard_of") == profile.OTHER
+    assert profile.group_of("scansion::encode") == profile.OWN
+    assert profile.group_of("_DecodeBackward") == profile.BETWEEN
+
+
+def test_harvest(
+    tmp_path: Path, lm_folder: Path, documents: Path, drawn: Callable[[str, str], tuple[Result, str]]
+) -> None:
+    harvest.measure(
+        out=tmp_path / "harvest.json",
+        model=str(lm_folder),
+        source=str(documents),
+        layer=1,
+        context_length=16,
+        n_contexts=8,
+        lm_batch_size=4,
+        rounds=1,
+        peers=False,
+        square=32,
+    )
+    result, text = drawn("harvest", "harvest.json")
+    assert result["settings"]["tokens"] == 8 * 16
+    assert all(f"| {name} |" in text for name in result["harvest"]["times"] if name not in PLAIN)
+
+
+def test_study(
+    tmp_path: Path, lm_folder: Path, documents: Path, drawn: Callable[[str, str], tuple[Result, str]]
+) -> None:
+    study.measure(
+        out=tmp_path / "study.json",
+        model=str(lm_folder),
+        source=str(documents),
+        tokens=512,
+        layer=1,
+        d_sae=64,
+        k=2,
+        context_length=32,
+        peers=False,
+        square=32,
+    )
+    result, text = drawn("study", "study.json")
+    for name in study.STUDIES:
+        spent = result[f"scansion, {name}"]["seconds"]
+        assert spent["ten_runs"] == pytest.approx(spent["load_and_lm"] + spent["train"])
+        assert f"| scansion, {name} |" in text
