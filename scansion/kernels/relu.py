@@ -93,7 +93,8 @@ class _Relu(torch.autograd.Function):
         blocks: tuple[ReluBlock, ...],
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows_of = W_enc.T
-        residual, activity = torch.empty_like(x), x.new_zeros(())
+        # However x lies in memory, chunks of this must be views, for they are written to.
+        residual, activity = x.new_empty(x.shape), x.new_zeros(())
         fired = torch.zeros(len(x), len(b_enc), dtype=torch.int64, device=x.device)
         kept: list[Tensor] = []
         for block in blocks:

@@ -40,3 +40,11 @@ def test_fifty_steps_follow_the_same_curve(mask: str, monkeypatch: pytest.Monkey
     curves = [curve_of("relu", MASKS[mask], way, NONE_DEAD) for way in ("losses", "dense_losses")]
     assert curves[0][-1] < 0.8 * curves[0][0]
     torch.testing.assert_close(curves[0], curves[1], rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_need_not_lie_together_in_memory() -> None:
+    sae, x = make_sae("relu").train(), some_x(n=7)
+    assert isinstance(sae, ReluSAE)
+    turned = x.transpose(0, 1).contiguous().transpose(0, 1)
+    found, expected = (sae.whole_losses(tokens, EVERYWHERE).residual for tokens in (turned, x))
+    torch.testing.assert_close(found, expected)

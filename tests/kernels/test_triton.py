@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from scansion.kernels import Entries, encode_entries, residual_of_entries, rows, selection
+from scansion.sae.sparse import sparse_losses
 from tests.masks.families import EVERYWHERE, FAMILIES, NONE_DEAD, make_sae, some_x
 
 pytest.importorskip("triton", reason="Triton is built for Linux alone")
@@ -132,11 +133,12 @@ def test_entries_are_decoded_and_learnt_from_as_by_torch(with_triton: None, monk
     ("architecture", "mask"), [("topk", "random_hard"), ("batch_topk", "bands, shared"), ("relu", "static_slicing")]
 )
 def test_a_step_is_that_of_the_dense_form(architecture: str, mask: str, with_triton: None, monkeypatch) -> None:
-    monkeypatch.setattr(selection, "DENSITY", 1.0)
-    monkeypatch.setattr(selection, "RELU_DENSITY", 1.0)
+    for share in ("DENSITY", "RELU_DENSITY"):
+        monkeypatch.setattr(selection, share, 1.0)
     sparse, dense = (make_sae(architecture, FAMILIES[mask]).train().to(DEVICE) for _ in range(2))
     x, positions, dead = (tensor.to(DEVICE) for tensor in (some_x(n=2), EVERYWHERE, NONE_DEAD))
-    found, expected = sparse.losses(x, positions, dead), dense.dense_losses(x, positions, dead)
+    found, expected = sparse_losses(sparse, x, positions, dead), dense.dense_losses(x, positions, dead)
+    assert found is not None
     torch.testing.assert_close(found.residual, expected.residual)
     for losses in (found, expected):
         (losses.reconstruction + losses.sparsity + losses.auxiliary).backward()
