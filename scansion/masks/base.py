@@ -118,7 +118,7 @@ class PositionalMask(nn.Module, ABC):
     @property
     def only_selects(self) -> bool:
         """Whether all this mask does in training is to keep features from firing where not :meth:`allowed`, or nothing."""
-        return self.config.acts_on == "placebo"
+        return self.config.acts_on == "placebo" or self.n_shared == self.d_sae
 
     @property
     def closes(self) -> bool:

@@ -78,7 +78,7 @@ class ReluSAE(SAE):
 
     def _relu_blocks(self, positions: Tensor) -> list[ReluBlock]:
         bands = self.mask.bands()
-        if bands is not None:
+        if bands is not None and bands.shared < self.d_sae:  # else nothing tells the bands apart
             shared = () if bands.shared == 0 else (slice(0, bands.shared),)
             rows = rows_of_bands(positions, bands.edges, bands.shared, bands.sizes)
             return [
@@ -87,6 +87,8 @@ class ReluSAE(SAE):
                 if band.rows.stop > band.rows.start
             ]
         closed = ~self.mask.allowed(positions) if self.mask.closes else None
+        if self.b_dec.ndim == 1:
+            return [ReluBlock(slice(0, len(positions)), (slice(0, self.d_sae),), closed, 0)]
         biases, counts = torch.unique_consecutive(self.mask.band_at(positions), return_counts=True)
         blocks: list[ReluBlock] = []
         first = 0

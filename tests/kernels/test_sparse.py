@@ -18,6 +18,7 @@ MASKS: dict[str, MaskConfig] = {
     "soft, placebo": with_acts_on("soft", "placebo"),
     "random_hard, both": with_acts_on("random_hard", "both"),
     "random_hard, straight_through": with_acts_on("random_hard", "straight_through"),
+    "bands, placebo": with_acts_on("bands", "placebo"),
     "static_slicing, placebo": with_acts_on("static_slicing", "placebo"),
 }
 SOME_DEAD = torch.arange(D_SAE) % 4 == 1
