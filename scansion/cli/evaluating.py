@@ -19,9 +19,11 @@ from scansion.evals.position import PositionConfig
 from scansion.evals.sparse_probing import SparseProbingConfig
 from scansion.lm import LanguageModel, load_language_model
 from scansion.report import (
+    BUDGET_NOTE,
     POSITION_NOTE,
     PROBING_NOTE,
     FeatureConfig,
+    budget_table,
     position_table,
     probing_table,
     runs_data,
@@ -115,7 +117,11 @@ def present(results: list[Evaluations]) -> None:
     for note in summary.notes:
         output.print(note, markup=False)
     sound = [run for run in results if not run.reasons]
-    for table, note in ((probing_table(sound), PROBING_NOTE), (position_table(sound), POSITION_NOTE)):
+    for table, note in (
+        (probing_table(sound), PROBING_NOTE),
+        (position_table(sound), POSITION_NOTE),
+        (budget_table(sound), BUDGET_NOTE),
+    ):
         if table is not None:
             table_console(200).print(table)
             output.print(note, markup=False)
