@@ -31,7 +31,7 @@ from scansion.report import (
     write_report,
 )
 from scansion.study.evaluate import evaluate_runs
-from scansion.study.extras import evaluate_extras, lines, parse_extras
+from scansion.study.extras import check_store, evaluate_extras, lines, parse_extras
 
 
 @app.command(name="eval")
@@ -74,6 +74,7 @@ def evaluate(
     """
     extras = parse_extras(also, also_settings)
     store = ActivationStore(held_out)
+    check_store(store, extras, core or CoreConfig(), probing=probing)
     folders: dict[str, Path] = {}
     for run in runs:
         config = run / "config.yaml"
