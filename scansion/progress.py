@@ -22,7 +22,13 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         rate = task.finished_speed or task.speed
-        return Text("" if rate is None else f"{rate:,.0f} {task.fields['unit']}/s", style="progress.data.speed")
+        shown = "" if rate is None else f"{_in_figures(rate)} {task.fields['unit']}/s"
+        return Text(shown, style="progress.data.speed")
+
+
+def _in_figures(rate: float) -> str:
+    """Whole, but for a rate below 10, which has two figures: 0 would say that nothing happens."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 @contextmanager
@@ -60,9 +66,9 @@ def _logged(what: str, total: float | None, unit: str, done: float) -> Iterator[
     def line(now: float, ended: bool) -> str:
         rate = (current - done) / max(now - start, 1e-9)
         if total is None:
-            return f"{what}: {current:,.0f} {unit} ({rate:,.0f}/s)"
+            return f"{what}: {current:,.0f} {unit} ({_in_figures(rate)}/s)"
         left = f", {(total - current) / rate:.0f} s left" if rate > 0 and not ended else ""
-        return f"{what}: {current:,.0f}/{total:,.0f} {unit} ({rate:,.0f}/s{left})"
+        return f"{what}: {current:,.0f}/{total:,.0f} {unit} ({_in_figures(rate)}/s{left})"
 
     def advance(n: float) -> None:
         nonlocal current, last

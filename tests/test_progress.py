@@ -89,3 +89,14 @@ def test_what_is_said_is_said_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "console", Console(file=shown, width=20))
     say("a line with [bold]markup[/] that is longer than the terminal is wide")
     assert shown.getvalue() == "a line with [bold]markup[/] that is longer than the terminal is wide\n"
+
+
+def test_a_slow_rate_is_not_called_none(clock: Clock, capsys) -> None:
+    with progress("answer", 20, "choices") as advance:
+        for _ in range(2):
+            clock.now += 40.0
+            advance(10)
+    assert capsys.readouterr().err.splitlines() == [
+        "answer: 10/20 choices (0.25/s, 40 s left)",
+        "answer: 20/20 choices (0.25/s) in 80 s",
+    ]

@@ -1,4 +1,4 @@
-"""SAEBench's sparse probing, core and TPP beside ours, on one SAE, one language model and the same texts.
+"""SAEBench's sparse probing, core, TPP and SCR beside ours, on one SAE, one language model and the same texts.
 
 python benchmarks/parity/compare.py --run RUN --held-out STORE --peer ENV/bin/python --exchange FOLDER
 
@@ -22,11 +22,13 @@ import numpy as np
 from safetensors.torch import save_file
 
 from scansion.activations import ActivationStore
-from scansion.evals.class_texts import load_classes
+from scansion.evals.class_texts import load_classes, load_quadrants
 from scansion.evals.core import CoreConfig, evaluate_core
+from scansion.evals.kept_outcomes import KeptOutcomes
 from scansion.evals.pooling import pool_texts
 from scansion.evals.probing_sets import load_probing_set
 from scansion.evals.result import Subject
+from scansion.evals.scr import ScrConfig, evaluate_scr
 from scansion.evals.sparse_probing import SparseProbingConfig, evaluate_sparse_probing
 from scansion.evals.text_activations import TextReader
 from scansion.evals.tpp import TppConfig, evaluate_tpp
@@ -38,6 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 HUB_NAME = "fancyzhx/ag_news"  # the name of a set that SAEBench knows; its folder holds our texts
 PROBING_SETS = ("92_glue_sst2", "157_amazon_5star", "59_wikidata_occupation_isjournalist", "162_agnews_1")
 TPP_SETS = ("news_topics",)
+SCR_SETS = ("topic_sentiment",)
 SEED, K_VALUES, N_VALUES, CONTEXT = 42, (1, 2, 5, 10, 20, 50), (2, 5, 10, 20, 50, 100), 128
 
 
@@ -50,6 +53,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=64, help="held-out contexts for core")
     parser.add_argument("--sets", nargs="+", default=list(PROBING_SETS), help="binary sets of sae-probes")
     parser.add_argument("--tpp", nargs="*", default=list(TPP_SETS), help="sets of classes; none to leave TPP out")
+    parser.add_argument("--scr", nargs="*", default=list(SCR_SETS), help="sets with two labels; none to leave SCR out")
     parser.add_argument("--ours-only", action="store_true", help="the peer's results are in FOLDER already")
     options = parser.parse_args()
     subject = Subject("shared", *load_sae(options.run / "sae"))
@@ -74,6 +78,7 @@ def main() -> None:
             "core_contexts": n_contexts,
             "sets": options.sets,
             "tpp": options.tpp,
+            "scr": options.scr,
         },
         "versions": {
             "peer": theirs["versions"],
@@ -82,11 +87,12 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, shared with other work",
         "command": "python benchmarks/parity/compare.py --run RUN --held-out STORE --peer ENV/bin/python --exchange FOLDER "
         f"--train {options.train} --test {options.test} --contexts {options.contexts} --sets {' '.join(options.sets)} "
-        f"--tpp {' '.join(options.tpp)}".rstrip(),
+        f"--tpp {' '.join(options.tpp)} --scr {' '.join(options.scr)}".rstrip(),
         "tokenizer_needed_bos": theirs["tokenizer_needed_bos"],
         "probing": probing(exchange, theirs, subject, lm, hook_point, options),
         "core": core(theirs, subject, store, n_contexts),
         "tpp": tpp(theirs, subject, lm, hook_point, options) if options.tpp else {},
+        "scr": scr(theirs, subject, lm, hook_point, options) if options.scr else {},
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "parity.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
@@ -127,7 +133,16 @@ def write_exchange(
         for side, by_class in (("train", texts.train), ("test", texts.test)):
             rows = [(text, label) for label, own in enumerate(by_class.values()) for text in own]
             _write_texts(exchange / "tpp" / name, side, [text for text, _ in rows], [label for _, label in rows])
+    for name in options.scr:
+        quadrants = load_quadrants(name, options.train // 4, options.test // 4, SEED)
+        by_labels = {
+            side: {f"{a}{b}": part[a][b] for a in (0, 1) for b in (0, 1)}
+            for side, part in (("train", quadrants.train), ("test", quadrants.test))
+        }
+        (exchange / "scr").mkdir(exist_ok=True)
+        (exchange / "scr" / f"{name}.json").write_text(json.dumps(by_labels), encoding="utf-8")
     settings = {
+        "scr_sets": options.scr,
         "model": str(model),
         "layer": hook_point.layer,
         "k": getattr(sae.config, "k", None),
@@ -174,8 +189,29 @@ def probing(
     start = time.monotonic()
     (result,) = evaluate_sparse_probing([subject], lm, hook_point, config)
     seconds = time.monotonic() - start
+    # What is left for a second SAE, on both sides: the LM's activations and its probes' outcomes are on disk. Ours once
+    # without and once with the untrained SAE beside it, which the peer does not have.
+    start, cpu = time.monotonic(), time.process_time()
+    (again,) = evaluate_sparse_probing([subject], lm, hook_point, config)
+    cached = time.monotonic() - start, time.process_time() - cpu
+    assert again == result
+    load = KeptOutcomes.load
+    KeptOutcomes.load = lambda self, key: None  # as if these settings had never been probed
+    start, cpu = time.monotonic(), time.process_time()
+    evaluate_sparse_probing([subject], lm, hook_point, config)
+    controlled = time.monotonic() - start, time.process_time() - cpu
+    KeptOutcomes.load = load
+    peers = theirs["probing"].values()
     found: dict[str, Any] = {
-        "seconds": {"ours": seconds, "theirs": sum(o["seconds"] for o in theirs["probing"].values())}
+        "seconds": {"ours": seconds, "theirs": sum(o["seconds"] for o in peers)},
+        "cached": {
+            "ours": {"seconds": cached[0], "cpu_seconds": cached[1]},
+            "ours_with_all_controls": {"seconds": controlled[0], "cpu_seconds": controlled[1]},
+            "theirs": {
+                "seconds": sum(o["seconds_cached"] for o in peers),
+                "cpu_seconds": sum(o["cpu_seconds_cached"] for o in peers),
+            },
+        },
     }
     for one in result.datasets:
         peer = theirs["probing"][one.name]["scores"]
@@ -284,6 +320,38 @@ def tpp(
     return found
 
 
+def scr(
+    theirs: dict[str, Any],
+    subject: Subject,
+    lm: LanguageModel,
+    hook_point: HookPoint,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    config = ScrConfig(
+        datasets=tuple(options.scr),
+        train_per_quadrant=options.train // 4,
+        test_per_quadrant=options.test // 4,
+        n_values=N_VALUES,
+        seed=SEED,
+    )
+    start = time.monotonic()
+    (result,) = evaluate_scr([subject], lm, hook_point, config)
+    found: dict[str, Any] = {
+        "seconds": {"ours": time.monotonic() - start, "theirs": sum(one["seconds"] for one in theirs["scr"].values())}
+    }
+    for one in result.datasets:
+        peer = theirs["scr"][one.name]["scores"]
+        found[one.name] = {
+            f"scr_dir{number}_threshold_{n}": {
+                "ours": None if score is None else score.value,
+                "theirs": peer[f"scr_dir{number}_threshold_{n}"],
+            }
+            for number, direction in enumerate(one.directions, start=1)
+            for n, score in direction.by_n.items()
+        }
+    return found
+
+
 def markdown(table: dict[str, Any]) -> str:
     """The table for people."""
     probing, core_part, sets = table["probing"], table["core"], table["sizes"]["sets"]
@@ -321,12 +389,18 @@ def markdown(table: dict[str, Any]) -> str:
             f"| {kind.replace('_', ' ')} | {summary['n']} | {100 * summary['mean']:+.2f} pt | "
             f"{100 * summary['mean_absolute']:.2f} pt | {100 * summary['largest']:.1f} pt | {summary['exactly_equal']:.0%} |"
         )
+    cached = probing["cached"]
+    ours, controlled, peers = (cached[who] for who in ("ours", "ours_with_all_controls", "theirs"))
     furthest = {kind: max(probing[name]["pooled"][f"{kind}_largest"] for name in sets) for kind in ("lm", "sae")}
     lines += [
         "",
         "Vectors pooled from the same test texts, largest relative distance: language model "
         f"{furthest['lm']:.1e}, SAE {furthest['sae']:.1e}. Time: ours {probing['seconds']['ours']:.0f} s, SAEBench "
-        f"{probing['seconds']['theirs']:.0f} s, one after the other.",
+        f"{probing['seconds']['theirs']:.0f} s, one after the other. For a second SAE, with the LM's activations and "
+        f"probes on disk on both sides: ours {ours['seconds']:.1f} s ({ours['cpu_seconds']:.1f} s of processor time), "
+        f"{controlled['seconds']:.1f} s ({controlled['cpu_seconds']:.1f} s) with an untrained SAE, the LM and the bag of "
+        f"words probed anew; SAEBench {peers['seconds']:.1f} s ({peers['cpu_seconds']:.1f} s), "
+        f"{peers['cpu_seconds'] / ours['cpu_seconds']:.1f} times ours by processor time.",
         "",
         "## Core",
         "",
@@ -344,21 +418,23 @@ def markdown(table: dict[str, Any]) -> str:
         "contexts without BOS; SAEBench weighs batches alike, ours weighs tokens alike, and our activations were stored "
         "in 16 bits.",
     ]
-    if not table["tpp"]:
-        return "\n".join(lines) + "\n"
-    lines += [
-        "",
-        "## TPP",
-        "",
-        "| set | figure | ours | SAEBench | difference |",
-        "|---|---|---|---|---|",
-    ]
-    for name in table["sizes"]["tpp"]:
-        for metric, score in table["tpp"][name].items():
-            lines.append(
-                f"| {name} | {metric} | {score['ours']:.3f} | {score['theirs']:.3f} | "
-                f"{100 * (score['ours'] - score['theirs']):+.1f} pt |"
-            )
+    for part, unit in (("tpp", "pt"), ("scr", "")):
+        if not table[part]:
+            continue
+        lines += [
+            "",
+            f"## {part.upper()}",
+            "",
+            "| set | figure | ours | SAEBench | difference |",
+            "|---|---|---|---|---|",
+        ]
+        for name in table["sizes"][part]:
+            for metric, score in table[part][name].items():
+                # Where the bias costs nothing, ours has no score.
+                ours, peer = ("-" if v is None else f"{v:.3f}" for v in (score["ours"], score["theirs"]))
+                gap = None if score["ours"] is None else score["ours"] - score["theirs"]
+                shown = "-" if gap is None else f"{100 * gap:+.1f} pt" if unit else f"{gap:+.3f}"
+                lines.append(f"| {name} | {metric} | {ours} | {peer} | {shown} |")
     return "\n".join(lines) + "\n"
 
 

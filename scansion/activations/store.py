@@ -22,6 +22,8 @@ from scansion.shapes import require_shape
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+PLANTED = "synthetic"
+"""Source of a store whose activations are made from known features: there is neither text nor a language model."""
 
 
 class StoreIdentity(BaseModel):
@@ -43,6 +45,11 @@ class StoreIdentity(BaseModel):
     """Where the contexts came from and how they were cut: the corpus config, tokenizer and counts."""
     split: str
     dtype: str
+
+    @property
+    def is_planted(self) -> bool:
+        """Whether the activations are made up, see :data:`PLANTED`."""
+        return self.corpus.get("source") == PLANTED
 
 
 class StoreManifest(BaseModel):

@@ -18,9 +18,20 @@ from scansion.evals.core import CoreConfig
 from scansion.evals.position import PositionConfig
 from scansion.evals.sparse_probing import SparseProbingConfig
 from scansion.lm import LanguageModel, load_language_model
-from scansion.report import POSITION_NOTE, FeatureConfig, position_table, runs_data, summarise, write_report
+from scansion.report import (
+    BUDGET_NOTE,
+    POSITION_NOTE,
+    PROBING_NOTE,
+    FeatureConfig,
+    budget_table,
+    position_table,
+    probing_table,
+    runs_data,
+    summarise,
+    write_report,
+)
 from scansion.study.evaluate import evaluate_runs
-from scansion.study.extras import evaluate_extras, lines, parse_extras
+from scansion.study.extras import check_store, evaluate_extras, lines, parse_extras
 
 
 @app.command(name="eval")
@@ -63,6 +74,7 @@ def evaluate(
     """
     extras = parse_extras(also, also_settings)
     store = ActivationStore(held_out)
+    check_store(store, extras, core or CoreConfig(), probing=probing)
     folders: dict[str, Path] = {}
     for run in runs:
         config = run / "config.yaml"
@@ -105,6 +117,12 @@ def present(results: list[Evaluations]) -> None:
         output.print(f"{name}: {why}", markup=False)
     for note in summary.notes:
         output.print(note, markup=False)
-    if (table := position_table([run for run in results if not run.reasons])) is not None:
-        table_console(200).print(table)
-        output.print(POSITION_NOTE, markup=False)
+    sound = [run for run in results if not run.reasons]
+    for table, note in (
+        (probing_table(sound), PROBING_NOTE),
+        (position_table(sound), POSITION_NOTE),
+        (budget_table(sound), BUDGET_NOTE),
+    ):
+        if table is not None:
+            table_console(200).print(table)
+            output.print(note, markup=False)

@@ -16,6 +16,8 @@ from threadpoolctl import threadpool_limits
 
 MAX_ITERATIONS = 1000
 
+Features = Float[np.ndarray, "_ _"] | sparse.csr_matrix
+
 
 @dataclass(frozen=True)
 class ProbeTask:
@@ -27,11 +29,15 @@ class ProbeTask:
         train_labels, test_labels: 0 or 1.
     """
 
-    features: Float[np.ndarray, "n d"] | sparse.csr_matrix
+    features: Features
     train_rows: Int[np.ndarray, " n_train"]
     train_labels: Int[np.ndarray, " n_train"]
     test_rows: Int[np.ndarray, " n_test"]
     test_labels: Int[np.ndarray, " n_test"]
+
+    def n_probes(self, k_values: Sequence[int]) -> int:
+        """How many probes :func:`fit_probes` fits."""
+        return 1 if isinstance(self.features, sparse.csr_matrix) else 1 + len(k_values)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict, field_validator
+from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from scansion.sae import SAE, SAEMetadata
@@ -92,6 +93,16 @@ class Estimate(BaseModel):
     def excludes_zero(self) -> bool:
         """Whether there is an interval and 0 lies outside it."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest true difference whose interval would lie clear of 0 with a probability of 80%; None without one.
+
+        Of an estimated difference: (1.96 + 0.84) standard errors, of which its interval is 2 x 1.96 wide.
+        """
+        if self.low is None or self.high is None:
+            return None
+        return float((norm.ppf(0.975) + norm.ppf(0.8)) * (self.high - self.low) / (2 * norm.ppf(0.975)))
 
     def __str__(self) -> str:
         if self.value is None:

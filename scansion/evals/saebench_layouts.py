@@ -86,7 +86,7 @@ def tpp_json(result: TppResult, subject: Subject) -> dict[str, Any]:
 
 
 def scr_json(result: ScrResult, subject: Subject) -> dict[str, Any]:
-    """``scr``; null where the bias costs the probe nothing, for which SAEBench has 0."""
+    """``scr``; null where the bias costs the probe no more than chance."""
 
     def figures(one: ScrDataset) -> dict[str, float | None]:
         found: dict[str, float | None] = {}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field
 
 from scansion.device import dtype_name
@@ -22,8 +22,6 @@ from scansion.evals.result import Estimate, Status, Subject
 from scansion.evals.text_activations import TextReader
 from scansion.lm import HookPoint, LanguageModel
 
-# SAEBench's: a probe that the bias costs less than this has nothing to win back.
-_LEAST_BIAS = 0.001
 _AttributeName = Literal["first", "second"]
 _Rows = Int[np.ndarray, " _"]
 
@@ -51,8 +49,10 @@ class ScrDirection(BaseModel):
         wanted: the attribute of the test labels, by its place in the set's name.
         biased_accuracy: of the biased probe before any ablation.
         clean_accuracy: of a probe trained without the bias: what could be won back.
+        cost: clean_accuracy less biased_accuracy, paired by test text.
         by_n: (after - biased) / (clean - biased) for each number of ablated features: 0 is nothing, 1 is all; below 0,
-            the ablation does harm. None if the bias costs the probe nothing.
+            the ablation does harm. None if the bias costs the probe no more than chance: a score would divide by the
+            luck of a few texts.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -60,12 +60,13 @@ class ScrDirection(BaseModel):
     wanted: _AttributeName
     biased_accuracy: float
     clean_accuracy: float
+    cost: Estimate
     by_n: dict[int, Estimate | None]
 
     @property
     def applies(self) -> bool:
-        """Whether there is an accuracy to win back."""
-        return self.clean_accuracy - self.biased_accuracy >= _LEAST_BIAS
+        """Whether there is an accuracy to win back: the interval of ``cost`` lies above 0."""
+        return self.cost.low is not None and self.cost.low > 0
 
 
 class ScrDataset(BaseModel):
@@ -111,7 +112,8 @@ def evaluate_scr(
 
     It differs from SAEBench in four ways: the probes are scikit-learn's logistic regression, where SAEBench trains with
     AdamW in small batches and keeps the epoch that does best on the test texts; padding never counts; where the bias
-    costs nothing the set has no score, where SAEBench has 0; and the data sets are stand-ins.
+    costs no more than chance the set has no score, where SAEBench scores any cost of a thousandth and has 0 for less; and
+    the data sets are stand-ins.
 
     Args:
         subjects: SAEs for this LM and hook point.
@@ -181,26 +183,18 @@ def scr_directions(
         rows, labels = balanced[wanted][1]
         before = biased.correct(pooled.x[rows], labels)
         clean = probes[wanted].correct(pooled.x[rows], labels)
-        found.append(
-            ScrDirection(
-                wanted=wanted,
-                biased_accuracy=float(before.mean()),
-                clean_accuracy=float(clean.mean()),
-                by_n={
-                    n: _score(biased.correct(pooled.without(rows, strongest(order, n)), labels), before, clean, seed)
-                    for n in n_values
-                },
-            )
+        one = ScrDirection(
+            wanted=wanted,
+            biased_accuracy=float(before.mean()),
+            clean_accuracy=float(clean.mean()),
+            cost=Estimate.of_ratio(clean - before, np.ones(len(rows)), seed),
+            by_n=dict.fromkeys(n_values),
         )
+        for n in n_values if one.applies else ():
+            after = biased.correct(pooled.without(rows, strongest(order, n)), labels)
+            one.by_n[n] = Estimate.of_ratio(after - before, clean - before, seed)
+        found.append(one)
     return found
-
-
-def _score(
-    after: Float[np.ndarray, " n"], before: Float[np.ndarray, " n"], clean: Float[np.ndarray, " n"], seed: int
-) -> Estimate | None:
-    if clean.mean() - before.mean() < _LEAST_BIAS:
-        return None
-    return Estimate.of_ratio(after - before, clean - before, seed)
 
 
 def _labelled(quadrants: dict[tuple[int, int], _Rows], place: int) -> tuple[_Rows, _Rows]:
@@ -221,13 +215,25 @@ def _rows(quadrants: Quadrants) -> tuple[list[str], dict[tuple[int, int], _Rows]
     return flat, sides[0], sides[1]
 
 
+def _without_score(datasets: list[ScrDataset]) -> list[str]:
+    return [
+        f"{one.name} has no score: the bias costs the language model's own probe {one.scored.cost} of accuracy on "
+        f"{one.n_test} texts, no more than chance"
+        for one in datasets
+        if not one.scored.applies
+    ]
+
+
 def _result(subject: Subject, datasets: list[ScrDataset], silent: bool, dtype: str, config: ScrConfig) -> ScrResult:
     reasons = reasons_before_running(subject)
     if silent:
         reasons.append("all features are dead: none fired on any text")
     status: Status = "degenerate" if reasons else "ok"
     if not reasons and not any(one.scored.applies for one in datasets):
-        reasons.append("the bias costs the language model's own probe nothing, so there is nothing to remove")
+        reasons.append(
+            "the bias costs the language model's own probe no more than chance, so there is nothing to remove: "
+            + "; ".join(f"{one.name} {one.scored.cost}" for one in datasets)
+        )
         status = "inapplicable"
     by_n: dict[int, float | None] = {}
     for n in config.n_values:
@@ -238,7 +244,7 @@ def _result(subject: Subject, datasets: list[ScrDataset], silent: bool, dtype: s
         sae=subject.name,
         status=status,
         reasons=reasons,
-        notes=[AUDIT, *(f"{one.name} stands in for {one.stands_for}" for one in datasets)],
+        notes=[AUDIT, *(f"{one.name} stands in for {one.stands_for}" for one in datasets), *_without_score(datasets)],
         sae_fingerprint=subject.fingerprint,
         sae_metadata=subject.metadata,
         data={"config": config.model_dump(mode="json"), "source": probing_source(), "lm_dtype": dtype},

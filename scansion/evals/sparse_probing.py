@@ -13,9 +13,10 @@ from scansion.device import dtype_name
 from scansion.evals.activation_cache import ActivationCache
 from scansion.evals.degenerate import reasons_before_running, reasons_from_probes
 from scansion.evals.fit import require_fit
+from scansion.evals.kept_outcomes import KeptOutcomes
 from scansion.evals.pooling import pool_texts
 from scansion.evals.probe_accuracy import Accuracies, over_data_sets, over_tasks
-from scansion.evals.probes import ProbeOutcome, ProbeTask, fit_all
+from scansion.evals.probes import Features, ProbeOutcome, ProbeTask, fit_all
 from scansion.evals.probing_config import SparseProbingConfig
 from scansion.evals.probing_result import DatasetResult, SparseProbingResult, TaskResult
 from scansion.evals.probing_sets import (
@@ -74,7 +75,6 @@ class _Scores:
 
     outcomes: list[ProbeOutcome]
     accuracies: Accuracies
-    fired: bool
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class _DataSet:
     lm: _Scores
     sae: _Scores
     random: _Scores
+    fired: bool
 
 
 def _probe_data_set(
@@ -100,39 +101,59 @@ def _probe_data_set(
         for text in split.train.texts + split.test.texts:
             row_of.setdefault(text, len(row_of))
     rows = [(_rows(split.train.texts, row_of), _rows(split.test.texts, row_of)) for split in splits]
-    test_rows = [test for _, test in rows]
     controls, control_of = random_controls(subjects, config.seed)
+    # The bag, the LM and the untrained SAEs are the same for every SAE of these settings; their probes are fitted once.
+    kept = KeptOutcomes(reader, splits, config)
+    keys = [kept.key(features) for features in ("bag", "lm", *controls)]
+    beside = [kept.load(key) for key in keys]
+    unknown = [control for control, found in zip(controls, beside[2:], strict=True) if found is None]
     saes = [subject.sae for subject in subjects]
-    pooled = pool_texts(list(row_of), reader, saes, controls, config.pooling, config.bands, f"pool {name}")
-    tables = [pooled.bag, pooled.lm, *pooled.saes, *pooled.controls]
+    pooled = pool_texts(list(row_of), reader, saes, unknown, config.pooling, config.bands, f"pool {name}")
+    always = [table for table, found in zip((pooled.bag, pooled.lm), beside, strict=False) if found is None]
+    tables = [*always, *pooled.controls, *pooled.saes]
+    fitted = iter(_fit(name, tables, splits, rows, config))
+    known: list[list[ProbeOutcome]] = []
+    for key, found in zip(keys, beside, strict=True):
+        known.append(found or next(fitted))
+        if found is None:
+            kept.keep(key, known[-1])
+    # The name is part of the seed, for the draws of different data sets must be independent.
+    seed = [config.seed, *name.encode()]
+    test_rows = [test for _, test in rows]
+    bag, lm, *rest = (
+        _Scores(mine, over_tasks([outcome.correct for outcome in mine], test_rows, seed)) for mine in [*known, *fitted]
+    )
+    lm_over_bag = [
+        over_tasks([theirs.correct[:1]], [test], seed).minus(over_tasks([words.correct], [test], seed)).estimates()[0]
+        for theirs, words, test in zip(lm.outcomes, bag.outcomes, test_rows, strict=True)
+    ]
+    random, own = rest[: len(controls)], rest[len(controls) :]
+    return [
+        _DataSet(name, splits, lm_over_bag, bag, lm, own[index], random[control_of[index]], bool(table.max() > 0))
+        for index, table in enumerate(pooled.saes)
+    ]
+
+
+def _fit(
+    name: str,
+    tables: Sequence[Features],
+    splits: Sequence[ProbingSplit],
+    rows: Sequence[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]],
+    config: SparseProbingConfig,
+) -> list[list[ProbeOutcome]]:
+    """For each table, the outcome of each task."""
     tasks = [
         ProbeTask(table, train, split.train.labels, test, split.test.labels)
         for table in tables
         for split, (train, test) in zip(splits, rows, strict=True)
     ]
+    n_probes = sum(task.n_probes(config.k_values) for task in tasks)
     outcomes: list[ProbeOutcome] = []
-    with progress(
-        f"probe {name}", len(splits) * (1 + (len(tables) - 1) * (1 + len(config.k_values))), "probes"
-    ) as advance:
+    with progress(f"probe {name}", n_probes, "probes") as advance:
         for outcome in fit_all(tasks, config.k_values):
             outcomes.append(outcome)
             advance(len(outcome.correct))
-    # The name is part of the seed, for the draws of different data sets must be independent.
-    seed = [config.seed, *name.encode()]
-    scores: list[_Scores] = []
-    for index, table in enumerate(tables):
-        mine = outcomes[index * len(splits) : (index + 1) * len(splits)]
-        accuracies = over_tasks([outcome.correct for outcome in mine], test_rows, seed)
-        scores.append(_Scores(mine, accuracies, bool(table.max() > 0)))
-    bag, lm, *rest = scores
-    lm_over_bag = [
-        over_tasks([theirs.correct[:1]], [test], seed).minus(over_tasks([words.correct], [test], seed)).estimates()[0]
-        for theirs, words, test in zip(lm.outcomes, bag.outcomes, test_rows, strict=True)
-    ]
-    return [
-        _DataSet(name, splits, lm_over_bag, bag, lm, rest[index], rest[len(subjects) + control_of[index]])
-        for index in range(len(subjects))
-    ]
+    return [outcomes[start : start + len(splits)] for start in range(0, len(outcomes), len(splits))]
 
 
 def _rows(texts: Sequence[str], row_of: dict[str, int]) -> Int[np.ndarray, " n"]:
@@ -140,7 +161,7 @@ def _rows(texts: Sequence[str], row_of: dict[str, int]) -> Int[np.ndarray, " n"]
 
 
 def _result(subject: Subject, sets: list[_DataSet], lm_dtype: str, config: SparseProbingConfig) -> SparseProbingResult:
-    reasons = _reasons(subject, [one.lm for one in sets], [one.sae for one in sets])
+    reasons = _reasons(subject, sets)
     bag, lm, sae, random = (
         over_data_sets([getattr(one, kind).accuracies for one in sets]) for kind in ("bag", "lm", "sae", "random")
     )
@@ -204,12 +225,12 @@ def _above_zero(estimate: Estimate) -> bool:
     return estimate.low is not None and estimate.low > 0
 
 
-def _reasons(subject: Subject, lm: list[_Scores], sae: list[_Scores]) -> list[str]:
+def _reasons(subject: Subject, sets: list[_DataSet]) -> list[str]:
     reasons = reasons_before_running(subject)
-    values = np.stack([one.accuracies.value for one in sae])
+    values = np.stack([one.sae.accuracies.value for one in sets])
     if not np.isfinite(values).all():
         return [*reasons, "feature activations are not finite"]
-    if not any(one.fired for one in sae):
+    if not any(one.fired for one in sets):
         reasons.append("all features are dead: none fired on any probing text")
-    informed = [float(one.accuracies.value[0]) for one in lm]
+    informed = [float(one.lm.accuracies.value[0]) for one in sets]
     return reasons + reasons_from_probes(values.ravel().tolist(), np.repeat(informed, values.shape[1]).tolist())

@@ -91,16 +91,19 @@ class TextReader:
                 yield Block(rows, **tensors)
                 advance(len(rows))
 
+    @property
+    def source(self) -> list[str | int]:
+        """All that activations depend on, but for the texts and how many tokens of them are read."""
+        facts = self.lm.facts
+        lm_dtype = dtype_name(self.lm.model.dtype)
+        return [FORMAT_VERSION, facts.name, facts.revision, lm_dtype, str(self.hook_point), self.dtype]
+
     def _key(self, lists: Sequence[Sequence[int]]) -> str:
         """Names all that the activations depend on; token ids stand for texts, tokenizer and context length."""
         tokens = xxhash.xxh3_128()
         for ids in lists:
             tokens.update(np.array([len(ids), *ids], dtype=np.int64).tobytes())
-        facts = self.lm.facts
-        lm_dtype = dtype_name(self.lm.model.dtype)
-        return fingerprint(
-            [FORMAT_VERSION, facts.name, facts.revision, lm_dtype, str(self.hook_point), self.dtype, tokens.hexdigest()]
-        )
+        return fingerprint([*self.source, tokens.hexdigest()])
 
     @torch.no_grad()
     def _run(self, lists: Sequence[list[int]], pad_id: int) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from scansion.device import dtype_name
 from scansion.evals.answering import answer, clamp, firing_rates, fits
 from scansion.evals.degenerate import reasons_before_running
 from scansion.evals.fit import require_fit
-from scansion.evals.questions import UnlearningData, bundled_questions, hub_questions
+from scansion.evals.questions import Question, UnlearningData, bundled_questions, hub_questions
 from scansion.evals.result import Status, Subject
 from scansion.evals.unlearning_result import Intervention, UnlearningResult, score
 from scansion.lm import HookPoint, LanguageModel
@@ -97,19 +97,29 @@ def evaluate_unlearning(
             answer(lm, hook_point, questions, config.batch_size, None, advance)
             for questions in (data.forget_questions, data.retain_questions)
         ]
-    chance = float(np.mean([1 / len(q.choices) for q in data.forget_questions]))
-    # Two standard errors above guessing.
-    needed = chance + 2 * math.sqrt(chance * (1 - chance) / len(before[0]))
-    why = (
-        f"the language model answers {before[0].mean():.0%} of the questions that it should forget, not clearly more than "
-        f"guessing would ({chance:.0%})"
-        if before[0].mean() < needed
-        else None
+    (why, chance), (guessed, _) = (
+        _guessing(right, questions, what)
+        for right, questions, what in zip(
+            before, (data.forget_questions, data.retain_questions), ("should forget", "should keep"), strict=True
+        )
     )
+    notes = [data.note, *([f"{guessed}: that it keeps them says little"] if guessed else [])]
     return [
-        _one(subject, lm, hook_point, data, (forget[i], retain[i]), (before[0], before[1]), chance, why, config)
+        _one(subject, lm, hook_point, data, (forget[i], retain[i]), (before[0], before[1]), chance, why, notes, config)
         for i, subject in enumerate(subjects)
     ]
+
+
+def _guessing(right: Bool[np.ndarray, " n"], questions: Sequence[Question], what: str) -> tuple[str | None, float]:
+    """Why the LM cannot be said to know these questions (None if it can), and the share that guessing gets right."""
+    chance = float(np.mean([1 / len(question.choices) for question in questions]))
+    # Two standard errors above guessing.
+    if right.mean() >= chance + 2 * math.sqrt(chance * (1 - chance) / len(right)):
+        return None, chance
+    return (
+        f"the language model answers {right.mean():.0%} of the questions that it {what}, not clearly more than guessing "
+        f"would ({chance:.0%})"
+    ), chance
 
 
 def features_to_clamp(
@@ -146,6 +156,7 @@ def _one(
     before: tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " m"]],
     chance: float,
     why_not: str | None,
+    notes: list[str],
     config: UnlearningConfig,
 ) -> UnlearningResult:
     reasons = reasons_before_running(subject)
@@ -159,7 +170,7 @@ def _one(
         sae=subject.name,
         status=status,
         reasons=reasons,
-        notes=[data.note],
+        notes=notes,
         sae_fingerprint=subject.fingerprint,
         sae_metadata=subject.metadata,
         data={"config": config.model_dump(mode="json"), "lm_dtype": dtype_name(lm.model.dtype)},

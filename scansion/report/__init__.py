@@ -1,18 +1,24 @@
 """Reports: results become a table, figures and one self-contained page."""
 
+from scansion.report.budget_table import BUDGET_NOTE, budget_table
 from scansion.report.data import ReportArm, ReportData, runs_data, study_data
 from scansion.report.features import FeatureConfig
 from scansion.report.page import write_report
 from scansion.report.position_table import POSITION_NOTE, position_table
+from scansion.report.probing_table import PROBING_NOTE, probing_table
 from scansion.report.summary import Summary, summarise
 
 __all__ = [
+    "BUDGET_NOTE",
     "POSITION_NOTE",
+    "PROBING_NOTE",
     "FeatureConfig",
     "ReportArm",
     "ReportData",
     "Summary",
+    "budget_table",
     "position_table",
+    "probing_table",
     "runs_data",
     "study_data",
     "summarise",

@@ -10,6 +10,7 @@ import yaml
 
 from scansion.files import atomic_file
 from scansion.lm import LanguageModel
+from scansion.report.budget_table import BUDGET_NOTE, budget_columns, budget_rows
 from scansion.report.charts import (
     Chart,
     pareto_charts,
@@ -113,6 +114,7 @@ def page(data: ReportData, sections: Sequence[tuple[str, str, list[Chart]]], dic
         has_maps=bool(dictionaries.maps),
         has_features=bool(dictionaries.pages),
         features_note=dictionaries.note,
+        budget=(budget_columns(), budget_rows([arm.results[0] for arm in data.sound]), BUDGET_NOTE),
         position=(position_columns(), position_rows([arm.results[0] for arm in data.sound]), POSITION_NOTE),
         probing=[
             (arm.name, probing_by_set(arm.results[0].sparse_probing))

@@ -51,6 +51,7 @@ def lines_below(comparison: Comparison) -> list[str]:
         lines = [ONE_SEED if all(len(arm.seeds) < 2 for arm in comparison.arms) else HOW_TO_READ]
     lines += [f"{name}: {why}" for name, why in comparison.set_apart.items()]
     lines += [f"{arm.name}: {'; '.join(arm.caveats)}" for arm in comparison.arms if arm.caveats]
+    lines += _detectable_line(comparison)
     for front in comparison.fronts:
         near = f" Off this front, but not told from it by seeds: {', '.join(front.near)}." if front.near else ""
         lines.append(
@@ -58,6 +59,24 @@ def lines_below(comparison: Comparison) -> list[str]:
             f"{', '.join(front.arms)}.{near}"
         )
     return lines + comparison.notes
+
+
+def _detectable_line(comparison: Comparison) -> list[str]:
+    """How small a difference of each headline figure could have been found; nothing at one seed."""
+    found: list[str] = []
+    for name in HEADLINE:
+        how = metric(name)
+        sizes = [
+            one.detectable * how.scale
+            for arm in comparison.arms
+            if (one := arm.differences.get(name)) is not None and one.detectable is not None
+        ]
+        if sizes:
+            least, most = (f"{size:.{how.digits}f}" for size in (min(sizes), max(sizes)))
+            found.append(f"{how.label} {least if least == most else f'{least} to {most}'}")
+    if not found:
+        return []
+    return [f"Differences that would have been found in 4 of 5 such studies, by run: {'; '.join(found)}."]
 
 
 def write_comparison(comparison: Comparison, infos: Mapping[str, ArmInfo], folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from scansion.evals import saebench_layouts as layouts
 from scansion.evals.absorption import AbsorptionConfig, evaluate_absorption
 from scansion.evals.absorption_result import AbsorptionResult
 from scansion.evals.autointerp import AutoInterpConfig, AutoInterpResult, evaluate_autointerp
+from scansion.evals.core import CoreConfig
 from scansion.evals.extra_result import ExtraResult
 from scansion.evals.offline_interp import OfflineInterpConfig, OfflineInterpResult, evaluate_offline_interp
 from scansion.evals.result import Subject
@@ -111,8 +112,37 @@ def parse_extras(names: str, settings: Path | None = None) -> dict[str, BaseMode
         try:
             parsed[name] = EXTRAS[name].config.model_validate(by_name.get(name) or {})
         except ValidationError as error:
-            raise ConfigError(f"{name}: {describe(error)}") from error
+            raise ConfigError(f"{name}: {describe(error, 'settings')}") from error
     return parsed
+
+
+def check_store(store: ActivationStore, extras: Collection[str], core: CoreConfig, *, probing: bool) -> None:
+    """Raise :class:`ConfigError` for evaluations that the store has no truth, no text or no language model for.
+
+    Args:
+        store: held-out activations.
+        extras: names of further evaluations.
+        core: settings of the core evaluation.
+        probing: whether sparse probing is to be done.
+    """
+    if not store.identity.is_planted:
+        if "synthetic" in extras:
+            raise ConfigError(
+                f"{store.folder} holds activations of {store.identity.model}, whose true features nobody knows; the "
+                "synthetic evaluation needs a store made by `scansion synth` and an SAE trained on it"
+            )
+        return
+    without_lm = [name for name in extras if name != "synthetic"]
+    changes = [
+        *(["--core.loss-contexts 0"] if core.loss_contexts else []),
+        *(["--no-probing"] if probing else []),
+        *([f"leave out {', '.join(without_lm)}"] if without_lm else []),
+    ]
+    if changes:
+        raise ConfigError(
+            f"{store.folder} holds activations made from known features, for which there is neither text nor a language "
+            f"model: {'; '.join(changes)}"
+        )
 
 
 def evaluate_extras(

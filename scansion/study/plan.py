@@ -226,8 +226,9 @@ def reseeded(config: Model, seed: int) -> Model:
     return config.model_copy(update=changes)
 
 
-def describe(error: ValidationError) -> str:
-    """A validation error in one line: where and what, for each mistake."""
+def describe(error: ValidationError, whole: str = "plan") -> str:
+    """A validation error in one line: where and what, for each mistake; ``whole`` names what is wrong as a whole."""
     return "; ".join(
-        f"{'.'.join(str(part) for part in mistake['loc']) or 'plan'}: {mistake['msg']}" for mistake in error.errors()
+        f"{'.'.join(str(part) for part in mistake['loc']) or whole}: {mistake['msg'].removeprefix('Value error, ')}"
+        for mistake in error.errors()
     )

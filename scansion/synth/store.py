@@ -9,7 +9,7 @@ import torch
 from scansion.activations import ActivationStore
 from scansion.activations.filling import finished_store, missing_shards, only_writer, resumed_settings, seal
 from scansion.activations.shard import SIDE_BYTES, ShardBuffer
-from scansion.activations.store import StoreIdentity
+from scansion.activations.store import PLANTED, StoreIdentity
 from scansion.device import DTYPES
 from scansion.files import fingerprint, require_free_space, require_writable
 from scansion.progress import progress
@@ -17,7 +17,7 @@ from scansion.synth.config import SynthConfig
 from scansion.synth.dictionary import PlantedDictionary
 from scansion.synth.generation import BLOCK_CONTEXTS, PlantedData, Split
 
-MODEL = "synthetic"
+MODEL = PLANTED
 HOOK_POINT = "planted"
 _SHARD_BLOCKS = 8
 

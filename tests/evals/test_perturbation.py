@@ -85,6 +85,17 @@ def test_where_the_bias_costs_nothing_there_is_no_score() -> None:
     assert not first.applies and set(first.by_n.values()) == {None}
 
 
+def test_a_cost_that_chance_explains_gives_no_score() -> None:
+    pooled, train, test = crossed(entangled=False)
+    # The second label is in no dimension: a probe for it guesses, biased or not, and beats the other by luck alone.
+    noise = np.random.default_rng(2).normal(size=len(pooled.x))
+    _, second = scr_directions(
+        Pooled(np.stack([pooled.x[:, 0], noise], 1), pooled.acts, pooled.W_dec), train, test, (1,), 0
+    )
+    assert second.cost.value == pytest.approx(second.clean_accuracy - second.biased_accuracy)
+    assert second.cost.low <= 0 and not second.applies and second.by_n == {1: None}
+
+
 def test_ablation_of_pooled_texts_is_ablation_of_every_token(lm: LanguageModel, tmp_path: Path) -> None:
     reader = TextReader(lm, HookPoint(1), 16, 2, "float32", ActivationCache(tmp_path, 0))
     subject, texts = make_subject(), ["w5 w6 w7", "w8", "w9 w10 w11 w12"]

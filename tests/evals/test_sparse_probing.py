@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,12 @@ from pydantic import ValidationError
 
 from scansion.corpus import Contexts
 from scansion.errors import ConfigError, EvalError, ModelError, ShapeError
-from scansion.evals import activation_cache, text_activations
+from scansion.evals import activation_cache, sparse_probing, text_activations
 from scansion.evals.activation_cache import ActivationCache
+from scansion.evals.kept_outcomes import KeptOutcomes
 from scansion.evals.pooling import pool_texts
 from scansion.evals.probe_accuracy import over_data_sets, over_tasks
-from scansion.evals.probes import ProbeTask, fit_all, fit_probes
+from scansion.evals.probes import ProbeOutcome, ProbeTask, fit_all, fit_probes
 from scansion.evals.probing_sets import load_probing_set
 from scansion.evals.random_control import random_controls
 from scansion.evals.result import Estimate, Subject
@@ -239,3 +242,47 @@ def test_a_second_sae_does_not_run_the_lm(
     assert again == first
     for pooling in ("last", "bands"):
         evaluate_sparse_probing([make_subject()], lm, HOOK_POINT, config.model_copy(update={"pooling": pooling}))
+
+
+def test_what_stands_beside_an_sae_is_fitted_once_and_is_the_same_from_disk(
+    asset: Path, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(activation_cache, "default_folder", lambda: tmp_path / "cache")
+    kept = CONFIG.model_copy(update={"cache_gb": 1.0})
+    fitted: list[int] = []
+    fit = sparse_probing.fit_all
+
+    def counting(tasks: Sequence[ProbeTask], k_values: Sequence[int]) -> Iterator[ProbeOutcome]:
+        fitted.append(len(tasks))
+        return fit(tasks, k_values)
+
+    def probe(subjects: list[Subject], **changes: object) -> list[SparseProbingResult]:
+        fitted.clear()
+        return evaluate_sparse_probing(subjects, lm, HOOK_POINT, kept.model_copy(update=changes))
+
+    monkeypatch.setattr(sparse_probing, "fit_all", counting)
+    one, other = make_subject("one"), make_subject("other")
+    with torch.no_grad():
+        other.sae.b_enc += 0.1  # other weights, the same settings
+    probe([one])
+    assert fitted == [4, 4], "a data set of one task: the bag, the LM, the untrained SAE and the SAE"
+    found = probe([other])
+    assert fitted == [1, 1], "only the SAE itself"
+    apart = evaluate_sparse_probing([other], lm, HOOK_POINT, CONFIG)
+    assert found[0].model_copy(update={"data": apart[0].data}) == apart[0]
+    probe([make_subject("wider", d_sae=40)])
+    assert fitted == [2, 2], "and an untrained SAE of other settings"
+    for change in ({"k_values": (1, 2)}, {"pooling": "last"}, {"seed": 7}, {"train_size": 50}, {"context_length": 8}):
+        probe([one], **change)
+        assert fitted == [4, 4], change
+
+
+def test_outcomes_on_the_same_texts_under_other_labels_are_others(
+    asset: Path, lm: LanguageModel, tmp_path: Path
+) -> None:
+    (split,) = load_probing_set("1_words", 60, 40, 0)
+    swapped = replace(split, train=replace(split.train, labels=1 - split.train.labels))
+    reader = TextReader(lm, HOOK_POINT, 16, 8, "bfloat16", ActivationCache(tmp_path, 10**6))
+    (control,), _ = random_controls([make_subject()], seed=1)
+    names = {KeptOutcomes(reader, [one], CONFIG).key(what) for one in (split, swapped) for what in ("lm", control)}
+    assert len(names) == 4

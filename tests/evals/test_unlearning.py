@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +176,8 @@ def test_a_model_that_guesses_gets_no_score_and_one_that_knows_does(
     assert (
         unlearning_json(result, make_subject())["eval_result_metrics"]["unlearning"]["unlearning_score"] == result.score
     )
+    assert result.notes == ["note"]
+    half = replace(easy, retain_questions=data.retain_questions)
+    monkeypatch.setattr("scansion.evals.unlearning.bundled_questions", lambda *_: half)
+    (unsure,) = evaluate_unlearning([make_subject()], lm, POINT, config)
+    assert unsure.status == "ok" and "that it should keep, not clearly more than guessing" in unsure.notes[1]

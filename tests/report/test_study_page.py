@@ -13,6 +13,7 @@ from scansion.cli.reporting import report
 from scansion.errors import ConfigError
 from scansion.evals.result import Estimate
 from scansion.report import FeatureConfig, ReportData, runs_data, write_report
+from scansion.report.budget_table import budget_columns, budget_rows
 from scansion.report.charts import pareto_charts, position_charts, probing_charts, training_charts
 from scansion.report.plotly_form import figure_of
 from scansion.report.tables import full_table, headline_table, verdicts
@@ -56,6 +57,17 @@ def test_the_page_names_every_arm_and_draws_the_sound_ones(data: ReportData, wri
         assert sentence in page.text
     for text in (f"asked {HOSTILE_ARM}", data.plan.digest if data.plan else "", "scansion study run plan.yaml"):
         assert text in page.text
+
+
+def test_budgets_are_given_all_four_ways(data: ReportData, written: Path) -> None:
+    runs = [arm.results[0] for arm in data.sound]
+    rows = budget_rows(runs)
+    page = Page(written.read_text(encoding="utf-8"))
+    assert [len(row) for row in rows] == [len(budget_columns())] * len(runs) and rows[0][4] == "1.00"
+    assert all(cell in page.text for row in rows for cell in row)
+    plain, hard = (run.position.budget for run in runs[:2] if run.position)
+    assert hard.width == plain.width and hard.available_mean < plain.available_mean
+    assert rows[1][2].startswith(f"{hard.available_mean:,.0f} [{hard.available_min:,}")
 
 
 def test_the_page_asks_no_other_machine_for_anything(written: Path) -> None:

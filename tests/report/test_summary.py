@@ -12,7 +12,7 @@ from scansion.evals.bundle import Evaluations
 from scansion.evals.core import CoreConfig, evaluate_core
 from scansion.evals.probing_result import DatasetResult, SparseProbingResult
 from scansion.evals.result import Estimate, Subject
-from scansion.report import summarise
+from scansion.report import probing_table, summarise
 from scansion.sae import ReluConfig, SAEMetadata, build_sae
 from tests.conftest import WIDTH
 
@@ -63,6 +63,18 @@ def probed(run: Evaluations, dataset: str) -> Evaluations:
         datasets=[DatasetResult(name=dataset, stand_in=None, qualified=True, **figures, tasks=[])],
     )  # fmt: skip
     return Evaluations(run.core, probing)
+
+
+def test_the_probing_table_has_a_row_a_run_and_set_with_its_controls_and_what_could_be_found(evaluated) -> None:
+    console = Console(width=300, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    table = probing_table([probed(evaluated(name), "order/bigram_shift") for name in ("one", "other")])
+    assert table is not None and table.row_count == 2
+    console.print(table)
+    shown = console.export_text()
+    assert "order/bigram_shift" in shown and "0.750 (+0.750 [+0.700, +0.800])" in shown
+    # Half of the interval is 1.96 standard errors; what is found in 4 of 5 draws is 1.96 + 0.84 of them.
+    assert f"{0.05 / 1.95996 * (1.95996 + 0.84162):.3f}" in shown
+    assert probing_table([evaluated("never probed")]) is None
 
 
 def test_hostile_names_reach_the_terminal_as_they_are(evaluated) -> None:

@@ -91,6 +91,16 @@ def test_no_difference_at_any_seed_is_said_so_whatever_the_rounding() -> None:
     assert verdict(found, "fve") == "the baseline's at every seed (n=2)"
 
 
+def test_what_could_have_been_found_is_said_for_each_headline_figure() -> None:
+    noisy, steady = info({0: 0.7, 1: 0.75, 2: 0.8}), info({0: 0.70, 1: 0.72, 2: 0.75})
+    comparison = compare({"base": BASE, "noisy": noisy, "steady": steady})
+    sizes = sorted(difference(comparison, name).detectable for name in ("noisy", "steady"))
+    (line,) = [line for line in lines_below(comparison) if "4 of 5" in line]
+    assert f"FVE {sizes[0]:.3f} to {sizes[1]:.3f}" in line
+    one_seed = compare({"base": info({0: 0.8}), "other": info({0: 0.7})})
+    assert not any("4 of 5" in line for line in lines_below(one_seed)), "one seed tells nothing of its spread"
+
+
 def test_fronts_keep_what_nothing_beats() -> None:
     arms = {
         "base": info({0: 0.8, 1: 0.8}, l0=32, seconds=3),

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from scansion.errors import ConfigError, EvalError
+from scansion.evals.core import CoreConfig
+from scansion.evals.position import PositionConfig, evaluate_position
 from scansion.evals.result import Subject
 from scansion.files import read_json
-from scansion.sae import ReluConfig, SAEMetadata, build_sae, save_sae
-from scansion.study.extras import EXTRAS, evaluate_extras, lines, parse_extras
+from scansion.sae import ReluConfig, SAEMetadata, build_sae, load_sae, save_sae
+from scansion.study.extras import EXTRAS, check_store, evaluate_extras, lines, parse_extras
 from scansion.synth import PlantedDictionary, SynthConfig, plant_store
 from scansion.synth.evaluation import SyntheticConfig, evaluate_synthetic
 from tests.evals.probing import make_subject
@@ -32,6 +34,34 @@ def test_names_and_settings_are_checked(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=what):
             parse_extras(names, file)
+
+
+def test_an_evaluation_wrong_as_a_whole_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(
+        ConfigError, match=r"^autointerp: settings: autointerp asks a language model: set OPENAI_BASE_URL"
+    ):
+        parse_extras("autointerp")
+
+
+def test_what_a_store_cannot_answer_is_refused_before_anything_heavy(tmp_path: Path, store) -> None:
+    with pytest.raises(ConfigError, match="whose true features nobody knows"):
+        check_store(store, ["synthetic"], CoreConfig(), probing=True)
+    check_store(store, ["tpp"], CoreConfig(), probing=True)
+    world = SynthConfig(
+        d_in=16,
+        n_features=16,
+        context_length=8,
+        n_contexts=64,
+        n_held_out_contexts=64,
+        band_width=(2, 4),
+        mean_l0=1,
+        zipf_exponent=0,
+    )
+    planted = plant_store(PlantedDictionary.plant(world), "held_out", tmp_path / "held_out")
+    with pytest.raises(ConfigError, match=r"--core.loss-contexts 0; --no-probing; leave out tpp$"):
+        check_store(planted, ["tpp", "synthetic"], CoreConfig(), probing=True)
+    check_store(planted, ["synthetic"], CoreConfig(loss_contexts=0), probing=False)
 
 
 def test_results_carry_the_name_they_are_asked_for_by() -> None:
@@ -77,6 +107,9 @@ def test_synthetic_runs_are_scored_against_the_world_their_store_names(tmp_path:
 
     extras = parse_extras("synthetic,autointerp_offline")
     first = evaluate_extras(extras, {"run": tmp_path / "run"}, held_out, no_lm)
+    subject = Subject("run", *load_sae(tmp_path / "run" / "sae"))
+    ((position, _),) = evaluate_position([subject], held_out, no_lm, PositionConfig(use_position_0=True))
+    assert position.replacement is None and "no language model can read moved text" in str(position.no_replacement)
     assert first[0].headline()["mmcs"] == pytest.approx(1.0, abs=1e-5)
     assert first[0].headline()["recovered"] == 1.0 > first[0].headline()["mmcs_chance"]
     assert read_json(tmp_path / "run" / "evals" / "synthetic.json")["eval"] == "synthetic"

@@ -53,7 +53,9 @@ def evaluate_position(
     require_same_source(subjects, store)
     text = Text.of(store, config)
     moved: MovedText | str = "it was not asked for"
-    if config.replaced_contexts:
+    if config.replaced_contexts and store.identity.is_planted:
+        moved = "the activations are made from known features, and no language model can read moved text"
+    elif config.replaced_contexts:
         offset = offset_for(store.n_positions, config.offset)
         if load_lm is None:
             raise EvalError("moving the text needs the language model; give load_lm, or set replaced_contexts to 0")
