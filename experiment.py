@@ -1,8 +1,8 @@
 """Run one entry of a plan at all its seeds: ``python experiment.py --out_dir=run_3`` runs entry 3.
 
 It writes ``run_3/final_info.json`` and adds to ``notes.txt`` beside it; the baseline, which the notes compare with, is
-``--out_dir=run_0``. For a new idea add a run to the plan, or to NEW_RUNS below; a mask of your own is a class that is
-registered with ``scansion.masks.register_family``.
+``--out_dir=run_0``. The exit status is 0 unless the run failed. For a new idea add a run to the plan, or to NEW_RUNS below;
+a mask of your own is a class that is registered with ``scansion.masks.register_family``.
 """
 
 from __future__ import annotations
@@ -36,10 +36,15 @@ def main() -> None:
     try:
         plan = load_plan(PLAN).with_runs(NEW_RUNS)
         assets.fetch()
-        execute(plan, {int(number[1]): folder})
+        records = execute(plan, {int(number[1]): folder})
     except ScansionError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run the same command again to go on")
+    for one in records:
+        sys.stdout.write(f"{': '.join([one.name, one.info.status, *one.info.reasons])}\n")
     sys.stdout.write(f"wrote {folder / 'final_info.json'}\n")
+    sys.exit(any(one.info.status == "failed" for one in records))
 
 
 if __name__ == "__main__":

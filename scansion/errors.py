@@ -35,3 +35,7 @@ class TrainingError(ScansionError):
 
 class EvalError(ScansionError):
     """An evaluation cannot be carried out on what it was given."""
+
+
+class StudyError(ScansionError):
+    """Some run of a study failed; the others were carried out."""

@@ -100,6 +100,17 @@ def read_json(path: Path) -> Any:
         raise ScansionError(f"{path} is not valid JSON ({error}); delete it and run the same command again") from error
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """One value a line; none if there is no such file. A line that is not JSON is named."""
+    values: list[Any] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], 1):
+        try:
+            values.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ScansionError(f"line {number} of {path} is not valid JSON ({error}); delete the line") from error
+    return values
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what an interrupted :func:`atomic_file` or :func:`atomic_folder` left behind in ``folder``."""
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):

@@ -48,11 +48,11 @@ class PositionedBatch:
         flat = self.x.flatten(0, 1)
         return torch.linalg.vector_norm(flat - flat.mean(dim=0), dim=1).square().mean()
 
-    def to(self, device: torch.device) -> PositionedBatch:
-        """The same batch on another device."""
+    def to(self, device: torch.device, positions: Int[Tensor, "P"] | None = None) -> PositionedBatch:
+        """The same batch on another device; ``positions`` are its own, where they are there already."""
         return PositionedBatch(
             self.x.to(device, non_blocking=True),
-            self.positions.to(device, non_blocking=True),
+            self.positions.to(device, non_blocking=True) if positions is None else positions,
             None if self.previous is None else self.previous.to(device, non_blocking=True),
         )
 

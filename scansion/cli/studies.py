@@ -14,9 +14,9 @@ from rich.text import Text
 
 from scansion import assets as bundled
 from scansion.cli.app import app, output, table_console
-from scansion.errors import ConfigError
+from scansion.errors import ConfigError, StudyError
 from scansion.report import FeatureConfig, study_data, write_report
-from scansion.study import ArmInfo, StudyPlan, StudyRecord, compare, execute, load_plan, read_final_info
+from scansion.study import ArmInfo, StudyPlan, StudyRecord, compare, execute, infos_of, load_plan
 from scansion.study.checks import check_entries
 from scansion.study.comparison_table import lines_below, terminal_tables, write_comparison
 from scansion.study.estimate import estimate
@@ -41,7 +41,7 @@ def run_study(
     """Carry a plan out: one harvest, every run at every seed, a comparison, notes and a report.
 
     What is finished is not done again, so the same command goes on after an interruption. A run that fails is recorded
-    with its error and the others go on.
+    with its error and the others go on; the exit status then says that one has.
 
     Example: scansion study run studies/positional_masking.yaml --only 0,1 --seeds 3
 
@@ -73,6 +73,9 @@ def run_study(
         page = write_report(study_data(record), folder / "report", FeatureConfig())
         output.print(f"report: {page}", markup=False)
     output.print(f"time: {time.monotonic() - start:.0f} s")
+    failed = [arm.name for arm in record.arms if arm.run in folders and arm.info.status == "failed"]
+    if failed:
+        raise StudyError(f"{', '.join(failed)} failed, as said above; --retry tries again")
 
 
 @study_app.command(name="plan")
@@ -131,8 +134,8 @@ def compare_runs(
 ) -> None:
     """Compare runs: figures with intervals over seeds, differences from a baseline, Pareto fronts.
 
-    Only final_info.json is read. Runs that differ in model, hook point, text, token count or evaluation are not compared,
-    and the table says why; so are degenerate, failed and unfinished ones.
+    Figures come from final_info.json alone. Runs that differ in model, hook point, text, token count or evaluation are
+    not compared, nor are degenerate, failed and unfinished ones, and the table says why.
 
     Example: scansion compare runs/demo/run_*
 
@@ -149,7 +152,7 @@ def compare_runs(
     """
     infos: dict[str, ArmInfo] = {}
     for run in runs:
-        for name, info in read_final_info(run).items():
+        for name, info in infos_of(run).items():
             # Runs of different studies may share a name.
             infos[name if name not in infos else f"{name} ({run})"] = info
     show_comparison(infos, out, baseline, every=every)

@@ -1,18 +1,32 @@
 """The same maths, fast: execution that makes use of a mask's block structure, and of how few features are active."""
 
 from scansion.kernels.banded import BandRows, banded_decode, banded_encode, rows_of_bands
-from scansion.kernels.selection import Encoder, most_active, select_over_batch, select_positive, select_top_k
-from scansion.kernels.sparse import Entries, decode_entries, encode_entries
+from scansion.kernels.relu import ReluBlock, ReluOutput, relu_forward
+from scansion.kernels.selection import (
+    Encoder,
+    most_active,
+    most_active_relu,
+    select_over_batch,
+    select_positive,
+    select_top_k,
+)
+from scansion.kernels.sparse import Entries, encode_entries, residual_of_entries
+from scansion.kernels.top_k import largest_positive
 
 __all__ = [
     "BandRows",
     "Encoder",
     "Entries",
+    "ReluBlock",
+    "ReluOutput",
     "banded_decode",
     "banded_encode",
-    "decode_entries",
     "encode_entries",
+    "largest_positive",
     "most_active",
+    "most_active_relu",
+    "relu_forward",
+    "residual_of_entries",
     "rows_of_bands",
     "select_over_batch",
     "select_positive",

@@ -6,11 +6,17 @@ reproduce to rounding. The batch must be grouped by position, positions ascendin
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from scansion.readings import Reading
+
+# The positions of a stream are the same at every step.
+_listed: Reading[list[int]] = Reading(lambda positions: positions.tolist())
 
 
 @dataclass(frozen=True)
@@ -25,9 +31,10 @@ class BandRows:
     rows: slice
     block: slice
 
-    def features(self, n_shared: int) -> Int[Tensor, "w"]:
+    def features(self, n_shared: int, device: torch.device | None = None) -> Int[Tensor, "w"]:
         """Indices of the features its tokens may use: the shared ones, then its own."""
-        return torch.cat([torch.arange(n_shared), torch.arange(self.block.start, self.block.stop)])
+        own = torch.arange(self.block.start, self.block.stop, device=device)
+        return torch.cat([torch.arange(n_shared, device=device), own])
 
 
 def rows_of_bands(
@@ -41,7 +48,7 @@ def rows_of_bands(
         n_shared: features before the first block.
         sizes: features each band owns.
     """
-    cuts = torch.searchsorted(positions, torch.tensor(edges, dtype=positions.dtype, device=positions.device)).tolist()
+    cuts = [bisect_left(_listed(positions), edge) for edge in edges]
     starts = [n_shared]
     for size in sizes:
         starts.append(starts[-1] + size)

@@ -6,20 +6,25 @@ What is not selected is forgotten at once: no tensor of [tokens, d_sae] is kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scansion.kernels.sparse import Entries
+from scansion.kernels.top_k import cells_above, largest_positive
 
 # Entries of the encoder product that are held at once.
 CHUNK = 1 << 21
 
-# Share of a batch's entries, at most, that may be active for sparse execution to be the faster one. From what each part costs
-# on a CPU (a product of a whole batch against its active entries), not from steps timed on both sides of it.
-DENSITY = 1 / 12
+# Share of a batch's entries, at most, that may be active for sparse execution to be the faster one, from steps timed on both
+# sides of it on a CPU: against the dense form, and against relu_forward.
+DENSITY = 1 / 4
+RELU_DENSITY = 1 / 6
+
+# How many times the share of active entries that is allowed must be exceeded by a few tokens for all to be given up on.
+CLEARLY = 1.5
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,10 @@ class Encoder:
         """Features that a token may use."""
         return sum(len(W) for W in self.W_enc)
 
+    def first_tokens(self) -> Encoder:
+        """The first token at each position, with the same features."""
+        return replace(self, x=self.x[:, :1])
+
     def chunks(self) -> Iterator[Float[Tensor, "t w"]]:
         """Pre-activations of all tokens, a few whole positions at a time; masked features are minus infinity.
 
@@ -74,8 +83,17 @@ class Encoder:
 
 
 def most_active(encoders: Sequence[Encoder]) -> int:
-    """The number of active entries of a batch up to which sparse execution pays."""
-    return int(DENSITY * sum(encoder.n_tokens * encoder.width for encoder in encoders))
+    """The number of active entries of a batch up to which sparse execution is faster than the dense form."""
+    return _share(encoders, DENSITY)
+
+
+def most_active_relu(encoders: Sequence[Encoder]) -> int:
+    """The number of active entries of a batch up to which sparse execution is faster than :func:`relu_forward`."""
+    return _share(encoders, RELU_DENSITY)
+
+
+def _share(encoders: Sequence[Encoder], share: float) -> int:
+    return int(share * sum(encoder.n_tokens * encoder.width for encoder in encoders))
 
 
 def select_top_k(encoders: Sequence[Encoder], k: int, d_sae: int) -> Entries:
@@ -83,9 +101,8 @@ def select_top_k(encoders: Sequence[Encoder], k: int, d_sae: int) -> Entries:
     found = _Found()
     for encoder in encoders:
         for pre_acts in encoder.chunks():
-            top = pre_acts.topk(min(k, encoder.width), dim=-1, sorted=False)
-            counts = top.indices.new_full((len(pre_acts),), top.indices.shape[1])
-            found.add(top.values.relu().flatten(), encoder.named(top.indices).flatten(), counts)
+            cells, values, counts = largest_positive(pre_acts, k)
+            found.add(values, encoder.named(cells % encoder.width), counts)
     return found.entries(d_sae)
 
 
@@ -110,7 +127,13 @@ def select_over_batch(encoders: Sequence[Encoder], n_places: int, floor: float, 
 
 
 def select_positive(encoders: Sequence[Encoder], at_most: int, d_sae: int) -> Entries | None:
-    """All positive entries; None if there are more than ``at_most``, which is found out soon if they are many."""
+    """All positive entries; None if there are more than ``at_most``, which a few tokens show beforehand if they are many."""
+    if at_most == 0:
+        return None
+    few = [encoder.first_tokens() for encoder in encoders]
+    share = _above(few, 0.0).count / sum(encoder.n_tokens * encoder.width for encoder in few)
+    if share > CLEARLY * at_most / sum(encoder.n_tokens * encoder.width for encoder in encoders):
+        return None
     found = _above(encoders, 0.0, at_most)
     return None if found.count > at_most else found.entries(d_sae)
 
@@ -141,10 +164,9 @@ def _above(encoders: Sequence[Encoder], floor: float, at_most: int | None = None
     found = _Found()
     for encoder in encoders:
         for pre_acts in encoder.chunks():
-            flat = pre_acts.view(-1)
-            cells = (flat > floor).nonzero().squeeze(1)
+            cells = cells_above(pre_acts, floor)
             counts = torch.bincount(cells // encoder.width, minlength=len(pre_acts))
-            found.add(flat[cells], encoder.named(cells % encoder.width), counts)
+            found.add(pre_acts.view(-1)[cells], encoder.named(cells % encoder.width), counts)
             if at_most is not None and found.count > at_most:
                 return found
     return found

@@ -107,6 +107,9 @@ class BandMask(HardMask):
         self._bands = Bands(edges, shared, sizes)
         self.has_own_bias = config.has_own_bias
         super().__init__(config, n_positions, d_sae, band_table(self._bands))
+        self.inner_edges: Int[Tensor, "n_bands_less_1"]
+        # Kept where the mask is, and not saved: the settings say it.
+        self.register_buffer("inner_edges", torch.tensor(self._bands.edges[1:-1], dtype=torch.int64), persistent=False)
 
     @property
     def n_bands(self) -> int:
@@ -122,8 +125,7 @@ class BandMask(HardMask):
 
     def band_at(self, positions: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """The band that holds each position."""
-        inner = torch.tensor(self._bands.edges[1:-1], device=positions.device, dtype=positions.dtype)
-        return torch.searchsorted(inner, self.places(positions).contiguous(), right=True)
+        return torch.searchsorted(self.inner_edges.to(positions), self.places(positions).contiguous(), right=True)
 
 
 def band_table(bands: Bands) -> Bool[Tensor, "L d_bound"]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scansion.errors import ShapeError
 from scansion.masks.application import gate_gradient, mask_pre_acts, straight_through
+from scansion.readings import Reading
 
 ActsOn = Literal["forward", "gradient", "both", "straight_through", "placebo"]
 
@@ -237,11 +238,17 @@ class PositionalMask(nn.Module, ABC):
         """
         if positions.numel() == 0:
             return positions
-        lowest, highest = torch.aminmax(positions)
+        # In training, positions are views of one tensor, the same at every step: if all of it fits, so does any view.
+        whole = positions if positions._base is None else positions._base
+        if _range_of.remembers(whole):
+            lowest, highest = _range_of(whole)
+            if lowest >= 0 and highest < self.n_positions:
+                return positions
+        lowest, highest = _lowest_and_highest(positions)
         if lowest >= 0 and highest < self.n_positions:
             return positions
         if lowest < 0 or self.config.beyond == "error":
-            worst = int(lowest) if lowest < 0 else int(highest)
+            worst = lowest if lowest < 0 else highest
             raise ShapeError(
                 f"position {worst} lies outside this mask of {self.n_positions} positions (0 to "
                 f"{self.n_positions - 1}); cut the context to {self.n_positions} tokens, train a longer mask, or set "
@@ -250,3 +257,11 @@ class PositionalMask(nn.Module, ABC):
         if self.config.beyond == "tile":
             return positions % self.n_positions
         return positions.clamp(max=self.n_positions - 1)
+
+
+def _lowest_and_highest(positions: Tensor) -> tuple[int, int]:
+    lowest, highest = torch.aminmax(positions)
+    return int(lowest), int(highest)
+
+
+_range_of = Reading(_lowest_and_highest)

@@ -106,7 +106,9 @@ def _series(axis: Axes, series: Series, chart: Chart) -> None:
     style, marker = _DASHES[turn % 3], _MARKERS[turn % 3]
     match series.kind:
         case "line":
-            axis.plot(x, y, color=colour, linestyle=style, linewidth=1.5)
+            # A line through one point would not be seen.
+            alone = marker if np.isfinite(y).sum() == 1 else None
+            axis.plot(x, y, color=colour, linestyle=style, linewidth=1.5, marker=alone, markersize=4)
             if low is not None and high is not None:
                 axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         case "points":

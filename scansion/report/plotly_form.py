@@ -44,7 +44,12 @@ def _traces(series: Series, chart: Chart) -> list[dict[str, Any]]:
     marker = {"color": colour, "size": 9, "symbol": _SYMBOLS[turn % 3]}
     match series.kind:
         case "line":
-            return [*_band(series, colour), {**common, "mode": "lines", "line": line}]
+            seen = sum(value is not None for value in series.y)
+            return [
+                *_band(series, colour),
+                # A line through one point would not be seen.
+                {**common, "mode": "lines" if seen > 1 else "markers", "line": line, "marker": {**marker, "size": 6}},
+            ]
         case "points":
             bars = {
                 f"error_{axis}": _errors(values, low, high, colour)

@@ -3,7 +3,7 @@
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.batch_topk import BatchTopKConfig, BatchTopKSAE
 from scansion.sae.blocks import Losses, Part
-from scansion.sae.io import load_sae, save_sae
+from scansion.sae.io import WEIGHTS, load_sae, save_sae
 from scansion.sae.jumprelu import JumpReluConfig, JumpReluSAE
 from scansion.sae.matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from scansion.sae.metadata import SAEMetadata
@@ -15,6 +15,7 @@ from scansion.sae.topk import TopKConfig, TopKSAE
 
 __all__ = [
     "SAE",
+    "WEIGHTS",
     "AnySAEConfig",
     "BatchTopKConfig",
     "BatchTopKSAE",

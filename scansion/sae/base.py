@@ -270,7 +270,7 @@ class SAE(nn.Module, ABC):
         self, x: Tensor, positions: Tensor, dead: Tensor, previous: Tensor | None, bands: Bands
     ) -> Losses:
         rows = rows_of_bands(positions, bands.edges, bands.shared, bands.sizes)
-        features = [band.features(bands.shared).to(x.device) for band in rows]
+        features = [band.features(bands.shared, x.device) for band in rows]
         bias = self.bias_at(positions[:, None])
         pre_acts = banded_encode(x - bias, self.W_enc, self.b_enc, rows, bands.shared)
         acts = self.activate_bands(pre_acts, features)

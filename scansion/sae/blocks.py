@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -88,4 +89,16 @@ def sum_over(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
 
 def squared_norm(x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, ""]:
     """The mean over all tokens of ``|x|^2``, in fewer passes over memory than squares and sums take."""
-    return torch.linalg.vector_norm(x, dim=-1).square().mean()
+    return _SquaredNorm.apply(x)
+
+
+class _SquaredNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.linalg.vector_norm(x, dim=-1).square().mean()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * (gradients[0] * (2 * x.shape[-1] / x.numel()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from scansion.errors import ScansionError
@@ -14,6 +15,7 @@ from scansion.sae.metadata import SAEMetadata
 from scansion.sae.registry import build_sae, parse_sae_config
 
 FORMAT_VERSION = 1
+WEIGHTS = "sae_weights.safetensors"
 
 
 def save_sae(sae: SAE, folder: Path, metadata: SAEMetadata) -> None:
@@ -26,7 +28,7 @@ def save_sae(sae: SAE, folder: Path, metadata: SAEMetadata) -> None:
     """
     with atomic_folder(folder) as temporary:
         weights = {name: tensor.detach().contiguous().cpu() for name, tensor in sae.state_dict().items()}
-        save_file(weights, temporary / "sae_weights.safetensors")
+        save_file(weights, temporary / WEIGHTS)
         write_json(
             temporary / "cfg.json",
             {
@@ -43,7 +45,7 @@ def load_sae(folder: Path, device: str | torch.device = "cpu") -> tuple[SAE, SAE
     """Load what :func:`save_sae` wrote: the SAE in evaluation mode, and its metadata.
 
     Raises:
-        ScansionError: the folder holds no SAE, or one of another format.
+        ScansionError: the folder holds no SAE, one of another format, or damaged weights.
     """
     if not (folder / "cfg.json").exists():
         raise ScansionError(f"{folder} holds no SAE (no cfg.json); give the 'sae' folder inside a run")
@@ -53,6 +55,11 @@ def load_sae(folder: Path, device: str | torch.device = "cpu") -> tuple[SAE, SAE
     metadata = SAEMetadata.model_validate(settings.pop("metadata"))
     d_in, n_positions = settings.pop("d_in"), settings.pop("n_positions")
     sae = build_sae(parse_sae_config(settings), d_in, n_positions, torch.Generator().manual_seed(0))
-    sae.load_state_dict(load_file(folder / "sae_weights.safetensors"))
+    try:
+        sae.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ScansionError(
+            f"{folder / WEIGHTS} is missing or damaged; delete {folder} and train again, which goes on from the last checkpoint"
+        ) from error
     sae.provenance = metadata
     return sae.to(device).eval(), metadata

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from scansion.kernels import Encoder, Entries, most_active, select_positive
+from scansion.kernels import Encoder, Entries, ReluBlock, most_active_relu, relu_forward, rows_of_bands, select_positive
 from scansion.sae.base import SAE, SAEConfig
-from scansion.sae.blocks import Part, n_tokens, sum_over
+from scansion.sae.blocks import Losses, Part, n_tokens, sum_over
+from scansion.sae.sparse import sparse_losses
 
 
 class ReluConfig(SAEConfig, frozen=True):
@@ -34,12 +36,62 @@ class ReluSAE(SAE):
     ) -> Float[Tensor, "*batch w"]:
         return pre_acts.relu()
 
+    def losses(
+        self,
+        x: Float[Tensor, "P n d_in"],
+        positions: Int[Tensor, "P"],
+        dead: Bool[Tensor, "d_sae"],
+        previous: Float[Tensor, "P_less_1 n d_in"] | None = None,
+    ) -> Losses:
+        if not self.mask.only_selects:
+            return super().losses(x, positions, dead, previous)
+        return sparse_losses(self, x, positions, dead) or self.whole_losses(x, positions)
+
+    def whole_losses(self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"]) -> Losses:
+        """:meth:`losses` for a mask that only selects, however many features are active.
+
+        Arguments as for :meth:`losses`; nothing is done for dead features here.
+        """
+        biases = self.b_dec.view(-1, self.d_in)
+        centred = x - self.bias_at(positions[:, None]).detach()
+        out = relu_forward(centred, self.W_enc, self.b_enc, self.W_dec, biases, self._relu_blocks(positions))
+        return Losses(
+            reconstruction=self.reconstruction_loss(out.residual, [], None),
+            sparsity=self._penalty(out.activity, x.shape[0] * x.shape[1]),
+            auxiliary=x.new_zeros(()),
+            residual=out.residual,
+            fired=out.fired,
+        )
+
     def sparsity_loss(self, parts: Sequence[Part]) -> Float[Tensor, ""]:
-        # Decoder rows have unit norm, so the plain sum is the norm-weighted one.
-        return self.config.l1_coefficient * sum_over(part.acts for part in parts) / n_tokens(parts)
+        return self._penalty(sum_over(part.acts for part in parts), n_tokens(parts))
 
     def select(self, encoders: Sequence[Encoder]) -> Entries | None:
-        return select_positive(encoders, most_active(encoders), self.d_sae)
+        return select_positive(encoders, most_active_relu(encoders), self.d_sae)
 
     def sparsity_of(self, entries: Entries) -> Float[Tensor, ""]:
-        return self.config.l1_coefficient * entries.values.sum() / (len(entries.offsets) - 1)
+        return self._penalty(entries.values.sum(), len(entries.offsets) - 1)
+
+    def _penalty(self, activity: Float[Tensor, ""], tokens: int) -> Float[Tensor, ""]:
+        # Decoder rows have unit norm, so the plain sum is the norm-weighted one.
+        return self.config.l1_coefficient * activity / tokens
+
+    def _relu_blocks(self, positions: Tensor) -> list[ReluBlock]:
+        bands = self.mask.bands()
+        if bands is not None:
+            shared = () if bands.shared == 0 else (slice(0, bands.shared),)
+            rows = rows_of_bands(positions, bands.edges, bands.shared, bands.sizes)
+            return [
+                ReluBlock(band.rows, (*shared, band.block), None, index if self.b_dec.ndim > 1 else 0)
+                for index, band in enumerate(rows)
+                if band.rows.stop > band.rows.start
+            ]
+        closed = ~self.mask.allowed(positions) if self.mask.closes else None
+        biases, counts = torch.unique_consecutive(self.mask.band_at(positions), return_counts=True)
+        blocks: list[ReluBlock] = []
+        first = 0
+        for bias, count in zip(biases.tolist(), counts.tolist(), strict=True):
+            rows = slice(first, first + count)
+            blocks.append(ReluBlock(rows, (slice(0, self.d_sae),), None if closed is None else closed[rows], bias))
+            first += count
+        return blocks

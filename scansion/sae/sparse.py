@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scansion.kernels import Encoder, decode_entries, encode_entries, rows_of_bands
+from scansion.kernels import Encoder, encode_entries, residual_of_entries, rows_of_bands
 from scansion.sae.blocks import Block, Losses
 
 if TYPE_CHECKING:
@@ -61,8 +61,9 @@ def sparse_losses(
         return None
     biases = sae.b_dec.view(-1, sae.d_in)
     bias_of_token = None if len(biases) == 1 else sae.mask.band_at(positions).repeat_interleave(x.shape[1])
-    entries = encode_entries(selected, centred.detach().flatten(0, 1), sae.W_enc, sae.b_enc, biases, bias_of_token)
-    residual = centred - decode_entries(entries, sae.W_dec).view_as(x)
+    tokens = centred.detach().flatten(0, 1)
+    entries = encode_entries(selected, tokens, sae.W_enc, sae.b_enc, biases, bias_of_token)
+    residual = residual_of_entries(entries, sae.W_dec, tokens, biases, bias_of_token).view_as(x)
     sae.after_forward([selected.values])
     return Losses(
         reconstruction=sae.reconstruction_loss(residual, [], None),
@@ -81,7 +82,7 @@ def _blocks(sae: SAE, x: Tensor, positions: Tensor) -> list[SparseBlock]:
     rows = rows_of_bands(positions, bands.edges, bands.shared, bands.sizes)
     shared = () if bands.shared == 0 else (slice(0, bands.shared),)
     return [
-        SparseBlock(band.rows, band.features(bands.shared).to(x.device), sae, (*shared, band.block), x[band.rows], None)
+        SparseBlock(band.rows, band.features(bands.shared, x.device), sae, (*shared, band.block), x[band.rows], None)
         for band in rows
         if band.rows.stop > band.rows.start
     ]

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from scansion.kernels import Encoder, Entries, most_active, select_top_k
+from scansion.kernels import Encoder, Entries, largest_positive, most_active, select_top_k
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.blocks import Block, sum_over
 
@@ -71,5 +71,8 @@ def top_k_acts(pre_acts: Float[Tensor, "*batch d"], k: int) -> Float[Tensor, "*b
     """Keep the k largest positive entries along the last axis (all of them where there are fewer than k)."""
     if k >= pre_acts.shape[-1]:
         return pre_acts.relu()
+    if not pre_acts.requires_grad:
+        cells, values, _ = largest_positive(pre_acts.reshape(-1, pre_acts.shape[-1]), k)
+        return pre_acts.new_zeros(pre_acts.numel()).index_put_((cells,), values).view(pre_acts.shape)
     values, indices = pre_acts.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(pre_acts).scatter(-1, indices, values.relu())

@@ -5,7 +5,7 @@ from scansion.study.compiling import compile_run
 from scansion.study.execute import execute
 from scansion.study.final_info import ArmInfo, read_final_info
 from scansion.study.plan import ArmPlan, RunPlan, StudyPlan, load_plan
-from scansion.study.record import ArmRecord, StudyRecord, open_runs
+from scansion.study.record import ArmRecord, StudyRecord, infos_of, open_runs
 from scansion.study.sources import Source, prepare
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "compare",
     "compile_run",
     "execute",
+    "infos_of",
     "load_plan",
     "open_runs",
     "prepare",

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
+
 from scansion.errors import ConfigError, ScansionError
 from scansion.evals.probing_sets import check_probing_sets
-from scansion.files import require_writable
+from scansion.files import require_free_space, require_writable
 from scansion.lm import ModelFacts
 from scansion.masks import build_mask
 from scansion.study.plan import StudyPlan
-from scansion.study.record import source_of
+from scansion.study.record import seed_folder, source_of
+from scansion.training import TrainingRun, check_folders
 from scansion.training.warm_start import check_usage_source
 
 
 def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> ModelFacts:
-    """Raise unless the entries exist, folders are writable, and names, shapes, text and data sets all fit.
+    """Raise unless the entries exist, folders are writable, empty or of these very runs, and all the rest fits.
+
+    The rest is names, shapes, text, data sets, and the disk that SAEs and their checkpoints take; what the activations
+    take is known once the text is tokenised.
 
     Returns:
         What is known of the language model.
@@ -25,19 +31,36 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> ModelFacts:
         ScansionError: the first thing that does not fit.
     """
     check_entries(plan, folders)
-    for folder in folders.values():
-        require_writable(folder)
+    runs = [
+        TrainingRun(arm.name, seed_folder(folders[arm.run], arm, seed), *arm.at_seed(seed))
+        for arm in plan.arms()
+        if arm.run in folders
+        for seed in arm.seeds
+    ]
+    check_folders(runs)
     if plan.sparse_probing:
         check_probing_sets(plan.sparse_probing.datasets, plan.sparse_probing.order_corpus, plan.sparse_probing.hub)
     facts = source_of(plan).check()
     for arm in plan.arms():
         if arm.run in folders:
             try:
-                build_mask(arm.sae.mask, plan.corpus.context_length, arm.sae.d_sae)
+                mask = build_mask(arm.sae.mask, plan.corpus.context_length, arm.sae.d_sae)
+                if plan.sparse_probing and mask.closes:  # whose texts may be longer than the contexts trained on
+                    mask.places(torch.tensor([plan.sparse_probing.context_length - 1]))
                 check_usage_source(arm.sae, facts.d_model)
             except ScansionError as error:
                 raise ConfigError(f"run {arm.run} ({arm.name}): {error}") from error
+    for folder in folders.values():
+        require_writable(folder)
+    missing = sum(sae_bytes(2 * facts.d_model * run.sae.d_sae) for run in runs if not (run.folder / "sae").exists())
+    if missing:
+        require_free_space(next(iter(folders.values())), missing, "what is trained")
     return facts
+
+
+def sae_bytes(n_parameters: int) -> int:
+    """Disk of a trained SAE and two checkpoints of its weights with Adam's two moments, in float32."""
+    return n_parameters * 4 * (1 + 2 * 3)
 
 
 def check_entries(plan: StudyPlan, entries: Iterable[int]) -> None:

@@ -18,6 +18,7 @@ _MUST_AGREE = (
     "model", "model_revision", "hook_point", "contexts", "context_length", "use_position_0", "tokens", "evaluated_on",
 )  # fmt: skip
 _LEVEL = 0.05
+_ROUNDING = 1e-9
 _FRONTS = (("l0", "fve"), ("l0", "ce_loss_recovered"), ("train_seconds", "fve"), ("train_seconds", "ce_loss_recovered"))
 L0_TOLERANCE = 0.1
 SPARSITY_NOTE = (
@@ -30,7 +31,9 @@ class Difference(BaseModel):
     """An arm's figure less the baseline's, paired by seed.
 
     Attributes:
-        estimate: mean over seeds with Student's 95% interval, not corrected for the number of comparisons.
+        estimate: mean over seeds with Student's 95% interval, not corrected for the number of comparisons. There is no
+            interval below two seeds, nor where all differ by the same amount, which says nothing of how seeds vary;
+            but ``[0, 0]`` where none differs.
         p: of a two-sided one-sample t-test of the paired differences; None below two seeds, or where all are equal.
         p_holm: the same after Holm's correction over all arms compared on this figure.
         detectable: the smallest true difference that would have been found with a probability of 80%.
@@ -65,13 +68,21 @@ class ComparedArm(BaseModel):
 
 
 class Front(BaseModel):
-    """The arms that no other beats on both figures: less of ``x`` and more of ``y``."""
+    """The arms that no other beats on both figures, by their means: less of ``x`` and more of ``y``.
+
+    Attributes:
+        x, y: the figures.
+        arms: those on the front.
+        near: those off it which seeds do not tell from it: nothing that beats one by the means has a difference in ``y``,
+            paired by seed, whose 95% interval leaves zero out. Empty where there is one seed.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     x: str
     y: str
     arms: list[str]
+    near: list[str] = []
 
 
 class Comparison(BaseModel):
@@ -120,8 +131,9 @@ def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Compar
         else:
             comparable[name] = info
     notes: list[str] = []
-    if baseline is not None and reference != baseline:
-        notes.append(f"The baseline {baseline} is {infos[baseline].status}; compared with {reference} instead.")
+    wanted = baseline or next(iter(infos))
+    if reference is not None and reference != wanted:
+        notes.append(f"The baseline {wanted} is {infos[wanted].status}; compared with {reference} instead.")
     if len({info.provenance.get("plan") for info in comparable.values()}) > 1:
         notes.append("The plan was changed between some of these runs; each folder's plan.json says what it was.")
     differences = _differences(comparable, reference)
@@ -138,7 +150,7 @@ def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Compar
     ]
     if any(arm.caveats for arm in arms):
         notes.append(SPARSITY_NOTE)
-    fronts = [Front(x=x, y=y, arms=_front(comparable, x, y)) for x, y in _FRONTS]
+    fronts = [_front(comparable, x, y) for x, y in _FRONTS]
     return Comparison(
         baseline=reference, arms=arms, set_apart=set_apart, fronts=[one for one in fronts if one.arms], notes=notes
     )
@@ -205,6 +217,13 @@ def _difference(ours: ArmInfo, theirs: ArmInfo, figure: str) -> Difference | Non
     if not pairs:
         return None
     gaps = [a - b for a, b in pairs.values()]
+    # Figures that count things differ by the same amount at two seeds now and then, up to the rounding of the subtraction.
+    rounding = _ROUNDING * max(max(abs(a), abs(b)) for a, b in pairs.values())
+    if len(gaps) > 1 and max(gaps) - min(gaps) <= rounding:
+        same = 0.0 if max(map(abs, gaps)) <= rounding else gaps[0]
+        end = 0.0 if same == 0 else None
+        unspread = Estimate(value=same, low=end, high=end)
+        return Difference(estimate=unspread, p=None, p_holm=None, detectable=None, seeds=list(pairs))
     return Difference(
         estimate=Estimate.of_seeds(gaps),
         p=paired_p(gaps),
@@ -224,14 +243,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _front(infos: Mapping[str, ArmInfo], x: str, y: str) -> list[str]:
+def _front(infos: Mapping[str, ArmInfo], x: str, y: str) -> Front:
     points = {
         name: (cost, gain)
         for name, info in infos.items()
         if (cost := {**info.means, **info.costs}.get(x)) is not None and (gain := info.means.get(y)) is not None
     }
-    return [
-        name
+    beaten_by = {
+        name: [n for n, (c, g) in points.items() if c <= cost and g >= gain and (c, g) != (cost, gain)]
         for name, (cost, gain) in points.items()
-        if not any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in points.values())
+    }
+    near = [
+        name
+        for name, others in beaten_by.items()
+        if others and not any(_told_apart(infos[name], infos[other], y) for other in others)
     ]
+    return Front(x=x, y=y, arms=[name for name, others in beaten_by.items() if not others], near=near)
+
+
+def _told_apart(one: ArmInfo, other: ArmInfo, figure: str) -> bool:
+    """Whether the difference has an interval without zero; also if there are too few seeds to have one."""
+    found = _difference(one, other, figure)
+    return found is None or found.estimate.low is None or found.estimate.excludes_zero

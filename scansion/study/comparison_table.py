@@ -52,8 +52,10 @@ def lines_below(comparison: Comparison) -> list[str]:
     lines += [f"{name}: {why}" for name, why in comparison.set_apart.items()]
     lines += [f"{arm.name}: {'; '.join(arm.caveats)}" for arm in comparison.arms if arm.caveats]
     for front in comparison.fronts:
+        near = f" Off this front, but not told from it by seeds: {', '.join(front.near)}." if front.near else ""
         lines.append(
-            f"No run has both more {_label(front.y)} and less {_label(front.x)} than: {', '.join(front.arms)}."
+            f"No run has, on average, both more {_label(front.y)} and less {_label(front.x)} than: "
+            f"{', '.join(front.arms)}.{near}"
         )
     return lines + comparison.notes
 
@@ -105,7 +107,7 @@ def figure_text(estimate: Estimate | None, how: Metric) -> str:
     """``0.885 [0.881, 0.889]``, in the metric's own unit; ``-`` where there is none."""
     if estimate is None or estimate.value is None:
         return "-"
-    value, low, high = (None if v is None else f"{v * how.scale:.{how.digits}f}" for v in _three(estimate))
+    value, low, high = (None if v is None else f"{v * how.scale:z.{how.digits}f}" for v in _three(estimate))
     return str(value) if low is None else f"{value} [{low}, {high}]"
 
 
@@ -113,7 +115,7 @@ def difference_text(difference: Difference | None, how: Metric) -> str:
     """``-0.064 [-0.070, -0.058] *``; the star says that it is told from zero after correction."""
     if difference is None or difference.estimate.value is None:
         return "-"
-    value, low, high = (None if v is None else f"{v * how.scale:+.{how.digits}f}" for v in _three(difference.estimate))
+    value, low, high = (None if v is None else f"{v * how.scale:+z.{how.digits}f}" for v in _three(difference.estimate))
     return f"{value}" if low is None else f"{value} [{low}, {high}]{' *' if difference.significant else ''}"
 
 

@@ -16,7 +16,7 @@ from scansion.evals.probing_sets import expand_probing_sets
 from scansion.files import human_bytes
 from scansion.lm import HookPoint, activations_at, logits
 from scansion.sae import build_sae
-from scansion.study.checks import check_plan
+from scansion.study.checks import check_plan, sae_bytes
 from scansion.study.plan import Arm, StudyPlan
 from scansion.study.record import seed_folder, source_of
 from scansion.study.sources import Source, harvest_plans
@@ -158,7 +158,7 @@ def _arm(
     return ArmEstimate(
         arm=arm,
         missing=len(arm.seeds) - finished,
-        n_bytes=n_parameters * 4 * 7,  # the SAE, and two checkpoints of weights with Adam's two moments
+        n_bytes=sae_bytes(n_parameters),
         train_seconds=steps * step_seconds,
         evaluation_seconds=read * per_token + lm_tokens / lm_rate,
     )

@@ -16,7 +16,7 @@ from scansion.progress import say
 from scansion.study.checks import check_plan
 from scansion.study.evaluate import evaluate_runs
 from scansion.study.failures import clear_failure, read_failure, record_failure
-from scansion.study.final_info import ArmInfo, summarise_seeds, write_final_info
+from scansion.study.final_info import ArmInfo, read_final_info, summarise_seeds, write_final_info
 from scansion.study.notes import append_notes
 from scansion.study.plan import Arm, StudyPlan
 from scansion.study.record import ArmRecord, open_runs, read_registration, register, seed_folder, source_of
@@ -64,18 +64,22 @@ def execute(plan: StudyPlan, folders: Mapping[int, Path], *, retry: bool = False
     """
     began = monotonic()
     check_plan(plan, folders)
-    for index, folder in folders.items():
-        register(plan, index, folder)
-    source = source_of(plan)
-    stores = prepare(source)
-    if plan.position:
-        check_position(stores.held_out, plan.position)
     trials = [
         _Trial(arm, seed, seed_folder(folders[arm.run], arm, seed))
         for arm in plan.arms()
         if arm.run in folders
         for seed in arm.seeds
     ]
+    for index, folder in folders.items():
+        register(plan, index, folder)
+        try:
+            read_final_info(folder)
+        except ScansionError:  # there is none, or a damaged one; a run that is killed stays in the tables with this one
+            _write_run(plan, folder, [trial for trial in trials if trial.arm.run == index], {})
+    source = source_of(plan)
+    stores = prepare(source)
+    if plan.position:
+        check_position(stores.held_out, plan.position)
     check_runs([trial.training_run() for trial in trials], stores.train)
     if retry:
         for trial in trials:
@@ -93,8 +97,9 @@ def execute(plan: StudyPlan, folders: Mapping[int, Path], *, retry: bool = False
             here = [trial for trial in here if not _failed_before(trial)]
         _train(here, stores)
         results |= _evaluate([trial for trial in here if not read_failure(trial.folder)], plan, source, stores)
-        for folder in dict.fromkeys(folders.values()):
-            _write_run(plan, folder, [trial for trial in trials if folders[trial.arm.run] == folder], results)
+        for index, folder in folders.items():
+            own = [trial for trial in trials if trial.arm.run == index]
+            _write_run(plan, folder, own, results, only_more=any(trial.seed in seeds[number:] for trial in own))
     for folder in folders.values():
         append_notes(folder)
     return open_runs(list(folders.values()))
@@ -144,7 +149,15 @@ def _isolated(items: Sequence[Any], work: Callable[[Sequence[Any]], None], faile
             _isolated([item], work, failed)
 
 
-def _write_run(plan: StudyPlan, folder: Path, trials: Sequence[_Trial], results: Mapping[Path, Evaluations]) -> None:
+def _write_run(
+    plan: StudyPlan,
+    folder: Path,
+    trials: Sequence[_Trial],
+    results: Mapping[Path, Evaluations],
+    *,
+    only_more: bool = False,
+) -> None:
+    """Write what is known of a run so far; ``only_more``: unless the file there speaks of more seeds, from an earlier time."""
     registration = read_registration(folder)
     arms = {trial.arm.name: trial.arm for trial in trials}
     infos: dict[str, ArmInfo] = {}
@@ -164,7 +177,13 @@ def _write_run(plan: StudyPlan, folder: Path, trials: Sequence[_Trial], results:
                 **arm.settings(),
             },
         )
+    if only_more and _n_seeds(read_final_info(folder)) > _n_seeds(infos):
+        return
     write_final_info(folder, infos)
+
+
+def _n_seeds(infos: Mapping[str, ArmInfo]) -> int:
+    return sum(len(info.seeds) for info in infos.values())
 
 
 def sharing_a_stream(runs: list[TrainingRun]) -> list[list[TrainingRun]]:

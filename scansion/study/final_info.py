@@ -6,7 +6,6 @@ the record: tables, notes and reports take their numbers from here.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from scansion.errors import ConfigError
 from scansion.evals.bundle import Evaluations
 from scansion.evals.result import finite
-from scansion.files import fingerprint, read_json, write_json
+from scansion.files import fingerprint, read_json, read_json_lines, write_json
 
 ArmStatus = Literal["ok", "degenerate", "failed", "unfinished"]
 FINAL_INFO = "final_info.json"
@@ -93,10 +92,12 @@ def summarise_seeds(
     """
     seeds = [seed for seed in planned if seed in results]
     done = [results[seed] for seed in seeds]
-    reasons = list(dict.fromkeys(reason for one in done for reason in one.reasons))
+    reasons = _reasons({seed: results[seed].reasons for seed in seeds})
     missing = [seed for seed in planned if seed not in results and seed not in failures]
     status: ArmStatus = "degenerate" if reasons else "failed" if failures else "unfinished" if missing else "ok"
-    reasons += [f"seed {seed} {why}" for seed, why in failures.items()]
+    for why in dict.fromkeys(failures.values()):
+        alike = [str(seed) for seed, its in failures.items() if its == why]
+        reasons.append(f"seed {', '.join(alike)} {why}")
     if missing:
         reasons.append(f"not finished: seed {', '.join(map(str, missing))}")
     figures = {} if status == "degenerate" else _by_name([one.means() for one in done])
@@ -110,6 +111,18 @@ def summarise_seeds(
         provenance={**plan, **(_provenance(done[0]) if done else {})},
         costs=_costs([folders[seed] for seed in seeds]),
     )
+
+
+def _reasons(by_seed: Mapping[int, Sequence[str]]) -> list[str]:
+    """Why seeds are degenerate; where some are and others are not, which."""
+    found: dict[str, list[int]] = {}
+    for seed, reasons in by_seed.items():
+        for reason in reasons:
+            found.setdefault(reason, []).append(seed)
+    return [
+        reason if len(seeds) == len(by_seed) else f"seed {', '.join(map(str, seeds))}: {reason}"
+        for reason, seeds in found.items()
+    ]
 
 
 def _by_name(means: Sequence[Mapping[str, float | None]]) -> dict[str, list[float | None]]:
@@ -152,10 +165,7 @@ def _costs(folders: Sequence[Path]) -> dict[str, float | None]:
 
 def _cost_of_training(folder: Path) -> tuple[float | None, float | None]:
     """Seconds of all the steps of this SAE, and median milliseconds of one; None if no step was timed."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():  # no step was taken
-        return None, None
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = read_json_lines(folder / "metrics.jsonl")
     times = [line["step_ms"] for line in lines]
     if not times or None in times:
         return None, None

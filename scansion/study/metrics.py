@@ -6,6 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from scansion.evals.core import CoreConfig
+from scansion.evals.position import PositionConfig
+from scansion.evals.sparse_probing import SparseProbingConfig
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -70,6 +74,19 @@ HEADLINE = (
 )
 """What a summary table shows, where it was measured."""
 
+_CORE = ("fve", "normalised_mse", "cosine", "l0", "l1", "dead_share", "dense_share", "duplicate_share")
+_WITH_LM = ("ce_loss_recovered", "ce_loss", "kl")
+_PROBING = (
+    "llm_test_accuracy", "sae_test_accuracy", "bag_of_words_test_accuracy", "random_sae_test_accuracy",
+    "sae_test_accuracy_gain",
+)  # fmt: skip
+_PROBING_BY_K = ("llm_top_{}_test_accuracy", "sae_top_{}_test_accuracy", "sae_top_{}_test_accuracy_gain")
+_POSITION = (
+    "position_information", "position_information_lifted", "position_share_lifted", "position_l0_lifted",
+    "excess_specialisation", "positional_fidelity", "positional_overlap", "position_retention",
+    "position_retention_chance", "positional_features", "start_similarity", "stay_share", "move_share", "sink_fve",
+)  # fmt: skip
+
 
 def metric(name: str) -> Metric:
     """How the figure of this name is shown; those not known keep their name."""
@@ -79,3 +96,13 @@ def metric(name: str) -> Metric:
         who = {"sae": "probe", "llm": "LM probe", "random": "untrained probe"}[match[1]]
         return Metric(f"{who}, k={match[2]}", "higher" if match[1] == "sae" else None)
     return Metric(name.replace("_", " "))
+
+
+def measured_figures(
+    core: CoreConfig, sparse_probing: SparseProbingConfig | None, position: PositionConfig | None
+) -> list[str]:
+    """Names of all the figures that evaluations with these settings give; None is not evaluated."""
+    found = [*_CORE, *(_WITH_LM if core.loss_contexts else ())]
+    if sparse_probing is not None:
+        found += [*_PROBING, *(name.format(k) for k in sparse_probing.k_values for name in _PROBING_BY_K)]
+    return found + list(_POSITION if position is not None else ())

@@ -30,7 +30,9 @@ def append_notes(folder: Path) -> None:
         return
     plan = read_registration(folder).plan
     baseline = _baseline(plan, folder.parent)
-    entry = "\n".join(_entry(records, baseline, plan))
+    # Names may hold line breaks; what is indented is the entry's own.
+    lines = ((line, len(line) - len(line.lstrip())) for line in _entry(records, baseline, plan))
+    entry = "\n".join(" " * indent + " ".join(line.split()) for line, indent in lines)
     name = fingerprint([entry, [record.info.model_dump(mode="json") for record in records]])[:12]
     path = folder.parent / NOTES
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -75,7 +77,11 @@ def _seeds(info: ArmInfo) -> str:
 
 def _changed(baseline: ArmRecord, record: ArmRecord) -> str:
     before, after = flatten(baseline.arm.settings()), flatten(record.arm.settings())
-    names = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
+    names = [
+        name
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name) and not name.endswith(".seed")  # the trial's, whatever it says here
+    ]
     return "; ".join(f"{name}: {before.get(name, '-')} -> {after.get(name, '-')}" for name in names) or "nothing"
 
 
@@ -83,7 +89,7 @@ def _figures(info: ArmInfo) -> Iterator[str]:
     figures = figures_of(info)
     shown = [f"{metric(n).label} {figure_text(figures[n], metric(n))}" for n in HEADLINE if _known(figures.get(n))]
     if shown:
-        yield f"figures: {', '.join(shown)}"
+        yield f"figures: {'; '.join(shown)}"
     if (seconds := info.costs.get("train_seconds")) is not None:
         yield f"cost: {seconds:.0f} s of training steps a seed, {info.costs['step_ms'] or 0:.1f} ms a step"
 
@@ -134,15 +140,19 @@ def verdict(difference: Difference, figure: str, minimum_effect: float | None = 
     shown = difference_text(difference.model_copy(update={"p_holm": None}), how)
     low, high = difference.estimate.low, difference.estimate.high
     if low is None or high is None:
-        return f"{shown} at one seed, which says nothing of the variation between seeds"
+        where = "at one seed" if n == 1 else f"at each of {n} seeds alike"
+        return f"{shown} {where}, which says nothing of the variation between seeds"
     if low == high == 0:
         return f"the baseline's at every seed (n={n})"
-    if difference.estimate.excludes_zero:
+    corrected_away = difference.estimate.excludes_zero and difference.p_holm is not None and not difference.significant
+    if corrected_away:
+        text = f"{shown}, not told from zero at n={n} after correction for the number of runs"
+    elif difference.estimate.excludes_zero:
         up = low > 0
         good = {None: "", "higher": ", better" if up else ", worse", "lower": ", worse" if up else ", better"}[
             how.better
         ]
-        text = f"{'higher' if up else 'lower'} than the baseline's by {shown}{good} (n={n})"
+        text = f"{'higher' if up else 'lower'} than the baseline's: {shown}{good} (n={n})"
     else:
         text = f"no difference detectable at n={n}: {shown}"
         if difference.detectable is not None:
@@ -152,7 +162,7 @@ def verdict(difference: Difference, figure: str, minimum_effect: float | None = 
     if minimum_effect is not None:
         if max(abs(low), abs(high)) < minimum_effect:
             text += f"; smaller than the {minimum_effect * how.scale:g} that the plan calls relevant"
-        elif min(abs(low), abs(high)) >= minimum_effect and difference.estimate.excludes_zero:
+        elif min(abs(low), abs(high)) >= minimum_effect and difference.estimate.excludes_zero and not corrected_away:
             text += f"; at least the {minimum_effect * how.scale:g} that the plan calls relevant"
         else:
             text += f"; whether it reaches the {minimum_effect * how.scale:g} that the plan calls relevant is open"

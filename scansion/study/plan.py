@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from scansion.evals.sparse_probing import SparseProbingConfig
 from scansion.files import fingerprint
 from scansion.lm import BUNDLED_MODEL
 from scansion.sae import AnySAEConfig, SAEConfig
+from scansion.study.metrics import measured_figures
 from scansion.training import TrainingConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -134,6 +136,13 @@ class StudyPlan(BaseModel):
         for seeds in (self.seeds, *(arm.seeds for arm in arms)):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"a seed is given twice: {list(seeds)}")
+        measured = measured_figures(self.core, self.sparse_probing, self.position)
+        if self.primary_metric not in measured:
+            close = get_close_matches(self.primary_metric, measured, 1)
+            raise ValueError(
+                f"primary_metric {self.primary_metric!r} is not among what this plan measures"
+                + (f"; did you mean {close[0]}?" if close else f": {', '.join(measured)}")
+            )
         if self.position and self.corpus.layout == "packed":
             raise ValueError("position is measured on contexts of one document each: set corpus.layout to 'documents'")
         if self.position and self.position.replaced_contexts:

@@ -22,7 +22,7 @@ from scansion.evals.result import Estimate
 from scansion.files import read_json, write_json
 from scansion.study.comparison import figures_of
 from scansion.study.comparison_table import figure_text
-from scansion.study.final_info import ArmInfo, read_final_info
+from scansion.study.final_info import FINAL_INFO, ArmInfo, read_final_info
 from scansion.study.metrics import HEADLINE, metric
 from scansion.study.plan import Arm, StudyPlan
 from scansion.study.sources import Source, prepare, stores_dir
@@ -205,9 +205,21 @@ def open_run(folder: Path) -> list[ArmRecord]:
         ConfigError: the folder is not a run of a study.
     """
     registration = read_registration(folder)
-    infos = read_final_info(folder)
+    infos = read_final_info(folder) if (folder / FINAL_INFO).is_file() else {}
     arms = [arm for arm in registration.plan.arms() if arm.run == registration.run]
-    return [ArmRecord(arm, folder, infos.get(arm.name, ArmInfo())) for arm in arms]
+    nothing = ArmInfo(reasons=[f"{FINAL_INFO} says nothing of it"])
+    return [ArmRecord(arm, folder, infos.get(arm.name, nothing)) for arm in arms]
+
+
+def infos_of(folder: Path) -> dict[str, ArmInfo]:
+    """Arm name -> what ``final_info.json`` says of it; a run of a study that has none, or an arm it lacks, is unfinished.
+
+    Raises:
+        ConfigError: the folder is not a run of a study.
+    """
+    if (folder / FINAL_INFO).is_file() or not (folder / _PLAN).is_file():
+        return read_final_info(folder)
+    return {arm.name: arm.info for arm in open_run(folder)}
 
 
 def open_runs(folders: Sequence[Path]) -> list[ArmRecord]:
@@ -239,5 +251,8 @@ def _validated(path: Path, kind: type[Part]) -> Part:
         return kind.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path} was written by another version ({where}: {first['msg']}); evaluate again") from error
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise ConfigError(
+            f"{path} does not fit this version ({why}); if it names a mask family of your own, register that first, else "
+            "delete it and run the study again"
+        ) from error

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import json
-from pathlib import Path
 from typing import Any, Literal
 
 from scansion.errors import ConfigError
+from scansion.files import read_json_lines
 from scansion.progress import progress
 from scansion.study.record import ArmRecord, StudyRecord
 
@@ -43,7 +42,7 @@ def import_study(record: StudyRecord, tracker: Tracker) -> int:
             config = {**arm.arm.settings(), "seed": seed, "plan": record.plan.digest}
             module.init(project=project, name=f"{arm.name}, seed {seed}", group=arm.name, config=config, **extra)
             last = 0
-            for line in _lines(folder / "metrics.jsonl"):
+            for line in read_json_lines(folder / "metrics.jsonl"):
                 last = line.pop("step")
                 module.log({f"train/{name}": value for name, value in line.items() if value is not None}, step=last)
             module.log(_figures(arm, seed), step=last)
@@ -55,10 +54,6 @@ def import_study(record: StudyRecord, tracker: Tracker) -> int:
 def open_tracker(record: StudyRecord) -> None:
     """Serve trackio's dashboard of the study on this machine until interrupted."""
     _module("trackio").show(project=f"scansion-{record.plan.name}", host="127.0.0.1", share=False)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _figures(arm: ArmRecord, seed: int) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -32,13 +34,13 @@ class DeadFeatures:
     def observe(self, fired: Int[Tensor, "P d_sae"], allowed: Bool[Tensor, "P d_sae"], per_position: int) -> None:
         """Count one batch of ``per_position`` tokens at each of P positions, in which features fired so many times."""
         self.tokens_since_fired += allowed.sum(dim=0) * per_position
-        self.tokens_since_fired[(fired > 0).any(dim=0)] = 0
+        self.tokens_since_fired.masked_fill_((fired > 0).any(dim=0), 0)
 
 
 @torch.no_grad()
 def resample(
     sae: SAE,
-    optimiser: torch.optim.Adam,
+    moments: Callable[[Tensor], dict[str, Tensor]],
     dead: DeadFeatures,
     x: Float[Tensor, "P n d_in"],
     losses: Losses,
@@ -68,6 +70,6 @@ def resample(
     sae.W_enc[:, indices] = 0.2 * alive_norm * directions.T
     sae.b_enc[indices] = 0.0
     for parameter, axis in sae.feature_axes():
-        for moment in ("exp_avg", "exp_avg_sq"):
-            optimiser.state[parameter][moment].index_fill_(axis, indices, 0.0)
+        for moment in moments(parameter).values():
+            moment.index_fill_(axis, indices, 0.0)
     dead.tokens_since_fired[indices] = 0

@@ -11,7 +11,6 @@ from scansion.training.config import TrainingConfig
 from scansion.training.dead import DeadFeatures, resample
 
 METRICS = ("loss", "mse", "sparsity", "auxiliary", "l0", "fve", "gradient_norm")
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Learner:
@@ -33,9 +32,10 @@ class Learner:
         self.dead = DeadFeatures(sae, config.dead_after())
         mask = list(sae.mask.parameters())
         self._weights = [p for p in sae.parameters() if all(p is not other for other in mask)]
-        groups = [{"params": self._weights, "multiplier": 1.0}]
+        self._lying: dict[Tensor, Tensor] = {p: _as_it_lies(p.detach()) for p in sae.parameters()}
+        groups = [{"params": [self._lying[weight] for weight in self._weights], "multiplier": 1.0}]
         if mask:
-            groups.append({"params": mask, "multiplier": sae.mask.lr_multiplier})
+            groups.append({"params": [self._lying[weight] for weight in mask], "multiplier": sae.mask.lr_multiplier})
         self.optimiser = torch.optim.Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
         self._tokens_at_last_revival = 0
 
@@ -48,7 +48,7 @@ class Learner:
         losses = sae.losses(batch.x, batch.positions, self.dead.mask, batch.previous)
         sparsity = config.sparsity_weight_at(self.step, self.n_steps) * losses.sparsity
         loss = losses.reconstruction + sparsity + losses.auxiliary + mask.regulariser()
-        self.optimiser.zero_grad(set_to_none=True)
+        sae.zero_grad(set_to_none=True)
         loss.backward()
         if not mask.moves_at(self.step):
             mask.zero_grad(set_to_none=True)  # Adam passes over what has no gradient
@@ -73,7 +73,7 @@ class Learner:
             and config.may_revive_at(self.step, self.n_steps)
         ):
             trained = mask.trains_at(batch.positions)
-            resample(sae, self.optimiser, self.dead, batch.x, losses, trained, self.generator)
+            resample(sae, self.moments, self.dead, batch.x, losses, trained, self.generator)
             self._tokens_at_last_revival = self.tokens
         with torch.no_grad():
             l0 = losses.fired.sum() / batch.n_tokens
@@ -90,7 +90,16 @@ class Learner:
         for parameter in self.sae.mask.parameters():
             if parameter.grad is not None:
                 parameter.grad *= excess
+        for parameter, lying in self._lying.items():
+            lying.grad = None if parameter.grad is None else _as_it_lies(parameter.grad)
         self.optimiser.step()
+
+    def moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Adam's running means for a parameter, in its shape, to be changed in place; none before its first step."""
+        lying = self._lying[parameter]
+        state = self.optimiser.state[lying]
+        turned = lying.shape != parameter.shape or lying.stride() != parameter.stride()
+        return {name: state[name].T if turned else state[name] for name in ("exp_avg", "exp_avg_sq") if name in state}
 
     @torch.no_grad()
     def _permute(self, order: Tensor) -> None:
@@ -98,16 +107,16 @@ class Learner:
         self.sae.permute_features(order)
         order = order.to(self.dead.tokens_since_fired.device)
         for parameter, axis in self.sae.feature_axes():
-            for moment in ("exp_avg", "exp_avg_sq"):
-                state = self.optimiser.state[parameter][moment]
-                state.copy_(state.index_select(axis, order))
+            for moment in self.moments(parameter).values():
+                moment.copy_(moment.index_select(axis, order))
         self.dead.tokens_since_fired = self.dead.tokens_since_fired[order]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Everything needed to go on exactly: tensors by name, and counters."""
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for name, parameter in self.sae.named_parameters():
-            for moment, tensor in self.optimiser.state[parameter].items():
+            state = self.optimiser.state[self._lying[parameter]]
+            for moment, tensor in ({"step": state["step"], **self.moments(parameter)} if state else {}).items():
                 tensors[f"adam.{moment}.{name}"] = tensor
         tensors["dead.tokens_since_fired"] = self.dead.tokens_since_fired
         tensors["generator"] = self.generator.get_state()
@@ -124,14 +133,21 @@ class Learner:
             {name.removeprefix("sae."): tensor for name, tensor in tensors.items() if name.startswith("sae.")}
         )
         for name, parameter in self.sae.named_parameters():
-            for moment in _MOMENTS:
-                known = tensors.get(f"adam.{moment}.{name}")
-                if known is None:  # a mask that has not moved yet has none
-                    continue
-                # Fused Adam goes through memory, so a moment must lie there as its parameter does.
-                here = torch.empty_like(parameter if moment != "step" else known, device=parameter.device)
-                self.optimiser.state[parameter][moment] = here.copy_(known)
+            if f"adam.step.{name}" not in tensors:  # a mask that has not moved yet has none
+                continue
+            lying = self._lying[parameter]
+            step = tensors[f"adam.step.{name}"].to(lying.device)
+            self.optimiser.state[lying] = {
+                "step": step, "exp_avg": torch.empty_like(lying), "exp_avg_sq": torch.empty_like(lying)
+            }  # fmt: skip
+            for moment, tensor in self.moments(parameter).items():
+                tensor.copy_(tensors[f"adam.{moment}.{name}"])
         self.dead.tokens_since_fired.copy_(tensors["dead.tokens_since_fired"])
         self.generator.set_state(tensors["generator"])
         self.step, self.tokens = counters["step"], counters["tokens"]
         self._tokens_at_last_revival = counters["tokens_at_last_revival"]
+
+
+def _as_it_lies(tensor: Tensor) -> Tensor:
+    """A matrix row by row as it lies in memory: fused Adam copies what lies otherwise. The encoder lies by columns."""
+    return tensor if tensor.is_contiguous() else tensor.T

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from scansion.progress import progress, say
 from scansion.sae import SAEConfig, SAEMetadata, build_sae, save_sae, uses_pairs
 from scansion.training.config import TrainingConfig
 from scansion.training.learner import METRICS, Learner
-from scansion.training.run_folder import RunFolder
+from scansion.training.run_folder import RunFolder, require_same_run
 from scansion.training.warm_start import check_usage_source, start_from_usage
 
 # Runs that agree on these see the same batches and can be trained in one pass.
@@ -36,6 +37,14 @@ class TrainingRun:
     folder: Path
     sae: SAEConfig
     training: TrainingConfig
+
+    def settings(self) -> dict[str, Any]:
+        """What its folder's config says, but for the store."""
+        return {
+            "name": self.name,
+            "sae": self.sae.model_dump(mode="json"),
+            "training": self.training.model_dump(mode="json"),
+        }
 
 
 def train(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
@@ -69,6 +78,16 @@ def train(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
             _train_sessions(sessions, store, config)
 
 
+def check_folders(runs: Sequence[TrainingRun]) -> None:
+    """Raise unless every run's folder is new or holds that very run, whatever store it is trained on; makes nothing.
+
+    Raises:
+        TrainingError: a folder holds another run.
+    """
+    for run in runs:
+        require_same_run(run.folder, run.settings())
+
+
 def check_runs(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
     """Open every run's folder, creating those that are missing, and load nothing of the store.
 
@@ -84,10 +103,10 @@ def check_runs(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
 
 def _train_sessions(sessions: list[_Session], store: ActivationStore, config: TrainingConfig) -> None:
     device = resolve_device(config.device)
-    positions = len(store.used_positions(config.use_position_0))
+    n_positions = len(store.used_positions(config.use_position_0))
     stream = ActivationStream(
         store,
-        max(1, round(config.batch_tokens / positions)),
+        max(1, round(config.batch_tokens / n_positions)),
         config.data_seed,
         config.use_position_0,
         with_previous=any(uses_pairs(session.run.sae) for session in sessions),
@@ -101,9 +120,11 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
         say(f"resuming {names} at step {start:,} of {n_steps:,}")
     scale = stream.input_scale
     per_step = stream.tokens_per_batch * len(sessions)
+    # One tensor for all steps: what Python has read from it need not be asked for again.
+    positions = stream.positions.to(device)
     with progress(f"train {len(sessions)} SAEs", n_steps * per_step, "tokens", start * per_step) as advance:
         for step, batch in enumerate(stream.batches(start, n_steps), start):
-            batch = batch.to(device).scaled(scale)
+            batch = batch.to(device, positions).scaled(scale)
             for session in sessions:
                 if session.learner.step == step:  # false while another run catches up after an interruption
                     session.advance(batch)
@@ -122,15 +143,7 @@ class _Session:
         self.store = store
         build_mask(run.sae.mask, store.n_positions, run.sae.d_sae)  # raises where it does not fit, before any folder
         check_usage_source(run.sae, store.d_in)
-        self.folder = RunFolder(
-            run.folder,
-            {
-                "name": run.name,
-                "sae": run.sae.model_dump(mode="json"),
-                "training": run.training.model_dump(mode="json"),
-                "store": store.manifest.key,
-            },
-        )
+        self.folder = RunFolder(run.folder, {**run.settings(), "store": store.manifest.key})
         self._pending: list[Tensor] = []
         self._durations: list[float] = []
         self._last_finite_loss: tuple[int, float] | None = None

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from safetensors.torch import load_file, save_file
@@ -22,8 +22,10 @@ from scansion.files import (
     require_writable,
     write_json,
 )
+from scansion.sae import WEIGHTS
 
 KEEP_CHECKPOINTS = 2
+_CONFIG = "config.yaml"
 
 
 class RunFolder:
@@ -46,17 +48,15 @@ class RunFolder:
         self._metrics = path / "metrics.jsonl"
         for folder in (path, self._checkpoints):
             remove_leftovers(folder)
-        config_file = path / "config.yaml"
-        if config_file.exists():
-            _require_same(yaml.safe_load(config_file.read_text(encoding="utf-8")), config, path)
-        else:
-            with atomic_file(config_file) as temporary:
+        require_same_run(path, config)
+        if not (path / _CONFIG).exists():
+            with atomic_file(path / _CONFIG) as temporary:
                 temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
     @property
     def finished(self) -> bool:
-        """Whether the SAE is there."""
-        return (self.sae / "cfg.json").exists()
+        """Whether the SAE is there, all of it."""
+        return (self.sae / "cfg.json").exists() and (self.sae / WEIGHTS).exists()
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint, if there is one."""
@@ -100,8 +100,18 @@ class RunFolder:
             temporary.write_text("".join(kept), encoding="utf-8")
 
 
-def _require_same(there: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    old, new = flatten(there), flatten(wanted)
+def require_same_run(path: Path, config: dict[str, Any]) -> None:
+    """Raise if the folder holds another run: its config says otherwise on something that ``config`` speaks of.
+
+    Raises:
+        TrainingError: which settings differ, and how.
+    """
+    file = path / _CONFIG
+    if not file.is_file():
+        return
+    there: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    there = cast(dict[str, Any], there) if isinstance(there, dict) else {}
+    old, new = flatten({name: there.get(name) for name in config}), flatten(config)
     changed = [
         f"{name} is {old.get(name)!r} there and {new.get(name)!r} here"
         for name in sorted(old.keys() | new.keys())

@@ -27,6 +27,7 @@ SOME_DEAD = torch.arange(D_SAE) % 4 == 1
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sparse execution, in several chunks, for sizes at which it would not pay."""
     monkeypatch.setattr(selection, "DENSITY", 1.0)
+    monkeypatch.setattr(selection, "RELU_DENSITY", 1.0)
     monkeypatch.setattr(selection, "CHUNK", 3 * 7 * D_SAE)
 
 

@@ -10,6 +10,7 @@ from scansion.evals.result import Subject
 from scansion.masks import BandMaskConfig, NoMaskConfig, SoftMaskConfig, UsageBandMaskConfig
 from scansion.report.charts import Axis, Chart, Series
 from scansion.report.charts.chart import grouped, log_ticks, over_seeds
+from scansion.report.charts.curves import _positive
 from scansion.report.maps import ROWS, maps_of
 from scansion.report.plotly_form import figure_of
 from scansion.sae import SAEMetadata, TopKConfig, build_sae
@@ -98,3 +99,16 @@ def test_a_start_that_cannot_be_rebuilt_is_said(subject, store) -> None:
     assert list(found.panels) == ["mask after training"] and "changed places in training" in found.note
     plain = maps_of(subject(NoMaskConfig()), store, {"firing": np.random.default_rng(0).random((7, 240))})
     assert list(plain.panels) == ["firing"] and "their firing" in plain.note
+
+
+def test_one_point_is_a_mark_for_no_line_goes_through_it() -> None:
+    for y, mode in (([0.5], "markers"), ([None, 0.5], "markers"), ([0.4, 0.5], "lines")):
+        series = Series("a", 0, list(range(len(y))), y)
+        (trace,) = figure_of(Chart("c", "C", "", Axis("x"), Axis("y"), (series,)))["data"]
+        assert trace["mode"] == mode
+
+
+@pytest.mark.parametrize(("values", "log"), [([32.0, 32.0], False), ([20.0, 39.0], False), ([20.0, 400.0], True)])
+def test_an_axis_is_logarithmic_only_where_values_are_far_apart(values: list[float], log: bool) -> None:
+    axis = _positive("L0", [Series("a", 0, [1, 2], values)])
+    assert axis.log == log and ("log scale" in axis.title) == log and bool(axis.labels) == log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 
-from scansion.errors import ConfigError
-from scansion.study import ArmRecord, StudyPlan, StudyRecord, execute, open_runs
+from scansion.errors import ConfigError, ScansionError, TrainingError
+from scansion.study import ArmRecord, StudyPlan, StudyRecord, execute, infos_of, open_runs
+from scansion.study.checks import check_plan
+from scansion.study.final_info import _reasons, summarise_seeds
 from scansion.training import loop
 
+_execution: Any = sys.modules["scansion.study.execute"]  # the package's attribute of this name is the function
 TOPK = {"architecture": "topk", "d_sae": 32, "k": 4}
 HARD = {"family": "random_hard", "positions_per_feature": 4}
 
@@ -116,12 +120,11 @@ def test_a_failing_arm_is_recorded_and_the_others_are_what_they_would_have_been(
 
 def test_what_is_out_of_time_is_recorded(plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1_000_000, 2000))  # seconds: every look is 2000 later than the last
-    # The package's attribute of this name is the function.
-    monkeypatch.setattr(sys.modules["scansion.study.execute"], "monotonic", lambda: next(clock))
+    monkeypatch.setattr(_execution, "monotonic", lambda: next(clock))
     limited = plan.model_copy(update={"max_hours": 1.0})
     records = execute(limited, folders_in(tmp_path, limited))
     assert all(record.info.status == "failed" for record in records)
-    assert "seed 5 out of time: the plan's 1 hours were over" in records[0].info.reasons
+    assert records[0].info.reasons[0].endswith("5, 7 out of time: the plan's 1 hours were over")
     assert records[0].info.seeds[:1] == [0], "what was begun in time is finished"
 
 
@@ -132,6 +135,106 @@ def test_a_changed_plan_is_registered_beside_the_earlier_one(plan: StudyPlan, tm
     (record,) = execute(other, only)
     provenance = record.info.provenance
     assert provenance["plan"] == other.digest != plan.digest and provenance["plans_before"] == [plan.digest]
+
+
+def test_a_folder_of_other_settings_is_refused_before_anything_is_read_or_registered(
+    plan: StudyPlan, done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = {0: tmp_path / "run_0"}
+    shutil.copytree(done[0] / "run_0", only[0])
+    before = (only[0] / "plan.json").read_bytes()
+    other = plan.model_copy(update={"training": plan.training.model_copy(update={"lr": 0.5})})
+    with monkeypatch.context() as patch:
+        patch.setattr("scansion.study.sources.load_contexts", lambda *_: pytest.fail("text was read"))
+        with pytest.raises(
+            TrainingError, match=r"run_0/seed_0 holds another run \(training\.lr is 0\.001 there and 0\.5"
+        ):
+            execute(other, only)
+    assert (only[0] / "plan.json").read_bytes() == before
+
+
+def killed_at(patch: pytest.MonkeyPatch, seed: int, step: int) -> None:
+    """Interrupt training there."""
+    advance = loop._Session.advance
+
+    def stop(self: Any, batch: Any) -> None:
+        if (self.run.training.seed, self.learner.step) == (seed, step):
+            raise KeyboardInterrupt
+        advance(self, batch)
+
+    patch.setattr(loop._Session, "advance", stop)
+
+
+def test_what_is_interrupted_stays_in_the_tables(
+    plan: StudyPlan, done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        killed_at(patch, seed=0, step=3)
+        with pytest.raises(KeyboardInterrupt):
+            execute(plan, folders_in(tmp_path, plan))
+    records = StudyRecord.open(tmp_path).arms
+    assert [(one.info.status, one.info.reasons) for one in records[1:]] == [
+        ("unfinished", ["not finished: seed 0, 1, 5"])
+    ] * 2
+    (tmp_path / "run_1/final_info.json").unlink()
+    assert {one.status for one in infos_of(tmp_path / "run_1").values()} == {"unfinished"}
+    (tmp_path / "run_0/final_info.json").write_text("{")  # as a full disk might have left it
+    again = execute(plan, folders_in(tmp_path, plan))
+    assert [one.info.values for one in again] == [one.info.values for one in done[1]]
+
+
+def test_finished_seeds_are_not_forgotten_when_a_longer_study_is_interrupted(
+    plan: StudyPlan, done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = {0: tmp_path / "run_0"}
+    shutil.copytree(done[0] / "run_0", only[0])
+    first = plan.runs[0].model_copy(update={"seeds": (0, 1, 5, 7, 9)})
+    longer = plan.model_copy(update={"runs": [first, *plan.runs[1:]]})
+    train = _execution._train
+    monkeypatch.setattr(_execution, "_train", lambda here, stores: [train(here, stores), 1 / (here[0].seed - 1)])
+    with pytest.raises(ZeroDivisionError):
+        execute(longer, only)
+    assert StudyRecord.open(tmp_path).arms[0].info.seeds == [0, 1, 5, 7], "seed 0 is done again, and no other yet"
+
+
+def test_weights_that_are_gone_are_made_again_and_damaged_ones_named(plan: StudyPlan, done, tmp_path: Path) -> None:
+    only = {0: tmp_path / "run_0"}
+    shutil.copytree(done[0] / "run_0", only[0])
+    weights = only[0] / "seed_0/sae/sae_weights.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    (record,) = execute(plan, only)
+    assert record.info.values == done[1][0].info.values and weights.read_bytes() == whole
+    weights.write_bytes(whole[: len(whole) // 2])
+    (record,) = execute(plan, only)
+    assert record.info.status == "failed" and "sae_weights.safetensors is missing or damaged" in record.info.reasons[0]
+
+
+def test_one_reason_is_said_once_whatever_the_number_of_seeds() -> None:
+    info = summarise_seeds({}, {}, {0: "was late", 1: "broke", 2: "was late"}, [0, 1, 2], {})
+    assert (info.status, info.reasons) == ("failed", ["seed 0, 2 was late", "seed 1 broke"])
+
+
+def test_a_mask_too_short_for_the_probing_texts_is_found_beforehand(settings: dict[str, Any], tmp_path: Path) -> None:
+    plain, masked, _ = settings["runs"]
+    longer = {**settings["sparse_probing"], "context_length": 17}
+    plan = StudyPlan.model_validate({**settings, "runs": [plain, masked], "sparse_probing": longer})
+    check_plan(plan, {0: tmp_path / "run_0"})
+    with pytest.raises(ConfigError, match=r"run 1 \(masked\): position 16 lies outside this mask of 16 positions"):
+        check_plan(plan, {1: tmp_path / "run_1"})
+
+
+def test_room_for_what_is_trained_is_looked_for(
+    plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("scansion.files.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(ScansionError, match=r"what is trained needs .* where 1\.0 kB are free"):
+        check_plan(plan, folders_in(tmp_path, plan))
+
+
+def test_only_some_degenerate_seeds_are_named() -> None:
+    assert _reasons({0: ["dead", "constant"], 1: ["dead"], 2: ["dead"]}) == ["dead", "seed 0: constant"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,23 @@ def test_mistakes_are_one_line(run, plan: Path, tmp_path: Path, arguments: list[
         status, _, err = run("study", command, plan, *arguments, "--out", tmp_path / "out")
         assert status == 2 and message in err and len(err.strip().splitlines()) == 1, err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_run_shows_in_the_exit_status_and_in_the_tables(
+    run, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_dir = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        # The package's attribute of this name is the function.
+        patch.setattr(sys.modules["scansion.study.execute"], "train", lambda *_: 1 / 0)
+        status, out, err = run("study", "run", plan, "--only", "0", "--no-report", "--out", out_dir)
+    assert status == 2 and "plain: failed: seed 0 training failed: ZeroDivisionError" in out
+    assert err.splitlines()[-1] == "error: plain failed, as said above; --retry tries again"
+    (out_dir / "run_0/final_info.json").unlink()
+    status, out, _ = run("compare", out_dir / "run_0")
+    assert status == 0 and "plain: unfinished: final_info.json says nothing of it" in out
+    status, out, err = run("study", "run", plan, "--only", "0", "--no-report", "--retry", "--out", out_dir)
+    assert status == 0, err
 
 
 def test_a_folder_that_is_no_run_is_refused(run, tmp_path: Path) -> None:

@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 
 from scansion.errors import ConfigError
+from scansion.evals.result import Estimate
 from scansion.study import ArmInfo, compare
 from scansion.study.comparison import SPARSITY_NOTE, Comparison, Difference, holm
-from scansion.study.comparison_table import lines_below, terminal_tables, write_comparison
+from scansion.study.comparison_table import (
+    difference_text,
+    figure_text,
+    lines_below,
+    terminal_tables,
+    write_comparison,
+)
+from scansion.study.metrics import metric
 from scansion.study.notes import verdict
 
 SAME = {
@@ -68,6 +76,21 @@ def test_correction_is_over_the_arms_of_each_figure() -> None:
     assert difference(comparison, "arm 1", "l0").p is None, "no spread, no test"
 
 
+@pytest.mark.parametrize("seeds", [{0: 0.1 + 0.2, 1: 0.3 + 0.2}, {0: 0.3, 1: 0.5, 2: 0.7}])
+def test_the_same_difference_at_every_seed_has_no_interval(seeds: dict[int, float]) -> None:
+    # Up to rounding: 0.3 - 0.1 and 0.5 - 0.3 differ in the last place, and a t-test on them would be sure of anything.
+    found = difference(compare({"base": info({0: 0.1, 1: 0.3, 2: 0.5}), "other": info(seeds)}), "other")
+    assert found.estimate.value == pytest.approx(0.2) and found.estimate.low is None
+    assert (found.p, found.p_holm, found.detectable, found.significant) == (None, None, None, False)
+    alike = f"+0.200 at each of {len(seeds)} seeds alike, which says nothing of the variation between seeds"
+    assert verdict(found, "fve") == alike
+
+
+def test_no_difference_at_any_seed_is_said_so_whatever_the_rounding() -> None:
+    found = difference(compare({"base": info({0: 0.3, 1: 0.6}), "same": info({0: 0.1 + 0.2, 1: 0.6})}), "same")
+    assert verdict(found, "fve") == "the baseline's at every seed (n=2)"
+
+
 def test_fronts_keep_what_nothing_beats() -> None:
     arms = {
         "base": info({0: 0.8, 1: 0.8}, l0=32, seconds=3),
@@ -78,6 +101,23 @@ def test_fronts_keep_what_nothing_beats() -> None:
     fronts = {(front.x, front.y): front.arms for front in compare(arms).fronts}
     assert fronts["l0", "fve"] == ["base", "sparser", "equal"]
     assert fronts["train_seconds", "fve"] == ["base"]
+
+
+def test_what_seeds_do_not_tell_from_a_front_is_said() -> None:
+    arms = {
+        "base": info({0: 0.80, 1: 0.82, 2: 0.84}),
+        "beaten": info({0: 0.70, 1: 0.71, 2: 0.74}),
+        "noisy": info({0: 0.79, 1: 0.84, 2: 0.80}),
+    }
+    comparison = compare(arms)
+    front = comparison.fronts[0]
+    assert (front.x, front.y, front.arms, front.near) == ("l0", "fve", ["base"], ["noisy"])
+    assert any(
+        line.endswith("than: base. Off this front, but not told from it by seeds: noisy.")
+        for line in lines_below(comparison)
+    )
+    one_seed = compare({"base": info({0: 0.8}), "lower": info({0: 0.7})})
+    assert one_seed.fronts[0].near == [], "one seed tells nothing, and that is said once"
 
 
 @pytest.mark.parametrize(
@@ -103,6 +143,7 @@ def test_runs_without_a_result_are_listed_apart(status: Any) -> None:
     bad = ArmInfo(status=status, reasons=["all features are dead"])
     comparison = compare({"bad": bad, "base": BASE, "other": info({0: 0.7, 1: 0.7, 2: 0.7})})
     assert comparison.baseline == "base" and comparison.set_apart == {"bad": f"{status}: all features are dead"}
+    assert f"The baseline bad is {status}; compared with base instead." in comparison.notes, "also when nobody named it"
     assert "other" in [arm.name for arm in comparison.arms]
     stood_in = compare({"bad": bad, "base": BASE}, "bad")
     assert (
@@ -155,9 +196,7 @@ def made(value: float, low: float | None, high: float | None) -> Difference:
 
 
 def test_verdicts_say_no_more_than_the_interval() -> None:
-    assert (
-        verdict(made(-0.1, -0.2, -0.05), "fve") == "lower than the baseline's by -0.100 [-0.200, -0.050], worse (n=3)"
-    )
+    assert verdict(made(-0.1, -0.2, -0.05), "fve") == "lower than the baseline's: -0.100 [-0.200, -0.050], worse (n=3)"
     assert "higher" in verdict(made(0.1, 0.05, 0.2), "dead_share") and "worse" in verdict(
         made(0.1, 0.05, 0.2), "dead_share"
     )
@@ -169,6 +208,20 @@ def test_verdicts_say_no_more_than_the_interval() -> None:
         and "one of 0.020 would have been found" in unclear
     )
     assert "says nothing of the variation between seeds" in verdict(made(0.1, None, None), "fve")
+
+
+def test_verdicts_heed_the_correction() -> None:
+    sure = made(0.03, 0.02, 0.04)
+    assert "higher than the baseline's" in verdict(sure.model_copy(update={"p": 0.01, "p_holm": 0.02}), "fve", 0.01)
+    away = verdict(sure.model_copy(update={"p": 0.01, "p_holm": 0.16}), "fve", 0.01)
+    assert away.startswith("+0.030 [+0.020, +0.040], not told from zero at n=3 after correction for the number of runs")
+    assert "higher" not in away and away.endswith("whether it reaches the 0.01 that the plan calls relevant is open")
+
+
+def test_no_zero_has_a_sign() -> None:
+    how = metric("fve")
+    assert figure_text(Estimate(value=-0.0001, low=-0.0004, high=0.0002), how) == "0.000 [0.000, 0.000]"
+    assert difference_text(made(-0.0001, -0.0004, 0.0002), how) == "+0.000 [+0.000, +0.000]"
 
 
 @pytest.mark.parametrize(

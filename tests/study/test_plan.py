@@ -45,6 +45,14 @@ MISTAKES = {
     "unknown architecture": (lambda s: s["runs"][0]["sae"].update(architecture="vae"), r"runs\.0\.sae: .*'vae'"),
     "another architecture's key": (lambda s: s["runs"][2]["sae"].update(k=3), r"runs\.2\.sae\.relu\.k: Extra inputs"),
     "unknown training key of a run": (lambda s: s["runs"][2]["training"].update(rl=3), "rl: Extra inputs"),
+    "a metric nobody measures": (
+        lambda s: s.update(primary_metric="fev"),
+        "primary_metric 'fev' is not among what this plan measures; did you mean fve",
+    ),
+    "a metric of an evaluation left out": (
+        lambda s: s.update(primary_metric="position_information_lifted", position=None),
+        "primary_metric 'position_information_lifted' is not among what this plan measures: fve, ",
+    ),
     "unknown mask": (lambda s: s["runs"][1]["sae"]["mask"].update(family="odd"), r"runs\.1\.sae\.topk\.mask: .*'odd'"),
 }
 

@@ -16,6 +16,10 @@ def make_sae():
     return build_sae(config, D_IN, P, torch.Generator().manual_seed(0))
 
 
+def moments_of(optimiser: torch.optim.Adam):
+    return lambda parameter: {name: optimiser.state[parameter][name] for name in ("exp_avg", "exp_avg_sq")}
+
+
 def test_only_tokens_a_feature_could_fire_on_are_counted() -> None:
     sae = make_sae()
     dead = DeadFeatures(sae, after_tokens=4 * N)
@@ -41,7 +45,7 @@ def test_a_revived_feature_points_at_a_residual_at_a_position_it_may_use() -> No
     dead = DeadFeatures(sae, after_tokens=10)
     dead.tokens_since_fired[3:9] = 10
     allowed = sae.mask.allowed(positions)
-    resample(sae, optimiser, dead, x, losses, allowed, torch.Generator().manual_seed(2))
+    resample(sae, moments_of(optimiser), dead, x, losses, allowed, torch.Generator().manual_seed(2))
 
     directions = torch.nn.functional.normalize(losses.residual, dim=-1)
     for feature in range(3, 9):
@@ -64,5 +68,5 @@ def test_nothing_is_done_where_nothing_is_dead_or_everything_is() -> None:
         x = torch.ones(P, N, D_IN)
         losses = sae.losses(x, torch.arange(P), dead.mask)
         before = sae.W_dec.clone()
-        resample(sae, optimiser, dead, x, losses, sae.mask.allowed(torch.arange(P)), torch.Generator())
+        resample(sae, moments_of(optimiser), dead, x, losses, sae.mask.allowed(torch.arange(P)), torch.Generator())
         assert torch.equal(sae.W_dec, before)

@@ -27,6 +27,11 @@ function number(value, digits) {
   return Number.isFinite(value) ? value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }) : "–";
 }
 
+/** Three digits that mean something, wherever the point is: scales differ from model to model. */
+function significant(value) {
+  return Number.isFinite(value) ? value.toLocaleString("en", { minimumSignificantDigits: 3, maximumSignificantDigits: 3 }) : "–";
+}
+
 function percent(share) {
   if (!Number.isFinite(share)) return "–";
   if (share === 0) return "0";

@@ -17,7 +17,7 @@ const COLUMNS = [
   { key: "density", title: "density", hint: "share of the tokens its mask allows on which it fires", first: "descending",
     value: (table, f) => table.density[f], cell: (features, f) => percent(features.table.density[f]) },
   { key: "max_act", title: "max act", hint: "highest activation", first: "descending",
-    value: (table, f) => table.max_act[f], cell: (features, f) => number(features.table.max_act[f], 1) },
+    value: (table, f) => table.max_act[f], cell: (features, f) => significant(features.table.max_act[f]) },
   { key: "centre", title: "mean pos.", hint: "mean position of its firing rate", first: "ascending",
     value: (table, f) => table.centre[f], cell: (features, f) => number(features.table.centre[f], 0) },
 ];

@@ -33,7 +33,7 @@ async function showFeature(article, features, f, go, close) {
     ["density", percent(table.density[f])],
     ["specialisation", `${number(1000 * table.specialisation[f], 2)} mbit`],
     ...(features.mask ? [["fidelity", number(table.fidelity[f], 3)]] : []),
-    ["max act", number(table.max_act[f], 2)],
+    ["max act", significant(table.max_act[f])],
     ["mean position", number(table.centre[f], 0)],
   ];
   article.replaceChildren(
@@ -63,7 +63,7 @@ function contextItem({ context, acts, words }, features, highest) {
     // The space before a word is not part of what is marked, so that lines break there.
     const gap = text.length > 1 && text.startsWith(" ") ? 1 : 0;
     const token = make("span", { class: p === peak[0] ? "token peak" : "token",
-      title: `position ${p}${share ? `: ${number(share * highest, 2)}` : ""}` }, text.slice(gap));
+      title: `position ${p}${share ? `: ${significant(share * highest)}` : ""}` }, text.slice(gap));
     if (share) token.style.setProperty("--heat", (0.12 + 0.88 * share).toFixed(3));
     return [text.slice(0, gap), token];
   };
@@ -81,7 +81,7 @@ function contextItem({ context, acts, words }, features, highest) {
     if (opened) fill(begin, end);
     else fill(0, words.length);
   } }, "whole context");
-  const note = `${number(peak[1] * highest, 2)} at position ${peak[0]}`;
+  const note = `${significant(peak[1] * highest)} at position ${peak[0]}`;
   return make("li", {}, text, make("p", { class: "muted small" }, note, " · ", `context ${context}`, " · ", whole));
 }
 
@@ -100,7 +100,7 @@ function lensLists(feature, features) {
   const list = (start, name) => make("div", {}, make("h5", {}, name), make("ol", { class: "bars" },
     ...Array.from({ length: lens.n }, (_, i) => make("li", {}, bar(Math.abs(lens.logits[start + i]) / highest),
       make("span", { class: "word" }, word(features.vocabulary[lens.tokens[start + i]])),
-      make("span", { class: "value" }, number(lens.logits[start + i], 1))))));
+      make("span", { class: "value" }, significant(lens.logits[start + i]))))));
   return make("div", { class: "lens" }, list(0, "raised"), list(lens.n, "lowered"));
 }
 
