@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import psutil
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.limits import SQUARE
 from benchmarks.peers import Step
-from benchmarks.rounds import Action, Record
+from benchmarks.rounds import Action, Record, Summaries
 from benchmarks.subjects import batch, ours
 from scansion.progress import say
 
@@ -80,6 +80,16 @@ class Axis:
         if self.name == "bands":
             return replace(self.forms[form], mask=str(value))
         return replace(self.forms[form], **{self.name: value})
+
+    def curves(self, times: Summaries) -> dict[str, Any]:
+        """Seconds of each form at each value, and the exponents they grow by."""
+        seconds = {form: [times[f"{form} at {value}"]["wall_seconds"] for value in self.values] for form in self.forms}
+        return {
+            "values": self.values,
+            "expected": self.expected,
+            "seconds": seconds,
+            "time_exponents": {form: exponent(self.values, own) for form, own in seconds.items()},
+        }
 
 
 def axes(base: Point) -> tuple[Axis, ...]:
@@ -150,16 +160,8 @@ def measure(
         turns |= {
             f"{form} at {value}": axis.point(form, value).action() for form in axis.forms for value in axis.values
         }
-        times = record.measure(axis.name, turns, rounds)
+        record.measure(axis.name, turns, rounds, axis.curves)
         del turns
-        seconds = {form: [times[f"{form} at {value}"]["wall_seconds"] for value in axis.values] for form in axis.forms}
-        curves = {
-            "values": axis.values,
-            "expected": axis.expected,
-            "seconds": seconds,
-            "time_exponents": {form: exponent(axis.values, own) for form, own in seconds.items()},
-        }
-        record.put(**{axis.name: record.content[axis.name] | curves})
     for axis in chosen if memory else ():
         form = next(iter(axis.forms))
         used = [peak_of(axis.point(form, value)) for value in axis.values]

@@ -24,7 +24,7 @@ MARKERS = ("o", "s", "^")
 
 def growth(result: Result) -> Figure:
     """An axis a column; time above, memory below where it was measured."""
-    axes_found = {name: part for name, part in groups(result).items() if "seconds" in part}
+    axes_found = groups(result)
     rows = 2 if any("memory" in part for part in axes_found.values()) else 1
     figure = Figure(figsize=(3.0 * len(axes_found), 2.9 * rows + 0.3), layout="constrained")
     panels = figure.subplots(rows, len(axes_found), sharey="row", sharex="col", squeeze=False)

@@ -75,7 +75,7 @@ def measure(
             "square product": {"flop": 2 * square**3},
             "scansion, language model to disk": {"flop": tokens * flop_to_layer(lm, layer, context_length)},
         }
-        record.put(work=work, not_measured={})
+        record.note(work=work, not_measured={})
         turns: dict[str, Action] = {"square product": square_product(square)}
         numbers = itertools.count()
 
@@ -89,7 +89,7 @@ def measure(
         if peers:
             found, absent = peer_turns(lm, contexts, layer, lm_batch_size)
             turns |= found
-            record.put(not_measured=absent)
+            record.note(not_measured=absent)
         # What every SAE but the first takes instead of running the language model again.
         store = harvest(replace(plan, folder=Path(folder) / "kept"), lambda: lm)
         stream = ActivationStream(store, n_contexts, seed=0, use_position_0=True)

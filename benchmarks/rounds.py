@@ -22,6 +22,9 @@ from scansion.progress import say
 Action = Callable[[int], object]
 """Does a subject's work once; told the number of the round, from 0, which is the one to warm up."""
 
+Summaries = dict[str, dict[str, Any]]
+"""Times of every subject, as :meth:`Times.summary` gives them."""
+
 PACKAGES = (
     "scansion",
     "torch",
@@ -59,7 +62,7 @@ class Times:
         }
 
 
-def take_turns(actions: Mapping[str, Action], rounds: int) -> Iterable[dict[str, dict[str, Any]]]:
+def take_turns(actions: Mapping[str, Action], rounds: int) -> Iterable[Summaries]:
     """Yield the summary of every subject's times after each round; the first turn of each is not counted."""
     for action in actions.values():
         action(0)
@@ -71,7 +74,9 @@ def take_turns(actions: Mapping[str, Action], rounds: int) -> Iterable[dict[str,
 
 
 class Record:
-    """A result file, written anew whenever something becomes known, so that a run cut short leaves what it has.
+    """A result file, written anew whenever something was measured, so that a run cut short leaves what it has.
+
+    Until then an earlier result stays where it is.
 
     Args:
         path: the JSON file.
@@ -83,19 +88,27 @@ class Record:
         self.path = path
         self.content: dict[str, Any] = {"machine": machine(module), "settings": dict(settings)}
 
+    def note(self, **parts: Any) -> None:
+        """Add or replace parts of the result that are no measurements; they are written with the next one."""
+        self.content |= parts
+
     def put(self, **parts: Any) -> None:
         """Add or replace parts of the result, and write it."""
-        self.content |= parts
+        self.note(**parts)
         self.content["machine"]["load_average_at_end"] = os.getloadavg()
         write_json(self.path, self.content)
 
-    def measure(self, key: str, actions: Mapping[str, Action], rounds: int) -> dict[str, dict[str, Any]]:
-        """Take turns, and put the times under ``key`` after every round; returns the last."""
-        found: dict[str, dict[str, Any]] = {}
+    def measure(
+        self,
+        key: str,
+        actions: Mapping[str, Action],
+        rounds: int,
+        derive: Callable[[Summaries], dict[str, Any]] = lambda _: {},
+    ) -> None:
+        """Take turns, and put the times, with what derives from them, under ``key`` after every round."""
         for index, found in enumerate(take_turns(actions, rounds), 1):
-            self.put(**{key: {"rounds": index, "times": found}})
+            self.put(**{key: {"rounds": index, "times": found, **derive(found)}})
             say(f"{key}: round {index} of {rounds}, {self.path}")
-        return found
 
 
 def machine(module: str) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def measure(
     settings = {"model": model, "source": source, "tokens": tokens, "layer": layer, "d_sae": d_sae, "k": k}
     settings |= {"context_length": context_length, "lm_batch_size": lm_batch_size, "n_runs": N_RUNS}
     record = Record(out, "study", settings)
-    record.put(work={"square product": {"flop": 2 * square**3}}, not_measured={})
+    record.note(work={"square product": {"flop": 2 * square**3}}, not_measured={})
     product = square_product(square)
     plain = Times()
 

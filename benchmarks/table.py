@@ -76,8 +76,6 @@ def growth(result: Result, clock: str) -> str:
     """Each axis with its points, and the exponents they grow by. By the clock, whatever ``clock`` says."""
     parts = [conditions(result, "wall")]
     for name, axis in groups(result).items():
-        if "seconds" not in axis:
-            continue
         rows: Rows = [(name, *map(str, axis["values"]), "exponent", "last step")]
         for form, found in axis["seconds"].items():
             rows.append(

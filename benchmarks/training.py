@@ -88,7 +88,7 @@ def measure(
     for group in [(kind,) for kind in kinds] if apart else [tuple(kinds)]:
         everyone = subjects(group, d_in, d_sae, k, peers)
         work |= {name: step_work(own.kind, d_in, d_sae, k, batch_tokens, own.bands) for name, own in everyone.items()}
-        record.put(work=work)
+        record.note(work=work)
         turns = {name: _on(own.step, batches) for name, own in everyone.items()}
         record.measure(" ".join(group), plain | turns, rounds)
         del everyone, turns  # before the next are made

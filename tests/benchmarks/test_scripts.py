@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import figures, growth, harvest, profile, study, table, training
-from benchmarks.rounds import take_turns
+from benchmarks.rounds import Record, take_turns
 from benchmarks.training_tables import PLAIN, Result
 from scansion.files import read_json
 
@@ -33,6 +33,17 @@ def test_everyone_takes_a_turn_a_round_and_the_first_does_not_count() -> None:
     summaries = list(take_turns(actions, 2))
     assert turns == [(name, index) for index in range(3) for name in "ab"]
     assert len(summaries) == 2 and summaries[-1].keys() == {"a", "b"}
+
+
+def test_a_result_stays_until_something_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("{}")
+    record = Record(path, "training", {})
+    record.note(work={})
+    assert read_json(path) == {}
+    record.measure("group", {"a": lambda _: None}, 1, lambda times: {"subjects": len(times)})
+    assert read_json(path)["group"]["subjects"] == 1
+    assert read_json(path)["work"] == {}
 
 
 @pytest.mark.parametrize("apart", [False, True])
