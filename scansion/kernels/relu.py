@@ -54,12 +54,12 @@ class ReluOutput:
     Attributes:
         residual: x - x_hat.
         activity: the sum of all activations.
-        fired: tokens each feature fired on at each position.
+        fired: tokens each feature fired on.
     """
 
     residual: Float[Tensor, "P n d_in"]
     activity: Float[Tensor, ""]
-    fired: Int[Tensor, "P d_sae"]
+    fired: Int[Tensor, "d_sae"]
 
 
 def relu_forward(
@@ -95,24 +95,24 @@ class _Relu(torch.autograd.Function):
         rows_of = W_enc.T
         # However x lies in memory, chunks of this must be views, for they are written to.
         residual, activity = x.new_empty(x.shape), x.new_zeros(())
-        fired = torch.zeros(len(x), len(b_enc), dtype=torch.int64, device=x.device)
+        fired = torch.zeros(len(b_enc), dtype=torch.int64, device=x.device)
         kept: list[Tensor] = []
-        for block in blocks:
-            tokens = x[block.rows]
-            acts = x.new_empty(*tokens.shape[:2], block.width)
-            for some in _chunks(tokens, block.width):
-                own, part = tokens[some].flatten(0, 1), acts[some].flatten(0, 1)
-                for piece, place in block.places():
-                    torch.addmm(b_enc[piece], own, rows_of[piece].T, out=part[:, place])
-                part.relu_()
-                if block.closed is not None:
-                    acts[some].masked_fill_(block.closed[some, None], 0.0)
-                activity += part.sum()
-                counts = (acts[some] > 0).sum(dim=1)
-                left = residual[block.rows][some].flatten(0, 1).copy_(own)
-                for piece, place in block.places():
-                    left.addmm_(part[:, place], W_dec[piece], alpha=-1.0)
-                    fired[block.rows][some, piece] = counts[:, place]
+        for block, some in _chunks(x, blocks):
+            own = x[some].flatten(0, 1)
+            acts = x.new_empty(len(own), block.width)
+            for piece, place in block.places():
+                torch.addmm(b_enc[piece], own, rows_of[piece].T, out=acts[:, place])
+            acts.relu_()
+            if block.closed is not None:
+                closed = block.closed[some.start - block.rows.start : some.stop - block.rows.start, None]
+                acts.view(*x[some].shape[:2], block.width).masked_fill_(closed, 0.0)
+            activity += acts.sum()
+            # Counted as float32, in which whole numbers of this size are exact: a sum of truth values takes five times as long.
+            counts = torch.gt(acts, 0, out=torch.empty_like(acts, dtype=torch.float32)).sum(dim=0).long()
+            left = residual[some].flatten(0, 1).copy_(own)
+            for piece, place in block.places():
+                left.addmm_(acts[:, place], W_dec[piece], alpha=-1.0)
+                fired[piece] += counts[place]
             kept.append(acts)
         ctx.save_for_backward(W_enc, W_dec, x, *kept)
         ctx.blocks, ctx.n_biases = blocks, len(biases)
@@ -126,29 +126,26 @@ class _Relu(torch.autograd.Function):
         to_rows, to_W_dec = torch.zeros_like(W_dec), torch.zeros_like(W_dec)
         to_b_enc = x.new_zeros(ctx.n_biases, len(W_dec))
         to_biases = x.new_zeros(ctx.n_biases, x.shape[2])
-        for block, acts in zip(ctx.blocks, kept, strict=True):
-            tokens, error = x[block.rows], to_residual[block.rows]
-            to_biases[block.band] -= error.sum(dim=(0, 1))
-            buffer = x.new_empty(0)
-            for some in _chunks(tokens, block.width):
-                own, part, wrong = (whole[some].flatten(0, 1) for whole in (tokens, acts, error))
-                if len(buffer) < len(own):
-                    buffer = x.new_empty(len(own), block.width)
-                to_acts = buffer[: len(own)]
-                for piece, place in block.places():
-                    torch.addmm(to_activity, wrong, W_dec[piece].T, alpha=-1.0, out=to_acts[:, place])
-                # What is not active, a closed feature among it, has no gradient.
-                torch.ops.aten.threshold_backward.grad_input(to_acts, part, 0, grad_input=to_acts)
-                sums = to_acts.sum(dim=0)
-                for piece, place in block.places():
-                    to_rows[piece].addmm_(to_acts[:, place].T, own)
-                    to_W_dec[piece].addmm_(part[:, place].T, wrong, alpha=-1.0)
-                    to_b_enc[block.band, piece] += sums[place]
+        for (block, some), acts in zip(_chunks(x, ctx.blocks), kept, strict=True):
+            own, wrong = x[some].flatten(0, 1), to_residual[some].flatten(0, 1)
+            to_biases[block.band] -= wrong.sum(dim=0)
+            to_acts = torch.empty_like(acts)
+            for piece, place in block.places():
+                torch.addmm(to_activity, wrong, W_dec[piece].T, alpha=-1.0, out=to_acts[:, place])
+            # What is not active, a closed feature among it, has no gradient.
+            torch.ops.aten.threshold_backward.grad_input(to_acts, acts, 0, grad_input=to_acts)
+            sums = to_acts.sum(dim=0)
+            for piece, place in block.places():
+                to_rows[piece].addmm_(to_acts[:, place].T, own)
+                to_W_dec[piece].addmm_(acts[:, place].T, wrong, alpha=-1.0)
+                to_b_enc[block.band, piece] += sums[place]
         to_biases -= to_b_enc @ W_enc.T
         return to_rows.T, to_b_enc.sum(dim=0), to_W_dec, to_biases, None, None
 
 
-def _chunks(x: Float[Tensor, "p n d_in"], width: int) -> Iterator[slice]:
-    """Whole positions, a few at a time."""
-    step = max(1, CHUNK // (x.shape[1] * width))
-    return (slice(first, min(first + step, len(x))) for first in range(0, len(x), step))
+def _chunks(x: Float[Tensor, "P n d_in"], blocks: Sequence[ReluBlock]) -> Iterator[tuple[ReluBlock, slice]]:
+    """Whole positions of one block, a few at a time."""
+    for block in blocks:
+        step = max(1, CHUNK // (x.shape[1] * block.width))
+        for first in range(block.rows.start, block.rows.stop, step):
+            yield block, slice(first, min(first + step, block.rows.stop))

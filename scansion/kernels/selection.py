@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -59,27 +60,78 @@ class Encoder:
         """The first token at each position, with the same features."""
         return replace(self, x=self.x[:, :1])
 
-    def chunks(self) -> Iterator[Float[Tensor, "t w"]]:
-        """Pre-activations of all tokens, a few whole positions at a time; masked features are minus infinity.
+    def write(self, rows: slice, out: Float[Tensor, "t w"]) -> None:
+        """Write the pre-activations of all tokens at these positions; masked features are minus infinity."""
+        x, start = self.x[rows].flatten(0, 1), 0
+        for W, b in zip(self.W_enc, self.b_enc, strict=True):
+            torch.addmm(b, x, W.T, out=out[:, start : start + len(W)])
+            start += len(W)
+        if self.closed is not None:
+            out.view(-1, self.x.shape[1], self.width).masked_fill_(self.closed[rows, None], -torch.inf)
 
-        Each chunk is overwritten by the next.
-        """
-        n_positions, n = self.x.shape[:2]
-        step = max(1, CHUNK // (n * self.width))
-        buffer = self.x.new_empty(min(step, n_positions) * n, self.width)
-        for first in range(0, n_positions, step):
-            x = self.x[first : first + step].flatten(0, 1)
-            pre_acts, start = buffer[: len(x)], 0
-            for W, b in zip(self.W_enc, self.b_enc, strict=True):
-                torch.addmm(b, x, W.T, out=pre_acts[:, start : start + len(W)])
-                start += len(W)
-            if self.closed is not None:
-                pre_acts.view(-1, n, self.width).masked_fill_(self.closed[first : first + step, None], -torch.inf)
-            yield pre_acts
 
-    def named(self, places: Int[Tensor, "*rest"]) -> Int[Tensor, "*rest"]:
-        """The features at these places of the product."""
-        return places if self.features is None else self.features[places]
+@dataclass(frozen=True)
+class _Chunk:
+    """Some of the tokens, of one encoder or of several equally wide ones.
+
+    Attributes:
+        pre_acts: overwritten by the next chunk.
+        parts: the encoders, and where the tokens of each end.
+    """
+
+    pre_acts: Float[Tensor, "t w"]
+    parts: Sequence[tuple[Encoder, int]]
+
+    @property
+    def width(self) -> int:
+        """Features that a token may use."""
+        return self.pre_acts.shape[1]
+
+    def features_at(self, cells: Int[Tensor, "nnz"]) -> Int[Tensor, "nnz"]:
+        """The features of these cells of the flattened pre-activations."""
+        places = cells % self.width
+        named = [encoder.features for encoder, _ in self.parts if encoder.features is not None]
+        if not named:
+            return places
+        if len(named) == 1:
+            return named[0][places]
+        ends = torch.tensor([end * self.width for _, end in self.parts], device=cells.device)
+        return torch.stack(named)[torch.searchsorted(ends, cells, right=True), places]
+
+
+def _chunks(encoders: Sequence[Encoder]) -> Iterator[_Chunk]:
+    """All tokens, in as few chunks as hold them: whole positions, at most :data:`CHUNK` entries, or a single position."""
+    for width, alike in groupby(encoders, key=lambda encoder: encoder.width):
+        parts = [part for encoder in alike for part in _parts(encoder)]
+        waiting: list[tuple[Encoder, slice]] = []
+        total, buffer = 0, encoders[0].x.new_empty(0, width)
+        for encoder, rows in parts:
+            size = (rows.stop - rows.start) * encoder.x.shape[1]
+            if waiting and (total + size) * width > CHUNK:
+                buffer = buffer if len(buffer) >= total else buffer.new_empty(total, width)
+                yield _written(waiting, buffer)
+                waiting, total = [], 0
+            waiting.append((encoder, rows))
+            total += size
+        yield _written(waiting, buffer if len(buffer) >= total else buffer.new_empty(total, width))
+
+
+def _parts(encoder: Encoder) -> Iterator[tuple[Encoder, slice]]:
+    """The positions of an encoder, as many at a time as a chunk may hold."""
+    n_positions, n = encoder.x.shape[:2]
+    step = max(1, CHUNK // (n * encoder.width))
+    return ((encoder, slice(first, min(first + step, n_positions))) for first in range(0, n_positions, step))
+
+
+def _written(parts: Sequence[tuple[Encoder, slice]], buffer: Tensor) -> _Chunk:
+    ends: list[tuple[Encoder, int]] = []
+    start = 0
+    for encoder, rows in parts:
+        end = start + (rows.stop - rows.start) * encoder.x.shape[1]
+        encoder.write(rows, buffer[start:end])
+        ends.append((encoder, end))
+        start = end
+    return _Chunk(buffer[:start], ends)
 
 
 def most_active(encoders: Sequence[Encoder]) -> int:
@@ -99,10 +151,9 @@ def _share(encoders: Sequence[Encoder], share: float) -> int:
 def select_top_k(encoders: Sequence[Encoder], k: int, d_sae: int) -> Entries:
     """The k largest positive entries of each token, or all of them where a token has fewer."""
     found = _Found()
-    for encoder in encoders:
-        for pre_acts in encoder.chunks():
-            cells, values, counts = largest_positive(pre_acts, k)
-            found.add(values, encoder.named(cells % encoder.width), counts)
+    for chunk in _chunks(encoders):
+        cells, values, counts = largest_positive(chunk.pre_acts, k)
+        found.add(values, chunk.features_at(cells), counts)
     return found.entries(d_sae)
 
 
@@ -162,11 +213,10 @@ class _Found:
 def _above(encoders: Sequence[Encoder], floor: float, at_most: int | None = None) -> _Found:
     """All entries above ``floor``, or, if they are more than ``at_most``, some that are more."""
     found = _Found()
-    for encoder in encoders:
-        for pre_acts in encoder.chunks():
-            cells = cells_above(pre_acts, floor)
-            counts = torch.bincount(cells // encoder.width, minlength=len(pre_acts))
-            found.add(pre_acts.view(-1)[cells], encoder.named(cells % encoder.width), counts)
-            if at_most is not None and found.count > at_most:
-                return found
+    for chunk in _chunks(encoders):
+        cells = cells_above(chunk.pre_acts, floor)
+        counts = torch.bincount(cells // chunk.width, minlength=len(chunk.pre_acts))
+        found.add(chunk.pre_acts.view(-1)[cells], chunk.features_at(cells), counts)
+        if at_most is not None and found.count > at_most:
+            break
     return found

@@ -48,11 +48,9 @@ class Entries:
         other.__dict__.update({name: self.__dict__[name] for name in ("tokens", "by_feature") if name in self.__dict__})
         return other
 
-    def fired(self, n_positions: int) -> Int[Tensor, "P d_sae"]:
-        """Tokens each feature fires on at each position; tokens are grouped by position, equally many at each."""
-        per_position = (len(self.offsets) - 1) // n_positions
-        cells = self.tokens // per_position * self.d_sae + self.features
-        return count(cells, n_positions * self.d_sae, self.values > 0).view(n_positions, self.d_sae)
+    def fired(self) -> Int[Tensor, "d_sae"]:
+        """Tokens each feature fires on."""
+        return count(self.features, self.d_sae, self.values > 0)
 
 
 def encode_entries(

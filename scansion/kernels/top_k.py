@@ -87,13 +87,14 @@ def _largest(x: Float32[np.ndarray, "t w"], k: int) -> tuple[np.ndarray, np.ndar
 
 def _large_ones(x: Float32[np.ndarray, "t w"], k: int) -> Float32[np.ndarray, "t k"]:
     """For each row k of its entries, the k-th largest of which is hardly less than they are; NaN if there is one."""
-    n_rows, width = x.shape
     n_groups = GROUPS * k
-    size = width // n_groups
-    if size > 1:
-        grouped = n_groups * size
-        maxima = x[:, :grouped].reshape(n_rows, size, n_groups).max(axis=1)
-        x = np.concatenate([maxima, x[:, grouped:]], axis=1)
+    if x.shape[1] >= 2 * n_groups:
+        maxima = x[:, :n_groups].copy()
+        for start in range(n_groups, x.shape[1], n_groups):
+            some = x[:, start : start + n_groups]
+            seen = maxima[:, : some.shape[1]]
+            np.maximum(seen, some, out=seen)
+        x = maxima
     return np.partition(x, x.shape[1] - k, axis=1)[:, x.shape[1] - k :]  # NaN counts as the largest
 
 

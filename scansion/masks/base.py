@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import torch
@@ -139,7 +140,8 @@ class PositionalMask(nn.Module, ABC):
 
     def regulariser(self) -> Float[Tensor, ""]:
         """The mask's own penalty, with its coefficient; 0 where it has none."""
-        return torch.zeros((), device=self.bound_weights().device)
+        some = next(chain(self.parameters(), self.buffers()), None)
+        return torch.zeros((), device=None if some is None else some.device)
 
     def wants_usage_at(self, step: int) -> bool:
         """Whether :meth:`observe` should be told how features would be used with the mask lifted at ``step``."""

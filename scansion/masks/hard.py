@@ -48,5 +48,8 @@ class HardMask(PositionalMask):
     def open_at(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
         return self.open[self.places(positions)]
 
+    def allowed(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
+        return self.open_at(positions) if self.closes else super().allowed(positions)
+
     def _factors(self, positions: Int[Tensor, "..."]) -> Tensor:
         return self.open_at(positions)

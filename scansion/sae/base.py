@@ -292,13 +292,9 @@ class SAE(nn.Module, ABC):
         weights: Tensor | None,
     ) -> Losses:
         self.after_forward([part.acts for part in parts])
-        fired = torch.zeros(len(residual), self.d_sae, dtype=torch.int64, device=residual.device)
+        fired = torch.zeros(self.d_sae, dtype=torch.int64, device=residual.device)
         for part in parts:
-            counts = (part.acts > 0).sum(dim=1)
-            if part.features is None:
-                fired = counts
-            else:
-                fired[part.rows, part.features] = counts
+            fired[slice(None) if part.features is None else part.features] += (part.acts > 0).sum(dim=(0, 1))
         auxiliary = self.auxiliary_loss(residual, parts, dead)
         if self.uses_pairs:
             if previous is None:

@@ -22,14 +22,14 @@ class Losses:
         sparsity: the architecture's penalty with its coefficient; 0 where sparsity is by construction.
         auxiliary: what keeps features alive, with its coefficient; 0 where nothing does.
         residual: x - x_hat.
-        fired: tokens each feature fired on at each position of the batch.
+        fired: tokens each feature fired on.
     """
 
     reconstruction: Float[Tensor, ""]
     sparsity: Float[Tensor, ""]
     auxiliary: Float[Tensor, ""]
     residual: Float[Tensor, "P n d_in"]
-    fired: Int[Tensor, "P d_sae"]
+    fired: Int[Tensor, "d_sae"]
 
     @property
     def mse(self) -> Float[Tensor, ""]:

@@ -70,7 +70,7 @@ def sparse_losses(
         sparsity=sae.sparsity_of(entries),
         auxiliary=sae.auxiliary_loss(residual, blocks, dead),
         residual=residual,
-        fired=selected.fired(len(x)),
+        fired=selected.fired(),
     )
 
 

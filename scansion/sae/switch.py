@@ -127,11 +127,9 @@ class SwitchSAE(TopKSAE):
             for band, pre, act in zip(experts, pre_acts, acts, strict=True)
             if band.rows.stop > band.rows.start
         ]
-        rows = order // x.shape[1]
-        fired = torch.zeros(x.shape[0], self.d_sae, dtype=torch.int64, device=x.device)
+        fired = torch.zeros(self.d_sae, dtype=torch.int64, device=x.device)
         for part in parts:
-            counts = torch.zeros(x.shape[0], width, dtype=torch.int64, device=x.device)
-            fired[:, part.features] = counts.index_add_(0, rows[part.rows], (part.acts[:, 0] > 0).long())
+            fired[part.features] = (part.acts[:, 0] > 0).sum(dim=0)
         return Losses(
             reconstruction=self.reconstruction_loss(residual, parts, None),
             sparsity=self.sparsity_loss(parts),

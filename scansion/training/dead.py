@@ -31,10 +31,10 @@ class DeadFeatures:
         return self.tokens_since_fired >= self.after_tokens
 
     @torch.no_grad()
-    def observe(self, fired: Int[Tensor, "P d_sae"], allowed: Bool[Tensor, "P d_sae"], per_position: int) -> None:
+    def observe(self, fired: Int[Tensor, "d_sae"], allowed: Bool[Tensor, "P d_sae"], per_position: int) -> None:
         """Count one batch of ``per_position`` tokens at each of P positions, in which features fired so many times."""
         self.tokens_since_fired += allowed.sum(dim=0) * per_position
-        self.tokens_since_fired.masked_fill_((fired > 0).any(dim=0), 0)
+        self.tokens_since_fired.masked_fill_(fired > 0, 0)
 
 
 @torch.no_grad()

@@ -111,7 +111,7 @@ def test_entries_are_those_of_the_whole_product(closed: torch.Tensor | None) -> 
         assert found is not None
         dense = torch.zeros_like(product).index_put((found.tokens, found.features), found.values)
         torch.testing.assert_close(dense, expected)
-        assert torch.equal(found.fired(L), (expected > 0).view(L, 7, D_SAE).sum(dim=1))
+        assert torch.equal(found.fired(), (expected > 0).sum(dim=0))
 
 
 def test_positive_entries_are_given_up_on_when_they_are_too_many() -> None:

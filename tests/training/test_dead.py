@@ -24,8 +24,8 @@ def test_only_tokens_a_feature_could_fire_on_are_counted() -> None:
     sae = make_sae()
     dead = DeadFeatures(sae, after_tokens=4 * N)
     allowed = sae.mask.allowed(torch.arange(P))
-    fired = torch.zeros(P, D_SAE, dtype=torch.int64)
-    fired[allowed[:, 0].nonzero()[0], 0] = 1
+    fired = torch.zeros(D_SAE, dtype=torch.int64)
+    fired[0] = 1
     for batches in (1, 2):
         dead.observe(fired, allowed, N)
         assert dead.tokens_since_fired[0] == 0
