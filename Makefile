@@ -1,6 +1,6 @@
 # make demo: from nothing to a scored SAE on a real language model.   make test: the tests.   make check: what CI runs.
-# make bench: speed beside other libraries' and the machine's own limit; its parts are bench-training, bench-wide,
-#   bench-harvest, bench-study, bench-growth and bench-profile, and bench-page writes what they found into the docs.
+# make bench: speed beside other libraries' and the machine's own limit; its parts are bench-training, bench-large,
+#   bench-wide, bench-harvest, bench-study, bench-growth and bench-profile, and bench-page writes what they found into the docs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ BENCH_READY := $(BENCH_VENV)/.installed
 
 BENCH := $(BENCH_VENV)/bin/python -m
 MEASURED := benchmarks/results
-BENCH_PARTS := bench-training bench-wide bench-harvest bench-study bench-growth bench-profile
+BENCH_PARTS := bench-training bench-large bench-wide bench-harvest bench-study bench-growth bench-profile
 
 .PHONY: demo test check lint types layers bench $(BENCH_PARTS) bench-page clean
 
@@ -45,6 +45,9 @@ bench: $(BENCH_PARTS) bench-page
 
 bench-training: $(BENCH_READY)
 	$(BENCH) benchmarks.training --out $(MEASURED)/training.json
+
+bench-large: $(BENCH_READY)
+	$(BENCH) benchmarks.training --out $(MEASURED)/training_large.json --kinds topk --batch-tokens 8192 --rounds 8
 
 # One architecture after another: all at once would not fit in 24 GB.
 bench-wide: $(BENCH_READY)

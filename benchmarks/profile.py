@@ -18,7 +18,9 @@ from benchmarks.subjects import batch, ours
 GROUPS: dict[str, tuple[str, ...]] = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "_addmm", "dot", "mv", "addmv"),
     "selection": ("topk", "kthvalue", "sort", "argsort", "ge", "gt", "lt", "nonzero", "searchsorted"),
-    "weighted sums of rows": ("_embedding_bag", "embedding_bag", "index_add", "index_reduce", "scatter_add"),
+    "weighted sums of rows": (
+        "_embedding_bag", "_embedding_bag_forward_only", "embedding_bag", "index_add", "index_reduce", "scatter_add",
+    ),
     "products at active entries": ("sparse_sampled_addmm",),
     "adam": ("_fused_adam",),
     "norms and sums": ("linalg_vector_norm", "norm", "sum", "mean", "bincount", "cumsum", "_foreach_norm", "any"),

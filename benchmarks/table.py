@@ -118,9 +118,11 @@ def not_measured(result: Result) -> list[str]:
 TABLES: dict[str, tuple[str, Callable[[Result, str], str]]] = {
     "training": ("training.json", speeds),
     "training of a wide SAE": ("training_wide.json", speeds),
+    "training in large batches": ("training_large.json", speeds),
     "floors": ("training.json", floors),
     "floors of a wide SAE": ("training_wide.json", floors),
     "aims": ("training.json", aims),
+    "aims in large batches": ("training_large.json", aims),
     "harvest": ("harvest.json", harvest),
     "study": ("study.json", study),
     "growth": ("growth.json", growth),

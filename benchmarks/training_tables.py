@@ -11,6 +11,8 @@ OURS = "scansion "
 PLAIN = ("square product", "encoder product", "copy", "adam")
 BUSY = 1.5  # a load, per core, that the part of the benchmark before this one does not explain
 AIMS = (
+    ("scansion relu", "dictionary-learning relu", 1.3),
+    ("scansion relu", "sae-lens relu", 1.3),
     ("scansion topk", "eai-sparsify topk", 1.8),
     ("scansion topk", "dictionary-learning topk", 4.0),
     ("scansion topk", "sae-lens topk", 4.0),
