@@ -118,6 +118,9 @@ def test_another_sae_can_be_chosen(open_page, small: Path) -> None:
 def test_an_address_opens_a_feature(open_page, small: Path) -> None:
     page = open_page(small, fragment="#feature-1-44")
     page.wait_for_selector("#feature h3:has-text('Feature 44 plain')")
+    page.evaluate("location.hash = '#feature-0-7'")
+    page.wait_for_selector("#feature h3:has-text('Feature 7 masked')")
+    assert page.url.endswith("#feature-0-7") and page.input_value("#feature-run") == "0"
 
 
 def test_everything_can_be_done_from_the_keyboard(open_page, small: Path) -> None:
