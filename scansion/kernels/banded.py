@@ -31,6 +31,10 @@ class BandRows:
     rows: slice
     block: slice
 
+    def pieces(self, n_shared: int) -> tuple[slice, ...]:
+        """The same features as ranges of d_sae: the shared ones, if there are any, then its own."""
+        return (self.block,) if n_shared == 0 else (slice(0, n_shared), self.block)
+
     def features(self, n_shared: int, device: torch.device | None = None) -> Int[Tensor, "w"]:
         """Indices of the features its tokens may use: the shared ones, then its own."""
         own = torch.arange(self.block.start, self.block.stop, device=device)

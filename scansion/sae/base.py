@@ -244,12 +244,21 @@ class SAE(nn.Module, ABC):
                 :attr:`uses_pairs`, which also needs positions without gaps.
         """
         found = sparse_losses(self, x, positions, dead)
+        if found is None and self.mask.only_selects:
+            found = self.whole_losses(x, positions)
         if found is not None:
             return found
         bands = self.mask.bands()
         if bands is None:
             return self.dense_losses(x, positions, dead, previous)
         return self._banded_losses(x, positions, dead, previous, bands)
+
+    def whole_losses(self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"]) -> Losses | None:
+        """:meth:`losses` in an architecture's own way, where too many features are active for the sparse one; else None.
+
+        For masks that only select. Arguments as for :meth:`losses`; nothing is done for dead features.
+        """
+        return None
 
     def dense_losses(
         self,

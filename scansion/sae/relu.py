@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
 from scansion.kernels import Encoder, Entries, ReluBlock, most_active_relu, relu_forward, rows_of_bands, select_positive
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.blocks import Losses, Part, n_tokens, sum_over
-from scansion.sae.sparse import sparse_losses
 
 
 class ReluConfig(SAEConfig, frozen=True):
@@ -36,22 +35,7 @@ class ReluSAE(SAE):
     ) -> Float[Tensor, "*batch w"]:
         return pre_acts.relu()
 
-    def losses(
-        self,
-        x: Float[Tensor, "P n d_in"],
-        positions: Int[Tensor, "P"],
-        dead: Bool[Tensor, "d_sae"],
-        previous: Float[Tensor, "P_less_1 n d_in"] | None = None,
-    ) -> Losses:
-        if not self.mask.only_selects:
-            return super().losses(x, positions, dead, previous)
-        return sparse_losses(self, x, positions, dead) or self.whole_losses(x, positions)
-
     def whole_losses(self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"]) -> Losses:
-        """:meth:`losses` for a mask that only selects, however many features are active.
-
-        Arguments as for :meth:`losses`; nothing is done for dead features here.
-        """
         biases = self.b_dec.view(-1, self.d_in)
         centred = x - self.bias_at(positions[:, None]).detach()
         out = relu_forward(centred, self.W_enc, self.b_enc, self.W_dec, biases, self._relu_blocks(positions))
@@ -79,10 +63,9 @@ class ReluSAE(SAE):
     def _relu_blocks(self, positions: Tensor) -> list[ReluBlock]:
         bands = self.mask.bands()
         if bands is not None and bands.shared < self.d_sae:  # else nothing tells the bands apart
-            shared = () if bands.shared == 0 else (slice(0, bands.shared),)
             rows = rows_of_bands(positions, bands.edges, bands.shared, bands.sizes)
             return [
-                ReluBlock(band.rows, (*shared, band.block), None, index if self.b_dec.ndim > 1 else 0)
+                ReluBlock(band.rows, band.pieces(bands.shared), None, index if self.b_dec.ndim > 1 else 0)
                 for index, band in enumerate(rows)
                 if band.rows.stop > band.rows.start
             ]

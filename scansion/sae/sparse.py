@@ -80,9 +80,10 @@ def _blocks(sae: SAE, x: Tensor, positions: Tensor) -> list[SparseBlock]:
         closed = ~sae.mask.allowed(positions) if sae.mask.closes else None
         return [SparseBlock(slice(None), None, sae, (slice(None),), x, closed)]
     rows = rows_of_bands(positions, bands.edges, bands.shared, bands.sizes)
-    shared = () if bands.shared == 0 else (slice(0, bands.shared),)
     return [
-        SparseBlock(band.rows, band.features(bands.shared, x.device), sae, (*shared, band.block), x[band.rows], None)
+        SparseBlock(
+            band.rows, band.features(bands.shared, x.device), sae, band.pieces(bands.shared), x[band.rows], None
+        )
         for band in rows
         if band.rows.stop > band.rows.start
     ]
