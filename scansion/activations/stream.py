@@ -19,6 +19,8 @@ from scansion.activations.store import ActivationStore
 from scansion.errors import ConfigError
 
 PREFETCH = 2
+# Steps whose contexts are drawn at once, position by position in Python.
+STEPS_DRAWN = 16
 # The rest is left to the LM, the SAEs and the machine's other users.
 MEMORY_SHARE = 0.5
 
@@ -99,9 +101,15 @@ class ActivationStream:
             raise ConfigError("some tokens of this store have no token before them (is it padded on the left?)")
         self._valid = {int(p): valid[p].nonzero().squeeze(1).numpy() for p in self.positions}
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        self._drawn: tuple[int, np.ndarray] | None = None
         if in_memory is None:
             in_memory = store.n_bytes < MEMORY_SHARE * psutil.virtual_memory().available
         self._resident = store.resident() if in_memory else None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the whole store is kept in memory."""
+        return self._resident is not None
 
     @property
     def tokens_per_batch(self) -> int:
@@ -125,7 +133,7 @@ class ActivationStream:
 
     def batch(self, step: int) -> PositionedBatch:
         """Batch number ``step``, from 0, as float32 on the CPU."""
-        contexts = torch.from_numpy(np.stack([self._contexts_at(int(p), step) for p in self.positions]))
+        contexts = torch.from_numpy(self._contexts_at(step))
         previous = self._read(self.positions[1:] - 1, contexts[1:]) if self.with_previous else None
         return PositionedBatch(self._read(self.positions, contexts), self.positions, previous)
 
@@ -135,8 +143,17 @@ class ActivationStream:
         rows = (positions[:, None] * self.store.n_contexts + contexts).reshape(-1)
         return self._resident.view(-1, self.store.d_in)[rows].view(*contexts.shape, self.store.d_in).float()
 
-    def batches(self, start: int, stop: int) -> Iterator[PositionedBatch]:
-        """Batches ``start`` to ``stop`` (exclusive), prepared ahead in a thread that ends with the iteration."""
+    def batches(self, start: int, stop: int, ahead: bool = True) -> Iterator[PositionedBatch]:
+        """Batches ``start`` to ``stop`` (exclusive).
+
+        Args:
+            start, stop: numbers of batches.
+            ahead: prepare them in a thread, which ends with the iteration; not if the batches are in memory and what is done
+                with them needs the cores that the thread would take.
+        """
+        return self._ahead(start, stop) if ahead else map(self.batch, range(start, stop))
+
+    def _ahead(self, start: int, stop: int) -> Iterator[PositionedBatch]:
         ready: queue.Queue[PositionedBatch | BaseException] = queue.Queue(PREFETCH)
         ended = threading.Event()
 
@@ -169,10 +186,16 @@ class ActivationStream:
             ended.set()
             thread.join()
 
-    def _contexts_at(self, position: int, step: int) -> np.ndarray:
-        """Items ``step * n`` to ``(step + 1) * n`` of the position's endless sequence of reshuffled epochs."""
-        n_valid = len(self._valid[position])
-        start, parts, needed = step * self.per_position, [], self.per_position
+    def _contexts_at(self, step: int) -> Int[np.ndarray, "P n"]:
+        block, place = divmod(step, STEPS_DRAWN)
+        if self._drawn is None or self._drawn[0] != block:
+            size = STEPS_DRAWN * self.per_position
+            self._drawn = block, np.stack([self._items(int(p), block * size, size) for p in self.positions])
+        return self._drawn[1][:, place * self.per_position : (place + 1) * self.per_position]
+
+    def _items(self, position: int, start: int, needed: int) -> np.ndarray:
+        """So many items, from item ``start``, of the position's endless sequence of reshuffled epochs."""
+        n_valid, parts = len(self._valid[position]), []
         while needed:
             epoch, offset = divmod(start, n_valid)
             part = self._order(position, epoch)[offset : offset + needed]

@@ -10,7 +10,7 @@ from scansion.kernels.selection import (
     select_positive,
     select_top_k,
 )
-from scansion.kernels.sparse import Entries, encode_entries, residual_of_entries
+from scansion.kernels.sparse import Entries, reconstruct
 from scansion.kernels.top_k import largest_positive
 
 __all__ = [
@@ -21,12 +21,11 @@ __all__ = [
     "ReluOutput",
     "banded_decode",
     "banded_encode",
-    "encode_entries",
     "largest_positive",
     "most_active",
     "most_active_relu",
+    "reconstruct",
     "relu_forward",
-    "residual_of_entries",
     "rows_of_bands",
     "select_over_batch",
     "select_positive",

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from scansion.kernels import native
 from scansion.kernels.sparse import Entries
 from scansion.kernels.top_k import cells_above, largest_positive
 
@@ -87,6 +88,29 @@ class _Chunk:
         """Features that a token may use."""
         return self.pre_acts.shape[1]
 
+    def largest(self, k: int) -> tuple[Int[Tensor, "nnz"], Float[Tensor, "nnz"], Int[Tensor, "t"]]:
+        """The k largest positive entries of each token: features and values, and how many each token has."""
+        if native.serves(self.pre_acts):
+            found = native.top_k(self.pre_acts, min(k, self.width), self._names())
+            if found is not None:
+                return found
+        columns, values, counts = largest_positive(self.pre_acts, k)
+        tokens = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(columns))
+        return self.features_at(columns + tokens * self.width), values, counts
+
+    def above(
+        self, floor: float, at_most: int | None
+    ) -> tuple[Int[Tensor, "nnz"], Float[Tensor, "nnz"], Int[Tensor, "t"]] | int:
+        """All entries above ``floor``, likewise; perhaps only how many, if they are more than ``at_most``."""
+        if native.serves(self.pre_acts):
+            return native.above(self.pre_acts, floor, self._names(), at_most)
+        cells = cells_above(self.pre_acts, floor)
+        counts = torch.bincount(cells // self.width, minlength=len(self.pre_acts))
+        return self.features_at(cells), self.pre_acts.view(-1)[cells], counts
+
+    def _names(self) -> list[tuple[int, Int[Tensor, "w"] | None]]:
+        return [(end, encoder.features) for encoder, end in self.parts]
+
     def features_at(self, cells: Int[Tensor, "nnz"]) -> Int[Tensor, "nnz"]:
         """The features of these cells of the flattened pre-activations."""
         places = cells % self.width
@@ -152,8 +176,7 @@ def select_top_k(encoders: Sequence[Encoder], k: int, d_sae: int) -> Entries:
     """The k largest positive entries of each token, or all of them where a token has fewer."""
     found = _Found()
     for chunk in _chunks(encoders):
-        cells, values, counts = largest_positive(chunk.pre_acts, k)
-        found.add(values, chunk.features_at(cells), counts)
+        found.add(*chunk.largest(k))
     return found.entries(d_sae)
 
 
@@ -172,9 +195,9 @@ def select_over_batch(encoders: Sequence[Encoder], n_places: int, floor: float, 
         entries = _above(encoders, 0.0).entries(d_sae)
     if len(entries.values) <= n_places:
         return entries
-    kept = entries.values >= entries.values.topk(n_places, sorted=False).values.min()
-    before = torch.cat([entries.offsets.new_zeros(1), kept.cumsum(0)])
-    return Entries(entries.features[kept], entries.values[kept], before[entries.offsets], d_sae)
+    kept = entries.values >= entries.values.kthvalue(len(entries.values) - n_places + 1).values
+    before, places = torch.cat([entries.offsets.new_zeros(1), kept.cumsum(0)]), kept.nonzero().squeeze(1)
+    return Entries(entries.features[places], entries.values[places], before[entries.offsets], d_sae)
 
 
 def select_positive(encoders: Sequence[Encoder], at_most: int, d_sae: int) -> Entries | None:
@@ -198,7 +221,7 @@ class _Found:
         self._features: list[Tensor] = []
         self._counts: list[Tensor] = []
 
-    def add(self, values: Tensor, features: Tensor, counts: Tensor) -> None:
+    def add(self, features: Tensor, values: Tensor, counts: Tensor) -> None:
         """Those of one chunk, token by token, and how many each token has."""
         self.count += len(values)
         self._values.append(values)
@@ -214,9 +237,11 @@ def _above(encoders: Sequence[Encoder], floor: float, at_most: int | None = None
     """All entries above ``floor``, or, if they are more than ``at_most``, some that are more."""
     found = _Found()
     for chunk in _chunks(encoders):
-        cells = cells_above(chunk.pre_acts, floor)
-        counts = torch.bincount(cells // chunk.width, minlength=len(chunk.pre_acts))
-        found.add(chunk.pre_acts.view(-1)[cells], chunk.features_at(cells), counts)
+        some = chunk.above(floor, None if at_most is None else at_most - found.count)
+        if isinstance(some, int):
+            found.count += some
+            break
+        found.add(*some)
         if at_most is not None and found.count > at_most:
             break
     return found

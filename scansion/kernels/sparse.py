@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scansion.kernels import native
 from scansion.kernels.rows import count, dots_at_entries, sum_of_rows
 
 
@@ -38,6 +39,8 @@ class Entries:
     @cached_property
     def by_feature(self) -> tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Int[Tensor, "d_sae_plus_1"]]:
         """The order that groups entries by feature, their tokens in it, and where each feature's begin and end."""
+        if native.serves(self.values):
+            return native.group(self.features, self.offsets, self.d_sae)
         order = self.features.int().argsort(stable=True)  # half the time of 64 bits
         ends = count(self.features, self.d_sae).cumsum(0)
         return order, self.tokens[order], torch.cat([ends.new_zeros(1), ends])
@@ -50,103 +53,95 @@ class Entries:
 
     def fired(self) -> Int[Tensor, "d_sae"]:
         """Tokens each feature fires on."""
+        if native.serves(self.values):
+            return native.fired(self.features, self.values, self.d_sae)
         return count(self.features, self.d_sae, self.values > 0)
 
 
-def encode_entries(
+def reconstruct(
     entries: Entries,
     x: Float[Tensor, "T d_in"],
     W_enc: Float[Tensor, "d_in d_sae"],
     b_enc: Float[Tensor, "d_sae"],
+    W_dec: Float[Tensor, "d_sae d_in"],
     biases: Float[Tensor, "n_biases d_in"],
     bias_of_token: Int[Tensor, "T"] | None,
-) -> Entries:
-    """The same entries, through which the encoder now learns.
+) -> tuple[Entries, Float[Tensor, "T d_in"]]:
+    """The same entries, through which the encoder now learns, and what the reconstruction ``acts @ W_dec + bias`` leaves.
 
     Args:
         entries: selected from ``(x - bias) @ W_enc + b_enc``.
         x: the tokens, already less their decoder bias.
-        W_enc, b_enc: the encoder.
-        biases: the decoder biases, which get the gradient that is due to them for that subtraction.
+        W_enc, b_enc, W_dec: encoder and decoder, which learn.
+        biases: the decoder biases, which learn both from the reconstruction and from what was subtracted.
         bias_of_token: which one was subtracted from each token; None if there is only one.
     """
-    _ = entries.by_feature  # found once for both gradients
-    return entries.with_values(_Encode.apply(W_enc, b_enc, biases, x, entries, bias_of_token))
+    values, residual = _Reconstruct.apply(W_enc, b_enc, W_dec, biases, x.contiguous(), entries, bias_of_token)
+    return entries.with_values(values), residual
 
 
-def residual_of_entries(
-    entries: Entries,
-    W_dec: Float[Tensor, "d_sae d_in"],
-    x: Float[Tensor, "T d_in"],
-    biases: Float[Tensor, "n_biases d_in"],
-    bias_of_token: Int[Tensor, "T"] | None,
-) -> Float[Tensor, "T d_in"]:
-    """What the reconstruction ``acts @ W_dec + bias`` leaves, of the activations that the entries stand for.
-
-    Args:
-        entries: whose values, W_dec and biases learn.
-        W_dec: the decoder.
-        x, biases, bias_of_token: as for :func:`encode_entries`.
-    """
-    return _Residual.apply(entries.values, W_dec, biases, x, entries, bias_of_token)
-
-
-class _Encode(torch.autograd.Function):
+class _Reconstruct(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         W_enc: Tensor,
         b_enc: Tensor,
-        biases: Tensor,
-        x: Tensor,
-        entries: Entries,
-        bias_of_token: Tensor | None,
-    ) -> Tensor:
-        ctx.save_for_backward(W_enc, x)
-        ctx.entries, ctx.bias_of_token, ctx.n_biases = entries, bias_of_token, len(biases)
-        return entries.values.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        W_enc, x = ctx.saved_tensors
-        entries: Entries = ctx.entries
-        to_values = gradients[0] * (entries.values > 0)
-        order, tokens, offsets = entries.by_feature
-        to_W_enc = sum_of_rows(tokens, x, offsets, to_values[order]).T
-        cells = entries.features
-        if ctx.bias_of_token is not None:
-            cells = cells + ctx.bias_of_token[entries.tokens] * entries.d_sae
-        sums = to_values.new_zeros(ctx.n_biases * entries.d_sae).index_add_(0, cells, to_values)
-        sums = sums.view(ctx.n_biases, entries.d_sae)
-        return to_W_enc, sums.sum(dim=0), -(sums @ W_enc.T), None, None, None
-
-
-class _Residual(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        values: Tensor,
         W_dec: Tensor,
         biases: Tensor,
         x: Tensor,
         entries: Entries,
         bias_of_token: Tensor | None,
-    ) -> Tensor:
-        ctx.save_for_backward(values, W_dec)
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(W_enc, W_dec, x)
         ctx.entries, ctx.bias_of_token, ctx.n_biases = entries, bias_of_token, len(biases)
-        decoded = sum_of_rows(entries.features, W_dec, entries.offsets, values)
-        return torch.sub(x, decoded, out=decoded)
+        ctx.set_materialize_grads(False)
+        if native.serves(x, W_dec):
+            residual = native.decode(x, entries.offsets, entries.features, entries.values, W_dec)
+        else:
+            residual = sum_of_rows(entries.features, W_dec, entries.offsets, entries.values)
+            torch.sub(x, residual, out=residual)
+        return entries.values.clone(), residual
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        values, W_dec = ctx.saved_tensors
-        # The residual falls as the reconstruction grows. Signs are turned where there are few numbers.
-        entries, gradient = ctx.entries, gradients[0].contiguous()
-        to_values = dots_at_entries(gradient, W_dec, entries.offsets, entries.tokens, entries.features).neg_()
-        order, tokens, offsets = entries.by_feature
-        to_W_dec = sum_of_rows(tokens, gradient, offsets, values[order].neg_())
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        W_enc, W_dec, x = ctx.saved_tensors
+        entries: Entries = ctx.entries
+        to_residual = torch.zeros_like(x) if gradients[1] is None else gradients[1].contiguous()
+        learnt = _learn_natively if native.serves(W_dec, x, to_residual) else _learn
+        to_W_dec, to_rows, to_b_enc, to_values = learnt(entries, gradients[0], W_dec, x, to_residual)
         if ctx.bias_of_token is None:
-            to_biases = gradient.sum(dim=0, keepdim=True)
+            sums, to_biases = to_b_enc[None], -to_residual.sum(dim=0, keepdim=True)
         else:
-            to_biases = gradient.new_zeros(ctx.n_biases, gradient.shape[1]).index_add_(0, ctx.bias_of_token, gradient)
-        return to_values, to_W_dec, -to_biases, None, None, None
+            cells = entries.features + ctx.bias_of_token[entries.tokens] * entries.d_sae
+            sums = to_values.new_zeros(ctx.n_biases * entries.d_sae).index_add_(0, cells, to_values)
+            sums = sums.view(ctx.n_biases, entries.d_sae)
+            to_biases = -x.new_zeros(ctx.n_biases, x.shape[1]).index_add_(0, ctx.bias_of_token, to_residual)
+        rows = W_enc.T
+        if len(sums) == 1 and native.serves(rows):
+            to_biases -= native.weighted_sum(sums[0], rows)
+        else:
+            to_biases -= sums @ rows
+        return to_rows.T, to_b_enc, to_W_dec, to_biases, None, None, None
+
+
+def _learn(
+    entries: Entries, beside: Tensor | None, W_dec: Tensor, x: Tensor, to_residual: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of W_dec, W_enc feature by feature, b_enc and the entries' pre-activations; see ``native.learn``."""
+    # The residual falls as the reconstruction grows. Signs are turned where there are few numbers.
+    to_values = dots_at_entries(to_residual, W_dec, entries.offsets, entries.tokens, entries.features).neg_()
+    if beside is not None:
+        to_values += beside
+    to_values *= entries.values > 0
+    order, tokens, offsets = entries.by_feature
+    to_W_dec = sum_of_rows(tokens, to_residual, offsets, entries.values[order].neg_())
+    to_rows = sum_of_rows(tokens, x, offsets, to_values[order])
+    to_b_enc = to_values.new_zeros(entries.d_sae).index_add_(0, entries.features, to_values)
+    return to_W_dec, to_rows, to_b_enc, to_values
+
+
+def _learn_natively(
+    entries: Entries, beside: Tensor | None, W_dec: Tensor, x: Tensor, to_residual: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    beside = None if beside is None else beside.contiguous()
+    return native.learn(entries.by_feature, entries.values.contiguous(), beside, W_dec, x, to_residual)

@@ -1,6 +1,6 @@
 """The k largest entries of each row on a CPU: maxima of groups give a bound, and only what reaches it is compared.
 
-``torch.topk`` takes three times as long: it walks through every entry with its index beside it.
+The C part does so; without it, numpy. ``torch.topk`` walks through every entry with its index beside it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from scansion.kernels import native
+
 # Groups of a row for each entry wanted. The k-th largest of 4 k maxima is exceeded by about 1.15 k entries.
 GROUPS = 4
 # Rows below which another thread is not worth its start.
@@ -30,39 +32,37 @@ def largest_positive(
     """The k largest entries of each row, or all of them where there are fewer; what is not above 0 counts as 0.
 
     Returns:
-        Their places in the flattened matrix; their values; and how many each row has, perhaps without those that are 0.
+        Their columns, row by row; their values; and how many each row has, perhaps without those that are 0.
     """
+    if native.serves(x):
+        return native.top_k(x, min(k, x.shape[1]), [(len(x), None)]) or _by_torch(x, k)
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return _by_torch(x, k)
-    parts = _in_threads(lambda rows: _largest(rows, k), x.numpy())
+    parts = _by_rows(lambda rows: _largest(rows, k), x.numpy())
     found = [part for part in parts if part is not None]
     if len(found) < len(parts):
         return _by_torch(x, k)  # a NaN counts as the largest of all, and will be seen by whoever reads the values
-    starts = np.cumsum([0] + [part[2].size for part in found[:-1]]) * x.shape[1]
-    cells = np.concatenate([part[0] + start for part, start in zip(found, starts, strict=True)])
-    values, counts = (np.concatenate([part[place] for part in found]) for place in (1, 2))
-    return torch.from_numpy(cells), torch.from_numpy(values), torch.from_numpy(counts)
+    columns, values, counts = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True))
+    return columns, values, counts
 
 
 def cells_above(x: Float[Tensor, "t w"], floor: float) -> Int[Tensor, "nnz"]:
     """Places in the flattened matrix, ascending, of all entries that exceed ``floor``."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return (x.view(-1) > floor).nonzero().squeeze(1)
-    parts = _in_threads(lambda rows: (np.flatnonzero(rows > np.float32(floor)), rows.size), x.numpy())
+    parts = _by_rows(lambda rows: (np.flatnonzero(rows > np.float32(floor)), rows.size), x.numpy())
     starts = np.cumsum([0] + [size for _, size in parts[:-1]])
     return torch.from_numpy(np.concatenate([cells + start for (cells, _), start in zip(parts, starts, strict=True)]))
 
 
 def _by_torch(x: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    width = x.shape[1]
-    values, columns = x.topk(min(k, width), dim=1, sorted=False)
-    cells = columns + width * torch.arange(len(x), device=x.device)[:, None]
+    values, columns = x.topk(min(k, x.shape[1]), dim=1, sorted=False)
     counts = columns.new_full((len(x),), columns.shape[1])
-    return cells.flatten(), values.relu().flatten(), counts
+    return columns.flatten(), values.relu().flatten(), counts
 
 
 def _largest(x: Float32[np.ndarray, "t w"], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """The cells, values and counts of some rows; None if there is a NaN."""
+    """The columns, values and counts of some rows; None if there is a NaN."""
     n_rows, width = x.shape
     largest = _large_ones(x, min(k, width))
     if np.isnan(largest).any():
@@ -82,7 +82,7 @@ def _largest(x: Float32[np.ndarray, "t w"], k: int) -> tuple[np.ndarray, np.ndar
         if counts.max() > k:
             kept = _without_ties(values, rows, counts, last_in, k)
             cells, values, counts = cells[kept], values[kept], np.minimum(counts, k)
-    return cells, values, counts
+    return cells % width, values, counts
 
 
 def _large_ones(x: Float32[np.ndarray, "t w"], k: int) -> Float32[np.ndarray, "t k"]:
@@ -107,7 +107,7 @@ def _without_ties(values: np.ndarray, rows: np.ndarray, counts: np.ndarray, last
     return kept
 
 
-def _in_threads(work: Callable[[np.ndarray], _T], x: np.ndarray) -> list[_T]:
+def _by_rows(work: Callable[[np.ndarray], _T], x: np.ndarray) -> list[_T]:
     """The work on the rows of x, cut into as many pieces as torch uses threads."""
     n_threads = min(torch.get_num_threads(), max(1, len(x) // ROWS))
     if n_threads == 1:

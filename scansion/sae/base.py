@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from scansion.cards import card
 from scansion.errors import ShapeError
-from scansion.kernels import Encoder, Entries, banded_decode, banded_encode, rows_of_bands
+from scansion.kernels import Encoder, Entries, banded_decode, banded_encode, native, rows_of_bands
 from scansion.masks import AnyMaskConfig, Bands, LiftedMask, NoMaskConfig, PositionalMask, build_mask, gated_product
 from scansion.masks.base import Gated
 from scansion.sae.blocks import Block, Losses, Part, squared_norm
@@ -207,6 +208,14 @@ class SAE(nn.Module, ABC):
         """
         return self._gated(x, positions).acts
 
+    def active(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None) -> Entries | None:
+        """What :meth:`encode` gives, as its active entries alone, token by token and without a gradient.
+
+        None where they are not to be had in less time than all of it: the architecture sets no number of active features, or
+        its mask does more than close some. Arguments as for :meth:`encode`.
+        """
+        return None
+
     def decode(
         self, acts: Float[Tensor, "*batch d_sae"], positions: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "*batch d_in"]:
@@ -318,14 +327,20 @@ class SAE(nn.Module, ABC):
         )
 
     def _gated(self, x: Tensor, positions: Tensor | None) -> Gated:
+        return self._gated_by(self.activate, x, positions)
+
+    def _gated_by(self, activate: Callable[[Tensor], Tensor], x: Tensor, positions: Tensor | None) -> Gated:
         require_shape("x", x, "... d_in", d_in=self.d_in)
         positions = self._positions_of(x, positions)
-        pre_acts = (x - self.bias_at(positions)) @ self.W_enc + self.b_enc
-        return self.mask.apply_to(pre_acts, positions, self.activate)
+        pre_acts = linear(x - self.bias_at(positions), self.W_enc.T, self.b_enc)
+        return self.mask.apply_to(pre_acts, positions, activate)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Put decoder rows back on the unit sphere."""
+        if native.serves(self.W_dec):
+            native.normalise(self.W_dec)
+            return
         for rows in self.W_dec.split(self._rows_at_once):
             rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
 
@@ -333,6 +348,9 @@ class SAE(nn.Module, ABC):
     def remove_parallel_gradient(self) -> None:
         """Take from the decoder's gradient the part along each row, which would only change the row's norm."""
         if self.W_dec.grad is None:
+            return
+        if native.serves(self.W_dec, self.W_dec.grad):
+            native.remove_parallel(self.W_dec, self.W_dec.grad)
             return
         size = self._rows_at_once
         for gradient, rows in zip(self.W_dec.grad.split(size), self.W_dec.split(size), strict=True):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scansion.kernels import Encoder, encode_entries, residual_of_entries, rows_of_bands
+from scansion.kernels import Encoder, reconstruct, rows_of_bands
 from scansion.sae.blocks import Block, Losses
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def sparse_losses(
     biases = sae.b_dec.view(-1, sae.d_in)
     bias_of_token = None if len(biases) == 1 else sae.mask.band_at(positions).repeat_interleave(x.shape[1])
     tokens = centred.detach().flatten(0, 1)
-    entries = encode_entries(selected, tokens, sae.W_enc, sae.b_enc, biases, bias_of_token)
-    residual = residual_of_entries(entries, sae.W_dec, tokens, biases, bias_of_token).view_as(x)
+    entries, residual = reconstruct(selected, tokens, sae.W_enc, sae.b_enc, sae.W_dec, biases, bias_of_token)
+    residual = residual.view_as(x)
     sae.after_forward([selected.values])
     return Losses(
         reconstruction=sae.reconstruction_loss(residual, [], None),

@@ -96,16 +96,18 @@ class SwitchSAE(TopKSAE):
         losses = super().dense_losses(x, positions, dead)
         return replace(losses, auxiliary=losses.auxiliary + self._balance_loss(self.route(x)))
 
+    def active(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None) -> None:
+        return None  # the router weighs them
+
     def _gated(self, x: Tensor, positions: Tensor | None) -> Gated:
         require_shape("x", x, "... d_in", d_in=self.d_in)
-        positions = self._positions_of(x, positions)
         probability, expert = self.route(x).max(dim=-1, keepdim=True)
         elsewhere = self.expert != expert
 
         def activate(pre_acts: Tensor) -> Tensor:
             return self.activate(pre_acts.masked_fill(elsewhere, -torch.inf)) * probability
 
-        gated = self.mask.apply_to((x - self.bias_at(positions)) @ self.W_enc + self.b_enc, positions, activate)
+        gated = self._gated_by(activate, x, positions)
         return Gated(gated.pre_acts.masked_fill(elsewhere, -torch.inf), gated.acts)
 
     def _routed_losses(self, x: Tensor, dead: Tensor) -> Losses:

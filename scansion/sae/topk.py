@@ -61,6 +61,19 @@ class TopKSAE(TopKKindSAE):
     ) -> Float[Tensor, "*batch w"]:
         return top_k_acts(pre_acts, self.config.k)
 
+    @torch.no_grad()
+    def active(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None) -> Entries | None:
+        if not self.mask.only_selects:
+            return None
+        found: list[Entries] = []
+
+        def select(pre_acts: Tensor) -> Tensor:
+            found.append(_entries(pre_acts, self.config.k))
+            return pre_acts
+
+        self._gated_by(select, x, positions)
+        return found[0]
+
     def select(self, encoders: Sequence[Encoder]) -> Entries | None:
         if self.config.k * sum(encoder.n_tokens for encoder in encoders) > most_active(encoders):
             return None
@@ -72,7 +85,16 @@ def top_k_acts(pre_acts: Float[Tensor, "*batch d"], k: int) -> Float[Tensor, "*b
     if k >= pre_acts.shape[-1]:
         return pre_acts.relu()
     if not pre_acts.requires_grad:
-        cells, values, _ = largest_positive(pre_acts.reshape(-1, pre_acts.shape[-1]), k)
-        return pre_acts.new_zeros(pre_acts.numel()).index_put_((cells,), values).view(pre_acts.shape)
+        entries = _entries(pre_acts, k)
+        cells = entries.features + entries.tokens * entries.d_sae
+        return pre_acts.new_zeros(pre_acts.numel()).index_put_((cells,), entries.values).view(pre_acts.shape)
     values, indices = pre_acts.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(pre_acts).scatter(-1, indices, values.relu())
+
+
+def _entries(pre_acts: Float[Tensor, "*batch d"], k: int) -> Entries:
+    """The k largest positive entries along the last axis."""
+    width = pre_acts.shape[-1]
+    features, values, counts = largest_positive(pre_acts.reshape(-1, width), k)
+    ends = counts.cumsum(0)
+    return Entries(features, values, torch.cat([ends.new_zeros(1), ends]), width)

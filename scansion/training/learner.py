@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from scansion.activations import PositionedBatch
+from scansion.device import keep_freed_memory
 from scansion.sae import SAE
 from scansion.training.config import TrainingConfig
 from scansion.training.dead import DeadFeatures, resample
@@ -23,6 +24,8 @@ class Learner:
     """
 
     def __init__(self, sae: SAE, config: TrainingConfig, n_steps: int) -> None:
+        if sae.W_dec.device.type == "cpu":
+            keep_freed_memory()
         self.sae = sae.train()
         self.config = config
         self.n_steps = n_steps

@@ -123,7 +123,8 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
     # One tensor for all steps: what Python has read from it need not be asked for again.
     positions = stream.positions.to(device)
     with progress(f"train {len(sessions)} SAEs", n_steps * per_step, "tokens", start * per_step) as advance:
-        for step, batch in enumerate(stream.batches(start, n_steps), start):
+        ahead = device.type != "cpu" or not stream.in_memory
+        for step, batch in enumerate(stream.batches(start, n_steps, ahead), start):
             batch = batch.to(device, positions).scaled(scale)
             for session in sessions:
                 if session.learner.step == step:  # false while another run catches up after an interruption
@@ -177,7 +178,6 @@ class _Session:
     def finish(self) -> None:
         """Save the SAE with its input scale folded back, so that it takes activations as the LM makes them."""
         learner, identity = self.learner, self.store.identity
-        self._checkpoint()
         sae = learner.sae.eval()
         sae.fold_scale(self._scale)
         metadata = SAEMetadata(

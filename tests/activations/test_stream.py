@@ -26,8 +26,9 @@ def test_batches_do_not_depend_on_shards_memory_or_order_of_asking(make_store) -
         for in_memory in (True, False):
             stream = ActivationStream(store, 3, seed=1, in_memory=in_memory)
             assert torch.equal(stream.batch(17).x, reference[17])
-            for step, batch in enumerate(stream.batches(5, 30), 5):
-                assert torch.equal(batch.x, reference[step])
+            for ahead in (True, False):
+                for step, batch in enumerate(stream.batches(5, 30, ahead), 5):
+                    assert torch.equal(batch.x, reference[step])
 
 
 def test_another_seed_gives_another_order(store) -> None:

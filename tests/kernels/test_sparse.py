@@ -64,6 +64,22 @@ def test_fifty_steps_follow_the_same_curve(architecture: str, mask: str) -> None
     torch.testing.assert_close(curves[0], curves[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mask", MASKS)
+def test_in_use_too_active_entries_are_those_of_the_dense_form(mask: str) -> None:
+    sae, x, positions = make_sae("topk", MASKS[mask]).eval(), some_x(n=7), EVERYWHERE[:, None]
+    entries, acts = sae.active(x, positions), sae.encode(x, positions).detach().flatten(0, 1)
+    assert entries is not None
+    found = torch.zeros_like(acts).index_put((entries.tokens, entries.features), entries.values)
+    assert torch.equal(found, acts)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mask"), [("topk", "soft"), ("switch", "bands"), ("relu", "bands"), ("batch_topk", "bands")]
+)
+def test_in_use_there_is_a_shorter_way_only_to_so_many_entries_as_are_known(architecture: str, mask: str) -> None:
+    assert make_sae(architecture, FAMILIES[mask]).eval().active(some_x(n=7), EVERYWHERE[:, None]) is None
+
+
 @pytest.mark.parametrize("architecture", ["jumprelu", "matryoshka"])
 def test_what_learns_from_more_than_its_active_entries_stays_dense(architecture: str) -> None:
     assert sparse_losses(make_sae(architecture).train(), some_x(), EVERYWHERE, NONE_DEAD) is None

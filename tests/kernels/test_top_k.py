@@ -1,4 +1,4 @@
-"""Selecting by a bound finds what ``torch.topk`` finds, however many threads there are."""
+"""Selecting by a bound finds what ``torch.topk`` finds, in C as in numpy, however many threads there are."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from scansion.kernels import top_k
+from scansion.kernels import native, top_k
 from scansion.kernels.top_k import cells_above, largest_positive
 
 
 def dense(x: Tensor, k: int) -> Tensor:
-    cells, values, counts = largest_positive(x, k)
-    assert counts.tolist() == torch.bincount(cells // x.shape[1], minlength=len(x)).tolist()
-    return torch.zeros(x.numel()).index_put((cells,), values).view_as(x)
+    columns, values, counts = largest_positive(x, k)
+    rows = torch.arange(len(x)).repeat_interleave(counts)
+    return torch.zeros_like(x).index_put((rows, columns), values)
 
 
 def expected(x: Tensor, k: int) -> Tensor:
@@ -21,10 +21,16 @@ def expected(x: Tensor, k: int) -> Tensor:
     return torch.zeros_like(x).scatter(1, top.indices, top.values.relu())
 
 
-@pytest.fixture(params=[1, 3])
+@pytest.fixture(params=[(1, "C"), (3, "C"), (1, "numpy"), (3, "numpy")], ids=lambda p: f"{p[0]} {p[1]}")
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
-    monkeypatch.setattr(top_k, "ROWS", 2)
+    n_threads, way = request.param
+    if way == "numpy":
+        monkeypatch.setattr(native, "_library", lambda: None)
+    elif not native.built():
+        pytest.skip("Scansion was installed without a C compiler")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    for module in (native, top_k):
+        monkeypatch.setattr(module, "ROWS", 2)
 
 
 @pytest.mark.usefixtures("threads")

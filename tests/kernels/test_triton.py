@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scansion.kernels import Entries, encode_entries, residual_of_entries, rows, selection
+from scansion.kernels import Entries, native, reconstruct, rows, selection
 from scansion.sae.sparse import sparse_losses
 from tests.masks.families import EVERYWHERE, FAMILIES, NONE_DEAD, make_sae, some_x
 
@@ -42,6 +42,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sparse step is made of Triton kernels, whatever the device."""
     monkeypatch.setattr(rows, "_kernels_for", lambda device, dtype: triton_rows)
+    monkeypatch.setattr(native, "serves", lambda *tensors: False)
 
 
 def draw(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -105,8 +106,7 @@ def learnt(
 ) -> list[torch.Tensor]:
     """What entries leave of x, and the gradients of the encoder, the decoder and the biases for a loss on that."""
     W_enc, b_enc, W_dec, biases = (w.clone().requires_grad_() for w in weights)
-    encoded = encode_entries(entries, x, W_enc, b_enc, biases, bias_of_token)
-    residual = residual_of_entries(encoded, W_dec, x, biases, bias_of_token)
+    _, residual = reconstruct(entries, x, W_enc, b_enc, W_dec, biases, bias_of_token)
     residual.square().sum().backward()
     return [residual, W_enc.grad, b_enc.grad, W_dec.grad, biases.grad]
 
