@@ -11,14 +11,17 @@ import torch
 from jaxtyping import Float, Int
 from scipy import sparse  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from scansion.evals.bag_of_words import bag_of_words
 from scansion.evals.random_control import centre
 from scansion.evals.text_activations import Block, TextReader
+from scansion.kernels import Entries
 from scansion.sae import SAE
 
 Pooling = Literal["mean", "last", "bands"]
-_ACTS_AT_ONCE = 1 << 23
+# 16 MB: larger blocks of memory are given back by Linux' C library and taken anew, page by page.
+_ACTS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,12 @@ def pool_texts(
             for sae, table in zip(every, tables[1:], strict=True):
                 weights = sae.W_enc
                 positions = part.positions.long().to(weights.device)
-                acts = sae.encode(part.x.to(weights.device, weights.dtype), positions)
-                table[part.rows] = _mean_by_group(acts, counts, len(part.rows))
+                x = part.x.to(weights.device, weights.dtype)
+                entries = sae.active(x, positions)
+                if entries is None:
+                    table[part.rows] = _mean_by_group(sae.encode(x, positions), counts, len(part.rows))
+                else:
+                    table[part.rows] = _mean_of_entries(entries, counts, len(part.rows))
     return PooledTexts(tables[0], tables[1 : 1 + len(saes)], tables[1 + len(saes) :], bag_of_words(tokens, len(texts)))
 
 
@@ -116,6 +123,17 @@ def _tokens_in_groups(block: Block, context_length: int, n_bands: int) -> Int[Te
 def _mean_by_group(
     values: Float[Tensor, "T d"], counts: Int[Tensor, "_"], n_texts: int
 ) -> Float[np.ndarray, "n_texts _"]:
-    counts = counts.to(values.device)
-    sums = torch.segment_reduce(values.float(), "sum", lengths=counts, initial=0, unsafe=True)
-    return (sums / counts.clamp(min=1)[:, None]).view(n_texts, -1).cpu().numpy()
+    starts = (counts.cumsum(0) - counts).to(values.device)
+    rows = torch.arange(len(values), device=values.device)
+    # A mean of rows of a table, of as many as come until the next one starts; 0 where there are none.
+    means = embedding_bag(rows, values.float(), starts, mode="mean")
+    return means.view(n_texts, -1).cpu().numpy()
+
+
+def _mean_of_entries(entries: Entries, counts: Int[Tensor, "_"], n_texts: int) -> Float[np.ndarray, "n_texts _"]:
+    """The same, of activations of which the active entries are known."""
+    counts = counts.to(entries.values.device)
+    group_of = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    cells = group_of[entries.tokens] * entries.d_sae + entries.features
+    sums = torch.zeros(len(counts) * entries.d_sae, device=cells.device).index_add_(0, cells, entries.values.float())
+    return (sums.view(len(counts), -1) / counts.clamp(min=1)[:, None]).view(n_texts, -1).cpu().numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import xxhash
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scansion.corpus import Contexts
+from scansion.corpus import Contexts, tokenizer_fingerprint
 from scansion.device import dtype_name, resolve_dtype
 from scansion.errors import EvalError
 from scansion.evals.activation_cache import ActivationCache
@@ -74,10 +75,11 @@ class TextReader:
             what: a few words for the progress bar.
 
         Raises:
+            CorpusError: the tokenizer is not a fast one.
             EvalError: the tokenizer has no token to start with, or the LM's activations are not finite.
         """
         bos_id, pad_id = _bos_and_padding(self.lm.tokenizer)
-        lists = _token_lists(texts, self.lm.tokenizer, bos_id, self.context_length, what)
+        lists = self._token_lists(texts, bos_id, what)
         per_token = self.lm.facts.d_model * resolve_dtype(self.dtype).itemsize
         self.cache.announce(what, sum(map(len, lists)) * per_token)
         with progress(what, len(texts), "texts") as advance:
@@ -97,6 +99,27 @@ class TextReader:
         facts = self.lm.facts
         lm_dtype = dtype_name(self.lm.model.dtype)
         return [FORMAT_VERSION, facts.name, facts.revision, lm_dtype, str(self.hook_point), self.dtype]
+
+    def _token_lists(self, texts: Sequence[str], bos_id: int, what: str) -> list[list[int]]:
+        """The token ids of each text, which are kept too: long texts take longer to cut up than to look up."""
+        names = xxhash.xxh3_128()
+        for text in texts:
+            encoded = text.encode("utf-8", "surrogatepass")
+            names.update(len(encoded).to_bytes(8, "little"))
+            names.update(encoded)
+        key = fingerprint([FORMAT_VERSION, "ids", self._tokenizer, bos_id, self.context_length, names.hexdigest()])
+        kept = self.cache.load(key)
+        if kept is None:
+            lists = _tokenised(texts, self.lm.tokenizer, bos_id, self.context_length, what)
+            ids = torch.tensor([one for each in lists for one in each], dtype=torch.int32)
+            self.cache.keep(key, {"ids": ids, "lengths": torch.tensor(list(map(len, lists)))})
+            return lists
+        return [each.tolist() for each in kept["ids"].split(kept["lengths"].tolist())]
+
+    @cached_property
+    def _tokenizer(self) -> str:
+        """Names the tokenizer; made once, for all of its vocabulary is read."""
+        return tokenizer_fingerprint(self.lm.tokenizer)
 
     def _key(self, lists: Sequence[Sequence[int]]) -> str:
         """Names all that the activations depend on; token ids stand for texts, tokenizer and context length."""
@@ -146,7 +169,7 @@ def _counted(contexts: Contexts, tokenizer: transformers.PreTrainedTokenizerBase
     return contexts.valid & (contexts.positions > 0) & ~is_special
 
 
-def _token_lists(
+def _tokenised(
     texts: Sequence[str], tokenizer: transformers.PreTrainedTokenizerBase, bos_id: int, context_length: int, what: str
 ) -> list[list[int]]:
     lists: list[list[int]] = []
