@@ -55,9 +55,9 @@ bench-training: $(BENCH_READY)
 bench-large: $(BENCH_READY)
 	$(BENCH) benchmarks.training --out $(MEASURED)/training_large.json --kinds topk --batch-tokens 8192 --rounds 5
 
-# One architecture after another: all at once would not fit in 24 GB.
+# One architecture after another, and each peer once: all at once would not fit in 24 GB.
 bench-wide: $(BENCH_READY)
-	$(BENCH) benchmarks.training --out $(MEASURED)/training_wide.json --d-in 2304 --d-sae 16384 --batch-tokens 1024 --rounds 3 --apart
+	$(BENCH) benchmarks.training --out $(MEASURED)/training_wide.json --d-in 2304 --d-sae 16384 --batch-tokens 1024 --rounds 3 --apart --no-keeping
 
 bench-harvest: $(BENCH_READY)
 	$(BENCH) benchmarks.harvest --out $(MEASURED)/harvest.json

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.limits import step_work
 from benchmarks.peers import Step
 from benchmarks.rounds import Record
 from benchmarks.subjects import batch, ours
+from scansion.kernels import native
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "_addmm", "dot", "mv", "addmv"),
@@ -34,15 +36,24 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """Names of torch's operations, without ``aten::`` and the underscore of those that work in place, by group."""
+NATIVE = {
+    "selection": ("top_k", "above"),
+    "sums over active entries, in C": ("group", "fired", "decode", "learn", "weighted_sum"),
+    "passes over decoder rows, in C": ("remove_parallel", "normalise"),
+}
+"""Functions of :mod:`scansion.kernels.native`, by group."""
 OWN = "own kernels"
 OTHER = "other operations"
 BETWEEN = "Python, and kernels torch does not see"
 STEP = "step"
+PREFIX = "scansion::"
 app = App(help_format="plaintext")
 
 
 def group_of(operation: str) -> str:
     """The group of an operation as the profiler names it; operations that torch does not bring are our own kernels."""
+    if operation.startswith(PREFIX):
+        return next((group for group, names in NATIVE.items() if operation.removeprefix(PREFIX) in names), OWN)
     if not operation.startswith("aten::"):
         return OWN if "::" in operation and not operation.startswith(("autograd::", "torch::")) else BETWEEN
     name = operation.removeprefix("aten::").rstrip("_")
@@ -83,7 +94,9 @@ def measure(
             step(batches[index])
         bands = int(mask) if mask.isdigit() else 1
         work = step_work(kind, d_in, d_sae, k, batch_tokens, bands)
-        record.put(**{mask: profiled(step, batches, steps) | {"work": work}})
+        with native_shown():
+            found = profiled(step, batches, steps)
+        record.put(**{mask: found | {"work": work}})
 
 
 def profiled(step: Step, batches: Sequence[torch.Tensor], steps: int) -> dict[str, Any]:
@@ -112,6 +125,27 @@ def profiled(step: Step, batches: Sequence[torch.Tensor], steps: int) -> dict[st
         "groups": dict(sorted(groups.items(), key=lambda item: -item[1])),
         "operations": {name: operations[name] for name in largest if name != STEP},
     }
+
+
+@contextmanager
+def native_shown() -> Iterator[None]:
+    """Let torch's profiler see the C part meanwhile."""
+    before = {name: getattr(native, name) for names in NATIVE.values() for name in names}
+    try:
+        for name, work in before.items():
+            setattr(native, name, _shown(name, work))
+        yield
+    finally:
+        for name, work in before.items():
+            setattr(native, name, work)
+
+
+def _shown(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded(*arguments: Any) -> Any:
+        with record_function(f"{PREFIX}{name}"):
+            return work(*arguments)
+
+    return recorded
 
 
 if __name__ == "__main__":

@@ -19,8 +19,12 @@ import torch
 from scansion.files import write_json
 from scansion.progress import say
 
+Spent = tuple[float, float]
+"""Seconds by the clock, and of the processor."""
+
 Action = Callable[[int], object]
-"""Does a subject's work once; told the number of the round, from 0, which is the one to warm up."""
+"""Does a subject's work once; told the number of the round, from 0, which is the one to warm up. Returns what it spent where
+it knows better than who calls it."""
 
 Summaries = dict[str, dict[str, Any]]
 """Times of every subject, as :meth:`Times.summary` gives them."""
@@ -46,10 +50,9 @@ class Times:
 
     def add(self, action: Callable[[], object]) -> None:
         """Time one more turn."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        action()
-        self.wall.append(time.perf_counter() - wall)
-        self.cpu.append(time.process_time() - cpu)
+        wall, cpu = spent_on(action)
+        self.wall.append(wall)
+        self.cpu.append(cpu)
 
     def summary(self) -> dict[str, Any]:
         """Medians, and the quartiles of the clock's seconds where there are enough rounds for them."""
@@ -60,6 +63,15 @@ class Times:
             "cpu_seconds": statistics.median(self.cpu),
             "extremes" if few else "quartiles": quartiles,
         }
+
+
+def spent_on(action: Callable[[], object]) -> Spent:
+    """What an action spends, or says that it spent."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    said = action()
+    if isinstance(said, tuple):
+        return said
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def take_turns(actions: Mapping[str, Action], rounds: int) -> Iterable[Summaries]:

@@ -1,4 +1,4 @@
-"""A whole study, from text to ten trained SAEs: ours in one pass, beside a run of each peer."""
+"""A whole study, from text to ten trained SAEs: ours in one pass, beside a run of each peer, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import torch
 from cyclopts import App, Parameter
 
+from benchmarks.apart import once
 from benchmarks.harvest import square_product
 from benchmarks.limits import SQUARE
 from benchmarks.rounds import Record, Times
@@ -89,7 +90,7 @@ def measure(
         say(f"{name}: {out}")
 
     for name, masks in STUDIES.items():
-        measured(f"scansion, {name}", lambda folder, masks=masks: ours(where, masks, tokens, d_sae, k, folder))
+        measured(f"scansion, {name}", lambda folder, masks=masks: once(ours, where, masks, tokens, d_sae, k, folder))
     if peers:
         from benchmarks.peer_runs import RUNS, Task
 
@@ -97,10 +98,7 @@ def measure(
         for name, run in RUNS.items():
 
             def one(folder: Path, run: Any = run) -> dict[str, Any]:
-                spent = run(Task(model, contexts, layer, d_sae, k, lm_batch_size, folder))
-                once = {"load": spent.load, "lm": spent.lm, "train": spent.train, "one_run": spent.run}
-                ten_runs, one_pass = N_RUNS * spent.run, spent.load + spent.lm + N_RUNS * spent.train
-                return {"seconds": once, "computed": {"ten_runs": ten_runs, "ten_in_one_pass": one_pass}}
+                return once(one_run, run, Task(model, contexts, layer, d_sae, k, lm_batch_size, folder))
 
             try:
                 measured(name, one)
@@ -108,6 +106,14 @@ def measure(
                 why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 record.put(not_measured=record.content["not_measured"] | {name: why})
                 say(f"{name}: not measured, {why}")
+
+
+def one_run(run: Callable[[Any], Any], task: Any) -> dict[str, Any]:
+    """Seconds of a peer's run, and what ten of them would take."""
+    spent = run(task)
+    seconds = {"load": spent.load, "lm": spent.lm, "train": spent.train, "one_run": spent.run}
+    ten_runs, one_pass = N_RUNS * spent.run, spent.load + spent.lm + N_RUNS * spent.train
+    return {"seconds": seconds, "computed": {"ten_runs": ten_runs, "ten_in_one_pass": one_pass}}
 
 
 def ours(where: Source, masks: tuple[str, ...], tokens: int, d_sae: int, k: int, folder: Path) -> dict[str, Any]:
@@ -130,8 +136,8 @@ def ours(where: Source, masks: tuple[str, ...], tokens: int, d_sae: int, k: int,
     ]
     train(runs, store)
     trained = time.perf_counter()
-    once = {"load_and_lm": harvested - begun, "train": trained - harvested, "ten_runs": trained - begun}
-    return {"seconds": once, "masks": list(masks)}
+    seconds = {"load_and_lm": harvested - begun, "train": trained - harvested, "ten_runs": trained - begun}
+    return {"seconds": seconds, "masks": list(masks)}
 
 
 if __name__ == "__main__":

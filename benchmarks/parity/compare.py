@@ -3,7 +3,8 @@
 python benchmarks/parity/compare.py --run RUN --held-out STORE --peer ENV/bin/python --exchange FOLDER
 
 RUN is a trained run without a positional mask (relu or topk); ENV is what environment.sh made; FOLDER, outside the
-repository, gets what the two sides hand each other. Writes results/parity.json and results/parity.md beside this file.
+repository, gets what the two sides hand each other. Writes results/parity.json and results/parity.md beside this file; tpp
+and scr there are what it wrote at other sizes.
 """
 
 from __future__ import annotations
@@ -241,6 +242,14 @@ def probing(
         "sparse_probes": _summary(sparse),
         "full_probes": _summary(dense),
         "all": _summary(sparse + dense),
+        "SAEBench's own SAE probes, less those of its first run": _summary(
+            [
+                outcome["scores_again"][metric] - score
+                for outcome in theirs["probing"].values()
+                for metric, score in outcome["scores"].items()
+                if metric in outcome["scores_again"] and metric.startswith("sae_")
+            ]
+        ),
     }
     return found
 

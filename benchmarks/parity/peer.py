@@ -132,7 +132,6 @@ def probe(exchange: Path, name: str, settings: dict, sae: SharedSAE, model: Hook
     start, cpu = time.monotonic(), time.process_time()
     again, _ = probing_main.run_eval_single_sae(config, sae, model, "cpu", "artifacts", save_activations=True)
     cached = {"seconds_cached": time.monotonic() - start, "cpu_seconds_cached": time.process_time() - cpu}
-    assert again["sae_top_1_test_accuracy"] == scores["sae_top_1_test_accuracy"]
     shutil.rmtree("artifacts")
     np.savez(
         exchange / "probing" / name / "pooled.npz",
@@ -143,6 +142,8 @@ def probe(exchange: Path, name: str, settings: dict, sae: SharedSAE, model: Hook
         "seconds": seconds,
         **cached,
         "scores": {key: value for key, value in scores.items() if isinstance(value, float)},
+        # Its probes are not seeded: the same again is not quite the same.
+        "scores_again": {key: value for key, value in again.items() if isinstance(value, float)},
     }
 
 

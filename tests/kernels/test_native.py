@@ -93,6 +93,20 @@ def test_rows_may_have_names_of_their_own_for_the_columns() -> None:
 
 
 @built
+@pytest.mark.parametrize("d", [3, 16, 37])
+def test_passes_over_rows_are_torch_s(d: int) -> None:
+    rows, gradient, weights = draw(200, d, seed=1), draw(200, d, seed=2), draw(200, seed=3)
+    rows[7] = 0
+    torch.testing.assert_close(native.weighted_sum(weights, rows), weights @ rows, rtol=1e-4, atol=1e-4)
+    unit = rows.clone()
+    native.normalise(unit)
+    torch.testing.assert_close(unit, torch.nn.functional.normalize(rows))
+    expected = gradient - unit * (gradient * unit).sum(dim=1, keepdim=True)
+    native.remove_parallel(unit, gradient)
+    torch.testing.assert_close(gradient, expected)
+
+
+@built
 @pytest.mark.parametrize("width", [5, 16, 37])
 def test_all_above_a_floor_are_found_unless_they_are_too_many(width: int) -> None:
     x = draw(150, width)
