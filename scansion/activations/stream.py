@@ -187,11 +187,14 @@ class ActivationStream:
             thread.join()
 
     def _contexts_at(self, step: int) -> Int[np.ndarray, "P n"]:
+        """The contexts of a batch, drawn with those of the steps beside it."""
         block, place = divmod(step, STEPS_DRAWN)
-        if self._drawn is None or self._drawn[0] != block:
+        drawn = self._drawn
+        if drawn is None or drawn[0] != block:
             size = STEPS_DRAWN * self.per_position
-            self._drawn = block, np.stack([self._items(int(p), block * size, size) for p in self.positions])
-        return self._drawn[1][:, place * self.per_position : (place + 1) * self.per_position]
+            drawn = block, np.stack([self._items(int(p), block * size, size) for p in self.positions])
+            self._drawn = drawn
+        return drawn[1][:, place * self.per_position : (place + 1) * self.per_position]
 
     def _items(self, position: int, start: int, needed: int) -> np.ndarray:
         """So many items, from item ``start``, of the position's endless sequence of reshuffled epochs."""
