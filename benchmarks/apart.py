@@ -8,11 +8,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -51,7 +51,7 @@ class Apart:
         self._process = multiprocessing.get_context("spawn").Process(
             target=_serve, args=(theirs, torch.get_num_threads(), make, arguments), daemon=True
         )
-        with _set(environment or {}):
+        with patch.dict(os.environ, environment or {}):
             self._process.start()
         theirs.close()
 
@@ -78,17 +78,3 @@ def _serve(
         time.sleep(REST)
         action(index)  # finds its threads asleep, and the cache full of what others worked on
         pipe.send(spent_on(lambda index=index: action(index)))
-
-
-@contextmanager
-def _set(environment: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

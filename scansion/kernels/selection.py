@@ -229,8 +229,8 @@ class _Found:
         self._counts.append(counts)
 
     def entries(self, d_sae: int) -> Entries:
-        ends = torch.cat(self._counts).cumsum(0)
-        return Entries(torch.cat(self._features), torch.cat(self._values), torch.cat([ends.new_zeros(1), ends]), d_sae)
+        features, values, counts = torch.cat(self._features), torch.cat(self._values), torch.cat(self._counts)
+        return Entries.of_counts(features, values, counts, d_sae)
 
 
 def _above(encoders: Sequence[Encoder], floor: float, at_most: int | None = None) -> _Found:

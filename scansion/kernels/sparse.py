@@ -30,6 +30,14 @@ class Entries:
     offsets: Int[Tensor, "T_plus_1"]
     d_sae: int
 
+    @classmethod
+    def of_counts(
+        cls, features: Int[Tensor, "nnz"], values: Float[Tensor, "nnz"], counts: Int[Tensor, "T"], d_sae: int
+    ) -> Entries:
+        """Entries token by token, of which each token has so many."""
+        ends = counts.cumsum(0)
+        return cls(features, values, torch.cat([ends.new_zeros(1), ends]), d_sae)
+
     @cached_property
     def tokens(self) -> Int[Tensor, "nnz"]:
         """The token of each entry."""

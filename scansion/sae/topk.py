@@ -95,6 +95,4 @@ def top_k_acts(pre_acts: Float[Tensor, "*batch d"], k: int) -> Float[Tensor, "*b
 def _entries(pre_acts: Float[Tensor, "*batch d"], k: int) -> Entries:
     """The k largest positive entries along the last axis."""
     width = pre_acts.shape[-1]
-    features, values, counts = largest_positive(pre_acts.reshape(-1, width), k)
-    ends = counts.cumsum(0)
-    return Entries(features, values, torch.cat([ends.new_zeros(1), ends]), width)
+    return Entries.of_counts(*largest_positive(pre_acts.reshape(-1, width), k), width)
