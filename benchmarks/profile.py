@@ -15,7 +15,7 @@ from benchmarks.limits import step_work
 from benchmarks.peers import Step
 from benchmarks.rounds import Record
 from benchmarks.subjects import batch, ours
-from scansion.kernels import native
+from scansion.kernels import native, native_screen
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "_addmm", "dot", "mv", "addmv"),
@@ -37,11 +37,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Names of torch's operations, without ``aten::`` and the underscore of those that work in place, by group."""
 NATIVE = {
-    "selection": ("top_k", "above"),
+    "selection": ("top_k", "above", "screened_top_k", "screened_above", "round_rows"),
     "sums over active entries, in C": ("group", "fired", "decode", "learn", "weighted_sum"),
     "passes over decoder rows, in C": ("remove_parallel", "normalise"),
 }
-"""Functions of :mod:`scansion.kernels.native`, by group."""
+"""Functions of :mod:`scansion.kernels.native` and :mod:`scansion.kernels.native_screen`, by group."""
 OWN = "own kernels"
 OTHER = "other operations"
 BETWEEN = "Python, and kernels torch does not see"
@@ -130,14 +130,16 @@ def profiled(step: Step, batches: Sequence[torch.Tensor], steps: int) -> dict[st
 @contextmanager
 def native_shown() -> Iterator[None]:
     """Let torch's profiler see the C part meanwhile."""
-    before = {name: getattr(native, name) for names in NATIVE.values() for name in names}
+    names = [name for group in NATIVE.values() for name in group]
+    before = [(module, name, getattr(module, name, None)) for module in (native, native_screen) for name in names]
+    found = [(module, name, work) for module, name, work in before if work is not None]
     try:
-        for name, work in before.items():
-            setattr(native, name, _shown(name, work))
+        for module, name, work in found:
+            setattr(module, name, _shown(name, work))
         yield
     finally:
-        for name, work in before.items():
-            setattr(native, name, work)
+        for module, name, work in found:
+            setattr(module, name, work)
 
 
 def _shown(name: str, work: Callable[..., Any]) -> Callable[..., Any]:

@@ -30,9 +30,9 @@ class AbsorptionConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     words_per_letter: int = Field(
-        default=80, ge=10, description="Words of the vocabulary for each first letter, at most."
+        default=150, ge=10, description="Words of the vocabulary for each first letter, at most."
     )
-    examples: int = Field(default=3, ge=1, description="Words spelled in the prompt before the one in question.")
+    examples: int = Field(default=5, ge=1, description="Words spelled in the prompt before the one in question.")
     max_k: int = Field(default=10, ge=1, description="Most features that may stand for one letter.")
     min_probe_f1: float = Field(
         default=0.6, ge=0, le=1, description="A letter counts if the LM's own probe reaches this."
@@ -56,7 +56,7 @@ def evaluate_absorption(
 ) -> list[AbsorptionResult]:
     """Measure absorption of first letters; the prompts are run through the LM once for all SAEs.
 
-    It differs from SAEBench in five ways. Words are drawn evenly by first letter, not the whole vocabulary. Three words
+    It differs from SAEBench in five ways. Words are drawn evenly by first letter, not the whole vocabulary. Five words
     are spelled before the one in question, not ten. The LM's probe is scikit-learn's balanced logistic regression on
     standardised activations. Absorption is measured on the very prompts that the probes were tested on, not on new
     ones. And where the LM cannot itself spell, the result says so and holds no score.

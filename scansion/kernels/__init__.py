@@ -1,9 +1,9 @@
 """The same maths, fast: execution that makes use of a mask's block structure, and of how few features are active."""
 
 from scansion.kernels.banded import BandRows, banded_decode, banded_encode, rows_of_bands
+from scansion.kernels.encoder import Encoder
 from scansion.kernels.relu import ReluBlock, ReluOutput, relu_forward
 from scansion.kernels.selection import (
-    Encoder,
     most_active,
     most_active_relu,
     select_over_batch,

@@ -18,12 +18,16 @@ from torch import Tensor
 from scansion.progress import say
 
 # Of c/sums.c, which a checkout may have moved past the library that was built of it.
-VERSION = 1
+VERSION = 2
 # Rows below which another thread is not worth its start.
 ROWS = 64
 # What each function takes: so many numbers, then so many pointers.
 _ARGUMENTS = {
+    "has_bfloat16": (0, 0),
+    "round_rows": (3, 4),
     "top_k": (4, 6),
+    "screened_top_k": (3, 5),
+    "screened_above": (2, 6),
     "count_above": (3, 3),
     "take_above": (3, 7),
     "group": (2, 5),
@@ -34,6 +38,7 @@ _ARGUMENTS = {
     "normalise": (3, 1),
     "weighted_sum": (3, 3),
 }
+_ANSWERING = ("has_bfloat16", "top_k", "screened_top_k", "screened_above")
 
 
 def built() -> bool:
@@ -64,15 +69,8 @@ def top_k(
     places, values = x.new_empty(n_rows, k, dtype=torch.int64), x.new_empty(n_rows, k)
     counts = x.new_empty(n_rows, dtype=torch.int64)
     pointers = (x.data_ptr(), *_named(names), *(each.data_ptr() for each in (places, values, counts)))
-    status = _loaded().scansion_top_k(_threads(n_rows), n_rows, width, k, *pointers)
-    if status > 1:
-        raise MemoryError("no memory to select the largest entries in")
-    if status == 1:
-        return None
-    if int(counts.sum()) == n_rows * k:
-        return places.view(-1), values.view(-1), counts
-    kept = torch.arange(k) < counts[:, None]
-    return places[kept], values[kept], counts
+    status = loaded().scansion_top_k(threads(n_rows), n_rows, width, k, *pointers)
+    return kept(status, places, values, counts)
 
 
 def above(
@@ -84,15 +82,15 @@ def above(
     """All entries above ``floor``, as :func:`top_k` returns them; only how many, if they are more than ``at_most``."""
     n_rows, width = x.shape
     counts, offsets = x.new_empty(n_rows, dtype=torch.int64), x.new_zeros(n_rows + 1, dtype=torch.int64)
-    start = (_threads(n_rows), n_rows, width, x.data_ptr(), ctypes.byref(ctypes.c_float(floor)))
-    _loaded().scansion_count_above(*start, counts.data_ptr())
+    start = (threads(n_rows), n_rows, width, x.data_ptr(), ctypes.byref(ctypes.c_float(floor)))
+    loaded().scansion_count_above(*start, counts.data_ptr())
     torch.cumsum(counts, 0, out=offsets[1:])
     total = int(offsets[-1])
     if at_most is not None and total > at_most:
         return total
     places, values = counts.new_empty(total), x.new_empty(total)
     pointers = (offsets.data_ptr(), *_named(names), places.data_ptr(), values.data_ptr())
-    _loaded().scansion_take_above(*start, *pointers)
+    loaded().scansion_take_above(*start, *pointers)
     return places, values, counts
 
 
@@ -103,7 +101,7 @@ def group(
     features, offsets = features.contiguous(), offsets.contiguous()
     order, tokens, starts = torch.empty_like(features), torch.empty_like(features), features.new_empty(d_sae + 1)
     pointers = (each.data_ptr() for each in (features, offsets, starts, order, tokens))
-    _loaded().scansion_group(len(offsets) - 1, d_sae, *pointers)
+    loaded().scansion_group(len(offsets) - 1, d_sae, *pointers)
     return order, tokens, starts
 
 
@@ -118,7 +116,7 @@ def decode(
     residual = torch.empty_like(x)
     tensors = [each.contiguous() for each in (offsets, features, values, W_dec, x)]
     pointers = (each.data_ptr() for each in (*tensors, residual))
-    _loaded().scansion_decode(_threads(len(x)), *x.shape, *pointers)
+    loaded().scansion_decode(threads(len(x)), *x.shape, *pointers)
     return residual
 
 
@@ -148,7 +146,7 @@ def learn(
     inputs = (starts, order, tokens, values, beside, W_dec, x, to_residual)
     outputs = (to_W_dec, to_W_enc, to_b_enc, to_values)
     pointers = (None if each is None else each.data_ptr() for each in (*inputs, *outputs))
-    _loaded().scansion_learn(_threads(len(W_dec)), *W_dec.shape, *pointers)
+    loaded().scansion_learn(threads(len(W_dec)), *W_dec.shape, *pointers)
     return outputs
 
 
@@ -156,26 +154,44 @@ def fired(features: Int64[Tensor, "nnz"], values: Float32[Tensor, "nnz"], d_sae:
     """How many entries of each feature are above 0."""
     features, values, counts = features.contiguous(), values.contiguous(), features.new_empty(d_sae)
     pointers = (each.data_ptr() for each in (features, values, counts))
-    _loaded().scansion_fired(len(features), d_sae, *pointers)
+    loaded().scansion_fired(len(features), d_sae, *pointers)
     return counts
 
 
 def remove_parallel(rows: Float32[Tensor, "n d"], gradient: Float32[Tensor, "n d"]) -> None:
     """Take from each row of a gradient its part along a row of unit norm, in place."""
-    _loaded().scansion_remove_parallel(_threads(len(rows)), *rows.shape, rows.data_ptr(), gradient.data_ptr())
+    loaded().scansion_remove_parallel(threads(len(rows)), *rows.shape, rows.data_ptr(), gradient.data_ptr())
 
 
 def normalise(rows: Float32[Tensor, "n d"]) -> None:
     """Put rows on the unit sphere, in place; a row of zeros stays as it is."""
-    _loaded().scansion_normalise(_threads(len(rows)), *rows.shape, rows.data_ptr())
+    loaded().scansion_normalise(threads(len(rows)), *rows.shape, rows.data_ptr())
 
 
 def weighted_sum(weights: Float32[Tensor, "n"], rows: Float32[Tensor, "n d"]) -> Float32[Tensor, "d"]:
     """``weights @ rows``."""
     weights, total = weights.contiguous(), rows.new_empty(rows.shape[1])
     pointers = (each.data_ptr() for each in (weights, rows, total))
-    _loaded().scansion_weighted_sum(_threads(len(rows)), *rows.shape, *pointers)
+    loaded().scansion_weighted_sum(threads(len(rows)), *rows.shape, *pointers)
     return total
+
+
+def check_memory(status: int) -> int:
+    """What a function answered: 0, or 1 where there was a NaN."""
+    if status > 1:
+        raise MemoryError("no memory to select active entries in")
+    return status
+
+
+def kept(status: int, places: Tensor, values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What rows of k places hold, as many as each row counts; None where there was a NaN."""
+    if check_memory(status) == 1:
+        return None
+    n_rows, k = places.shape
+    if int(counts.sum()) == n_rows * k:
+        return places.view(-1), values.view(-1), counts
+    used = torch.arange(k) < counts[:, None]
+    return places[used], values[used], counts
 
 
 def _named(names: Sequence[tuple[int, Int64[Tensor, "w"] | None]]) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
@@ -184,12 +200,13 @@ def _named(names: Sequence[tuple[int, Int64[Tensor, "w"] | None]]) -> tuple[ctyp
     return ends, (ctypes.c_void_p * len(names))(*(None if each is None else each.data_ptr() for _, each in names))
 
 
-def _threads(n_rows: int) -> int:
+def threads(n_rows: int) -> int:
     """As many as torch uses, but no more than there is work for."""
     return min(torch.get_num_threads(), max(1, n_rows // ROWS))
 
 
-def _loaded() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
+    """The C part, for which something :func:`serves`."""
     library = _library()
     assert library is not None, "ask serves() first"
     return library
@@ -212,5 +229,5 @@ def _library() -> ctypes.CDLL | None:
     for name, (numbers, pointers) in _ARGUMENTS.items():
         function = getattr(library, f"scansion_{name}")
         function.argtypes = [ctypes.c_int64] * numbers + [ctypes.c_void_p] * pointers
-        function.restype = ctypes.c_int64 if name == "top_k" else None
+        function.restype = ctypes.c_int64 if name in _ANSWERING else None
     return library

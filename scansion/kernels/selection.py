@@ -6,14 +6,16 @@ What is not selected is forgotten at once: no tensor of [tokens, d_sae] is kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from scansion.kernels import native
+from scansion.kernels.encoder import Encoder
+from scansion.kernels.screening import Found, screened_above, screened_top_k
 from scansion.kernels.sparse import Entries
 from scansion.kernels.top_k import cells_above, largest_positive
 
@@ -27,48 +29,6 @@ RELU_DENSITY = 1 / 6
 
 # How many times the share of active entries that is allowed must be exceeded by a few tokens for all to be given up on.
 CLEARLY = 1.5
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Tokens, and the features that they may use: those of one band, or, without bands, all.
-
-    Attributes:
-        x: the tokens, less their decoder bias, grouped by position.
-        W_enc: one row a feature, in pieces that lie together in memory.
-        b_enc: of the same pieces.
-        features: indices of the w features; None for all, in order.
-        closed: True where the mask keeps a feature from firing; None if it does so nowhere.
-    """
-
-    x: Float[Tensor, "p n d_in"]
-    W_enc: Sequence[Float[Tensor, "_ d_in"]]
-    b_enc: Sequence[Float[Tensor, "_"]]
-    features: Int[Tensor, "w"] | None
-    closed: Bool[Tensor, "p w"] | None
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens, p x n."""
-        return self.x.shape[0] * self.x.shape[1]
-
-    @property
-    def width(self) -> int:
-        """Features that a token may use."""
-        return sum(len(W) for W in self.W_enc)
-
-    def first_tokens(self) -> Encoder:
-        """The first token at each position, with the same features."""
-        return replace(self, x=self.x[:, :1])
-
-    def write(self, rows: slice, out: Float[Tensor, "t w"]) -> None:
-        """Write the pre-activations of all tokens at these positions; masked features are minus infinity."""
-        x, start = self.x[rows].flatten(0, 1), 0
-        for W, b in zip(self.W_enc, self.b_enc, strict=True):
-            torch.addmm(b, x, W.T, out=out[:, start : start + len(W)])
-            start += len(W)
-        if self.closed is not None:
-            out.view(-1, self.x.shape[1], self.width).masked_fill_(self.closed[rows, None], -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -88,7 +48,7 @@ class _Chunk:
         """Features that a token may use."""
         return self.pre_acts.shape[1]
 
-    def largest(self, k: int) -> tuple[Int[Tensor, "nnz"], Float[Tensor, "nnz"], Int[Tensor, "t"]]:
+    def largest(self, k: int) -> Found:
         """The k largest positive entries of each token: features and values, and how many each token has."""
         if native.serves(self.pre_acts):
             found = native.top_k(self.pre_acts, min(k, self.width), self._names())
@@ -98,9 +58,7 @@ class _Chunk:
         tokens = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(columns))
         return self.features_at(columns + tokens * self.width), values, counts
 
-    def above(
-        self, floor: float, at_most: int | None
-    ) -> tuple[Int[Tensor, "nnz"], Float[Tensor, "nnz"], Int[Tensor, "t"]] | int:
+    def above(self, floor: float, at_most: int | None) -> Found | int:
         """All entries above ``floor``, likewise; perhaps only how many, if they are more than ``at_most``."""
         if native.serves(self.pre_acts):
             return native.above(self.pre_acts, floor, self._names(), at_most)
@@ -152,7 +110,7 @@ def _written(parts: Sequence[tuple[Encoder, slice]], buffer: Tensor) -> _Chunk:
     start = 0
     for encoder, rows in parts:
         end = start + (rows.stop - rows.start) * encoder.x.shape[1]
-        encoder.write(rows, buffer[start:end])
+        encoder.at(rows).write(buffer[start:end])
         ends.append((encoder, end))
         start = end
     return _Chunk(buffer[:start], ends)
@@ -174,10 +132,8 @@ def _share(encoders: Sequence[Encoder], share: float) -> int:
 
 def select_top_k(encoders: Sequence[Encoder], k: int, d_sae: int) -> Entries:
     """The k largest positive entries of each token, or all of them where a token has fewer."""
-    found = _Found()
-    for chunk in _chunks(encoders):
-        found.add(*chunk.largest(k))
-    return found.entries(d_sae)
+    screened = screened_top_k(encoders, k, CHUNK)
+    return _entries(screened or [chunk.largest(k) for chunk in _chunks(encoders)], d_sae)
 
 
 def select_over_batch(encoders: Sequence[Encoder], n_places: int, floor: float, d_sae: int) -> Entries:
@@ -190,9 +146,11 @@ def select_over_batch(encoders: Sequence[Encoder], n_places: int, floor: float, 
             what is found.
         d_sae: number of features.
     """
-    entries = _above(encoders, floor).entries(d_sae)
+    k = n_places // sum(encoder.n_tokens for encoder in encoders)
+    screened = screened_above(encoders, floor, k, CHUNK) if floor > 0 else None
+    entries = _entries(screened or _above(encoders, floor)[0], d_sae)
     if len(entries.values) < n_places and floor > 0:
-        entries = _above(encoders, 0.0).entries(d_sae)
+        entries = _entries(_above(encoders, 0.0)[0], d_sae)
     if len(entries.values) <= n_places:
         return entries
     kept = entries.values >= entries.values.kthvalue(len(entries.values) - n_places + 1).values
@@ -205,43 +163,27 @@ def select_positive(encoders: Sequence[Encoder], at_most: int, d_sae: int) -> En
     if at_most == 0:
         return None
     few = [encoder.first_tokens() for encoder in encoders]
-    share = _above(few, 0.0).count / sum(encoder.n_tokens * encoder.width for encoder in few)
+    share = _above(few, 0.0)[1] / sum(encoder.n_tokens * encoder.width for encoder in few)
     if share > CLEARLY * at_most / sum(encoder.n_tokens * encoder.width for encoder in encoders):
         return None
-    found = _above(encoders, 0.0, at_most)
-    return None if found.count > at_most else found.entries(d_sae)
+    found, count = _above(encoders, 0.0, at_most)
+    return None if count > at_most else _entries(found, d_sae)
 
 
-class _Found:
-    """Entries, as one chunk after another gives them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._values: list[Tensor] = []
-        self._features: list[Tensor] = []
-        self._counts: list[Tensor] = []
-
-    def add(self, features: Tensor, values: Tensor, counts: Tensor) -> None:
-        """Those of one chunk, token by token, and how many each token has."""
-        self.count += len(values)
-        self._values.append(values)
-        self._features.append(features)
-        self._counts.append(counts)
-
-    def entries(self, d_sae: int) -> Entries:
-        features, values, counts = torch.cat(self._features), torch.cat(self._values), torch.cat(self._counts)
-        return Entries.of_counts(features, values, counts, d_sae)
+def _entries(found: Sequence[Found], d_sae: int) -> Entries:
+    """Those of all chunks, one after another."""
+    features, values, counts = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Entries.of_counts(features, values, counts, d_sae)
 
 
-def _above(encoders: Sequence[Encoder], floor: float, at_most: int | None = None) -> _Found:
-    """All entries above ``floor``, or, if they are more than ``at_most``, some that are more."""
-    found = _Found()
+def _above(encoders: Sequence[Encoder], floor: float, at_most: int | None = None) -> tuple[list[Found], int]:
+    """All entries above ``floor``, and how many they are, or, if more than ``at_most``, some number that is more."""
+    found: list[Found] = []
+    count = 0
     for chunk in _chunks(encoders):
-        some = chunk.above(floor, None if at_most is None else at_most - found.count)
-        if isinstance(some, int):
-            found.count += some
+        some = chunk.above(floor, None if at_most is None else at_most - count)
+        count += some if isinstance(some, int) else len(some[1])
+        if isinstance(some, int) or (at_most is not None and count > at_most):
             break
-        found.add(*some)
-        if at_most is not None and found.count > at_most:
-            break
-    return found
+        found.append(some)
+    return found, count

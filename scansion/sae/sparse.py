@@ -40,8 +40,7 @@ class SparseBlock(Block):
     def encoder(self) -> Encoder:
         """What the block's entries are selected from."""
         W_enc, b_enc = self.sae.W_enc.detach().T, self.sae.b_enc.detach()
-        weights, biases = [W_enc[piece] for piece in self.pieces], [b_enc[piece] for piece in self.pieces]
-        return Encoder(self.centred.detach(), weights, biases, self.features, self.closed)
+        return Encoder(self.centred.detach(), W_enc, b_enc, self.pieces, self.closed)
 
 
 def sparse_losses(

@@ -13,6 +13,7 @@ from torch import Tensor
 from scansion.kernels import Encoder, Entries, largest_positive, most_active, select_top_k
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.blocks import Block, sum_over
+from scansion.shapes import require_shape
 
 
 class TopKKindConfig(SAEConfig, frozen=True):
@@ -65,14 +66,14 @@ class TopKSAE(TopKKindSAE):
     def active(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None) -> Entries | None:
         if not self.mask.only_selects:
             return None
-        found: list[Entries] = []
-
-        def select(pre_acts: Tensor) -> Tensor:
-            found.append(_entries(pre_acts, self.config.k))
-            return pre_acts
-
-        self._gated_by(select, x, positions)
-        return found[0]
+        require_shape("x", x, "... d_in", d_in=self.d_in)
+        positions = self._positions_of(x, positions)
+        tokens = (x - self.bias_at(positions)).reshape(-1, 1, self.d_in)
+        closed = None
+        if self.mask.closes:
+            closed = ~self.mask.allowed(positions.expand(x.shape[:-1]).reshape(-1))
+        whole = Encoder(tokens, self.W_enc.detach().T, self.b_enc.detach(), [slice(None)], closed)
+        return select_top_k([whole], self.config.k, self.d_sae)
 
     def select(self, encoders: Sequence[Encoder]) -> Entries | None:
         if self.config.k * sum(encoder.n_tokens for encoder in encoders) > most_active(encoders):

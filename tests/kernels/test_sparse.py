@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scansion.kernels import Encoder, select_over_batch, select_positive, select_top_k, selection
+from scansion.kernels import (
+    Encoder,
+    native,
+    native_screen,
+    screening,
+    select_over_batch,
+    select_positive,
+    select_top_k,
+    selection,
+)
 from scansion.masks import MaskConfig, NoMaskConfig
 from scansion.sae.sparse import sparse_losses
 from tests.kernels.curves import curve_of
@@ -24,9 +33,14 @@ MASKS: dict[str, MaskConfig] = {
 SOME_DEAD = torch.arange(D_SAE) % 4 == 1
 
 
-@pytest.fixture(autouse=True)
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sparse execution, in several chunks, for sizes at which it would not pay."""
+@pytest.fixture(autouse=True, params=["float32", "screened"])
+def always(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse execution, in several chunks, and screening, for sizes at which they would not pay."""
+    if request.param == "screened":
+        if not (native.built() and native_screen.has_bfloat16()):
+            pytest.skip("this processor does not multiply in bfloat16")
+        for name in ("D_IN", "WIDTH", "SHARE", "FEW"):
+            monkeypatch.setattr(screening, name, 1)
     monkeypatch.setattr(selection, "DENSITY", 1.0)
     monkeypatch.setattr(selection, "RELU_DENSITY", 1.0)
     monkeypatch.setattr(selection, "CHUNK", 3 * 7 * D_SAE)
@@ -70,7 +84,7 @@ def test_in_use_too_active_entries_are_those_of_the_dense_form(mask: str) -> Non
     entries, acts = sae.active(x, positions), sae.encode(x, positions).detach().flatten(0, 1)
     assert entries is not None
     found = torch.zeros_like(acts).index_put((entries.tokens, entries.features), entries.values)
-    assert torch.equal(found, acts)
+    torch.testing.assert_close(found, acts)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +121,7 @@ def encoder(closed: torch.Tensor | None = None) -> tuple[Encoder, torch.Tensor]:
     product = (x @ W.T + b).relu()
     if closed is not None:
         product = product.masked_fill(closed[:, None], 0.0)
-    return Encoder(x, [W[:10], W[10:]], [b[:10], b[10:]], None, closed), product.flatten(0, 1)
+    return Encoder(x, W, b, [slice(0, 10), slice(10, None)], closed), product.flatten(0, 1)
 
 
 @pytest.mark.parametrize(

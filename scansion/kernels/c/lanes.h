@@ -38,6 +38,19 @@ INLINE int32_t sum_of_ints(ints x) {
     return sums[0] + sums[1] + sums[2] + sums[3];
 }
 
+typedef float eight_floats __attribute__((vector_size(32)));
+typedef float four_floats __attribute__((vector_size(16)));
+
+INLINE float sum_of_floats(floats x) {
+    union { floats whole; eight_floats half[2]; } halves = {x};
+    union { eight_floats whole; four_floats half[2]; } quarters = {halves.half[0] + halves.half[1]};
+    four_floats sums = quarters.half[0] + quarters.half[1];
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
+
+/* Rows that are read at once, so that what is added to them, or they to, is read less often. */
+#define TOGETHER 4
+
 INLINE int64_t rounded_up(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
 #endif

@@ -1,60 +1,6 @@
 /* The active entries of a batch: the largest of each row, or all above a floor. */
 
-#include "lanes.h"
-
-INLINE ints load_bits(const int32_t *x) { return *(const ints *)x; }
-
-/* With these, a sum tells which lanes of a comparison hold. */
-#define POWERS {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768}
-
-/* Floats above 0 are in the order of their bits, below all of them those that are not, and NaN, with its sign taken
-   away, above infinity. So the search below is one among whole numbers. */
-#define INFINITE 0x7f800000
-#define LEAST 1
-
-INLINE ints is_nan(ints bits) { return (bits & 0x7fffffff) > INFINITE; }
-
-/* How many of n numbers, a multiple of LANES, are at least the bound. */
-INLINE int64_t how_many(const int32_t *x, int64_t n, int32_t bound) {
-    ints found = {0};
-    for (int64_t i = 0; i < n; i += LANES) found -= load_bits(x + i) >= bound;
-    return sum_of_ints(found);
-}
-
-/* A bound, above 0, that at least k of n numbers reach and at most k + spare, unless there are ties; the least number
-   above 0 where fewer than k reach that. */
-INLINE int32_t bound_of(const int32_t *x, int64_t n, int64_t k, int64_t spare, int32_t low) {
-    int32_t high = INFINITE + 1;
-    int64_t reached = how_many(x, n, low);
-    while (reached > k + spare && high - low > 1) {
-        int32_t middle = low + (high - low) / 2;
-        int64_t count = how_many(x, n, middle);
-        if (count >= k) {
-            low = middle;
-            reached = count;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
-/* The largest of each group of numbers that are n_groups apart. Both counts are multiples of LANES. Returns whether there is
-   a NaN. */
-INLINE int maxima_of_groups(const int32_t *x, int64_t n, int64_t n_groups, int32_t *maxima) {
-    ints nan = {0};
-    for (int64_t group = 0; group < n_groups; group += LANES) {
-        ints largest = load_bits(x + group);
-        nan |= is_nan(largest);
-        for (int64_t i = group + n_groups; i < n; i += n_groups) {
-            ints some = load_bits(x + i), larger = some > largest;
-            nan |= is_nan(some);
-            largest = (some & larger) | (largest & ~larger);
-        }
-        *(ints *)(maxima + group) = largest;
-    }
-    return sum_of_ints(nan) != 0;
-}
+#include "bounds.h"
 
 /* scansion_top_k for rows from first to last (exclusive). */
 FOR_EACH_CPU
@@ -83,20 +29,7 @@ static int64_t top_k(int64_t first, int64_t last, const int32_t *x, int64_t widt
                 columns[n_found++] = column;
             }
         }
-        int64_t tied = n_found;
-        if (n_found > k) {
-            int64_t up = rounded_up(n_found);
-            for (int64_t i = n_found; i < up; i++) found[i] = 0;
-            bound = bound_of(found, up, k, 0, bound);
-            tied = k - how_many(found, up, bound + 1);
-        }
-        int64_t count = 0;
-        for (int64_t i = 0; i < n_found; i++) {
-            if (found[i] < bound || (found[i] == bound && tied-- <= 0)) continue;
-            places[row * k + count] = names[part] ? names[part][columns[i]] : columns[i];
-            values[row * k + count++] = found[i];
-        }
-        counts[row] = count;
+        counts[row] = keep(found, columns, n_found, k, bound, names[part], places + row * k, values + row * k);
     }
     free(scratch);
     return status;

@@ -7,19 +7,9 @@
 
 /* To be raised with every change of what a function here or in selection.c takes or gives; native.py refuses a library of another
    version. */
-#define VERSION 1
+#define VERSION 2
 
 int64_t scansion_version(void) { return VERSION; }
-
-typedef float eight_floats __attribute__((vector_size(32)));
-typedef float four_floats __attribute__((vector_size(16)));
-
-INLINE float sum_of_floats(floats x) {
-    union { floats whole; eight_floats half[2]; } halves = {x};
-    union { eight_floats whole; four_floats half[2]; } quarters = {halves.half[0] + halves.half[1]};
-    four_floats sums = quarters.half[0] + quarters.half[1];
-    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
-}
 
 /* Entries grouped by feature, those of a feature in their own order: feature f has starts[f] to starts[f + 1] (exclusive) of
    order, which names entries, and of their tokens. Token t has entries offsets[t] to offsets[t + 1]. */
@@ -39,9 +29,6 @@ void scansion_group(int64_t n_tokens, int64_t d_sae, const int64_t *features, co
     memmove(starts + 1, starts, sizeof(int64_t) * d_sae);
     starts[0] = 0;
 }
-
-/* Rows that are read at once, so that the sum that they go into is read and written less often. */
-#define TOGETHER 4
 
 /* sum -= the sum of n rows, each times its weight; n is known as this is compiled. */
 INLINE void subtract_rows(const int n, int64_t d, const float *const *rows, const float *weights, float *sum) {
