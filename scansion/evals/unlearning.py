@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -16,8 +17,8 @@ from scansion.evals.answering import answer, clamp, firing_rates, fits
 from scansion.evals.degenerate import reasons_before_running
 from scansion.evals.fit import require_fit
 from scansion.evals.questions import Question, UnlearningData, bundled_questions, hub_questions
-from scansion.evals.result import Status, Subject
-from scansion.evals.unlearning_result import Intervention, UnlearningResult, score
+from scansion.evals.result import Estimate, Status, Subject
+from scansion.evals.unlearning_result import Intervention, UnlearningResult, best_setting, score
 from scansion.lm import HookPoint, LanguageModel
 from scansion.progress import progress
 
@@ -165,7 +166,7 @@ def _one(
     status: Status = "degenerate" if reasons else "ok"
     if not reasons and why_not:
         reasons, status = [why_not], "inapplicable"
-    found = [] if reasons else _sweep(subject, lm, hook_point, data, rates, before, config)
+    swept = _Sweep([], None, None) if reasons else _sweep(subject, lm, hook_point, data, rates, before, config)
     return UnlearningResult(
         sae=subject.name,
         status=status,
@@ -181,9 +182,19 @@ def _one(
         forget_accuracy=float(before[0].mean()),
         retain_accuracy=float(before[1].mean()),
         forget_chance=chance,
-        score=score(found) if found else None,
-        interventions=found,
+        score=swept.score,
+        interventions=swept.interventions,
+        control=swept.control,
     )
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """What becomes of an SAE's result, as :class:`UnlearningResult` names it."""
+
+    interventions: list[Intervention]
+    score: Estimate | None
+    control: Intervention | None
 
 
 def _sweep(
@@ -194,31 +205,41 @@ def _sweep(
     rates: tuple[Float[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]],
     before: tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " m"]],
     config: UnlearningConfig,
-) -> list[Intervention]:
+) -> _Sweep:
     settings = [(t, n, m) for t in config.retain_thresholds for n in config.n_features for m in config.multipliers]
     n_sequences = sum(len(q.choices) for q in (*data.forget_questions, *data.retain_questions))
-    found: list[Intervention] = []
-    with progress(f"unlearn {subject.name}", len(settings) * n_sequences, "choices") as advance:
-        for threshold, n, multiplier in settings:
-            features = features_to_clamp(*rates, threshold)[:n]
-            replace = clamp(subject.sae, features, -multiplier)
-            forget, retain = (
-                answer(lm, hook_point, questions, config.batch_size, replace, advance)
-                for questions in (data.forget_questions, data.retain_questions)
-            )
-            found.append(
-                Intervention(
-                    retain_threshold=threshold,
-                    multiplier=multiplier,
-                    features=features.tolist(),
-                    forget_accuracy=float(forget.mean()),
-                    retain_accuracy=float(retain.mean()),
-                    forget_kept=_share(forget, before[0]),
-                    retain_kept=_share(retain, before[1]),
-                )
-            )
-    return found
+    known: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+
+    def intervene(threshold: float, multiplier: float, features: Int[np.ndarray, " k"]) -> Intervention:
+        replace = clamp(subject.sae, features, -multiplier)
+        after = [
+            answer(lm, hook_point, questions, config.batch_size, replace, advance)
+            for questions in (data.forget_questions, data.retain_questions)
+        ]
+        for side, right, first in zip(known, after, before, strict=True):
+            side.append(right[first])
+        return Intervention(
+            retain_threshold=threshold,
+            multiplier=multiplier,
+            features=features.tolist(),
+            forget_accuracy=float(after[0].mean()),
+            retain_accuracy=float(after[1].mean()),
+            forget_kept=_share(known[0][-1]),
+            retain_kept=_share(known[1][-1]),
+        )
+
+    with progress(f"unlearn {subject.name}", (len(settings) + 1) * n_sequences, "choices") as advance:
+        found = [intervene(t, multiplier, features_to_clamp(*rates, t)[:n]) for t, n, multiplier in settings]
+        forget, retain = (np.stack(side) for side in known)
+        estimate = score(forget, retain, config.seed) if forget.size and retain.size else None
+        best = None if estimate is None else best_setting(forget, retain)
+        control = None
+        if best is not None:
+            threshold, n, multiplier = settings[best]
+            others = np.random.default_rng(config.seed).permutation(features_to_clamp(*rates, threshold)[n:])
+            control = intervene(threshold, multiplier, others[:n]) if len(others) else None
+    return _Sweep(found, estimate, control)
 
 
-def _share(after: Bool[np.ndarray, " n"], before: Bool[np.ndarray, " n"]) -> float:
-    return float(after[before].mean()) if before.any() else 1.0
+def _share(right: Bool[np.ndarray, " n"]) -> float:
+    return float(right.mean()) if len(right) else 1.0

@@ -15,7 +15,7 @@ from scansion.evals.answering import answer, clamp, firing_rates
 from scansion.evals.questions import Question, UnlearningData, bundled_questions, hub_questions, lettered
 from scansion.evals.saebench_layouts import unlearning_json
 from scansion.evals.unlearning import UnlearningConfig, evaluate_unlearning, features_to_clamp
-from scansion.evals.unlearning_result import Intervention, score
+from scansion.evals.unlearning_result import best_setting, score
 from scansion.lm import HookPoint, LanguageModel, logits
 from tests.conftest import WIDTH, random_contexts
 from tests.evals.probing import make_subject, use_asset, write_set
@@ -44,14 +44,22 @@ def test_features_to_clamp_fire_on_one_side_only() -> None:
 
 
 def test_the_score_counts_only_what_keeps_the_rest() -> None:
-    def one(forget: float, retain: float) -> Intervention:
-        return Intervention(
-            retain_threshold=0.01, multiplier=1, features=[], forget_accuracy=0, retain_accuracy=0,
-            forget_kept=forget, retain_kept=retain,
-        )  # fmt: skip
+    def right(*shares: float) -> np.ndarray:
+        return np.array([np.arange(100) < 100 * share for share in shares])
 
-    assert score([one(0.2, 0.98), one(0.7, 0.99), one(0.9, 1.0)]) == pytest.approx(0.3)
-    assert score([one(0.0, 0.5)]) == 0.0
+    forget, retain = right(0.2, 0.7, 0.9), right(0.98, 0.99, 1.0)
+    found = score(forget, retain, 0)
+    assert found.value == pytest.approx(0.3) and best_setting(forget, retain) == 1
+    assert score(right(0.0), right(0.5), 0).value == 0.0 and best_setting(right(0.0), right(0.5)) is None
+    assert best_setting(right(1.0), right(1.0)) is None
+
+
+def test_the_interval_of_the_score_is_that_of_a_share_where_there_is_no_choice() -> None:
+    forget = (np.arange(400) % 4 > 0)[None]
+    found = score(forget, np.ones((1, 50), bool), 0)
+    assert found.value == 0.25
+    assert found.low is not None and found.high is not None
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * (0.25 * 0.75 / 400) ** 0.5, rel=0.1)
 
 
 def test_an_answer_is_the_likeliest_choice(lm: LanguageModel) -> None:
@@ -172,12 +180,47 @@ def test_a_model_that_guesses_gets_no_score_and_one_that_knows_does(
     monkeypatch.setattr("scansion.evals.unlearning.bundled_questions", lambda *_: easy)
     (result,) = evaluate_unlearning([make_subject()], lm, POINT, config)
     assert (result.status, result.forget_accuracy, result.retain_accuracy) == ("ok", 1.0, 1.0)
-    assert result.score == score(result.interventions)
-    assert (
-        unlearning_json(result, make_subject())["eval_result_metrics"]["unlearning"]["unlearning_score"] == result.score
-    )
+    (setting,) = result.interventions
+    assert result.score is not None
+    assert result.score.value == pytest.approx(1 - setting.forget_kept if setting.retain_kept >= 0.99 else 0.0)
+    metrics = unlearning_json(result, make_subject())["eval_result_metrics"]
+    assert metrics["unlearning"]["unlearning_score"] == result.score.value
     assert result.notes == ["note"]
     half = replace(easy, retain_questions=data.retain_questions)
     monkeypatch.setattr("scansion.evals.unlearning.bundled_questions", lambda *_: half)
     (unsure,) = evaluate_unlearning([make_subject()], lm, POINT, config)
     assert unsure.status == "ok" and "that it should keep, not clearly more than guessing" in unsure.notes[1]
+
+
+def test_features_drawn_at_random_are_clamped_for_comparison(
+    asset: Path, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that knows all, and forgets half of the science once any feature is set to -7."""
+    clamped: list[tuple[list[int], float]] = []
+
+    def pretend(sae: object, features: np.ndarray, value: float) -> tuple[list[int], float]:
+        clamped.append((features.tolist(), value))
+        return clamped[-1]
+
+    def answered(lm: object, point: object, asked: list[Question], batch: int, what: object, advance: object) -> object:
+        science = len(asked[0].choices) == 4
+        forgotten = science and isinstance(what, tuple) and what[1] == -7.0
+        return np.arange(len(asked)) % 2 == 0 if forgotten else np.ones(len(asked), bool)
+
+    monkeypatch.setattr("scansion.evals.unlearning.clamp", pretend)
+    monkeypatch.setattr("scansion.evals.unlearning.answer", answered)
+    config = UnlearningConfig(
+        n_questions=20,
+        n_texts=10,
+        n_features=(2, 3),
+        multipliers=(0.0, 7.0),
+        retain_thresholds=(1.0,),
+        context_length=32,
+    )
+    (result,) = evaluate_unlearning([make_subject()], lm, POINT, config)
+    assert result.score is not None and result.score.value == 0.5
+    assert result.control is not None and result.control.multiplier == 7.0
+    chosen, (drawn, value) = result.interventions[1].features, clamped[-1]
+    assert result.control.features == drawn and value == -7.0 and len(drawn) == 2
+    assert set(drawn).isdisjoint(chosen)
+    assert result.headline()["unlearning_control"] == 0.5
