@@ -44,8 +44,8 @@ class Encoder:
         """Indices of the features; None for all, in order."""
         if self.width == len(self.b_enc):
             return None
-        every = torch.arange(len(self.b_enc), device=self.x.device)
-        return torch.cat([every[piece] for piece in self.pieces])
+        ranges = (torch.arange(*piece.indices(len(self.b_enc)), device=self.x.device) for piece in self.pieces)
+        return torch.cat(list(ranges))
 
     def at(self, rows: slice) -> Encoder:
         """The tokens at these positions, with the same features."""
