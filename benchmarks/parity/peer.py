@@ -1,14 +1,14 @@
-"""The peer's side of the comparison; runs in the environment that environment.sh makes: peer.py EXCHANGE.
+"""The peer's side of the comparison; runs in the environment that environment.sh makes: peer.py EXCHANGE [--again].
 
-EXCHANGE is what compare.py wrote. SAEBench's own functions are called; around them, this file gives a local model a
-name that transformer_lens accepts, makes the tokenizer start texts with BOS, and records what is pooled.
+EXCHANGE is what compare.py wrote; --again probes another SAE, with what the first run left on disk, and times that alone.
+SAEBench's own functions are called; around them, this file gives a local model a name that transformer_lens accepts, makes
+the tokenizer start texts with BOS, and records what is pooled.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
 from importlib.metadata import version
@@ -72,13 +72,17 @@ class StoredTokens:
         return self.tokens[self.next - batch_size : self.next]
 
 
-def main(exchange: Path) -> None:
+def main(exchange: Path, again: bool) -> None:
     settings = json.loads((exchange / "settings.json").read_text())
     sae = SharedSAE(settings, load_file(exchange / "sae.safetensors")).eval()
     os.chdir(exchange)
     supported.OFFICIAL_MODEL_NAMES.append(settings["model"])
     model = HookedTransformer.from_pretrained_no_processing(settings["model"], device="cpu", dtype=torch.float32)
     bos_added = start_with_bos(model.tokenizer)
+    if again:
+        found = {name: probe_again(exchange, name, settings, sae, model) for name in settings["probing_sets"]}
+        (exchange / "again.json").write_text(json.dumps(found, indent=1))
+        return
     result: dict[str, object] = {
         "versions": {
             name: version(name) for name in ("sae-bench", "sae-lens", "transformer-lens", "torch", "scikit-learn")
@@ -108,12 +112,12 @@ def start_with_bos(tokenizer: object) -> bool:
     return True
 
 
-def probe(exchange: Path, name: str, settings: dict, sae: SharedSAE, model: HookedTransformer) -> dict:
+def probing_config(exchange: Path, name: str, settings: dict) -> SparseProbingEvalConfig:
+    """SAEBench's settings for one set, whose folder becomes the working directory."""
     sizes = settings["probing_sets"][name]
-    recorded: dict[str, object] = {}
     dataset_info.chosen_classes_per_dataset[HUB_NAME] = ["0", "1"]
     os.chdir(exchange / "probing" / name)
-    config = SparseProbingEvalConfig(
+    return SparseProbingEvalConfig(
         dataset_names=[HUB_NAME],
         probe_train_set_size=sizes["train"],
         probe_test_set_size=sizes["test"],
@@ -124,26 +128,31 @@ def probe(exchange: Path, name: str, settings: dict, sae: SharedSAE, model: Hook
         k_values=settings["k_values"],
         random_seed=42,
     )
+
+
+def probe(exchange: Path, name: str, settings: dict, sae: SharedSAE, model: HookedTransformer) -> dict[str, float]:
+    config = probing_config(exchange, name, settings)
+    recorded: dict[str, object] = {}
     with recording(recorded):
-        start = time.monotonic()
         scores, _ = probing_main.run_eval_single_sae(config, sae, model, "cpu", "artifacts", save_activations=True)
-        seconds = time.monotonic() - start
-    # What is left for a second SAE: the LM's activations and its probes' results are on disk.
-    start, cpu = time.monotonic(), time.process_time()
-    again, _ = probing_main.run_eval_single_sae(config, sae, model, "cpu", "artifacts", save_activations=True)
-    cached = {"seconds_cached": time.monotonic() - start, "cpu_seconds_cached": time.process_time() - cpu}
-    shutil.rmtree("artifacts")
     np.savez(
         exchange / "probing" / name / "pooled.npz",
         **{f"{kind}_{label}": recorded[kind][label].detach().numpy() for kind in ("lm", "sae") for label in ("0", "1")},
     )
     (exchange / "probing" / name / "texts.json").write_text(json.dumps(recorded["texts"]))
+    return {key: value for key, value in scores.items() if isinstance(value, float)}
+
+
+def probe_again(exchange: Path, name: str, settings: dict, sae: SharedSAE, model: HookedTransformer) -> dict:
+    """What a further SAE costs: the LM's activations and its probes' results are on disk."""
+    config = probing_config(exchange, name, settings)
+    start, cpu = time.monotonic(), time.process_time()
+    scores, _ = probing_main.run_eval_single_sae(config, sae, model, "cpu", "artifacts", save_activations=True)
     return {
-        "seconds": seconds,
-        **cached,
-        "scores": {key: value for key, value in scores.items() if isinstance(value, float)},
+        "seconds": time.monotonic() - start,
+        "cpu_seconds": time.process_time() - cpu,
         # Its probes are not seeded: the same again is not quite the same.
-        "scores_again": {key: value for key, value in again.items() if isinstance(value, float)},
+        "scores": {key: value for key, value in scores.items() if isinstance(value, float)},
     }
 
 
@@ -188,7 +197,6 @@ class recording:
 
 def core(exchange: Path, settings: dict, sae: SharedSAE, model: HookedTransformer) -> dict:
     tokens = torch.from_numpy(np.load(exchange / "tokens.npy")).long()
-    start = time.monotonic()
     metrics, _ = core_main.get_sparsity_and_variance_metrics(
         sae,
         model,
@@ -202,10 +210,10 @@ def core(exchange: Path, settings: dict, sae: SharedSAE, model: HookedTransforme
         model_kwargs={},
         ignore_tokens={model.tokenizer.bos_token_id, model.tokenizer.eos_token_id, model.tokenizer.pad_token_id},
     )
-    return {"seconds": time.monotonic() - start, "metrics": metrics}
+    return {"metrics": metrics}
 
 
-def tpp(exchange: Path, name: str, settings: dict, sae: SharedSAE, model: HookedTransformer) -> dict:
+def tpp(exchange: Path, name: str, settings: dict, sae: SharedSAE, model: HookedTransformer) -> dict[str, float]:
     sizes = settings["tpp_sets"][name]
     dataset_info.chosen_classes_per_dataset[HUB_NAME] = [str(i) for i in range(sizes["classes"])]
     tpp_main.COLUMN2_VALS_LOOKUP[HUB_NAME] = None
@@ -223,12 +231,8 @@ def tpp(exchange: Path, name: str, settings: dict, sae: SharedSAE, model: Hooked
         n_values=settings["n_values"],
         random_seed=42,
     )
-    start = time.monotonic()
     scores, _ = tpp_main.run_eval_single_sae(config, sae, model, "cpu", "artifacts", save_activations=False)
-    return {
-        "seconds": time.monotonic() - start,
-        "scores": {key: value for key, value in scores.items() if isinstance(value, float)},
-    }
+    return {key: value for key, value in scores.items() if isinstance(value, float)}
 
 
 def scr(exchange: Path, name: str, settings: dict, sae: SharedSAE, model: HookedTransformer) -> dict:
@@ -266,16 +270,11 @@ def scr(exchange: Path, name: str, settings: dict, sae: SharedSAE, model: Hooked
     )
     config.column1_vals_lookup = {HUB_NAME: [("1", "0")]}
     try:
-        start = time.monotonic()
         scores, _ = tpp_main.run_eval_single_sae(config, sae, model, "cpu", str(folder), save_activations=False)
-        seconds = time.monotonic() - start
     finally:
         dataset_creation.get_train_test_data = original
-    return {
-        "seconds": seconds,
-        "scores": {key: value for key, value in scores.items() if isinstance(value, float | int)},
-    }
+    return {key: value for key, value in scores.items() if isinstance(value, float | int)}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main(Path(sys.argv[1]).resolve(), "--again" in sys.argv[2:])
