@@ -33,9 +33,12 @@ CLASS_SETS: dict[str, ClassSet] = {
 
 CROSSED_SETS: dict[str, str] = {
     "occupation_gender": "LabHC/bias_in_bios (actor or journalist, by gender; far fewer texts)",
-    "topic_sentiment": "canrager/amazon_reviews_mcauley_1and5 (category by rating); made up here: a piece of AG News "
-    "followed by a film review phrase of SST-2",
+    "topic_sentiment": "canrager/amazon_reviews_mcauley_1and5 (category by rating); made up here: four phrases of SST-2's "
+    "film reviews, all of one sentiment, and a piece of AG News after them",
 }
+# Phrases that make up a review. From one alone a probe on SmolLM2's pooled activations hardly tells the sentiment, so that
+# no bias can cost it any accuracy.
+_PHRASES = 4
 
 
 @dataclass(frozen=True)
@@ -107,23 +110,31 @@ def _occupation_gender() -> list[list[list[str]]]:
 
 def _topic_sentiment(generator: np.random.Generator) -> list[list[list[str]]]:
     news = [[t for t, label in _labels(name).items() if label] for name in ("161_agnews_0", "162_agnews_1")]
-    reviews = _labels("92_glue_sst2")
-    phrases = [_shuffled([t for t, label in reviews.items() if label == wanted], generator) for wanted in (0, 1)]
-    half = min(len(part) for part in (*news, *phrases)) // 2
+    phrases = _labels("92_glue_sst2")
+    reviews = [
+        _reviews(_shuffled([t for t, label in phrases.items() if label == wanted], generator)) for wanted in (0, 1)
+    ]
+    half = min(len(part) for part in (*news, *reviews)) // 2
     shuffled = [_shuffled(part, generator) for part in news]
-    # Each topic's first half meets one sentiment and its second half the other, and so do the phrases.
+    # Each topic's first half meets one sentiment and its second half the other, and so do the reviews.
     return [
         [
             [
-                f"{item} {phrase}"
-                for item, phrase in zip(
-                    shuffled[a][b * half : (b + 1) * half], phrases[b][a * half : (a + 1) * half], strict=True
+                f"{review} {item}"
+                for item, review in zip(
+                    shuffled[a][b * half : (b + 1) * half], reviews[b][a * half : (a + 1) * half], strict=True
                 )
             ]
             for b in (0, 1)
         ]
         for a in (0, 1)
     ]
+
+
+def _reviews(phrases: list[str]) -> list[str]:
+    """As many as there are enough phrases for; none is used twice."""
+    starts = range(0, len(phrases) - _PHRASES + 1, _PHRASES)
+    return [" ".join(phrase.strip() for phrase in phrases[start : start + _PHRASES]) for start in starts]
 
 
 def _labels(name: str) -> dict[str, int]:

@@ -142,8 +142,10 @@ def asset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_set(tmp_path, name, [(f"{text} w{50 + i}" if label else text, label) for text, label in rows])
     monkeypatch.setitem(class_texts.CLASS_SETS, "three", ClassSet(members, "nothing"))
     for i, name in enumerate(("161_agnews_0", "162_agnews_1", "92_glue_sst2")):
-        texts = telling_texts(60, seed=10 + i)
-        write_set(tmp_path, name, texts if i == 2 else [(f"{text} w{45 + i}", label) for text, label in texts])
+        # Phrases begin with their label; four of them make a review.
+        texts = telling_texts(240 if i == 2 else 60, seed=10 + i)
+        marked = [(f"w{47 + label} {text}" if i == 2 else f"{text} w{45 + i}", label) for text, label in texts]
+        write_set(tmp_path, name, marked)
     return tmp_path
 
 
@@ -154,7 +156,10 @@ def test_no_text_is_in_two_classes_or_on_two_sides(asset: Path) -> None:
     quadrants = load_quadrants("topic_sentiment", 10, 5, seed=0)
     texts = [t for side in (quadrants.train, quadrants.test) for row in side for part in row for t in part]
     assert len(texts) == len(set(texts)) == 4 * 15
-    assert all(("w45" in t) == (a == 0) for a in (0, 1) for b in (0, 1) for t in quadrants.train[a][b])
+    for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        for words in (text.split() for text in quadrants.train[a][b]):
+            assert words[-1] == f"w{45 + a}" and words[0] == f"w{47 + b}"
+            assert words.count(f"w{47 + b}") == 4 and f"w{48 - b}" not in words
     with pytest.raises(ConfigError, match="no set of classes"):
         load_classes("four", 1, 1, 0)
 
