@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict, field_validator
-from scipy.stats import norm
+from scipy.optimize import root_scalar
+from scipy.stats import chi2, norm
 from scipy.stats import t as student_t
 
 from scansion.sae import SAE, SAEMetadata
@@ -115,15 +116,28 @@ class Estimate(BaseModel):
 def detectable_difference(differences: Sequence[float]) -> float | None:
     """The smallest true difference that a two-sided 5% t-test on so many seeds would find with a probability of 80%.
 
-    ``(t(0.975, n - 1) + t(0.8, n - 1)) * s / sqrt(n)``, s the standard deviation of the differences; None below 2 seeds.
+    The noncentrality at which the test has that power, times ``s / sqrt(n)``, s the standard deviation of the
+    differences; None below 2 seeds.
 
     Args:
         differences: paired by seed.
     """
     n = len(differences)
-    if n < 2:
-        return None
-    return float((student_t.ppf(0.975, n - 1) + student_t.ppf(0.8, n - 1)) * np.std(differences, ddof=1) / math.sqrt(n))
+    return float(_noncentrality(n) * np.std(differences, ddof=1) / math.sqrt(n)) if n > 1 else None
+
+
+@cache
+def _noncentrality(n: int) -> float:
+    """Of a t-test on n differences that finds them with a probability of 80%."""
+    bound = student_t.ppf(0.975, n - 1)
+    # The mean over what the sample's standard deviation may be, by quadrature: scipy's noncentral t fails for 2 seeds.
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    spread = np.sqrt(chi2.ppf((nodes + 1) / 2, n - 1) / (n - 1))
+
+    def lacking(mean: float) -> float:
+        return float(weights / 2 @ (norm.cdf(mean - bound * spread) + norm.cdf(-mean - bound * spread))) - 0.8
+
+    return float(root_scalar(lacking, bracket=(0.0, 10 * bound)).root)
 
 
 def paired_p(differences: Sequence[float]) -> float | None:

@@ -247,13 +247,18 @@ def test_intervals_over_seeds_are_those_of_student_and_cover_the_truth() -> None
     assert sum(draw.low <= 3.0 <= draw.high for draw in draws) / 1000 == pytest.approx(0.95, abs=0.025)
 
 
-def test_the_detectable_difference_is_found_four_times_in_five() -> None:
-    """Five seeds whose true difference is the detectable one: the interval excludes 0 about 80% of the time."""
+@pytest.mark.parametrize("n", [2, 3, 5, 12])
+def test_the_detectable_difference_is_found_four_times_in_five(n: int) -> None:
+    """Seeds whose true difference is the detectable one: the interval excludes 0 in 80% of all draws."""
     assert detectable_difference([1.0]) is None
     generator = np.random.default_rng(0)
-    spread = generator.normal(size=5)
-    spread = (spread - spread.mean()) / spread.std(ddof=1)
-    detectable = detectable_difference(spread.tolist())
-    draws = generator.normal(detectable, 1.0, size=(2000, 5))
-    found = np.mean([Estimate.of_seeds(draw.tolist()).excludes_zero for draw in draws])
-    assert 0.75 < found < 0.87
+    spread = generator.normal(size=n)
+    detectable = detectable_difference(((spread - spread.mean()) / spread.std(ddof=1)).tolist())
+    assert detectable is not None
+    # Of draws whose mean is far from 0 in units of their own spread, by the t-test that intervals are made of.
+    draws = generator.normal(detectable, 1.0, size=(40_000, n))
+    half = Estimate.of_seeds(draws[0].tolist())
+    assert half.high is not None and half.value is not None
+    bound = (half.high - half.value) / (draws[0].std(ddof=1) / n**0.5)
+    found = np.mean(np.abs(draws.mean(axis=1)) > bound * draws.std(axis=1, ddof=1) / n**0.5)
+    assert found == pytest.approx(0.8, abs=0.008)
