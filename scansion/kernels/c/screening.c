@@ -9,7 +9,8 @@ typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_al
 
 /* Whether this processor multiplies in bfloat16. */
 int64_t scansion_has_bfloat16(void) {
-#if defined(__x86_64__) && defined(__GNUC__)
+/* Older compilers do not know the name. */
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
     return __builtin_cpu_supports("avx512bf16") != 0;
 #else
     return 0;
