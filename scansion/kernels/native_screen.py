@@ -95,10 +95,13 @@ def screened_top_k(
 def screened_above(
     screen: Screen, floor: float, at_most: int
 ) -> tuple[Int64[Tensor, "nnz"], Float32[Tensor, "nnz"], Int64[Tensor, "t"]] | None:
-    """What :func:`native.above` gives; None if more than so many entries had to be computed in full, or one is NaN."""
+    """What :func:`native.above` gives; None if more than so many entries had to be computed in full, or
+    something is NaN or too large for screening.
+    """
     counts, offsets = (torch.zeros(screen.n_rows + extra, dtype=torch.int64) for extra in (0, 1))
     start = (native.threads(screen.n_rows), screen.n_rows, ctypes.byref(screen), ctypes.byref(ctypes.c_float(floor)))
-    native.check_memory(native.loaded().scansion_screened_above(*start, None, None, None, counts.data_ptr()))
+    if native.check_memory(native.loaded().scansion_screened_above(*start, None, None, None, counts.data_ptr())) == 1:
+        return None
     torch.cumsum(counts, 0, out=offsets[1:])
     total = int(offsets[-1])
     if total > at_most:

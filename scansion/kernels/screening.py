@@ -21,6 +21,8 @@ from scansion.kernels.encoder import Encoder
 # selections timed either way.
 D_IN = 128
 WIDTH = 32
+# Tokens from which on it pays to round the encoder for them.
+TOKENS = 256
 # Share of the entries, at most, that may be computed in full for it to pay.
 SHARE = 1 / 8
 # Tokens that are tried first.
@@ -42,8 +44,8 @@ def screened_top_k(encoders: Sequence[Encoder], k: int, at_once: int) -> list[Fo
         at_once: entries of the product to be held at once.
 
     Returns:
-        None where float32 is faster: the processor does not multiply in bfloat16, there are few features, or rounding leaves
-        too much open; or where there is a NaN.
+        None where float32 is faster: the processor does not multiply in bfloat16, there are few tokens or features, or
+        rounding leaves too much open; or where something is NaN, or too large for screening.
     """
     found: list[Found] = []
     for screen in _screens(encoders, k, at_once):
@@ -67,7 +69,8 @@ def screened_above(encoders: Sequence[Encoder], floor: float, k: int, at_once: i
 
 def _screens(encoders: Sequence[Encoder], k: int, at_once: int) -> Iterator[native_screen.Screen]:
     """Some tokens at a time, each only until the next; none where it would not pay."""
-    if not all(_may_pay(encoder, k) for encoder in encoders):
+    many = sum(encoder.n_tokens for encoder in encoders) >= TOKENS
+    if not (many and all(_may_pay(encoder, k) for encoder in encoders)):
         return
     W, norms, errors = native_screen.round_rows(encoders[0].W_enc)
     # A sum of n products in float32 is off by n / 2^24 of the factors' norms, at most, here as in what is computed in full.

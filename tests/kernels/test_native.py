@@ -93,6 +93,13 @@ def test_rows_may_have_names_of_their_own_for_the_columns() -> None:
 
 
 @built
+def test_a_row_of_nothing_but_nan_is_given_up_on_before_anything_is_written() -> None:
+    x = draw(200, 1000)
+    x[150:] = torch.nan
+    assert all(native.top_k(x, 3, [(200, torch.arange(1000))]) is None for _ in range(20))
+
+
+@built
 @pytest.mark.parametrize("d", [3, 16, 37])
 def test_passes_over_rows_are_torch_s(d: int) -> None:
     rows, gradient, weights = draw(200, d, seed=1), draw(200, d, seed=2), draw(200, seed=3)

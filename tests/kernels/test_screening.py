@@ -15,6 +15,12 @@ bfloat16 = pytest.mark.skipif(
 K = 5
 
 
+@pytest.fixture(autouse=True)
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Screening for as few tokens as these tests have."""
+    monkeypatch.setattr(screening, "TOKENS", 1)
+
+
 def draw(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
 
@@ -192,14 +198,26 @@ def test_over_a_batch_too_the_floor_decides_nothing(floor: float, monkeypatch: p
 
 @bfloat16
 @pytest.mark.parametrize("where", ["x", "W_enc", "b_enc"])
-@pytest.mark.parametrize("what", [torch.nan, torch.inf, 3e38])
-def test_what_is_not_finite_is_left_to_float32(where: str, what: float) -> None:
-    """Or gives the same."""
-    source = encoder()
-    getattr(source, where).view(-1)[40] = what
-    found = select_top_k([source], K, source.width)
-    product = (source.x.flatten(0, 1) @ source.W_enc.T + source.b_enc).relu()
-    dense = torch.zeros_like(product).index_put((found.tokens, found.features), found.values)
-    torch.testing.assert_close(
-        dense.topk(K, dim=1).values, product.topk(K, dim=1).values, equal_nan=True, rtol=1e-4, atol=1e-4
-    )
+@pytest.mark.parametrize("what", [torch.nan, torch.inf, -torch.inf, 1e20, 3e38])
+@pytest.mark.parametrize("pieces", [(slice(None),), (slice(0, 20), slice(70, 1000))], ids=["all", "two pieces"])
+def test_what_is_not_finite_gives_what_float32_gives(
+    pieces: tuple[slice, ...], what: float, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers whose squares are too large too; no closed feature fires, and nothing beyond the features is read."""
+    source = encoder(width=1999, pieces=pieces)
+    closed = torch.arange(10)[:, None] % 3 == torch.arange(source.width) % 3
+    source = Encoder(source.x, source.W_enc, source.b_enc, pieces, closed)
+    getattr(source, where).view(-1)[540] = what
+    found = [select_top_k([source], K, 1999), select_over_batch([source], 200, 30.0, 1999)]
+    monkeypatch.setattr(native_screen, "has_bfloat16", lambda: False)
+    expected = [select_top_k([source], K, 1999), select_over_batch([source], 200, 30.0, 1999)]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine.features, theirs.features) and torch.equal(mine.offsets, theirs.offsets)
+        torch.testing.assert_close(mine.values, theirs.values, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+@bfloat16
+def test_a_few_tokens_are_not_worth_rounding_the_encoder_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = encoder(width=1000)
+    monkeypatch.setattr(screening, "TOKENS", source.n_tokens + 1)
+    assert screening.screened_top_k([source], K, 1 << 20) is None

@@ -34,16 +34,17 @@ SOME_DEAD = torch.arange(D_SAE) % 4 == 1
 
 
 @pytest.fixture(autouse=True, params=["float32", "screened"])
-def always(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sparse execution, in several chunks, and screening, for sizes at which they would not pay."""
+def always(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Sparse execution, in several chunks, and screening, for sizes at which they would not pay; which of the two."""
     if request.param == "screened":
         if not (native.built() and native_screen.has_bfloat16()):
             pytest.skip("this processor does not multiply in bfloat16")
-        for name in ("D_IN", "WIDTH", "SHARE", "FEW"):
+        for name in ("D_IN", "WIDTH", "TOKENS", "SHARE", "FEW"):
             monkeypatch.setattr(screening, name, 1)
     monkeypatch.setattr(selection, "DENSITY", 1.0)
     monkeypatch.setattr(selection, "RELU_DENSITY", 1.0)
     monkeypatch.setattr(selection, "CHUNK", 3 * 7 * D_SAE)
+    return request.param
 
 
 @pytest.mark.parametrize("architecture", SPARSE)
@@ -79,11 +80,13 @@ def test_fifty_steps_follow_the_same_curve(architecture: str, mask: str) -> None
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_in_use_too_active_entries_are_those_of_the_dense_form(mask: str) -> None:
+def test_in_use_too_active_entries_are_those_of_the_dense_form(mask: str, always: str) -> None:
     sae, x, positions = make_sae("topk", MASKS[mask]).eval(), some_x(n=7), EVERYWHERE[:, None]
     entries, acts = sae.active(x, positions), sae.encode(x, positions).detach().flatten(0, 1)
     assert entries is not None
     found = torch.zeros_like(acts).index_put((entries.tokens, entries.features), entries.values)
+    if always == "float32":
+        assert torch.equal(found, acts)
     torch.testing.assert_close(found, acts)
 
 
@@ -142,6 +145,11 @@ def test_entries_are_those_of_the_whole_product(closed: torch.Tensor | None) -> 
         dense = torch.zeros_like(product).index_put((found.tokens, found.features), found.values)
         torch.testing.assert_close(dense, expected)
         assert torch.equal(found.fired(), (expected > 0).sum(dim=0))
+
+
+def test_screening_is_what_is_tested_as_such(always: str) -> None:
+    source, _ = encoder()
+    assert (screening.screened_top_k([source], 5, 1 << 20) is not None) == (always == "screened")
 
 
 def test_positive_entries_are_given_up_on_when_they_are_too_many() -> None:

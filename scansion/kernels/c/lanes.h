@@ -1,6 +1,6 @@
 /* What the C part of the sparse step has in common: vectors, and which rows a thread deals with.
 
-   All of it is called from native.py through ctypes. Matrices are contiguous, row by row; whole numbers are of 64 bits. Work is
+   All of it is called through ctypes. Matrices are contiguous, row by row; whole numbers are of 64 bits. Work is
    cut among threads where no two write the same row, so that results do not depend on how many there are. The threads are
    OpenMP's, which torch has loaded already: others would wait for cores on which its own are waiting for work. */
 

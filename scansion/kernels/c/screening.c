@@ -1,5 +1,6 @@
 /* The largest of each row of a product, where a product in bfloat16 has ruled out nearly all of it. */
 
+#include <float.h>
 #include <math.h>
 
 #include "bounds.h"
@@ -71,7 +72,7 @@ INLINE void dots_of(const int n, int64_t d, const float *const *rows, const floa
    Row i of x is of the norm norms[i], and rounding took something of the norm errors[i] from it, at most; column j likewise, but
    that W_errors has besides what is lost by adding up. Column j is named names[j], or j where that is NULL, and has the row of W of
    that name, of d entries. Where the product is minus infinity the entry is closed. b, W_norms and W_errors go on to the next
-   multiple of LANES, b with minus infinity. Laid out as native.py has it. */
+   multiple of LANES, b with minus infinity. Laid out as native_screen.py has it. */
 typedef struct {
     int64_t width, d;
     const uint16_t *products;
@@ -84,23 +85,27 @@ typedef struct {
 /* More than what is lost where numbers are too small to be held. */
 #define TINY 1e-30f
 
-/* Between which numbers the entries of a row lie; what is minus infinity stays so. There is room for a copy of the row. */
-INLINE void brackets(const screen *of, int64_t row, uint16_t *copy, float *low, float *high) {
+/* Between which numbers the entries of a row lie; what is minus infinity stays so. There is room for a copy of the row. Returns
+   whether something is NaN, or too large for that to be known. */
+INLINE int brackets(const screen *of, int64_t row, uint16_t *copy, float *low, float *high) {
     const int64_t padded = rounded_up(of->width);
     const float norm = of->norms[row], error = of->errors[row];
     const uint16_t *products = of->products + row * of->width;
     if (padded > of->width) products = memcpy(copy, products, sizeof(uint16_t) * of->width);
+    ints unknown = {0};
     for (int64_t i = 0; i < padded; i += LANES) {
         const floats product = (floats)(__builtin_convertvector(*(const halves *)(products + i), words) << 16);
         const floats base = load(of->b + i);
         const floats unsure = error * load(of->W_norms + i) + (norm + error) * load(of->W_errors + i) + TINY;
         const floats longer = product * (1 + HALF_PLACE), shorter = product * (1 - HALF_PLACE);
         const ints below = product < 0;
+        unknown |= ~(unsure <= FLT_MAX) | ~(base <= FLT_MAX) | (product != product);
         const floats least = (floats)(((ints)longer & below) | ((ints)shorter & ~below));
         const floats most = (floats)(((ints)shorter & below) | ((ints)longer & ~below));
         *(floats *)(low + i) = least + (base - unsure);
         *(floats *)(high + i) = most + (base + unsure);
     }
+    return sum_of_ints(unknown) != 0;
 }
 
 /* Compute n entries of a row in full; chosen says which of the columns they are, and where in found they go. Returns whether
@@ -137,9 +142,10 @@ static int64_t screened_top_k(int64_t first, int64_t last, int64_t k, const scre
     int32_t *columns = found + padded, *chosen = columns + padded;
     uint16_t *copy = (uint16_t *)(chosen + padded);
     int64_t status = 0;
-    for (int64_t row = first; row < last && !status; row++) {
-        brackets(of, row, copy, (float *)low, (float *)high);
-        status = maxima_of_groups(low, padded, n_groups, maxima);
+    for (int64_t row = first; row < last; row++) {
+        status |= brackets(of, row, copy, (float *)low, (float *)high);
+        if (status) break;
+        maxima_of_groups(low, padded, n_groups, maxima);
         /* At least k entries are sure to reach this, if so many are sure to be above 0. Those that cannot are out. */
         int32_t bound = bound_of(maxima, n_groups, k, k / 8, LEAST);
         int64_t n_found = 0, n_sure = 0, n_more = 0;
@@ -201,12 +207,12 @@ static int64_t screened_above(int64_t first, int64_t last, const screen *of, con
     uint16_t *copy = (uint16_t *)(chosen + padded);
     int64_t status = 0;
     for (int64_t i = 0; i < padded; i++) chosen[i] = i;
-    for (int64_t row = first; row < last && !status; row++) {
+    for (int64_t row = first; row < last; row++) {
         int64_t n_found = 0;
-        brackets(of, row, copy, low, high);
+        status |= brackets(of, row, copy, low, high);
+        if (status) break;
         for (int64_t i = 0; i < padded; i += LANES) {
-            /* What is not known to be no higher: NaN is to be seen. */
-            uint32_t reached = sum_of_ints(~(load(high + i) <= *floor) & powers);
+            uint32_t reached = sum_of_ints((load(high + i) > *floor) & powers);
             for (; reached; reached &= reached - 1) columns[n_found++] = i + __builtin_ctz(reached);
         }
         counts[row] = n_found;

@@ -14,11 +14,12 @@ static int64_t top_k(int64_t first, int64_t last, const int32_t *x, int64_t widt
     int32_t *maxima = scratch, *copy = scratch + n_groups, *found = copy + padded, *columns = found + padded;
     for (int64_t i = width; i < padded; i++) copy[i] = INT32_MIN; /* minus 0, which is not above 0 */
     int64_t status = 0, part = 0;
-    for (int64_t row = first; row < last && !status; row++) {
+    for (int64_t row = first; row < last; row++) {
         const int32_t *all = x + row * width;
         if (padded > width) all = memcpy(copy, all, sizeof(int32_t) * width);
         while (row >= ends[part]) part++;
         status = maxima_of_groups(all, padded, n_groups, maxima);
+        if (status) break; /* more than k NaNs would all be written */
         int32_t bound = bound_of(maxima, n_groups, k, k / 8, LEAST);
         int64_t n_found = 0;
         for (int64_t i = 0; i < padded; i += LANES) {

@@ -5,8 +5,7 @@
 
 #include "lanes.h"
 
-/* To be raised with every change of what a function here or in selection.c takes or gives; native.py refuses a library of another
-   version. */
+/* To be raised with every change of what a function of the C part takes or gives; native.py refuses a library of another version. */
 #define VERSION 2
 
 int64_t scansion_version(void) { return VERSION; }
