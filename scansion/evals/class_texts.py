@@ -33,7 +33,7 @@ CLASS_SETS: dict[str, ClassSet] = {
 
 CROSSED_SETS: dict[str, str] = {
     "occupation_gender": "LabHC/bias_in_bios (actor or journalist, by gender; far fewer texts)",
-    "topic_sentiment": "canrager/amazon_reviews_mcauley_1and5 (category by rating); made up here: four phrases of SST-2's "
+    "topic_rating": "canrager/amazon_reviews_mcauley_1and5 (category by rating); made up here: four phrases of SST-2's "
     "film reviews, all of one sentiment, and a piece of AG News after them",
 }
 # Phrases that make up a review. From one alone a probe on SmolLM2's pooled activations hardly tells the sentiment, so that
@@ -90,7 +90,7 @@ def load_quadrants(name: str, train_per_quadrant: int, test_per_quadrant: int, s
     if name not in CROSSED_SETS:
         raise ConfigError(f"no set with two labels is called {name!r}; there are {', '.join(CROSSED_SETS)}")
     generator = np.random.default_rng([seed, *name.encode()])
-    found = _topic_sentiment(generator) if name == "topic_sentiment" else _occupation_gender()
+    found = _topic_rating(generator) if name == "topic_rating" else _occupation_gender()
     texts = [[_shuffled(found[a][b], generator) for b in (0, 1)] for a in (0, 1)]
     n_train, n_test = _sizes(min(len(t) for row in texts for t in row), train_per_quadrant, test_per_quadrant)
     return Quadrants(
@@ -108,7 +108,7 @@ def _occupation_gender() -> list[list[list[str]]]:
     return found
 
 
-def _topic_sentiment(generator: np.random.Generator) -> list[list[list[str]]]:
+def _topic_rating(generator: np.random.Generator) -> list[list[list[str]]]:
     news = [[t for t, label in _labels(name).items() if label] for name in ("161_agnews_0", "162_agnews_1")]
     phrases = _labels("92_glue_sst2")
     reviews = [

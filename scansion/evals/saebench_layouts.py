@@ -171,7 +171,7 @@ def unlearning_json(result: UnlearningResult, subject: Subject) -> dict[str, Any
             "llm_batch_size": config["batch_size"],
             "llm_dtype": result.data["lm_dtype"],
         },
-        {"unlearning": {"unlearning_score": None if result.score is None else result.score.value}},
+        {"unlearning": {"unlearning_score": result.score}},
         [],
         _ours(result),
     )

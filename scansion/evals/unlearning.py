@@ -18,7 +18,7 @@ from scansion.evals.degenerate import reasons_before_running
 from scansion.evals.fit import require_fit
 from scansion.evals.questions import Question, UnlearningData, bundled_questions, hub_questions
 from scansion.evals.result import Estimate, Status, Subject
-from scansion.evals.unlearning_result import Intervention, UnlearningResult, best_setting, score
+from scansion.evals.unlearning_result import Intervention, UnlearningResult, best_setting, held_out, shares
 from scansion.lm import HookPoint, LanguageModel
 from scansion.progress import progress
 
@@ -166,7 +166,7 @@ def _one(
     status: Status = "degenerate" if reasons else "ok"
     if not reasons and why_not:
         reasons, status = [why_not], "inapplicable"
-    swept = _Sweep([], None, None) if reasons else _sweep(subject, lm, hook_point, data, rates, before, config)
+    swept = _Sweep([], None, None, None) if reasons else _sweep(subject, lm, hook_point, data, rates, before, config)
     return UnlearningResult(
         sae=subject.name,
         status=status,
@@ -183,6 +183,7 @@ def _one(
         retain_accuracy=float(before[1].mean()),
         forget_chance=chance,
         score=swept.score,
+        held_out=swept.held_out,
         interventions=swept.interventions,
         control=swept.control,
     )
@@ -193,7 +194,8 @@ class _Sweep:
     """What becomes of an SAE's result, as :class:`UnlearningResult` names it."""
 
     interventions: list[Intervention]
-    score: Estimate | None
+    score: float | None
+    held_out: Estimate | None
     control: Intervention | None
 
 
@@ -224,22 +226,20 @@ def _sweep(
             features=features.tolist(),
             forget_accuracy=float(after[0].mean()),
             retain_accuracy=float(after[1].mean()),
-            forget_kept=_share(known[0][-1]),
-            retain_kept=_share(known[1][-1]),
+            forget_kept=float(shares(known[0][-1][None])[0]),
+            retain_kept=float(shares(known[1][-1][None])[0]),
         )
 
     with progress(f"unlearn {subject.name}", (len(settings) + 1) * n_sequences, "choices") as advance:
         found = [intervene(t, multiplier, features_to_clamp(*rates, t)[:n]) for t, n, multiplier in settings]
         forget, retain = (np.stack(side) for side in known)
-        estimate = score(forget, retain, config.seed) if forget.size and retain.size else None
-        best = None if estimate is None else best_setting(forget, retain)
+        best = best_setting(forget, retain)
+        score = 0.0 if best is None else float(1 - shares(forget)[best])
         control = None
         if best is not None:
             threshold, n, multiplier = settings[best]
             others = np.random.default_rng(config.seed).permutation(features_to_clamp(*rates, threshold)[n:])
-            control = intervene(threshold, multiplier, others[:n]) if len(others) else None
-    return _Sweep(found, estimate, control)
-
-
-def _share(right: Bool[np.ndarray, " n"]) -> float:
-    return float(right.mean()) if len(right) else 1.0
+            control = intervene(threshold, multiplier, others[:n]) if len(others) >= n else None
+        if control is None:
+            advance(n_sequences)
+        return _Sweep(found, score, held_out(forget, retain, config.seed), control)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict
+from scipy.stats import binomtest
 
 from scansion.evals.extra_result import ExtraResult
-from scansion.evals.result import BOOTSTRAP_SAMPLES, Estimate
+from scansion.evals.result import Estimate
 
 # A setting counts if the LM keeps this share of the retained questions it had right.
 _KEPT = 0.99
@@ -39,10 +40,12 @@ class UnlearningResult(ExtraResult):
     Attributes:
         forget_accuracy, retain_accuracy: of the untouched LM; ``forget_chance`` is what guessing gives.
         score: 1 - the least ``forget_kept`` among settings whose ``retain_kept`` is at least 0.99, as in SAEBench; 0 if
-            there is none. Higher is better. Its interval is a bootstrap over questions, in which the setting is chosen
-            anew each time; for it is chosen by the questions that it is scored on.
-        control: at the setting that the score is of, as many features drawn from all that could have been clamped; None
-            where no setting takes anything, or there are no others.
+            there is none. Higher is better, and it is too high by what choosing the best by luck adds.
+        held_out: without that: the share forgotten of half of the known questions, at the setting that the other half of
+            either side chooses; with Wilson's interval. None where a half is empty.
+        control: what other features do at the setting of the score: as many of those that could have been clamped and
+            were not, one draw. They fire less on what is to be forgotten than those chosen. None where the score is 0 or
+            there are too few.
     """
 
     eval: str = "unlearning"
@@ -52,16 +55,18 @@ class UnlearningResult(ExtraResult):
     forget_accuracy: float
     retain_accuracy: float
     forget_chance: float
-    score: Estimate | None
+    score: float | None
+    held_out: Estimate | None
     interventions: list[Intervention]
     control: Intervention | None
 
     def headline(self) -> dict[str, float | None]:
-        """The score, what features drawn at random take, and the untouched accuracies."""
-        if self.status != "ok" or self.score is None:
+        """The score, as it is and held out, what other features take, and the untouched accuracies."""
+        if self.status != "ok":
             return {}
         return {
-            "unlearning": self.score.value,
+            "unlearning": self.score,
+            "unlearning_held_out": None if self.held_out is None else self.held_out.value,
             "unlearning_control": None if self.control is None else 1 - self.control.forget_kept,
             "forget_accuracy": self.forget_accuracy,
             "retain_accuracy": self.retain_accuracy,
@@ -74,22 +79,26 @@ def best_setting(forget: Bool[np.ndarray, "settings n"], retain: Bool[np.ndarray
     Args:
         forget, retain: what is still answered right, of the questions of each side that the untouched LM has right.
     """
-    kept, enough = forget.mean(axis=1), retain.mean(axis=1) >= _KEPT
-    best = int(np.where(enough, kept, 1.0).argmin())
-    return best if enough[best] and kept[best] < 1 else None
+    kept, kept_of_rest = shares(forget), shares(retain)
+    of_those = np.where(kept_of_rest >= _KEPT, kept, 1.0)
+    best = int(of_those.argmin())
+    return best if of_those[best] < 1 else None
 
 
-def score(forget: Bool[np.ndarray, "settings n"], retain: Bool[np.ndarray, "settings m"], seed: int) -> Estimate:
-    """See :class:`UnlearningResult`; arguments as above, at least one question a side."""
+def shares(right: Bool[np.ndarray, "settings n"]) -> Float[np.ndarray, " settings"]:
+    """Of the questions, still answered right; 1 where there are none."""
+    return right.mean(axis=1) if right.shape[1] else np.ones(len(right))
+
+
+def held_out(
+    forget: Bool[np.ndarray, "settings n"], retain: Bool[np.ndarray, "settings m"], seed: int
+) -> Estimate | None:
+    """See :class:`UnlearningResult`; arguments as above."""
     generator = np.random.default_rng(seed)
-
-    def shares(right: np.ndarray) -> np.ndarray:
-        """Of the questions as they are, then of those of each draw; [draws, settings]."""
-        n = right.shape[1]
-        counts = generator.multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP_SAMPLES)
-        return np.concatenate([np.ones((1, n), dtype=int), counts]) @ right.T.astype(float) / n
-
-    kept, of_rest = shares(forget), shares(retain)
-    value, *samples = (1 - np.where(of_rest >= _KEPT, kept, 1.0).min(axis=1)).tolist()
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return Estimate(value=value, low=float(low), high=float(high))
+    (first, second), (rest, _) = (np.array_split(generator.permutation(side.shape[1]), 2) for side in (forget, retain))
+    if not (len(second) and len(rest)):
+        return None
+    best = best_setting(forget[:, first], retain[:, rest])
+    lost = 0 if best is None else int((~forget[best, second]).sum())
+    interval = binomtest(lost, len(second)).proportion_ci(method="wilson")
+    return Estimate(value=lost / len(second), low=float(interval.low), high=float(interval.high))

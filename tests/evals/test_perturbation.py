@@ -153,7 +153,7 @@ def test_no_text_is_in_two_classes_or_on_two_sides(asset: Path) -> None:
     found = load_classes("three", 20, 10, seed=0)
     everything = [text for side in (found.train, found.test) for texts in side.values() for text in texts]
     assert len(everything) == len(set(everything)) == 3 * 30
-    quadrants = load_quadrants("topic_sentiment", 10, 5, seed=0)
+    quadrants = load_quadrants("topic_rating", 10, 5, seed=0)
     texts = [t for side in (quadrants.train, quadrants.test) for row in side for part in row for t in part]
     assert len(texts) == len(set(texts)) == 4 * 15
     for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
@@ -177,7 +177,7 @@ def test_evaluations_carry_the_audit_and_name_stand_ins(asset: Path, lm: Languag
         [subject],
         lm,
         HookPoint(1),
-        ScrConfig(datasets=("topic_sentiment",), train_per_quadrant=16, test_per_quadrant=8, **sizes),
+        ScrConfig(datasets=("topic_rating",), train_per_quadrant=16, test_per_quadrant=8, **sizes),
     )
     for result, layout in ((tpp, tpp_json), (scr, scr_json)):
         assert AUDIT in result.notes and "2605.18229" in AUDIT

@@ -15,7 +15,7 @@ from scansion.evals.answering import answer, clamp, firing_rates
 from scansion.evals.questions import Question, UnlearningData, bundled_questions, hub_questions, lettered
 from scansion.evals.saebench_layouts import unlearning_json
 from scansion.evals.unlearning import UnlearningConfig, evaluate_unlearning, features_to_clamp
-from scansion.evals.unlearning_result import best_setting, score
+from scansion.evals.unlearning_result import best_setting, held_out
 from scansion.lm import HookPoint, LanguageModel, logits
 from tests.conftest import WIDTH, random_contexts
 from tests.evals.probing import make_subject, use_asset, write_set
@@ -47,19 +47,22 @@ def test_the_score_counts_only_what_keeps_the_rest() -> None:
     def right(*shares: float) -> np.ndarray:
         return np.array([np.arange(100) < 100 * share for share in shares])
 
-    forget, retain = right(0.2, 0.7, 0.9), right(0.98, 0.99, 1.0)
-    found = score(forget, retain, 0)
-    assert found.value == pytest.approx(0.3) and best_setting(forget, retain) == 1
-    assert score(right(0.0), right(0.5), 0).value == 0.0 and best_setting(right(0.0), right(0.5)) is None
+    assert best_setting(right(0.2, 0.7, 0.9), right(0.98, 0.99, 1.0)) == 1
+    assert best_setting(right(0.0), right(0.5)) is None
     assert best_setting(right(1.0), right(1.0)) is None
+    assert best_setting(right(0.5, 0.6), np.ones((2, 0), bool)) == 0
 
 
-def test_the_interval_of_the_score_is_that_of_a_share_where_there_is_no_choice() -> None:
-    forget = (np.arange(400) % 4 > 0)[None]
-    found = score(forget, np.ones((1, 50), bool), 0)
-    assert found.value == 0.25
-    assert found.low is not None and found.high is not None
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * (0.25 * 0.75 / 400) ** 0.5, rel=0.1)
+def test_held_out_a_choice_among_settings_that_are_alike_adds_nothing() -> None:
+    """Six settings that each forget a tenth by luck: the interval holds a tenth as often as it says."""
+    generator = np.random.default_rng(0)
+    found = [held_out(generator.random((6, 120)) < 0.9, np.ones((6, 40), bool), seed) for seed in range(400)]
+    covered = [one.low <= 0.1 <= one.high for one in found if one and one.low is not None and one.high is not None]
+    assert np.mean([one.value for one in found if one]) == pytest.approx(0.1, abs=0.01)
+    assert len(covered) == 400 and 0.92 < np.mean(covered) < 0.98
+    nothing = held_out(np.ones((2, 120), bool), np.ones((2, 40), bool), 0)
+    assert nothing is not None and nothing.value == 0 and nothing.high == pytest.approx(0.060, abs=0.001)
+    assert held_out(np.ones((2, 1), bool), np.ones((2, 40), bool), 0) is None
 
 
 def test_an_answer_is_the_likeliest_choice(lm: LanguageModel) -> None:
@@ -181,10 +184,9 @@ def test_a_model_that_guesses_gets_no_score_and_one_that_knows_does(
     (result,) = evaluate_unlearning([make_subject()], lm, POINT, config)
     assert (result.status, result.forget_accuracy, result.retain_accuracy) == ("ok", 1.0, 1.0)
     (setting,) = result.interventions
-    assert result.score is not None
-    assert result.score.value == pytest.approx(1 - setting.forget_kept if setting.retain_kept >= 0.99 else 0.0)
+    assert result.score == pytest.approx(1 - setting.forget_kept if setting.retain_kept >= 0.99 else 0.0)
     metrics = unlearning_json(result, make_subject())["eval_result_metrics"]
-    assert metrics["unlearning"]["unlearning_score"] == result.score.value
+    assert metrics["unlearning"]["unlearning_score"] == result.score
     assert result.notes == ["note"]
     half = replace(easy, retain_questions=data.retain_questions)
     monkeypatch.setattr("scansion.evals.unlearning.bundled_questions", lambda *_: half)
@@ -218,9 +220,11 @@ def test_features_drawn_at_random_are_clamped_for_comparison(
         context_length=32,
     )
     (result,) = evaluate_unlearning([make_subject()], lm, POINT, config)
-    assert result.score is not None and result.score.value == 0.5
+    assert result.score == 0.5
+    assert result.held_out is not None and result.held_out.value == 0.5
     assert result.control is not None and result.control.multiplier == 7.0
     chosen, (drawn, value) = result.interventions[1].features, clamped[-1]
     assert result.control.features == drawn and value == -7.0 and len(drawn) == 2
     assert set(drawn).isdisjoint(chosen)
+    assert not set(drawn) <= set(result.interventions[3].features), "drawn, not the next by rank"
     assert result.headline()["unlearning_control"] == 0.5
