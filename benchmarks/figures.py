@@ -69,7 +69,8 @@ def floors(result: Result) -> Figure:
     axis.barh(places, [row[1] for row in rows], color=COLOURS[0], height=0.72)
     axis.barh(places, [row[2] for row in rows], left=[row[1] for row in rows], color=COLOURS[1], height=0.72)
     for place, (_, products, adam, found) in enumerate(rows):
-        axis.annotate(f"{found:.0f} ms, {found / (products + adam):.1f}x its floor", (found, place), (4, 0),
+        end = max(found, products + adam)
+        axis.annotate(f"{found:.0f} ms, {found / (products + adam):.1f}x its floor", (end, place), (4, 0),
                       textcoords="offset points", va="center", fontsize=8)  # fmt: skip
     axis.set(xlabel="milliseconds a step", xlim=(0, 1.3 * max(row[3] for row in rows)))
     handles = [
