@@ -24,12 +24,16 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from safetensors.torch import save_file
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from scansion.activations import ActivationStore
+from scansion.evals import scr as scr_module
 from scansion.evals.class_texts import load_classes, load_quadrants
 from scansion.evals.core import CoreConfig, evaluate_core
 from scansion.evals.pooling import pool_texts
+from scansion.evals.probes import LinearProbe
 from scansion.evals.probing_sets import load_probing_set
 from scansion.evals.result import Subject
 from scansion.evals.scr import ScrConfig, evaluate_scr
@@ -362,18 +366,41 @@ def scr(
         seed=SEED,
     )
     (result,) = evaluate_scr([subject], lm, hook_point, config)
+    # Once more with probes trained as SAEBench trains its own, to tell what comes of them.
+    fitted, scr_module.fit_linear = scr_module.fit_linear, trained_as_theirs
+    (alike,) = evaluate_scr([subject], lm, hook_point, config)
+    scr_module.fit_linear = fitted
     found: dict[str, Any] = {}
-    for one in result.datasets:
+    for one, other in zip(result.datasets, alike.datasets, strict=True):
         peer = theirs["scr"][one.name]
         found[one.name] = {
             f"scr_dir{number}_threshold_{n}": {
                 "ours": None if score is None else score.value,
+                "ours_with_their_probe": None if (same := with_theirs.by_n[n]) is None else same.value,
                 "theirs": peer[f"scr_dir{number}_threshold_{n}"],
             }
-            for number, direction in enumerate(one.directions, start=1)
+            for number, (direction, with_theirs) in enumerate(
+                zip(one.directions, other.directions, strict=True), start=1
+            )
             for n, score in direction.by_n.items()
         }
     return found
+
+
+def trained_as_theirs(x: np.ndarray, labels: np.ndarray) -> LinearProbe:
+    """AdamW at a rate of 0.001 on batches of 16, for 20 epochs."""
+    generator = torch.Generator().manual_seed(SEED)
+    rows, targets = torch.tensor(x, dtype=torch.float32), torch.tensor(labels, dtype=torch.float32)
+    net = torch.nn.Linear(rows.shape[1], 1)
+    for parameter in net.parameters():
+        torch.nn.init.uniform_(parameter, -(rows.shape[1] ** -0.5), rows.shape[1] ** -0.5, generator=generator)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    for _ in range(20):
+        for batch in torch.randperm(len(rows), generator=generator).split(16):
+            optimiser.zero_grad()
+            binary_cross_entropy_with_logits(net(rows[batch])[:, 0], targets[batch]).backward()
+            optimiser.step()
+    return LinearProbe(net.weight.detach().numpy()[0].astype(np.float64), net.bias.item())
 
 
 def markdown(table: dict[str, Any]) -> str:
@@ -440,20 +467,21 @@ def markdown(table: dict[str, Any]) -> str:
     for part, unit in (("tpp", "pt"), ("scr", "")):
         if not table[part]:
             continue
+        between = "" if part == "tpp" else " ours, with its probe |"
         lines += [
             "",
             f"## {part.upper()}",
             "",
-            "| set | figure | ours | SAEBench | difference |",
-            "|---|---|---|---|---|",
+            f"| set | figure | ours |{between} SAEBench | difference |",
+            f"|---|---|---|{'---|' if between else ''}---|---|",
         ]
         for name in table["sizes"][part]:
             for metric, score in table[part][name].items():
                 # Where the bias costs nothing, ours has no score.
-                ours, peer = ("-" if v is None else f"{v:.3f}" for v in (score["ours"], score["theirs"]))
+                shown_of = {who: "-" if v is None else f"{v:.3f}" for who, v in score.items()}
                 gap = None if score["ours"] is None else score["ours"] - score["theirs"]
                 shown = "-" if gap is None else f"{100 * gap:+.1f} pt" if unit else f"{gap:+.3f}"
-                lines.append(f"| {name} | {metric} | {ours} | {peer} | {shown} |")
+                lines.append(f"| {name} | {metric} | {' | '.join(shown_of.values())} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
