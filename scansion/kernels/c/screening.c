@@ -85,27 +85,41 @@ typedef struct {
 /* More than what is lost where numbers are too small to be held. */
 #define TINY 1e-30f
 
-/* Between which numbers the entries of a row lie; what is minus infinity stays so. There is room for a copy of the row. Returns
-   whether something is NaN, or too large for that to be known. */
-INLINE int brackets(const screen *of, int64_t row, uint16_t *copy, float *low, float *high) {
+/* More than the norms of a row and a column give, multiplied, wherever no product can overflow. */
+#define HUGE_PRODUCT 1e38f
+
+/* The largest norm of a column; infinite where something of a column is NaN or too large. */
+INLINE float largest_norm(const screen *of) {
+    float largest = 0;
+    for (int64_t i = 0; i < of->width; i++) {
+        if (!(of->W_norms[i] <= FLT_MAX && of->W_errors[i] <= FLT_MAX && of->b[i] <= FLT_MAX)) return INFINITY;
+        if (of->W_norms[i] > largest) largest = of->W_norms[i];
+    }
+    return largest;
+}
+
+/* Whether nothing of a row can be NaN, or too large for its brackets. */
+INLINE int can_screen(const screen *of, int64_t row, float largest_norm) {
+    return (of->norms[row] + of->errors[row]) * largest_norm < HUGE_PRODUCT;
+}
+
+/* Between which numbers the entries of a row lie; what is minus infinity stays so. There is room for a copy of the row. */
+INLINE void brackets(const screen *of, int64_t row, uint16_t *copy, float *low, float *high) {
     const int64_t padded = rounded_up(of->width);
     const float norm = of->norms[row], error = of->errors[row];
     const uint16_t *products = of->products + row * of->width;
     if (padded > of->width) products = memcpy(copy, products, sizeof(uint16_t) * of->width);
-    ints unknown = {0};
     for (int64_t i = 0; i < padded; i += LANES) {
         const floats product = (floats)(__builtin_convertvector(*(const halves *)(products + i), words) << 16);
         const floats base = load(of->b + i);
         const floats unsure = error * load(of->W_norms + i) + (norm + error) * load(of->W_errors + i) + TINY;
         const floats longer = product * (1 + HALF_PLACE), shorter = product * (1 - HALF_PLACE);
         const ints below = product < 0;
-        unknown |= ~(unsure <= FLT_MAX) | ~(base <= FLT_MAX) | (product != product);
         const floats least = (floats)(((ints)longer & below) | ((ints)shorter & ~below));
         const floats most = (floats)(((ints)shorter & below) | ((ints)longer & ~below));
         *(floats *)(low + i) = least + (base - unsure);
         *(floats *)(high + i) = most + (base + unsure);
     }
-    return sum_of_ints(unknown) != 0;
 }
 
 /* Compute n entries of a row in full; chosen says which of the columns they are, and where in found they go. Returns whether
@@ -141,10 +155,12 @@ static int64_t screened_top_k(int64_t first, int64_t last, int64_t k, const scre
     int32_t *maxima = scratch, *low = maxima + n_groups, *high = low + padded, *found = high + padded;
     int32_t *columns = found + padded, *chosen = columns + padded;
     uint16_t *copy = (uint16_t *)(chosen + padded);
+    const float largest = largest_norm(of);
     int64_t status = 0;
     for (int64_t row = first; row < last; row++) {
-        status |= brackets(of, row, copy, (float *)low, (float *)high);
+        status |= !can_screen(of, row, largest);
         if (status) break;
+        brackets(of, row, copy, (float *)low, (float *)high);
         maxima_of_groups(low, padded, n_groups, maxima);
         /* At least k entries are sure to reach this, if so many are sure to be above 0. Those that cannot are out. */
         int32_t bound = bound_of(maxima, n_groups, k, k / 8, LEAST);
@@ -205,12 +221,14 @@ static int64_t screened_above(int64_t first, int64_t last, const screen *of, con
     float *low = scratch, *high = low + padded, *found = high + padded;
     int32_t *columns = (int32_t *)(found + padded), *chosen = columns + padded;
     uint16_t *copy = (uint16_t *)(chosen + padded);
+    const float largest = largest_norm(of);
     int64_t status = 0;
     for (int64_t i = 0; i < padded; i++) chosen[i] = i;
     for (int64_t row = first; row < last; row++) {
         int64_t n_found = 0;
-        status |= brackets(of, row, copy, low, high);
+        status |= !can_screen(of, row, largest);
         if (status) break;
+        brackets(of, row, copy, low, high);
         for (int64_t i = 0; i < padded; i += LANES) {
             uint32_t reached = sum_of_ints((load(high + i) > *floor) & powers);
             for (; reached; reached &= reached - 1) columns[n_found++] = i + __builtin_ctz(reached);
