@@ -226,8 +226,8 @@ def _sweep(
             features=features.tolist(),
             forget_accuracy=float(after[0].mean()),
             retain_accuracy=float(after[1].mean()),
-            forget_kept=float(shares(known[0][-1][None])[0]),
-            retain_kept=float(shares(known[1][-1][None])[0]),
+            forget_kept=float(shares(known[0][-1])),
+            retain_kept=float(shares(known[1][-1])),
         )
 
     with progress(f"unlearn {subject.name}", (len(settings) + 1) * n_sequences, "choices") as advance:

@@ -85,9 +85,9 @@ def best_setting(forget: Bool[np.ndarray, "settings n"], retain: Bool[np.ndarray
     return best if of_those[best] < 1 else None
 
 
-def shares(right: Bool[np.ndarray, "settings n"]) -> Float[np.ndarray, " settings"]:
+def shares(right: Bool[np.ndarray, "*settings n"]) -> Float[np.ndarray, "*settings"]:
     """Of the questions, still answered right; 1 where there are none."""
-    return right.mean(axis=1) if right.shape[1] else np.ones(len(right))
+    return np.asarray(right.mean(axis=-1)) if right.shape[-1] else np.ones(right.shape[:-1])
 
 
 def held_out(
