@@ -35,7 +35,7 @@ layers: $(DEV_READY)
 	$(BIN)/lint-imports
 
 # torch first and by itself: no other package may choose its version.
-$(READY): pyproject.toml constraints.txt $(wildcard scansion/kernels/c/*)
+$(READY): pyproject.toml constraints.txt $(wildcard scansion/execution/cpu/c/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Scansion needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch

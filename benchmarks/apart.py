@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.rounds import Spent, spent_on
 
-# What our own training tells the C library of Linux (scansion.device.keep_freed_memory), for a process that does not.
+# What our own training tells the C library of Linux (scansion.device.disable_malloc_trim), for a process that does not.
 KEEPING = {"MALLOC_TRIM_THRESHOLD_": str(1 << 62), "MALLOC_MMAP_MAX_": "0"}
 # Seconds until the threads of the process whose turn it was have stopped waiting for more.
 REST = 0.02

@@ -19,9 +19,9 @@ from benchmarks.rounds import Action, Record
 from scansion.activations import ActivationStream, HarvestConfig, harvest
 from scansion.corpus import Contexts, CorpusConfig
 from scansion.lm import BUNDLED_MODEL, HookPoint, LanguageModel
+from scansion.pipeline import HarvestSpec
+from scansion.pipeline.stores import harvest_plans
 from scansion.progress import say
-from scansion.study import Source
-from scansion.study.sources import harvest_plans
 
 app = App(help_format="plaintext")
 
@@ -64,7 +64,7 @@ def measure(
         max_tokens=n_contexts * context_length,
         held_out_tokens=context_length,
     )
-    where = Source(model, f"layers.{layer}", corpus, HarvestConfig(lm_batch_size=lm_batch_size), device="cpu")
+    where = HarvestSpec(model, f"layers.{layer}", corpus, HarvestConfig(lm_batch_size=lm_batch_size), device="cpu")
     sizes = {"layer": layer, "context_length": context_length, "n_contexts": n_contexts, "lm_batch_size": lm_batch_size}
     with tempfile.TemporaryDirectory() as folder:
         plan, _ = harvest_plans(where, Path(folder))

@@ -15,7 +15,7 @@ from benchmarks.limits import step_work
 from benchmarks.peers import Step
 from benchmarks.rounds import Record
 from benchmarks.subjects import batch, ours
-from scansion.kernels import native, native_screen
+from scansion.execution.cpu import native, native_screen
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "_addmm", "dot", "mv", "addmv"),
@@ -41,7 +41,7 @@ NATIVE = {
     "sums over active entries, in C": ("group", "fired", "decode", "learn", "weighted_sum"),
     "passes over decoder rows, in C": ("remove_parallel", "normalise"),
 }
-"""Functions of :mod:`scansion.kernels.native` and :mod:`scansion.kernels.native_screen`, by group."""
+"""Functions of :mod:`scansion.execution.cpu.native` and :mod:`scansion.execution.cpu.native_screen`, by group."""
 OWN = "own kernels"
 OTHER = "other operations"
 BETWEEN = "Python, and kernels torch does not see"

@@ -19,10 +19,10 @@ from benchmarks.subjects import mask_config
 from scansion.activations import HarvestConfig
 from scansion.corpus import CorpusConfig
 from scansion.lm import BUNDLED_MODEL
+from scansion.pipeline import HarvestSpec, build_stores
+from scansion.pipeline.stores import harvest_plans
 from scansion.progress import say
 from scansion.sae import TopKConfig
-from scansion.study import Source, prepare
-from scansion.study.sources import harvest_plans
 from scansion.training import TrainingConfig, TrainingRun, train
 
 N_RUNS = 10
@@ -73,7 +73,7 @@ def measure(
         max_tokens=tokens,
         held_out_tokens=context_length,
     )
-    where = Source(model, f"layers.{layer}", corpus, HarvestConfig(lm_batch_size=lm_batch_size), device="cpu")
+    where = HarvestSpec(model, f"layers.{layer}", corpus, HarvestConfig(lm_batch_size=lm_batch_size), device="cpu")
     settings = {"model": model, "source": source, "tokens": tokens, "layer": layer, "d_sae": d_sae, "k": k}
     settings |= {"context_length": context_length, "lm_batch_size": lm_batch_size, "n_runs": N_RUNS}
     record = Record(out, "study", settings)
@@ -116,12 +116,12 @@ def one_run(run: Callable[[Any], Any], task: Any) -> dict[str, Any]:
     return {"seconds": seconds, "computed": {"ten_runs": ten_runs, "ten_in_one_pass": one_pass}}
 
 
-def ours(where: Source, masks: tuple[str, ...], tokens: int, d_sae: int, k: int, folder: Path) -> dict[str, Any]:
+def ours(where: HarvestSpec, masks: tuple[str, ...], tokens: int, d_sae: int, k: int, folder: Path) -> dict[str, Any]:
     """Seconds from text to ten saved SAEs: one harvest, one pass."""
     begun = time.perf_counter()
     # A source of its own, for one that has loaded its language model keeps it.
-    source = Source(where.model, where.hook_point, where.corpus, where.harvest, device=where.device)
-    store = prepare(source, folder / "store").train
+    source = HarvestSpec(where.model, where.hook_point, where.corpus, where.harvest, device=where.device)
+    store = build_stores(source, folder / "store").train
     harvested = time.perf_counter()
     runs = [
         TrainingRun(

@@ -28,7 +28,7 @@ app = App(help_format="plaintext")
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedSAE:
     """Something that takes a step, and the least work that it is.
 
     Attributes:
@@ -52,24 +52,24 @@ class Subject:
         return Apart(_stepping, self.make, self.arguments, batch_tokens, d_in, environment=environment)
 
 
-def subjects(kinds: Sequence[str], d_in: int, d_sae: int, k: int, peers: bool, keeping: bool) -> dict[str, Subject]:
+def subjects(kinds: Sequence[str], d_in: int, d_sae: int, k: int, peers: bool, keeping: bool) -> dict[str, LoadedSAE]:
     """Everything that takes a step, by name."""
-    found: dict[str, Subject] = {}
+    found: dict[str, LoadedSAE] = {}
     for kind in kinds:
         sizes = (kind, d_in, d_sae, k)
-        found[f"scansion {kind}"] = Subject(kind, ours, sizes)
+        found[f"scansion {kind}"] = LoadedSAE(kind, ours, sizes)
         if peers:
             for name, (make, known) in PEERS.items():
                 if kind in known:
-                    found[f"{name} {kind}"] = Subject(kind, make, sizes)
+                    found[f"{name} {kind}"] = LoadedSAE(kind, make, sizes)
                     if keeping:
-                        found[f"{name} {kind}{tables.KEEPING}"] = Subject(kind, make, sizes, keeps=True)
+                        found[f"{name} {kind}{tables.KEEPING}"] = LoadedSAE(kind, make, sizes, keeps=True)
         if kind == "topk":
-            found["scansion topk, dense form"] = Subject(kind, ours, (*sizes, "none", True))
-            found["scansion topk, random mask"] = Subject(kind, ours, (*sizes, "random"))
-            found["scansion topk, soft mask"] = Subject(kind, ours, (*sizes, "soft"))
+            found["scansion topk, dense form"] = LoadedSAE(kind, ours, (*sizes, "none", True))
+            found["scansion topk, random mask"] = LoadedSAE(kind, ours, (*sizes, "random"))
+            found["scansion topk, soft mask"] = LoadedSAE(kind, ours, (*sizes, "soft"))
         for bands in BANDS:
-            found[f"scansion {kind}, {bands} bands"] = Subject(kind, ours, (*sizes, str(bands)), bands)
+            found[f"scansion {kind}, {bands} bands"] = LoadedSAE(kind, ours, (*sizes, str(bands)), bands)
     return found
 
 

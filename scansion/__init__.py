@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from scansion.corpus import Contexts as Contexts
     from scansion.corpus import CorpusConfig as CorpusConfig
     from scansion.errors import ScansionError as ScansionError
-    from scansion.evals.core import CoreConfig as CoreConfig
-    from scansion.evals.core import evaluate_core as evaluate_core
-    from scansion.evals.result import Subject as Subject
-    from scansion.evals.sparse_probing import SparseProbingConfig as SparseProbingConfig
-    from scansion.evals.sparse_probing import evaluate_sparse_probing as evaluate_sparse_probing
+    from scansion.evals.base import LoadedSAE as LoadedSAE
+    from scansion.evals.core.evaluate import CoreConfig as CoreConfig
+    from scansion.evals.core.evaluate import evaluate_core as evaluate_core
+    from scansion.evals.probing.evaluate import SparseProbingConfig as SparseProbingConfig
+    from scansion.evals.probing.evaluate import evaluate_sparse_probing as evaluate_sparse_probing
     from scansion.lm import HookPoint as HookPoint
     from scansion.lm import activations_at as activations_at
     from scansion.lm import load_language_model as load_language_model
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from scansion.masks import SoftMaskConfig as SoftMaskConfig
     from scansion.masks import UsageBandMaskConfig as UsageBandMaskConfig
     from scansion.masks import register_family as register_family
+    from scansion.pipeline import HarvestSpec as HarvestSpec
+    from scansion.pipeline import build_stores as build_stores
     from scansion.report import FeatureConfig as FeatureConfig
     from scansion.report import runs_data as runs_data
     from scansion.report import study_data as study_data
@@ -45,13 +47,11 @@ if TYPE_CHECKING:
     from scansion.sae import TopKConfig as TopKConfig
     from scansion.sae import load_sae as load_sae
     from scansion.sae import save_sae as save_sae
-    from scansion.study import Source as Source
     from scansion.study import StudyPlan as StudyPlan
     from scansion.study import StudyRecord as StudyRecord
     from scansion.study import compare as compare
     from scansion.study import execute as execute
     from scansion.study import load_plan as load_plan
-    from scansion.study import prepare as prepare
     from scansion.training import TrainingConfig as TrainingConfig
     from scansion.training import TrainingRun as TrainingRun
     from scansion.training import train as train
@@ -61,14 +61,15 @@ _HOMES = {
     "corpus": "Contexts CorpusConfig",
     "errors": "ScansionError",
     "evals.core": "CoreConfig evaluate_core",
-    "evals.result": "Subject",
+    "evals.result": "LoadedSAE",
     "evals.sparse_probing": "SparseProbingConfig evaluate_sparse_probing",
     "lm": "HookPoint activations_at load_language_model",
     "masks": "AdaptiveMaskConfig BandMaskConfig ImportanceMaskConfig NoMaskConfig RandomHardMaskConfig SoftMaskConfig "
     "UsageBandMaskConfig register_family",
+    "pipeline": "HarvestSpec build_stores",
     "report": "FeatureConfig runs_data study_data summarise write_report",
     "sae": "SAE BatchTopKConfig JumpReluConfig ReluConfig TopKConfig load_sae save_sae",
-    "study": "Source StudyPlan StudyRecord compare execute load_plan prepare",
+    "study": "StudyPlan StudyRecord compare execute load_plan",
     "training": "TrainingConfig TrainingRun train",
 }
 _HOME_OF = {name: f"scansion.{module}" for module, names in _HOMES.items() for name in names.split()}

@@ -49,7 +49,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 @cache
-def keep_freed_memory() -> None:
+def disable_malloc_trim() -> None:
     """Have the C library of Linux keep the memory that is freed, for whatever this process asks for next.
 
     By itself it gives large blocks, such as gradients, back to the system and takes them anew at every step, page by page;

@@ -1,5 +1,9 @@
 """The errors a user can mend. The command line prints them as one line; anything else is a bug and keeps its traceback."""
 
+from __future__ import annotations
+
+from pydantic import ValidationError
+
 
 class ScansionError(Exception):
     """Base of every error that says what was wrong, what was expected and what to do."""
@@ -39,3 +43,11 @@ class EvalError(ScansionError):
 
 class StudyError(ScansionError):
     """Some run of a study failed; the others were carried out."""
+
+
+def describe(error: ValidationError, whole: str = "plan") -> str:
+    """A validation error in one line: where and what, for each mistake; ``whole`` names what is wrong as a whole."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in mistake['loc']) or whole}: {mistake['msg'].removeprefix('Value error, ')}"
+        for mistake in error.errors()
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scansion.kernels import banded
+from scansion.execution import banded
 from scansion.masks import base
 from scansion.readings import Reading
 from scansion.sae import SAE
@@ -68,7 +68,7 @@ def test_positions_are_read_at_the_first_step_alone(family: str, elsewhere: None
     monkeypatch.setattr(base, "_lowest_and_highest", lambda positions: pytest.fail("read in passing"))
 
     def step(sae: SAE, positions: torch.Tensor) -> torch.Tensor:
-        sae.mask.allowed(positions)
+        sae.mask.can_fire(positions)
         return sae.losses(some_x(n=3), positions, NONE_DEAD).reconstruction
 
     sae = make_sae("topk", FAMILIES[family]).train()

@@ -9,15 +9,15 @@ import torch
 
 from scansion.corpus import Contexts, CorpusConfig
 from scansion.lm import BUNDLED_MODEL, HookPoint, activations_at
-from scansion.study import Source, prepare
+from scansion.pipeline import HarvestSpec, build_stores
 
 pytestmark = pytest.mark.slow
 TEXT = CorpusConfig(source="sotu", layout="documents", context_length=64, max_tokens=1_500, held_out_tokens=500, pool=4)
 
 
 def test_position_0_is_a_sink_and_what_is_stored_is_what_transformers_computes(tmp_path: Path) -> None:
-    source = Source(BUNDLED_MODEL, "layers.5", TEXT)
-    store = prepare(source, tmp_path).train
+    source = HarvestSpec(BUNDLED_MODEL, "layers.5", TEXT)
+    store = build_stores(source, tmp_path).train
     norms = store.mean_norm
     assert 6 < norms[0] / norms[1:].mean() < 10
     tokens = store.tokens[:, 0][store.valid[:, 0]][None].long()
@@ -29,8 +29,8 @@ def test_position_0_is_a_sink_and_what_is_stored_is_what_transformers_computes(t
 
 
 def test_left_and_right_padding_give_the_same_activations(tmp_path: Path) -> None:
-    source = Source(BUNDLED_MODEL, "layers.2", TEXT)
-    store = prepare(source, tmp_path).held_out
+    source = HarvestSpec(BUNDLED_MODEL, "layers.2", TEXT)
+    store = build_stores(source, tmp_path).held_out
     lists = [store.tokens[:length, 0].tolist() for length in (5, 17, 30)]
     contexts = Contexts.from_token_lists(lists, 30, pad_id=0, has_bos=True)
     right = activations_at(source.lm, HookPoint(2), contexts)

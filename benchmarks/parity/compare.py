@@ -29,17 +29,17 @@ from safetensors.torch import save_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from scansion.activations import ActivationStore
-from scansion.evals import scr as scr_module
-from scansion.evals.class_texts import load_classes, load_quadrants
-from scansion.evals.core import CoreConfig, evaluate_core
-from scansion.evals.pooling import pool_texts
-from scansion.evals.probes import LinearProbe
-from scansion.evals.probing_sets import load_probing_set
-from scansion.evals.result import Subject
-from scansion.evals.scr import ScrConfig, evaluate_scr
-from scansion.evals.sparse_probing import SparseProbingConfig, evaluate_sparse_probing
-from scansion.evals.text_activations import TextReader
-from scansion.evals.tpp import TppConfig, evaluate_tpp
+from scansion.evals.ablation import scr as scr_module
+from scansion.evals.ablation.scr import ScrConfig, evaluate_scr
+from scansion.evals.ablation.tpp import TppConfig, evaluate_tpp
+from scansion.evals.base import LoadedSAE
+from scansion.evals.core.evaluate import CoreConfig, evaluate_core
+from scansion.evals.probing.evaluate import SparseProbingConfig, evaluate_sparse_probing
+from scansion.evals.probing.pooling import pool_texts
+from scansion.evals.probing.probes import LinearProbe
+from scansion.evals.probing.sets import load_probing_set
+from scansion.evals.texts.activations import TextReader
+from scansion.evals.texts.classes import load_classes, load_quadrants
 from scansion.lm import HookPoint, LanguageModel, load_language_model
 from scansion.progress import say
 from scansion.sae import load_sae
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="how often a further SAE is probed and timed, at least 1")
     parser.add_argument("--ours-only", action="store_true", help="the peer's first run is in FOLDER already")
     options = parser.parse_args()
-    subject = Subject("shared", *load_sae(options.run / "sae"))
+    subject = LoadedSAE("shared", *load_sae(options.run / "sae"))
     store = ActivationStore(options.held_out)
     hook_point = HookPoint.parse(store.identity.hook_point)
     lm = load_language_model(store.identity.model, None, "cpu", "float32")
@@ -114,7 +114,7 @@ def main() -> None:
 
 def write_exchange(
     exchange: Path,
-    subject: Subject,
+    subject: LoadedSAE,
     store: ActivationStore,
     lm: LanguageModel,
     hook_point: HookPoint,
@@ -184,7 +184,7 @@ def _write_texts(folder: Path, side: str, texts: list[str], labels: list[int]) -
 def probing(
     exchange: Path,
     theirs: dict[str, Any],
-    subject: Subject,
+    subject: LoadedSAE,
     lm: LanguageModel,
     hook_point: HookPoint,
     options: argparse.Namespace,
@@ -262,7 +262,7 @@ def probe_again(exchange: Path, run: Path, held_out: Path) -> None:
     peer's is, so that whatever comes first is in both."""
     config = SparseProbingConfig.model_validate_json((exchange / "config.json").read_text(encoding="utf-8"))
     store = ActivationStore(held_out)
-    subject = Subject("shared", *load_sae(run / "sae"))
+    subject = LoadedSAE("shared", *load_sae(run / "sae"))
     lm = load_language_model(store.identity.model, None, "cpu", "float32")
     hook_point = HookPoint.parse(store.identity.hook_point)
     start, cpu = time.monotonic(), _cpu_seconds()
@@ -290,7 +290,7 @@ def _summary(differences: list[float]) -> dict[str, float]:
     }
 
 
-def pooled(folder: Path, subject: Subject, lm: LanguageModel, hook_point: HookPoint) -> dict[str, float]:
+def pooled(folder: Path, subject: LoadedSAE, lm: LanguageModel, hook_point: HookPoint) -> dict[str, float]:
     """How far apart the pooled vectors of the test texts are, relative to their norm."""
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
     reader = TextReader(lm, hook_point, CONTEXT, 16, "float32")
@@ -304,7 +304,7 @@ def pooled(folder: Path, subject: Subject, lm: LanguageModel, hook_point: HookPo
     return found
 
 
-def core(theirs: dict[str, Any], subject: Subject, store: ActivationStore, n_contexts: int) -> dict[str, Any]:
+def core(theirs: dict[str, Any], subject: LoadedSAE, store: ActivationStore, n_contexts: int) -> dict[str, Any]:
     (result,) = evaluate_core([subject], store, None, CoreConfig(n_contexts=n_contexts, loss_contexts=0))
     peer = theirs["core"]["metrics"]
     pairs = {
@@ -323,7 +323,7 @@ def core(theirs: dict[str, Any], subject: Subject, store: ActivationStore, n_con
 
 def tpp(
     theirs: dict[str, Any],
-    subject: Subject,
+    subject: LoadedSAE,
     lm: LanguageModel,
     hook_point: HookPoint,
     options: argparse.Namespace,
@@ -353,7 +353,7 @@ def tpp(
 
 def scr(
     theirs: dict[str, Any],
-    subject: Subject,
+    subject: LoadedSAE,
     lm: LanguageModel,
     hook_point: HookPoint,
     options: argparse.Namespace,

@@ -12,10 +12,9 @@ from cyclopts.config import Env, Yaml
 from pydantic import ValidationError
 from rich.console import Console
 
-from scansion.errors import ScansionError
+from scansion.errors import ScansionError, describe
 from scansion.files import one_line_io_errors
 from scansion.progress import say
-from scansion.study.plan import describe
 
 app = App(
     name="scansion",

@@ -13,11 +13,13 @@ from cyclopts import Parameter
 from scansion.activations import ActivationStore
 from scansion.cli.app import app, output, table_console
 from scansion.errors import ConfigError
-from scansion.evals.bundle import Evaluations
-from scansion.evals.core import CoreConfig
+from scansion.evals.bundle import RunResults
+from scansion.evals.core.evaluate import CoreConfig
 from scansion.evals.position import PositionConfig
-from scansion.evals.sparse_probing import SparseProbingConfig
+from scansion.evals.probing.evaluate import SparseProbingConfig
 from scansion.lm import LanguageModel, load_language_model
+from scansion.pipeline.evaluate import evaluate_runs
+from scansion.pipeline.extras import check_store, evaluate_extras, lines, parse_extras
 from scansion.report import (
     BUDGET_NOTE,
     POSITION_NOTE,
@@ -30,8 +32,6 @@ from scansion.report import (
     summarise,
     write_report,
 )
-from scansion.study.evaluate import evaluate_runs
-from scansion.study.extras import check_store, evaluate_extras, lines, parse_extras
 
 
 @app.command(name="eval")
@@ -108,7 +108,7 @@ def evaluate(
         output.print(line, markup=False)
 
 
-def present(results: list[Evaluations]) -> None:
+def present(results: list[RunResults]) -> None:
     """Print the tables of results."""
     summary = summarise(results)
     if summary.rows:

@@ -18,7 +18,7 @@ from scansion.errors import ConfigError, StudyError
 from scansion.report import FeatureConfig, study_data, write_report
 from scansion.study import ArmInfo, StudyPlan, StudyRecord, compare, execute, infos_of, load_plan
 from scansion.study.checks import check_entries
-from scansion.study.comparison_table import lines_below, terminal_tables, write_comparison
+from scansion.study.compare.tables import lines_below, terminal_tables, write_comparison
 from scansion.study.estimate import estimate
 from scansion.study.synthetic import compare as compare_synthetic
 from scansion.study.synthetic import execute_synthetic, load_synthetic_plan, notes, tables, write_summary

@@ -13,7 +13,7 @@ from scansion.corpus import CorpusConfig
 from scansion.errors import ConfigError
 from scansion.flags import SAEFlags, mask_families
 from scansion.lm import BUNDLED_MODEL
-from scansion.study import Source, compile_run, prepare
+from scansion.pipeline import HarvestSpec, build_stores, compile_run
 from scansion.training import TrainingConfig, TrainingRun
 from scansion.training import train as train_runs
 
@@ -49,8 +49,10 @@ def harvest(
     device
         auto, cpu, cuda, cuda:1, mps.
     """
-    source = Source(model, hook_point, corpus or CorpusConfig(), layout or HarvestConfig(), revision, lm_dtype, device)
-    stores = prepare(source, out)
+    source = HarvestSpec(
+        model, hook_point, corpus or CorpusConfig(), layout or HarvestConfig(), revision, lm_dtype, device
+    )
+    stores = build_stores(source, out)
     for store in (stores.train, stores.held_out):
         norms = store.mean_norm
         output.print(

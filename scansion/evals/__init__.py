@@ -1,1 +1,1 @@
-"""Evaluations: one file each, from (SAE, language model, data) to a typed result with a status."""
+"""RunResults: one file each, from (SAE, language model, data) to a typed result with a status."""

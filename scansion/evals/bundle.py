@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scansion.evals.core import CoreResult
+from scansion.evals.core.evaluate import CoreResult
 from scansion.evals.position import PositionResult
-from scansion.evals.probing_result import SparseProbingResult
+from scansion.evals.probing.result import SparseProbingResult
 
 # Runs that differ in one of these answer different questions.
 _MUST_AGREE = ("model", "model_revision", "hook_point", "contexts", "context_length", "use_position_0", "tokens")
 
 
 @dataclass(frozen=True)
-class Evaluations:
+class RunResults:
     """The results of one run; probing and position may have been left out."""
 
     core: CoreResult
@@ -52,7 +52,7 @@ class Evaluations:
             found |= one.headline() if one else {}
         return found
 
-    def not_comparable_with(self, other: Evaluations) -> list[str]:
+    def not_comparable_with(self, other: RunResults) -> list[str]:
         """What differs between two runs that makes their figures answer different questions; empty if nothing does."""
         here, there = self.core.sae_metadata, other.core.sae_metadata
         problems = [

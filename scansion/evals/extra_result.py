@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from scansion.evals.result import EvalResult
+from scansion.evals.base import EvalResult
 
 
 class ExtraResult(EvalResult):

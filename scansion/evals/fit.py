@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from scansion.errors import EvalError
-from scansion.evals.result import Subject
+from scansion.evals.base import LoadedSAE
 from scansion.lm import HookPoint, LanguageModel
 
 
-def require_fit(subjects: Sequence[Subject], lm: LanguageModel, hook_point: HookPoint, context_length: int) -> None:
+def require_sae_matches_lm(
+    subjects: Sequence[LoadedSAE], lm: LanguageModel, hook_point: HookPoint, context_length: int
+) -> None:
     """Raise unless the LM reads contexts this long, and the SAEs were trained on this place of it and take them too.
 
     Raises:
@@ -25,7 +27,7 @@ def require_fit(subjects: Sequence[Subject], lm: LanguageModel, hook_point: Hook
         _require_sae_fits(subject, lm, hook_point, context_length)
 
 
-def _require_sae_fits(subject: Subject, lm: LanguageModel, hook_point: HookPoint, context_length: int) -> None:
+def _require_sae_fits(subject: LoadedSAE, lm: LanguageModel, hook_point: HookPoint, context_length: int) -> None:
     here = (lm.facts.name, lm.facts.revision, str(hook_point))
     trained = (subject.metadata.model, subject.metadata.model_revision, subject.metadata.hook_point)
     if trained != here:

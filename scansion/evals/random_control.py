@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from scansion.evals.result import Subject
-from scansion.evals.text_activations import Block
+from scansion.evals.base import LoadedSAE
+from scansion.evals.texts.activations import Block
 from scansion.sae import SAE, build_sae
 
 
-def random_controls(subjects: Sequence[Subject], seed: int) -> tuple[list[SAE], list[int]]:
+def random_controls(subjects: Sequence[LoadedSAE], seed: int) -> tuple[list[SAE], list[int]]:
     """An untrained SAE for each kind of subject, and for each subject the index of its own.
 
     Subjects of equal settings (architecture, width, k, mask) share one. It starts as training would start it, and its

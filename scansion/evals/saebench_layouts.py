@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from scansion.evals.absorption_result import AbsorptionResult
-from scansion.evals.autointerp import AutoInterpResult
+from scansion.evals.ablation.scr import ScrDataset, ScrResult
+from scansion.evals.ablation.tpp import TppDataset, TppResult
+from scansion.evals.absorption.result import AbsorptionResult
+from scansion.evals.base import Estimate, LoadedSAE
 from scansion.evals.extra_result import ExtraResult
-from scansion.evals.result import Estimate, Subject
-from scansion.evals.saebench_frame import in_frame
-from scansion.evals.scr import ScrDataset, ScrResult
-from scansion.evals.tpp import TppDataset, TppResult
-from scansion.evals.unlearning_result import UnlearningResult
+from scansion.evals.interp.autointerp import AutoInterpResult
+from scansion.evals.saebench import in_frame
+from scansion.evals.unlearning.result import UnlearningResult
 
 
-def absorption_json(result: AbsorptionResult, subject: Subject) -> dict[str, Any]:
+def absorption_json(result: AbsorptionResult, subject: LoadedSAE) -> dict[str, Any]:
     """``absorption_first_letter``; its figures are null where the evaluation does not apply."""
     config, letters = result.data["config"], result.letters
 
@@ -63,7 +63,7 @@ def absorption_json(result: AbsorptionResult, subject: Subject) -> dict[str, Any
     )
 
 
-def tpp_json(result: TppResult, subject: Subject) -> dict[str, Any]:
+def tpp_json(result: TppResult, subject: LoadedSAE) -> dict[str, Any]:
     """``tpp``."""
 
     def figures(one: TppResult | TppDataset) -> dict[str, float | None]:
@@ -85,7 +85,7 @@ def tpp_json(result: TppResult, subject: Subject) -> dict[str, Any]:
     )
 
 
-def scr_json(result: ScrResult, subject: Subject) -> dict[str, Any]:
+def scr_json(result: ScrResult, subject: LoadedSAE) -> dict[str, Any]:
     """``scr``; null where the bias costs the probe no more than chance."""
 
     def figures(one: ScrDataset) -> dict[str, float | None]:
@@ -115,7 +115,7 @@ def scr_json(result: ScrResult, subject: Subject) -> dict[str, Any]:
     )
 
 
-def autointerp_json(result: AutoInterpResult, subject: Subject) -> dict[str, Any]:
+def autointerp_json(result: AutoInterpResult, subject: LoadedSAE) -> dict[str, Any]:
     """``autointerp``; every feature's explanation is in the unstructured part, as SAEBench has it."""
     config = result.data["config"]
     scores = [one.score for one in result.features if one.score is not None]
@@ -153,7 +153,7 @@ def autointerp_json(result: AutoInterpResult, subject: Subject) -> dict[str, Any
     )
 
 
-def unlearning_json(result: UnlearningResult, subject: Subject) -> dict[str, Any]:
+def unlearning_json(result: UnlearningResult, subject: LoadedSAE) -> dict[str, Any]:
     """``unlearning``; the questions' source is in the unstructured part and in the names of the data sets."""
     config = result.data["config"]
     return in_frame(
@@ -178,7 +178,7 @@ def unlearning_json(result: UnlearningResult, subject: Subject) -> dict[str, Any
 
 
 def _perturbation_config(
-    result: ExtraResult, subject: Subject, train: str, test: str, *, perform_scr: bool
+    result: ExtraResult, subject: LoadedSAE, train: str, test: str, *, perform_scr: bool
 ) -> dict[str, Any]:
     config = result.data["config"]
     return {

@@ -9,11 +9,11 @@ from pydantic import BaseModel
 
 from scansion.activations import ActivationStore
 from scansion.errors import EvalError
-from scansion.evals.result import Subject
+from scansion.evals.base import LoadedSAE
 from scansion.lm import LanguageModel
 
 
-def require_same_source(subjects: Sequence[Subject], store: ActivationStore) -> None:
+def require_same_source(subjects: Sequence[LoadedSAE], store: ActivationStore) -> None:
     """Raise :class:`EvalError` unless every SAE was trained on the store's model, revision and hook point."""
     identity = store.identity
     there = (identity.model, identity.model_revision, identity.hook_point)

@@ -99,6 +99,6 @@ class AdaptiveMask(LearntMask):
     def bound_weights(self) -> Float[Tensor, "L d_bound"]:
         return ((self.logits - self.threshold) / self.temperature).sigmoid()
 
-    def open_at(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
+    def is_open(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
         shared = self.opened.new_ones(self.n_positions, self.n_shared)
-        return torch.cat([shared, self.opened], dim=1)[self.places(positions)]
+        return torch.cat([shared, self.opened], dim=1)[self.table_rows(positions)]

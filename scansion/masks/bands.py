@@ -125,7 +125,7 @@ class BandMask(HardMask):
 
     def band_at(self, positions: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """The band that holds each position."""
-        return torch.searchsorted(self.inner_edges.to(positions), self.places(positions).contiguous(), right=True)
+        return torch.searchsorted(self.inner_edges.to(positions), self.table_rows(positions).contiguous(), right=True)
 
 
 def band_table(bands: Bands) -> Bool[Tensor, "L d_bound"]:

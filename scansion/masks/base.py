@@ -60,7 +60,7 @@ class Bands:
     sizes: tuple[int, ...]
 
 
-class Gated(NamedTuple):
+class MaskedActs(NamedTuple):
     """What the mask makes of an encoder's output.
 
     Attributes:
@@ -108,7 +108,7 @@ class PositionalMask(nn.Module, ABC):
 
     def forward(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_sae"]:
         """The mask's weight for every feature at each of ``positions``, as drawn or learnt, applied or not."""
-        return self.table()[self.places(positions)]
+        return self.table()[self.table_rows(positions)]
 
     @property
     def hard(self) -> bool:
@@ -117,12 +117,12 @@ class PositionalMask(nn.Module, ABC):
         return bool(((weights == 0) | (weights == 1)).all())
 
     @property
-    def only_selects(self) -> bool:
+    def is_binary_gate(self) -> bool:
         """Whether all this mask does in training is to keep features from firing where not :meth:`allowed`, or nothing."""
         return self.config.acts_on == "placebo" or self.n_shared == self.d_sae
 
     @property
-    def closes(self) -> bool:
+    def can_block(self) -> bool:
         """Whether there can be a position at which some feature is not :meth:`allowed`."""
         return self.config.acts_on not in ("gradient", "placebo")
 
@@ -157,30 +157,30 @@ class PositionalMask(nn.Module, ABC):
         """
         return None
 
-    def open_at(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
+    def is_open(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
         """The mask rounded: True where the weight is one half or more."""
         return self(positions) >= 0.5
 
-    def allowed(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
+    def can_fire(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
         """Where a feature can fire at all, given where the mask acts."""
         match self.config.acts_on:
             case "forward" | "both":
                 return self(positions) > 0
             case "straight_through":
-                return self.open_at(positions)
+                return self.is_open(positions)
             case "gradient" | "placebo":
                 return torch.ones(*positions.shape, self.d_sae, dtype=torch.bool, device=positions.device)
 
-    def trains_at(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
+    def gets_gradient(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
         """Where a feature's own weights can receive gradient."""
-        return self(positions) > 0 if self.config.acts_on == "gradient" else self.allowed(positions)
+        return self(positions) > 0 if self.config.acts_on == "gradient" else self.can_fire(positions)
 
     def apply_to(
         self,
         pre_acts: Float[Tensor, "*batch d_sae"],
         positions: Int[Tensor, "..."],
         activate: Callable[[Tensor], Tensor],
-    ) -> Gated:
+    ) -> MaskedActs:
         """Mask pre-activations and activate them.
 
         Args:
@@ -190,25 +190,25 @@ class PositionalMask(nn.Module, ABC):
         """
         match self.config.acts_on:
             case "placebo":
-                return Gated(pre_acts, activate(pre_acts))
+                return MaskedActs(pre_acts, activate(pre_acts))
             case "forward":
                 masked = mask_pre_acts(pre_acts, self._factors(positions))
-                return Gated(masked, activate(masked))
+                return MaskedActs(masked, activate(masked))
             case "both":
                 masked = mask_pre_acts(pre_acts, self._factors(positions))
-                return Gated(masked, gate_gradient(activate(masked), self(positions)))
+                return MaskedActs(masked, gate_gradient(activate(masked), self(positions)))
             case "gradient":
                 weights = self(positions)
                 seen = mask_pre_acts(gate_gradient(pre_acts, weights), weights > 0)
-                return Gated(seen, gate_gradient(activate(pre_acts), weights))
+                return MaskedActs(seen, gate_gradient(activate(pre_acts), weights))
             case "straight_through":
-                masked = mask_pre_acts(pre_acts, self.open_at(positions))
+                masked = mask_pre_acts(pre_acts, self.is_open(positions))
                 acts = activate(masked)
                 if torch.is_grad_enabled():
                     with torch.no_grad():
                         let_in = torch.maximum(acts, activate(pre_acts))
                     acts = straight_through(acts, self(positions), let_in)
-                return Gated(masked, acts)
+                return MaskedActs(masked, acts)
 
     def _factors(self, positions: Int[Tensor, "..."]) -> Tensor:
         """What pre-activations are multiplied by: weights, or truth values where that is all they are."""
@@ -232,7 +232,7 @@ class PositionalMask(nn.Module, ABC):
         """Which of the decoder biases belongs to each position."""
         return torch.zeros_like(positions)
 
-    def places(self, positions: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+    def table_rows(self, positions: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """Rows of the table for ``positions``.
 
         Raises:

@@ -31,7 +31,7 @@ class HardMask(PositionalMask):
         return True
 
     @property
-    def only_selects(self) -> bool:
+    def is_binary_gate(self) -> bool:
         return self.config.acts_on != "gradient"
 
     @property
@@ -43,13 +43,13 @@ class HardMask(PositionalMask):
         return self.open[:, self.n_shared :].float()
 
     def forward(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_sae"]:
-        return self.open_at(positions).float()
+        return self.is_open(positions).float()
 
-    def open_at(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
-        return self.open[self.places(positions)]
+    def is_open(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
+        return self.open[self.table_rows(positions)]
 
-    def allowed(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
-        return self.open_at(positions) if self.closes else super().allowed(positions)
+    def can_fire(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
+        return self.is_open(positions) if self.can_block else super().can_fire(positions)
 
     def _factors(self, positions: Int[Tensor, "..."]) -> Tensor:
-        return self.open_at(positions)
+        return self.is_open(positions)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scansion.masks.base import FamilyConfig, Gated, MaskConfig, PositionalMask
+from scansion.masks.base import FamilyConfig, MaskConfig, MaskedActs, PositionalMask
 
 
 class NoMaskConfig(MaskConfig, frozen=True):
@@ -36,8 +36,8 @@ class NoMask(PositionalMask):
         pre_acts: Float[Tensor, "*batch d_sae"],
         positions: Int[Tensor, "..."],
         activate: Callable[[Tensor], Tensor],
-    ) -> Gated:
-        return Gated(pre_acts, activate(pre_acts))
+    ) -> MaskedActs:
+        return MaskedActs(pre_acts, activate(pre_acts))
 
 
 class LiftedMask(NoMask):

@@ -38,8 +38,8 @@ class PermutedMask(PositionalMask):
     def forward(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_sae"]:
         return self.below(positions)[..., self.columns]
 
-    def open_at(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
-        return self.below.open_at(positions)[..., self.columns]
+    def is_open(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
+        return self.below.is_open(positions)[..., self.columns]
 
     def _factors(self, positions: Int[Tensor, "..."]) -> Tensor:
         return self.below._factors(positions)[..., self.columns]

@@ -1,12 +1,12 @@
 """Reports: results become a table, figures and one self-contained page."""
 
-from scansion.report.budget_table import BUDGET_NOTE, budget_table
 from scansion.report.data import ReportArm, ReportData, runs_data, study_data
 from scansion.report.features import FeatureConfig
 from scansion.report.page import write_report
-from scansion.report.position_table import POSITION_NOTE, position_table
-from scansion.report.probing_table import PROBING_NOTE, probing_table
-from scansion.report.summary import Summary, summarise
+from scansion.report.tables.budget import BUDGET_NOTE, budget_table
+from scansion.report.tables.position import POSITION_NOTE, position_table
+from scansion.report.tables.probing import PROBING_NOTE, probing_table
+from scansion.report.tables.summary import Summary, summarise
 
 __all__ = [
     "BUDGET_NOTE",

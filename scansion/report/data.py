@@ -9,9 +9,9 @@ from pathlib import Path
 
 from scansion.activations import ActivationStore
 from scansion.errors import ConfigError
-from scansion.evals.bundle import Evaluations
-from scansion.evals.result import Estimate
-from scansion.study.comparison import Comparison, compare, figures_of
+from scansion.evals.base import Estimate
+from scansion.evals.bundle import RunResults
+from scansion.study.compare.comparison import Comparison, compare, figures_of
 from scansion.study.final_info import ArmInfo, summarise_seeds
 from scansion.study.plan import StudyPlan
 from scansion.study.record import StudyRecord
@@ -32,11 +32,11 @@ class ReportArm:
     name: str
     info: ArmInfo
     folders: dict[int, Path]
-    evaluations: dict[int, Evaluations]
+    evaluations: dict[int, RunResults]
     changes: str = ""
 
     @property
-    def results(self) -> list[Evaluations]:
+    def results(self) -> list[RunResults]:
         """The results of all its seeds."""
         return list(self.evaluations.values())
 
@@ -102,7 +102,7 @@ def study_data(record: StudyRecord, held_out: ActivationStore | None = None) -> 
     )
 
 
-def runs_data(results: Sequence[Evaluations], folders: Mapping[str, Path], held_out: ActivationStore) -> ReportData:
+def runs_data(results: Sequence[RunResults], folders: Mapping[str, Path], held_out: ActivationStore) -> ReportData:
     """Trained runs, each by itself, as a report's data.
 
     Args:
@@ -135,7 +135,7 @@ def runs_data(results: Sequence[Evaluations], folders: Mapping[str, Path], held_
     )
 
 
-def _own_intervals(result: Evaluations) -> dict[str, Estimate]:
+def _own_intervals(result: RunResults) -> dict[str, Estimate]:
     """Figures of one SAE whose evaluation gives an interval, over contexts, test texts or documents."""
     core, probing, position = result.core, result.sparse_probing, result.position
     found = {"fve": core.fve}

@@ -9,7 +9,7 @@ from functools import cache
 
 from scansion.activations import ActivationStore
 from scansion.errors import ModelError
-from scansion.evals.result import Subject
+from scansion.evals.base import LoadedSAE
 from scansion.lm import LanguageModel, load_language_model
 from scansion.progress import say
 from scansion.report.data import ReportArm, ReportData
@@ -56,7 +56,7 @@ def read_dictionaries(
     pages: list[FeaturePages] = []
     for arm in data.sound:
         seed, folder = next(iter(arm.folders.items()))
-        subject = Subject(arm.name, *load_sae(folder / "sae"))
+        subject = LoadedSAE(arm.name, *load_sae(folder / "sae"))
         profiles = read_profiles(folder)
         rates = {} if profiles is None else rates_of(profiles)
         if config is not None and lm is not None:
@@ -86,7 +86,7 @@ def language_model_of(store: ActivationStore) -> LanguageModel:
     return load_language_model(identity.model, commit, "auto", identity.model_dtype)
 
 
-def _lens(subject: Subject, lm: LanguageModel, n: int) -> LogitLens | None:
+def _lens(subject: LoadedSAE, lm: LanguageModel, n: int) -> LogitLens | None:
     if n == 0:
         return None
     try:

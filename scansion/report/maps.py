@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from scansion.activations import ActivationStore
+from scansion.evals.base import LoadedSAE
 from scansion.evals.position import load_profiles
 from scansion.evals.position.profiles import PROFILES, Profiles
 from scansion.evals.position.states import rebuild_start, weights_at
-from scansion.evals.result import Subject
 from scansion.masks import NoMask
 
 ROWS = 192
@@ -43,7 +43,7 @@ def read_profiles(folder: Path) -> Profiles | None:
     return load_profiles(evals) if (evals / PROFILES).is_file() else None
 
 
-def maps_of(subject: Subject, store: ActivationStore, rates: Mapping[str, Float[np.ndarray, "P F"]]) -> Maps:
+def maps_of(subject: LoadedSAE, store: ActivationStore, rates: Mapping[str, Float[np.ndarray, "P F"]]) -> Maps:
     """Masks and profiles of an SAE.
 
     Args:

@@ -10,7 +10,6 @@ import yaml
 
 from scansion.files import atomic_file
 from scansion.lm import LanguageModel
-from scansion.report.budget_table import BUDGET_NOTE, budget_columns, budget_rows
 from scansion.report.charts import (
     Chart,
     pareto_charts,
@@ -25,10 +24,11 @@ from scansion.report.dictionaries import Dictionaries, read_dictionaries
 from scansion.report.document import add_plotly, render
 from scansion.report.features import FeatureConfig, pack_features
 from scansion.report.plotly_form import colour_of, figure_of
-from scansion.report.position_table import POSITION_NOTE, position_columns, position_rows
-from scansion.report.tables import full_table, headline_table, probing_by_set, verdicts
-from scansion.study.comparison_table import HOW_TO_READ
-from scansion.study.metrics import metric
+from scansion.report.tables.budget import BUDGET_NOTE, budget_columns, budget_rows
+from scansion.report.tables.page import full_table, headline_table, probing_by_set, verdicts
+from scansion.report.tables.position import POSITION_NOTE, position_columns, position_rows
+from scansion.study.compare.figures import metric
+from scansion.study.compare.tables import HOW_TO_READ
 
 _ONE_SEED = (
     "One seed a run: brackets hold 95% bootstrap intervals over contexts, test texts or documents of one trained SAE, and "

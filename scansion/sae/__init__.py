@@ -1,17 +1,17 @@
 """Sparse autoencoders: an encoder, an activation function, a decoder, and a positional mask between the first two."""
 
+from scansion.sae.architectures.batch_topk import BatchTopKConfig, BatchTopKSAE
+from scansion.sae.architectures.jumprelu import JumpReluConfig, JumpReluSAE
+from scansion.sae.architectures.matryoshka import MatryoshkaConfig, MatryoshkaSAE
+from scansion.sae.architectures.relu import ReluConfig, ReluSAE
+from scansion.sae.architectures.switch import SwitchConfig, SwitchSAE
+from scansion.sae.architectures.temporal import TemporalConfig, TemporalSAE
+from scansion.sae.architectures.topk import TopKConfig, TopKSAE
 from scansion.sae.base import SAE, SAEConfig
-from scansion.sae.batch_topk import BatchTopKConfig, BatchTopKSAE
 from scansion.sae.blocks import Losses, Part
 from scansion.sae.io import WEIGHTS, load_sae, save_sae
-from scansion.sae.jumprelu import JumpReluConfig, JumpReluSAE
-from scansion.sae.matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from scansion.sae.metadata import SAEMetadata
 from scansion.sae.registry import AnySAEConfig, build_sae, parse_sae_config, uses_pairs
-from scansion.sae.relu import ReluConfig, ReluSAE
-from scansion.sae.switch import SwitchConfig, SwitchSAE
-from scansion.sae.temporal import TemporalConfig, TemporalSAE
-from scansion.sae.topk import TopKConfig, TopKSAE
 
 __all__ = [
     "SAE",

@@ -15,9 +15,10 @@ from torch.nn.functional import linear
 
 from scansion.cards import card
 from scansion.errors import ShapeError
-from scansion.kernels import Encoder, Entries, banded_decode, banded_encode, native, rows_of_bands
+from scansion.execution import Encoder, SparseActs, banded_decode, banded_encode, rows_of_bands
+from scansion.execution.cpu import native
 from scansion.masks import AnyMaskConfig, Bands, LiftedMask, NoMaskConfig, PositionalMask, build_mask, gated_product
-from scansion.masks.base import Gated
+from scansion.masks.base import MaskedActs
 from scansion.sae.blocks import Block, Losses, Part, squared_norm
 from scansion.sae.metadata import SAEMetadata
 from scansion.sae.sparse import sparse_losses
@@ -102,7 +103,7 @@ class SAE(nn.Module, ABC):
         """
         return squared_norm(residual)
 
-    def select(self, encoders: Sequence[Encoder]) -> Entries | None:
+    def select_active(self, encoders: Sequence[Encoder]) -> SparseActs | None:
         """The active entries of a training batch; None where there are too many for sparse execution to pay.
 
         An architecture that selects must learn from the values of its active entries and from nothing else.
@@ -122,7 +123,7 @@ class SAE(nn.Module, ABC):
         """The penalty on activity, with its coefficient, a mean over tokens; 0 unless the architecture has one."""
         return parts[0].acts.new_zeros(())
 
-    def sparsity_of(self, entries: Entries) -> Float[Tensor, ""]:
+    def sparsity_of(self, entries: SparseActs) -> Float[Tensor, ""]:
         """:meth:`sparsity_loss` of a batch of which only the active entries are known."""
         return entries.values.new_zeros(())
 
@@ -208,7 +209,9 @@ class SAE(nn.Module, ABC):
         """
         return self._gated(x, positions).acts
 
-    def active(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None) -> Entries | None:
+    def encode_sparse(
+        self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None
+    ) -> SparseActs | None:
         """What :meth:`encode` gives, as its active entries alone, token by token and without a gradient.
 
         None where they are not to be had in less time than all of it: the architecture sets no number of active features, or
@@ -253,8 +256,8 @@ class SAE(nn.Module, ABC):
                 :attr:`uses_pairs`, which also needs positions without gaps.
         """
         found = sparse_losses(self, x, positions, dead)
-        if found is None and self.mask.only_selects:
-            found = self.whole_losses(x, positions)
+        if found is None and self.mask.is_binary_gate:
+            found = self.fused_losses(x, positions)
         if found is not None:
             return found
         bands = self.mask.bands()
@@ -262,7 +265,7 @@ class SAE(nn.Module, ABC):
             return self.dense_losses(x, positions, dead, previous)
         return self._banded_losses(x, positions, dead, previous, bands)
 
-    def whole_losses(self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"]) -> Losses | None:
+    def fused_losses(self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"]) -> Losses | None:
         """:meth:`losses` in an architecture's own way, where too many features are active for the sparse one; else None.
 
         For masks that only select. Arguments as for :meth:`losses`; nothing is done for dead features.
@@ -326,10 +329,10 @@ class SAE(nn.Module, ABC):
             fired=fired,
         )
 
-    def _gated(self, x: Tensor, positions: Tensor | None) -> Gated:
+    def _gated(self, x: Tensor, positions: Tensor | None) -> MaskedActs:
         return self._gated_by(self.activate, x, positions)
 
-    def _gated_by(self, activate: Callable[[Tensor], Tensor], x: Tensor, positions: Tensor | None) -> Gated:
+    def _gated_by(self, activate: Callable[[Tensor], Tensor], x: Tensor, positions: Tensor | None) -> MaskedActs:
         require_shape("x", x, "... d_in", d_in=self.d_in)
         positions = self._positions_of(x, positions)
         pre_acts = linear(x - self.bias_at(positions), self.W_enc.T, self.b_enc)
@@ -338,7 +341,7 @@ class SAE(nn.Module, ABC):
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Put decoder rows back on the unit sphere."""
-        if native.serves(self.W_dec):
+        if native.supports(self.W_dec):
             native.normalise(self.W_dec)
             return
         for rows in self.W_dec.split(self._rows_at_once):
@@ -349,7 +352,7 @@ class SAE(nn.Module, ABC):
         """Take from the decoder's gradient the part along each row, which would only change the row's norm."""
         if self.W_dec.grad is None:
             return
-        if native.serves(self.W_dec, self.W_dec.grad):
+        if native.supports(self.W_dec, self.W_dec.grad):
             native.remove_parallel(self.W_dec, self.W_dec.grad)
             return
         size = self._rows_at_once

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, TypeAdapter
 
+from scansion.sae.architectures.batch_topk import BatchTopKConfig, BatchTopKSAE
+from scansion.sae.architectures.jumprelu import JumpReluConfig, JumpReluSAE
+from scansion.sae.architectures.matryoshka import MatryoshkaConfig, MatryoshkaSAE
+from scansion.sae.architectures.relu import ReluConfig, ReluSAE
+from scansion.sae.architectures.switch import SwitchConfig, SwitchSAE
+from scansion.sae.architectures.temporal import TemporalConfig, TemporalSAE
+from scansion.sae.architectures.topk import TopKConfig, TopKSAE
 from scansion.sae.base import SAE, SAEConfig
-from scansion.sae.batch_topk import BatchTopKConfig, BatchTopKSAE
-from scansion.sae.jumprelu import JumpReluConfig, JumpReluSAE
-from scansion.sae.matryoshka import MatryoshkaConfig, MatryoshkaSAE
-from scansion.sae.relu import ReluConfig, ReluSAE
-from scansion.sae.switch import SwitchConfig, SwitchSAE
-from scansion.sae.temporal import TemporalConfig, TemporalSAE
-from scansion.sae.topk import TopKConfig, TopKSAE
 
 AnySAEConfig = Annotated[
     ReluConfig | TopKConfig | BatchTopKConfig | JumpReluConfig | MatryoshkaConfig | TemporalConfig | SwitchConfig,

@@ -85,5 +85,5 @@ def round_to_bands(sae: SAE, n_bands: int, keep: float = 0.5) -> Rounded:
 def _weights_in_force(sae: SAE) -> Float[Tensor, "L d_sae"]:
     positions = torch.arange(sae.n_positions, device=sae.W_dec.device)
     if sae.config.mask.model_dump().get("acts_on") == "straight_through":
-        return sae.mask.open_at(positions).float().cpu()
+        return sae.mask.is_open(positions).float().cpu()
     return sae.mask(positions).float().cpu()

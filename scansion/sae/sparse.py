@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scansion.kernels import Encoder, reconstruct, rows_of_bands
+from scansion.execution import Encoder, reconstruct, rows_of_bands
 from scansion.sae.blocks import Block, Losses
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ def sparse_losses(
 
     Arguments as for :meth:`SAE.losses`.
     """
-    if not sae.mask.only_selects:
+    if not sae.mask.is_binary_gate:
         return None
     centred = x - sae.bias_at(positions[:, None])
     blocks = _blocks(sae, centred, positions)
     with torch.no_grad():
-        selected = sae.select([block.encoder() for block in blocks])
+        selected = sae.select_active([block.encoder() for block in blocks])
     if selected is None:
         return None
     biases = sae.b_dec.view(-1, sae.d_in)
@@ -76,7 +76,7 @@ def sparse_losses(
 def _blocks(sae: SAE, x: Tensor, positions: Tensor) -> list[SparseBlock]:
     bands = sae.mask.bands()
     if bands is None:
-        closed = ~sae.mask.allowed(positions) if sae.mask.closes else None
+        closed = ~sae.mask.can_fire(positions) if sae.mask.can_block else None
         return [SparseBlock(slice(None), None, sae, (slice(None),), x, closed)]
     rows = rows_of_bands(positions, bands.edges, bands.shared, bands.sizes)
     return [

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from scansion.errors import ConfigError, ScansionError
-from scansion.evals.probing_sets import check_probing_sets
+from scansion.evals.probing.sets import check_probing_sets
 from scansion.files import require_free_space, require_writable
 from scansion.lm import ModelFacts
 from scansion.masks import build_mask
@@ -45,8 +45,8 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> ModelFacts:
         if arm.run in folders:
             try:
                 mask = build_mask(arm.sae.mask, plan.corpus.context_length, arm.sae.d_sae)
-                if plan.sparse_probing and mask.closes:  # whose texts may be longer than the contexts trained on
-                    mask.places(torch.tensor([plan.sparse_probing.context_length - 1]))
+                if plan.sparse_probing and mask.can_block:  # whose texts may be longer than the contexts trained on
+                    mask.table_rows(torch.tensor([plan.sparse_probing.context_length - 1]))
                 check_usage_source(arm.sae, facts.d_model)
             except ScansionError as error:
                 raise ConfigError(f"run {arm.run} ({arm.name}): {error}") from error

@@ -12,14 +12,14 @@ import torch
 from scansion.activations import HarvestPlan, PositionedBatch
 from scansion.corpus import Contexts
 from scansion.device import resolve_device
-from scansion.evals.probing_sets import expand_probing_sets
+from scansion.evals.probing.sets import expand_probing_sets
 from scansion.files import human_bytes
 from scansion.lm import HookPoint, activations_at, logits
+from scansion.pipeline.stores import HarvestSpec, harvest_plans
 from scansion.sae import build_sae
 from scansion.study.checks import check_plan, sae_bytes
 from scansion.study.plan import Arm, StudyPlan
 from scansion.study.record import seed_folder, source_of
-from scansion.study.sources import Source, harvest_plans
 from scansion.training.learner import Learner
 
 MEASURED_SECONDS = 5.0
@@ -164,7 +164,7 @@ def _arm(
     )
 
 
-def _lm_rates(source: Source, contexts: Contexts, budget: float) -> tuple[float, float]:
+def _lm_rates(source: HarvestSpec, contexts: Contexts, budget: float) -> tuple[float, float]:
     """Tokens a second of the LM up to the hook point, and of the whole LM."""
     hook_point = HookPoint.parse(source.hook_point)
     few = contexts[:2]

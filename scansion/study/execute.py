@@ -9,18 +9,18 @@ from time import monotonic
 from typing import Any
 
 from scansion.errors import ScansionError
-from scansion.evals.bundle import Evaluations
+from scansion.evals.bundle import RunResults
 from scansion.evals.position import check_position
 from scansion.files import fingerprint, one_line_io_errors
+from scansion.pipeline.evaluate import evaluate_runs
+from scansion.pipeline.stores import HarvestSpec, Stores, build_stores
 from scansion.progress import say
 from scansion.study.checks import check_plan
-from scansion.study.evaluate import evaluate_runs
 from scansion.study.failures import clear_failure, read_failure, record_failure
 from scansion.study.final_info import ArmInfo, read_final_info, summarise_seeds, write_final_info
 from scansion.study.notes import append_notes
 from scansion.study.plan import Arm, StudyPlan
 from scansion.study.record import ArmRecord, open_runs, read_registration, register, seed_folder, source_of
-from scansion.study.sources import Source, Stores, prepare
 from scansion.training import TrainingRun, check_runs, train
 from scansion.training.loop import STREAM_SETTINGS
 
@@ -77,14 +77,14 @@ def execute(plan: StudyPlan, folders: Mapping[int, Path], *, retry: bool = False
         except ScansionError:  # there is none, or a damaged one; a run that is killed stays in the tables with this one
             _write_run(plan, folder, [trial for trial in trials if trial.arm.run == index], {})
     source = source_of(plan)
-    stores = prepare(source)
+    stores = build_stores(source)
     if plan.position:
         check_position(stores.held_out, plan.position)
     check_runs([trial.training_run() for trial in trials], stores.train)
     if retry:
         for trial in trials:
             clear_failure(trial.folder)
-    results: dict[Path, Evaluations] = {}
+    results: dict[Path, RunResults] = {}
     seeds = list(dict.fromkeys(trial.seed for trial in trials))
     for number, seed in enumerate(seeds, 1):
         if len(seeds) > 1:
@@ -121,8 +121,8 @@ def _train(trials: Sequence[_Trial], stores: Stores) -> None:
         )
 
 
-def _evaluate(trials: Sequence[_Trial], plan: StudyPlan, source: Source, stores: Stores) -> dict[Path, Evaluations]:
-    found: dict[Path, Evaluations] = {}
+def _evaluate(trials: Sequence[_Trial], plan: StudyPlan, source: HarvestSpec, stores: Stores) -> dict[Path, RunResults]:
+    found: dict[Path, RunResults] = {}
 
     def evaluate(some: Sequence[_Trial]) -> None:
         folders = {trial.arm.name: trial.folder for trial in some}
@@ -153,7 +153,7 @@ def _write_run(
     plan: StudyPlan,
     folder: Path,
     trials: Sequence[_Trial],
-    results: Mapping[Path, Evaluations],
+    results: Mapping[Path, RunResults],
     *,
     only_more: bool = False,
 ) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from scansion.errors import ConfigError
-from scansion.evals.bundle import Evaluations
-from scansion.evals.result import finite
+from scansion.evals.base import finite
+from scansion.evals.bundle import RunResults
 from scansion.files import fingerprint, read_json, read_json_lines, write_json
 
 ArmStatus = Literal["ok", "degenerate", "failed", "unfinished"]
@@ -75,7 +75,7 @@ def write_final_info(folder: Path, arms: Mapping[str, ArmInfo]) -> None:
 
 
 def summarise_seeds(
-    results: Mapping[int, Evaluations],
+    results: Mapping[int, RunResults],
     folders: Mapping[int, Path],
     failures: Mapping[int, str],
     planned: Sequence[int],
@@ -144,7 +144,7 @@ def _standard_error(values: Sequence[float | None]) -> float | None:
     return statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
 
 
-def _provenance(result: Evaluations) -> dict[str, Any]:
+def _provenance(result: RunResults) -> dict[str, Any]:
     parts = {"core": result.core, "sparse_probing": result.sparse_probing, "position": result.position}
     return {
         # The seed and what depends on it stand beside the values.

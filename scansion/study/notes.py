@@ -1,6 +1,6 @@
 """``notes.txt``: after each run an entry on what was run, what it showed, and what may and may not be concluded.
 
-Every number in an entry is read from ``final_info.json`` at the moment of writing. Entries are only ever added.
+Every number in an entry is read from ``final_info.json`` at the moment of writing. SparseActs are only ever added.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scansion.evals.result import Estimate
+from scansion.evals.base import Estimate
 from scansion.files import atomic_file, fingerprint, flatten
-from scansion.study.comparison import SPARSITY_NOTE, Comparison, Difference, compare, figures_of
-from scansion.study.comparison_table import difference_text, figure_text
+from scansion.study.compare.comparison import SPARSITY_NOTE, Comparison, Difference, compare, figures_of
+from scansion.study.compare.figures import HEADLINE, metric
+from scansion.study.compare.tables import difference_text, figure_text
 from scansion.study.final_info import ArmInfo
-from scansion.study.metrics import HEADLINE, metric
 from scansion.study.plan import StudyPlan
 from scansion.study.record import ArmRecord, open_run, read_registration
 

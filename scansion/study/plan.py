@@ -14,14 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from scansion.activations import HarvestConfig
 from scansion.corpus import CorpusConfig
-from scansion.errors import ConfigError
-from scansion.evals.core import CoreConfig
+from scansion.errors import ConfigError, describe
+from scansion.evals.core.evaluate import CoreConfig
 from scansion.evals.position import PositionConfig, offset_for
-from scansion.evals.sparse_probing import SparseProbingConfig
+from scansion.evals.probing.evaluate import SparseProbingConfig
 from scansion.files import fingerprint
 from scansion.lm import BUNDLED_MODEL
 from scansion.sae import AnySAEConfig, SAEConfig
-from scansion.study.metrics import measured_figures
+from scansion.study.compare.figures import measured_figures
 from scansion.training import TrainingConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -224,11 +224,3 @@ def reseeded(config: Model, seed: int) -> Model:
         elif isinstance(value, BaseModel):
             changes[name] = reseeded(value, seed)
     return config.model_copy(update=changes)
-
-
-def describe(error: ValidationError, whole: str = "plan") -> str:
-    """A validation error in one line: where and what, for each mistake; ``whole`` names what is wrong as a whole."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in mistake['loc']) or whole}: {mistake['msg'].removeprefix('Value error, ')}"
-        for mistake in error.errors()
-    )

@@ -14,18 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scansion.activations import ActivationStore
 from scansion.cards import card
 from scansion.errors import ConfigError
-from scansion.evals.bundle import Evaluations
-from scansion.evals.core import CoreResult
+from scansion.evals.base import Estimate
+from scansion.evals.bundle import RunResults
+from scansion.evals.core.evaluate import CoreResult
 from scansion.evals.position import PositionResult
-from scansion.evals.probing_result import SparseProbingResult
-from scansion.evals.result import Estimate
+from scansion.evals.probing.result import SparseProbingResult
 from scansion.files import read_json, write_json
-from scansion.study.comparison import figures_of
-from scansion.study.comparison_table import figure_text
+from scansion.pipeline.stores import HarvestSpec, build_stores, stores_dir
+from scansion.study.compare.comparison import figures_of
+from scansion.study.compare.figures import HEADLINE, metric
+from scansion.study.compare.tables import figure_text
 from scansion.study.final_info import FINAL_INFO, ArmInfo, read_final_info
-from scansion.study.metrics import HEADLINE, metric
 from scansion.study.plan import Arm, StudyPlan
-from scansion.study.sources import Source, prepare, stores_dir
 
 Part = TypeVar("Part", bound=BaseModel)
 _PLAN = "plan.json"
@@ -87,7 +87,7 @@ class ArmRecord:
         """Seed -> folder of its training run and evaluations, of the seeds that are finished."""
         return {seed: seed_folder(self.folder, self.arm, seed) for seed in self.info.seeds}
 
-    def evaluations(self) -> dict[int, Evaluations]:
+    def evaluations(self) -> dict[int, RunResults]:
         """Seed -> its results, read from disk."""
         return {seed: read_evaluations(folder) for seed, folder in self.seed_folders.items()}
 
@@ -147,7 +147,7 @@ class StudyRecord:
                     store = ActivationStore(folder)
                     if store.manifest.key == key:
                         return store
-        return prepare(source_of(self.plan)).held_out
+        return build_stores(source_of(self.plan)).held_out
 
 
 def _headline(arm: ArmRecord) -> dict[str, Estimate]:
@@ -155,9 +155,9 @@ def _headline(arm: ArmRecord) -> dict[str, Estimate]:
     return {name: found[name] for name in HEADLINE if name in found and found[name].value is not None}
 
 
-def source_of(plan: StudyPlan) -> Source:
+def source_of(plan: StudyPlan) -> HarvestSpec:
     """Where a plan's activations come from."""
-    return Source(
+    return HarvestSpec(
         model=plan.model,
         hook_point=plan.hook_point,
         corpus=plan.corpus,
@@ -227,7 +227,7 @@ def open_runs(folders: Sequence[Path]) -> list[ArmRecord]:
     return [arm for folder in folders for arm in open_run(folder)]
 
 
-def read_evaluations(folder: Path) -> Evaluations:
+def read_evaluations(folder: Path) -> RunResults:
     """The results in a trained run's ``evals``.
 
     Raises:
@@ -237,7 +237,7 @@ def read_evaluations(folder: Path) -> Evaluations:
     core = _part(evals / "core.json", CoreResult)
     if core is None:
         raise ConfigError(f"{folder} has not been evaluated: there is no {evals / 'core.json'}")
-    return Evaluations(
+    return RunResults(
         core, _part(evals / "sparse_probing.json", SparseProbingResult), _part(evals / "position.json", PositionResult)
     )
 

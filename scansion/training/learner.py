@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from scansion.activations import PositionedBatch
-from scansion.device import keep_freed_memory
+from scansion.device import disable_malloc_trim
 from scansion.sae import SAE
 from scansion.training.config import TrainingConfig
 from scansion.training.dead import DeadFeatures, resample
@@ -25,7 +25,7 @@ class Learner:
 
     def __init__(self, sae: SAE, config: TrainingConfig, n_steps: int) -> None:
         if sae.W_dec.device.type == "cpu":
-            keep_freed_memory()
+            disable_malloc_trim()
         self.sae = sae.train()
         self.config = config
         self.n_steps = n_steps
@@ -35,10 +35,12 @@ class Learner:
         self.dead = DeadFeatures(sae, config.dead_after())
         mask = list(sae.mask.parameters())
         self._weights = [p for p in sae.parameters() if all(p is not other for other in mask)]
-        self._lying: dict[Tensor, Tensor] = {p: _as_it_lies(p.detach()) for p in sae.parameters()}
-        groups = [{"params": [self._lying[weight] for weight in self._weights], "multiplier": 1.0}]
+        self._row_major: dict[Tensor, Tensor] = {p: _to_row_major(p.detach()) for p in sae.parameters()}
+        groups = [{"params": [self._row_major[weight] for weight in self._weights], "multiplier": 1.0}]
         if mask:
-            groups.append({"params": [self._lying[weight] for weight in mask], "multiplier": sae.mask.lr_multiplier})
+            groups.append(
+                {"params": [self._row_major[weight] for weight in mask], "multiplier": sae.mask.lr_multiplier}
+            )
         self.optimiser = torch.optim.Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
         self._tokens_at_last_revival = 0
 
@@ -61,7 +63,7 @@ class Learner:
         self._step_clipped(gradient_norm)
         sae.normalise_decoder()
 
-        self.dead.observe(losses.fired, mask.allowed(batch.positions), batch.x.shape[1])
+        self.dead.observe(losses.fired, mask.can_fire(batch.positions), batch.x.shape[1])
         if mask.wants_usage_at(self.step):
             with torch.no_grad():
                 mask.observe(sae.lifted().encode(batch.x, batch.positions[:, None]).mean(dim=1), batch.positions)
@@ -75,7 +77,7 @@ class Learner:
             and self.tokens - self._tokens_at_last_revival >= self.dead.after_tokens
             and config.may_revive_at(self.step, self.n_steps)
         ):
-            trained = mask.trains_at(batch.positions)
+            trained = mask.gets_gradient(batch.positions)
             resample(sae, self.moments, self.dead, batch.x, losses, trained, self.generator)
             self._tokens_at_last_revival = self.tokens
         with torch.no_grad():
@@ -93,13 +95,13 @@ class Learner:
         for parameter in self.sae.mask.parameters():
             if parameter.grad is not None:
                 parameter.grad *= excess
-        for parameter, lying in self._lying.items():
-            lying.grad = None if parameter.grad is None else _as_it_lies(parameter.grad)
+        for parameter, lying in self._row_major.items():
+            lying.grad = None if parameter.grad is None else _to_row_major(parameter.grad)
         self.optimiser.step()
 
     def moments(self, parameter: Tensor) -> dict[str, Tensor]:
         """Adam's running means for a parameter, in its shape, to be changed in place; none before its first step."""
-        lying = self._lying[parameter]
+        lying = self._row_major[parameter]
         state = self.optimiser.state[lying]
         turned = lying.shape != parameter.shape or lying.stride() != parameter.stride()
         return {name: state[name].T if turned else state[name] for name in ("exp_avg", "exp_avg_sq") if name in state}
@@ -118,7 +120,7 @@ class Learner:
         """Everything needed to go on exactly: tensors by name, and counters."""
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for name, parameter in self.sae.named_parameters():
-            state = self.optimiser.state[self._lying[parameter]]
+            state = self.optimiser.state[self._row_major[parameter]]
             for moment, tensor in ({"step": state["step"], **self.moments(parameter)} if state else {}).items():
                 tensors[f"adam.{moment}.{name}"] = tensor
         tensors["dead.tokens_since_fired"] = self.dead.tokens_since_fired
@@ -138,7 +140,7 @@ class Learner:
         for name, parameter in self.sae.named_parameters():
             if f"adam.step.{name}" not in tensors:  # a mask that has not moved yet has none
                 continue
-            lying = self._lying[parameter]
+            lying = self._row_major[parameter]
             step = tensors[f"adam.step.{name}"].to(lying.device)
             self.optimiser.state[lying] = {
                 "step": step, "exp_avg": torch.empty_like(lying), "exp_avg_sq": torch.empty_like(lying)
@@ -151,6 +153,6 @@ class Learner:
         self._tokens_at_last_revival = counters["tokens_at_last_revival"]
 
 
-def _as_it_lies(tensor: Tensor) -> Tensor:
+def _to_row_major(tensor: Tensor) -> Tensor:
     """A matrix row by row as it lies in memory: fused Adam copies what lies otherwise. The encoder lies by columns."""
     return tensor if tensor.is_contiguous() else tensor.T

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from scansion.evals.result import Subject
-from scansion.evals.saebench import sparse_probing_json
-from scansion.evals.sparse_probing import SparseProbingConfig, SparseProbingResult, evaluate_sparse_probing
+from scansion.evals.base import LoadedSAE
+from scansion.evals.probing.evaluate import SparseProbingConfig, SparseProbingResult, evaluate_sparse_probing
+from scansion.evals.probing.saebench import sparse_probing_json
 from scansion.lm import HookPoint, LanguageModel
-from tests.evals.probing import make_subject, telling_texts, use_asset, write_set
+from tests.evals.probing.constructed import make_subject, telling_texts, use_asset, write_set
 
 # As SAEBench writes them.
 TOP_KEYS = [
@@ -41,7 +41,7 @@ CONFIG = SparseProbingConfig(
 @pytest.fixture
 def evaluated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lm: LanguageModel
-) -> list[tuple[SparseProbingResult, Subject]]:
+) -> list[tuple[SparseProbingResult, LoadedSAE]]:
     use_asset(monkeypatch, tmp_path)
     for seed in (1, 2):
         write_set(tmp_path, f"{seed}_words", telling_texts(30, seed=seed))
@@ -52,7 +52,7 @@ def evaluated(
     return list(zip(evaluate_sparse_probing(subjects, lm, HookPoint(1), CONFIG), subjects, strict=True))
 
 
-def test_the_layout_is_saebench_s(evaluated: list[tuple[SparseProbingResult, Subject]]) -> None:
+def test_the_layout_is_saebench_s(evaluated: list[tuple[SparseProbingResult, LoadedSAE]]) -> None:
     for result, subject in evaluated:
         written = sparse_probing_json(result, subject)
         assert list(written) == TOP_KEYS
@@ -66,7 +66,7 @@ def test_the_layout_is_saebench_s(evaluated: list[tuple[SparseProbingResult, Sub
 
 
 def test_figures_are_the_result_s_and_absent_ones_are_null(
-    evaluated: list[tuple[SparseProbingResult, Subject]],
+    evaluated: list[tuple[SparseProbingResult, LoadedSAE]],
 ) -> None:
     result, subject = evaluated[0]
     written = sparse_probing_json(result, subject)
@@ -81,7 +81,7 @@ def test_figures_are_the_result_s_and_absent_ones_are_null(
     assert written["sae_cfg_dict"]["hook_name"] == "blocks.1.hook_resid_post"
 
 
-def test_status_and_reasons_are_kept(evaluated: list[tuple[SparseProbingResult, Subject]]) -> None:
+def test_status_and_reasons_are_kept(evaluated: list[tuple[SparseProbingResult, LoadedSAE]]) -> None:
     result, subject = evaluated[1]
     written = sparse_probing_json(result, subject)
     assert set(written["eval_result_metrics"]["sae"].values()) == {None}
@@ -89,7 +89,7 @@ def test_status_and_reasons_are_kept(evaluated: list[tuple[SparseProbingResult, 
     assert written["eval_result_unstructured"]["scansion"]["reasons"] == result.reasons
 
 
-def test_equal_results_have_equal_ids(evaluated: list[tuple[SparseProbingResult, Subject]]) -> None:
+def test_equal_results_have_equal_ids(evaluated: list[tuple[SparseProbingResult, LoadedSAE]]) -> None:
     ids = [sparse_probing_json(*one)["eval_id"] for one in (evaluated[0], evaluated[0], evaluated[1])]
     assert ids[0] == ids[1] != ids[2]
     first, again = (sparse_probing_json(*evaluated[0], epoch_millis=7) for _ in range(2))

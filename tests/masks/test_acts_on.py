@@ -105,7 +105,7 @@ def test_straight_through_is_hard_forward_and_soft_backward(architecture: str, f
         sae.mask.logits.add_(torch.randn(sae.mask.logits.shape, generator=torch.Generator().manual_seed(8)))
         sae.mask.end_step(0)
     x, places = some_x(), EVERYWHERE[:, None]
-    opened = sae.mask.open_at(places)
+    opened = sae.mask.is_open(places)
     assert opened.any() and not opened.all()
 
     def pre_acts() -> torch.Tensor:
@@ -133,7 +133,7 @@ def test_straight_through_is_hard_forward_and_soft_backward(architecture: str, f
 def test_a_placebo_is_drawn_and_measured(family: str) -> None:
     mask, applied = (make_sae("topk", with_acts_on(family, how)).mask for how in ("placebo", "forward"))
     assert torch.equal(mask(EVERYWHERE), applied(EVERYWHERE))
-    assert mask.allowed(EVERYWHERE).all() and mask.bands() is None
+    assert mask.can_fire(EVERYWHERE).all() and mask.bands() is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -78,7 +78,7 @@ def test_the_pressures_have_their_closed_forms() -> None:
 @pytest.mark.parametrize("lr", [0.0, 0.03, 10.0])
 def test_an_adaptive_mask_meets_its_budget_at_every_step(n: int, budget, lr: float) -> None:
     mask = pushed(build_mask(AdaptiveMaskConfig(positions_per_feature=n, budget=budget), L, D), lr=lr)
-    opened = mask.allowed(EVERYWHERE)
+    opened = mask.can_fire(EVERYWHERE)
     if budget == "each":
         assert (opened.sum(dim=0) == n).all()
     else:
@@ -109,7 +109,7 @@ def test_an_adaptive_mask_opens_where_it_is_told_to() -> None:
         (-(mask(EVERYWHERE) * (2 * wanted - 1)).sum()).backward()
         optimiser.step()
         mask.end_step(step)
-    assert torch.equal(mask.allowed(EVERYWHERE), wanted.bool())
+    assert torch.equal(mask.can_fire(EVERYWHERE), wanted.bool())
 
 
 @pytest.mark.parametrize("kind", ["contiguous", "strided", "gaussian"])

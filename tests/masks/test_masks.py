@@ -80,7 +80,7 @@ def test_the_default_of_a_random_mask_is_an_eighth_of_the_context() -> None:
 def test_outside_a_hard_mask_a_feature_is_exactly_zero(architecture: str, family: str, training: bool) -> None:
     sae = make_sae(architecture, FAMILIES[family]).train(training)
     acts = sae.encode(some_x(), EVERYWHERE[:, None])
-    allowed = sae.mask.allowed(EVERYWHERE[:, None]).expand_as(acts)
+    allowed = sae.mask.can_fire(EVERYWHERE[:, None]).expand_as(acts)
     assert (acts[~allowed] == 0).all() and (~allowed).any()
     assert (acts[allowed] > 0).any()
 
@@ -93,7 +93,7 @@ def test_a_feature_gets_exactly_no_gradient_from_positions_outside(architecture:
         sae.zero_grad()
         losses = sae.losses(some_x()[position][None], torch.tensor([position]), NONE_DEAD)
         (losses.reconstruction + losses.sparsity).backward()
-        outside = ~sae.mask.allowed(torch.tensor(position))
+        outside = ~sae.mask.can_fire(torch.tensor(position))
         for gradient in (sae.W_enc.grad.T, sae.W_dec.grad, sae.b_enc.grad[:, None]):
             assert (gradient[outside] == 0).all()
         assert (sae.W_dec.grad[~outside] != 0).any()
@@ -120,7 +120,7 @@ def test_a_mask_of_ones_or_a_placebo_is_no_mask_to_the_last_bit(architecture: st
     for sae in (masked, none):
         losses = getattr(sae, way)(x, EVERYWHERE, NONE_DEAD)
         (losses.reconstruction + losses.sparsity).backward()
-    assert masked.mask.allowed(EVERYWHERE).all()
+    assert masked.mask.can_fire(EVERYWHERE).all()
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert torch.equal(getattr(masked, name).grad, getattr(none, name).grad), name
     assert torch.equal(masked.encode(x, EVERYWHERE[:, None]), none.encode(x, EVERYWHERE[:, None]))
@@ -134,7 +134,7 @@ def test_a_masked_feature_never_takes_a_place_in_the_top_k(architecture: str, fa
     x = some_x()
     acts = sae.encode(x, EVERYWHERE[:, None])
     for position in EVERYWHERE:
-        allowed = sae.mask.allowed(position)
+        allowed = sae.mask.can_fire(position)
         pre_acts = ((x[position] - sae.bias_at(position)) @ sae.W_enc + sae.b_enc)[:, allowed]
         expected = sae.activate(pre_acts, allowed.nonzero().squeeze(1))
         torch.testing.assert_close(acts[position][:, allowed], expected)
@@ -198,7 +198,7 @@ def test_masks_survive_saving_and_move_with_the_sae(family: str, tmp_path: Path)
     loaded, _ = load_sae(tmp_path / "sae")
     x = some_x()
     assert torch.equal(loaded.mask(EVERYWHERE), sae.mask(EVERYWHERE))
-    assert torch.equal(loaded.mask.allowed(EVERYWHERE), sae.mask.allowed(EVERYWHERE))
+    assert torch.equal(loaded.mask.can_fire(EVERYWHERE), sae.mask.can_fire(EVERYWHERE))
     assert torch.equal(loaded(x, EVERYWHERE[:, None]), sae(x, EVERYWHERE[:, None]))
     moved = sae.to("meta")
     assert {t.device.type for t in [*moved.mask.parameters(), *moved.mask.buffers()]} <= {"meta"}

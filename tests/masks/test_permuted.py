@@ -20,8 +20,8 @@ def test_every_column_is_that_of_the_feature_it_was_dealt(family: str) -> None:
     columns = torch.cat([torch.arange(mask.n_shared), mask.n_shared + order])
     assert torch.equal(moved(POSITIONS), mask(POSITIONS)[:, columns])
     assert torch.equal(moved.table(), mask.table()[:, columns])
-    assert torch.equal(moved.open_at(POSITIONS), mask.open_at(POSITIONS)[:, columns])
-    assert torch.equal(moved.allowed(POSITIONS), mask.allowed(POSITIONS)[:, columns])
+    assert torch.equal(moved.is_open(POSITIONS), mask.is_open(POSITIONS)[:, columns])
+    assert torch.equal(moved.can_fire(POSITIONS), mask.can_fire(POSITIONS)[:, columns])
     pre_acts = torch.randn(L, D_SAE, generator=torch.Generator().manual_seed(1))
     theirs = mask.apply_to(pre_acts[:, columns.argsort()], POSITIONS, torch.relu).acts[:, columns]
     assert torch.allclose(moved.apply_to(pre_acts, POSITIONS, torch.relu).acts, theirs)

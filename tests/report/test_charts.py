@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scansion.evals.result import Subject
+from scansion.evals.base import LoadedSAE
 from scansion.masks import BandMaskConfig, NoMaskConfig, SoftMaskConfig, UsageBandMaskConfig
 from scansion.report.charts import Axis, Chart, Series
 from scansion.report.charts.chart import grouped, log_ticks, over_seeds
@@ -53,14 +53,14 @@ def subject(store):
     """``subject(mask, **metadata)``: an SAE as its seed starts it, which is what training would have begun with."""
     identity = store.identity
 
-    def make(mask, **changes) -> Subject:
+    def make(mask, **changes) -> LoadedSAE:
         sae = build_sae(TopKConfig(d_sae=240, k=3, mask=mask), WIDTH, 8, torch.Generator().manual_seed(0)).eval()
         metadata = SAEMetadata(
             model=identity.model, model_revision=identity.model_revision, hook_point=identity.hook_point, store_key="k",
             contexts="c", context_length=8, use_position_0=False, input_scale=1.0, steps=5, tokens=50, seed=0,
             training={"lr": 1},
         ).model_copy(update=changes)  # fmt: skip
-        return Subject("one", sae, metadata)
+        return LoadedSAE("one", sae, metadata)
 
     return make
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from scansion.evals.base import LoadedSAE
 from scansion.evals.position.firing import Profile
-from scansion.evals.result import Subject
 from scansion.lm import HookPoint, activations_at, logits, unembed
 from scansion.masks import BandMaskConfig
 from scansion.report.features import FeatureConfig, gather_features, logit_lens, nearest_features, specialisation
@@ -18,7 +18,7 @@ CONFIG = FeatureConfig(examples=4, batch_contexts=7)
 
 
 @pytest.fixture
-def subject(store) -> Subject:
+def subject(store) -> LoadedSAE:
     """A random SAE of 24 features in two bands of positions, a quarter of them shared."""
     config = TopKConfig(d_sae=24, k=3, mask=BandMaskConfig(count=2, shared=0.25))
     sae = build_sae(config, WIDTH, store.n_positions, torch.Generator().manual_seed(0)).eval()
@@ -28,7 +28,7 @@ def subject(store) -> Subject:
         contexts="c", context_length=store.n_positions, use_position_0=False, input_scale=1.0, steps=5, tokens=50, seed=0,
         training={},
     )  # fmt: skip
-    return Subject("banded", sae, metadata)
+    return LoadedSAE("banded", sae, metadata)
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def test_a_feature_is_what_it_does_on_the_text(subject, store, acts) -> None:
     assert features.positions.tolist() == list(range(1, store.n_positions))
     assert np.array_equal(features.profile.counts, fired.numpy())
     assert np.allclose(features.max_act, acts.amax(dim=(0, 1)))
-    allowed = store.valid.sum(dim=1).double() @ subject.sae.mask.allowed(torch.arange(store.n_positions)).double()
-    allowed -= subject.sae.mask.allowed(torch.tensor(0)) * store.valid[0].sum()
+    allowed = store.valid.sum(dim=1).double() @ subject.sae.mask.can_fire(torch.arange(store.n_positions)).double()
+    allowed -= subject.sae.mask.can_fire(torch.tensor(0)) * store.valid[0].sum()
     assert np.allclose(features.density, fired.sum(dim=0) / allowed)
     shared = subject.sae.mask.n_shared
     assert np.isnan(features.fidelity[:shared]).all(), "no mask binds them"

@@ -11,12 +11,12 @@ import pytest
 
 from scansion.cli.reporting import report
 from scansion.errors import ConfigError
-from scansion.evals.result import Estimate
+from scansion.evals.base import Estimate
 from scansion.report import FeatureConfig, ReportData, runs_data, write_report
-from scansion.report.budget_table import budget_columns, budget_rows
 from scansion.report.charts import pareto_charts, position_charts, probing_charts, training_charts
 from scansion.report.plotly_form import figure_of
-from scansion.report.tables import full_table, headline_table, verdicts
+from scansion.report.tables.budget import budget_columns, budget_rows
+from scansion.report.tables.page import full_table, headline_table, verdicts
 from scansion.study import StudyRecord
 from tests.report.browser import LAPTOP, PHONE, until
 from tests.report.conftest import HOSTILE_ARM

@@ -8,11 +8,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from scansion.evals.bundle import Evaluations
-from scansion.evals.core import CoreConfig, evaluate_core
-from scansion.evals.probing_result import DatasetResult, SparseProbingResult
-from scansion.evals.result import Estimate, Subject
-from scansion.report import probing_table, summarise
+from scansion.evals.base import Estimate, LoadedSAE
+from scansion.evals.bundle import RunResults
+from scansion.evals.core.evaluate import CoreConfig, evaluate_core
+from scansion.evals.probing.result import DatasetResult, SparseProbingResult
+from scansion.report import summarise
+from scansion.report.tables import probing as probing_table
 from scansion.sae import ReluConfig, SAEMetadata, build_sae
 from tests.conftest import WIDTH
 
@@ -31,17 +32,17 @@ def evaluated(store):
     """``evaluated(name, **metadata)``: core results of a random SAE that says it was trained on the store."""
     identity = store.identity
 
-    def make(name: str, seed: int = 0, **changes: Any) -> Evaluations:
+    def make(name: str, seed: int = 0, **changes: Any) -> RunResults:
         metadata = SAEMetadata(
             model=identity.model, model_revision=identity.model_revision, hook_point=identity.hook_point,
             store_key="k", contexts="c", context_length=8, use_position_0=False, input_scale=1.0, steps=5, tokens=50,
             seed=seed, training={},
         )  # fmt: skip
         sae = build_sae(ReluConfig(d_sae=24), WIDTH, 8, torch.Generator().manual_seed(seed)).eval()
-        (result,) = evaluate_core([Subject(name, sae, metadata)], store, never, CoreConfig(loss_contexts=0))
+        (result,) = evaluate_core([LoadedSAE(name, sae, metadata)], store, never, CoreConfig(loss_contexts=0))
         # Changed afterwards, for an SAE of another model would not be evaluated on this store at all.
         changed = result.model_copy(update={"sae_metadata": metadata.model_copy(update=changes)})
-        return Evaluations(changed, None)
+        return RunResults(changed, None)
 
     return make
 
@@ -50,7 +51,7 @@ def never() -> Any:
     raise AssertionError("the LM was loaded")
 
 
-def probed(run: Evaluations, dataset: str) -> Evaluations:
+def probed(run: RunResults, dataset: str) -> RunResults:
     """The run with made-up probing results on one data set."""
     half = Estimate(value=0.75, low=0.7, high=0.8)
     figures: dict[str, Any] = {
@@ -62,7 +63,7 @@ def probed(run: Evaluations, dataset: str) -> Evaluations:
         sae_metadata=run.core.sae_metadata, data={}, seed=0, pooling="mean", **figures,
         datasets=[DatasetResult(name=dataset, stand_in=None, qualified=True, **figures, tasks=[])],
     )  # fmt: skip
-    return Evaluations(run.core, probing)
+    return RunResults(run.core, probing)
 
 
 def test_the_probing_table_has_a_row_a_run_and_set_with_its_controls_and_what_could_be_found(evaluated) -> None:
@@ -101,7 +102,7 @@ def test_runs_are_comparable_only_if_they_answer_the_same_question(evaluated, na
 
 def test_runs_measured_differently_are_not_comparable(evaluated) -> None:
     first, second = evaluated("first"), evaluated("second")
-    second = Evaluations(second.core.model_copy(update={"data": {**second.core.data, "store": "other"}}), None)
+    second = RunResults(second.core.model_copy(update={"data": {**second.core.data, "store": "other"}}), None)
     assert "evaluated on other data" in summarise([first, second]).set_apart[0][1]
 
 

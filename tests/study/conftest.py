@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from scansion.activations import ActivationStore
-from scansion.evals.bundle import Evaluations
+from scansion.evals.bundle import RunResults
 from scansion.study import ArmRecord, StudyPlan, StudyRecord, execute
-from tests.evals.probing import telling_texts, use_asset, write_set
+from tests.evals.probing.constructed import telling_texts, use_asset, write_set
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Carried:
     home: Path
     folders: dict[int, Path]
     records: list[ArmRecord]
-    results: dict[int, Evaluations]
+    results: dict[int, RunResults]
     held_out: ActivationStore
 
     def seed_folder(self, run: int) -> Path:

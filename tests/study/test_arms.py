@@ -145,7 +145,7 @@ def test_a_folder_of_other_settings_is_refused_before_anything_is_read_or_regist
     before = (only[0] / "plan.json").read_bytes()
     other = plan.model_copy(update={"training": plan.training.model_copy(update={"lr": 0.5})})
     with monkeypatch.context() as patch:
-        patch.setattr("scansion.study.sources.load_contexts", lambda *_: pytest.fail("text was read"))
+        patch.setattr("scansion.pipeline.stores.load_contexts", lambda *_: pytest.fail("text was read"))
         with pytest.raises(
             TrainingError, match=r"run_0/seed_0 holds another run \(training\.lr is 0\.001 there and 0\.5"
         ):

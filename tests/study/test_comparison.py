@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from scansion.errors import ConfigError
-from scansion.evals.result import Estimate
+from scansion.evals.base import Estimate
 from scansion.study import ArmInfo, compare
-from scansion.study.comparison import SPARSITY_NOTE, Comparison, Difference, holm
-from scansion.study.comparison_table import (
+from scansion.study.compare.comparison import SPARSITY_NOTE, Comparison, Difference, holm
+from scansion.study.compare.figures import metric
+from scansion.study.compare.tables import (
     difference_text,
     figure_text,
     lines_below,
     terminal_tables,
     write_comparison,
 )
-from scansion.study.metrics import metric
 from scansion.study.notes import verdict
 
 SAME = {

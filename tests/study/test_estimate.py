@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from scansion.errors import ScansionError
+from scansion.pipeline.stores import harvest_plans
 from scansion.study import StudyPlan
 from scansion.study.estimate import estimate
 from scansion.study.record import source_of
-from scansion.study.sources import harvest_plans
 from tests.study.conftest import Carried
 
 
@@ -24,7 +24,7 @@ def test_a_plan_is_estimated_without_being_begun(
 ) -> None:
     # Another hook point: its store is not there.
     plan = StudyPlan.model_validate({**carried.plan.model_dump(mode="json"), "hook_point": "layers.0"})
-    monkeypatch.setattr("scansion.study.sources.harvest", never)
+    monkeypatch.setattr("scansion.pipeline.stores.harvest", never)
     found = estimate(plan, {0: tmp_path / "run_0", 2: tmp_path / "run_2"})
     assert found.harvested == (False, False) and found.harvest_seconds > 0
     assert [(one.arm.name, one.missing) for one in found.arms] == [("plain", 1), ("untrained", 1)]
@@ -44,7 +44,7 @@ def test_what_is_finished_is_not_counted(carried: Carried) -> None:
 
 
 def test_mistakes_are_found_first(carried: Carried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scansion.study.sources.load_contexts", never)
+    monkeypatch.setattr("scansion.pipeline.stores.load_contexts", never)
     plan = carried.plan.with_runs(
         [
             {

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from scansion.errors import ConfigError, EvalError, ScansionError, TrainingError
-from scansion.evals.core import CoreConfig
+from scansion.evals.core.evaluate import CoreConfig
+from scansion.pipeline.evaluate import evaluate_runs
 from scansion.report import summarise
 from scansion.study import StudyPlan, StudyRecord, execute, open_runs
-from scansion.study.evaluate import evaluate_runs
 from scansion.training import loop
 from tests.study.conftest import Carried
 
@@ -74,7 +74,7 @@ def test_an_untrained_run_has_a_reason_and_no_figure(carried: Carried) -> None:
 
 
 def test_a_second_run_does_nothing_again(carried: Carried, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr("scansion.study.sources.load_language_model", never)
+    monkeypatch.setattr("scansion.pipeline.stores.load_language_model", never)
     monkeypatch.setattr(loop, "_train_sessions", never)
     before = bytes_of(carried.folders)
     assert execute(carried.plan, carried.folders) == carried.records
@@ -163,7 +163,7 @@ def test_a_folder_of_another_run_is_refused(carried: Carried) -> None:
 def test_mistakes_are_found_before_any_text_is_read(
     carried: Carried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scansion.study.sources.load_contexts", never)
+    monkeypatch.setattr("scansion.pipeline.stores.load_contexts", never)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="the plan 'tiny' has no run 3; it has 0 to 2"):
         execute(carried.plan, {3: tmp_path / "run_3"})

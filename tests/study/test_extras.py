@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from scansion.errors import ConfigError, EvalError
-from scansion.evals.core import CoreConfig
+from scansion.evals.base import LoadedSAE
+from scansion.evals.core.evaluate import CoreConfig
 from scansion.evals.position import PositionConfig, evaluate_position
-from scansion.evals.result import Subject
+from scansion.evals.recovery.evaluate import SyntheticConfig, evaluate_synthetic
 from scansion.files import read_json
+from scansion.pipeline.extras import EXTRAS, check_store, evaluate_extras, lines, parse_extras
 from scansion.sae import ReluConfig, SAEMetadata, build_sae, load_sae, save_sae
-from scansion.study.extras import EXTRAS, check_store, evaluate_extras, lines, parse_extras
 from scansion.synth import PlantedDictionary, SynthConfig, plant_store
-from scansion.synth.evaluation import SyntheticConfig, evaluate_synthetic
-from tests.evals.probing import make_subject
+from tests.evals.probing.constructed import make_subject
 
 
 def test_names_and_settings_are_checked(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_synthetic_runs_are_scored_against_the_world_their_store_names(tmp_path:
 
     extras = parse_extras("synthetic,autointerp_offline")
     first = evaluate_extras(extras, {"run": tmp_path / "run"}, held_out, no_lm)
-    subject = Subject("run", *load_sae(tmp_path / "run" / "sae"))
+    subject = LoadedSAE("run", *load_sae(tmp_path / "run" / "sae"))
     ((position, _),) = evaluate_position([subject], held_out, no_lm, PositionConfig(use_position_0=True))
     assert position.replacement is None and "no language model can read moved text" in str(position.no_replacement)
     assert first[0].headline()["mmcs"] == pytest.approx(1.0, abs=1e-5)
@@ -118,4 +118,4 @@ def test_synthetic_runs_are_scored_against_the_world_their_store_names(tmp_path:
     assert printed[0].startswith("synthetic: run: mmcs 1.000") and printed[1].startswith("  note: ")
     with pytest.raises(EvalError, match="whose true features nobody knows"):
         evaluate_synthetic([make_subject()], store, SyntheticConfig())
-    assert Subject("run", perfect_sae(planted), metadata).fingerprint == first[0].sae_fingerprint
+    assert LoadedSAE("run", perfect_sae(planted), metadata).fingerprint == first[0].sae_fingerprint

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from scansion.evals.core import CoreConfig
-from scansion.study.metrics import measured_figures
+from scansion.evals.core.evaluate import CoreConfig
+from scansion.study.compare.figures import measured_figures
 from tests.study.conftest import Carried
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scansion.activations import ActivationStore
-from scansion.evals.result import Subject
+from scansion.evals.base import LoadedSAE
 from scansion.masks import RandomHardMaskConfig
 from scansion.sae import SAE, ReluConfig, SAEMetadata, build_sae
 from scansion.synth import PlantedDictionary, SynthConfig, plant_store, planted_identity
@@ -51,8 +51,8 @@ def planted_sae(planted: PlantedDictionary) -> SAE:
     return sae_from(planted.directions, planted.config.context_length, planted.profiles > 0)
 
 
-def subject_of(sae: SAE, planted: PlantedDictionary, name: str = "sae", **changes: object) -> Subject:
-    return Subject(name, sae, metadata_of(planted, **changes))
+def subject_of(sae: SAE, planted: PlantedDictionary, name: str = "sae", **changes: object) -> LoadedSAE:
+    return LoadedSAE(name, sae, metadata_of(planted, **changes))
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def moments_of(optimiser: torch.optim.Adam):
 def test_only_tokens_a_feature_could_fire_on_are_counted() -> None:
     sae = make_sae()
     dead = DeadFeatures(sae, after_tokens=4 * N)
-    allowed = sae.mask.allowed(torch.arange(P))
+    allowed = sae.mask.can_fire(torch.arange(P))
     fired = torch.zeros(D_SAE, dtype=torch.int64)
     fired[0] = 1
     for batches in (1, 2):
@@ -44,7 +44,7 @@ def test_a_revived_feature_points_at_a_residual_at_a_position_it_may_use() -> No
     before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
     dead = DeadFeatures(sae, after_tokens=10)
     dead.tokens_since_fired[3:9] = 10
-    allowed = sae.mask.allowed(positions)
+    allowed = sae.mask.can_fire(positions)
     resample(sae, moments_of(optimiser), dead, x, losses, allowed, torch.Generator().manual_seed(2))
 
     directions = torch.nn.functional.normalize(losses.residual, dim=-1)
@@ -68,5 +68,5 @@ def test_nothing_is_done_where_nothing_is_dead_or_everything_is() -> None:
         x = torch.ones(P, N, D_IN)
         losses = sae.losses(x, torch.arange(P), dead.mask)
         before = sae.W_dec.clone()
-        resample(sae, moments_of(optimiser), dead, x, losses, sae.mask.allowed(torch.arange(P)), torch.Generator())
+        resample(sae, moments_of(optimiser), dead, x, losses, sae.mask.can_fire(torch.arange(P)), torch.Generator())
         assert torch.equal(sae.W_dec, before)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scansion.activations import PositionedBatch
-from scansion.kernels import selection
+from scansion.execution import selection
 from scansion.masks import BandMaskConfig, MaskConfig, NoMaskConfig
 from scansion.sae import BatchTopKConfig, SAEConfig, TopKConfig, build_sae
 from scansion.training import TrainingConfig

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scansion.masks import NoMask
 from scansion.sae import SAE
-from scansion.sae.switch import SwitchSAE
+from scansion.sae.architectures.switch import SwitchSAE
 
 
 class Budget(BaseModel):
@@ -38,7 +38,7 @@ class Budget(BaseModel):
 
 def budget_of(sae: SAE, positions: Int[Tensor, "P"], l0_by_position: list[float]) -> Budget:
     """The budgets of an SAE over the positions used."""
-    available = sae.mask.allowed(positions.to(sae.W_dec.device)).sum(dim=-1).cpu()
+    available = sae.mask.can_fire(positions.to(sae.W_dec.device)).sum(dim=-1).cpu()
     bands = sae.mask.bands()
     per_feature = 4 * sae.d_in
     if bands is not None:

@@ -12,7 +12,8 @@ from jaxtyping import Float
 
 from scansion.activations import ActivationStore
 from scansion.errors import EvalError
-from scansion.evals.degenerate import reasons_before_running, reasons_from_activity
+from scansion.evals.base import Estimate, LoadedSAE, finite, status_of
+from scansion.evals.core.degenerate import reasons_before_running, reasons_from_activity
 from scansion.evals.position.agreement import divergence
 from scansion.evals.position.budget import budget_of
 from scansion.evals.position.config import PositionConfig
@@ -21,11 +22,10 @@ from scansion.evals.position.information import shift_null
 from scansion.evals.position.measure import Measured, measure
 from scansion.evals.position.moving import MovedText, move_text, offset_for
 from scansion.evals.position.profiles import Profiles, profiles_of
-from scansion.evals.position.replacement import Replaced, Replacement, all_replaced
+from scansion.evals.position.replacement import Replacement, ShiftEffect, all_replaced
 from scansion.evals.position.result import PositionResult, SinceStart
 from scansion.evals.position.sink import sink_fve
 from scansion.evals.position.states import acts_in_forward, measured_mask, permuted, rebuild_start, weights_at
-from scansion.evals.result import Estimate, Subject, finite, status_of
 from scansion.evals.same_source import data_from, require_same_model, require_same_source
 from scansion.lm import LanguageModel
 from scansion.progress import Advance, progress
@@ -36,7 +36,7 @@ _MEAN_ONLY_DRAWS = 20
 
 
 def evaluate_position(
-    subjects: Sequence[Subject],
+    subjects: Sequence[LoadedSAE],
     store: ActivationStore,
     load_lm: Callable[[], LanguageModel] | None,
     config: PositionConfig,
@@ -91,7 +91,7 @@ class _Plan:
 
 
 def _evaluate(
-    subject: Subject, text: Text, moved: MovedText | str, config: PositionConfig
+    subject: LoadedSAE, text: Text, moved: MovedText | str, config: PositionConfig
 ) -> tuple[PositionResult, Profiles]:
     sae, store = subject.sae, text.store
     mask, is_own = measured_mask(sae, config.seed)
@@ -196,7 +196,7 @@ def _since_start(start: Firing, end: Firing) -> SinceStart:
 
 def _replace(
     saes: dict[str, SAE], firings: dict[str, Firing], measured: dict[str, Measured], moved: MovedText | str
-) -> tuple[Replacement | None, dict[str, Replaced]]:
+) -> tuple[Replacement | None, dict[str, ShiftEffect]]:
     if isinstance(moved, str):
         return None, {}
     states = [name for name in ("in_force", "lifted") if name in saes]

@@ -10,11 +10,11 @@ from jaxtyping import Int
 from scipy.stats import t as student_t
 
 from scansion.errors import EvalError
-from scansion.evals.result import Estimate
+from scansion.evals.base import Estimate
 
 
 @dataclass(frozen=True, eq=False)
-class Leaving:
+class Jackknife:
     """A figure over all documents, and over all but each group of them. Sums and differences keep their intervals.
 
     Attributes:
@@ -26,17 +26,17 @@ class Leaving:
     without: np.ndarray
 
     @classmethod
-    def of(cls, n_groups: int, statistic: Callable[[int | None], float]) -> Leaving:
+    def of(cls, n_groups: int, statistic: Callable[[int | None], float]) -> Jackknife:
         """``statistic(None)`` over everything, ``statistic(g)`` without group g."""
         return cls(statistic(None), np.array([statistic(group) for group in range(n_groups)]))
 
     @classmethod
-    def mean(cls, several: list[Leaving]) -> Leaving:
+    def mean(cls, several: list[Jackknife]) -> Jackknife:
         """The mean of several figures."""
         return cls(float(np.mean([one.value for one in several])), np.mean([one.without for one in several], axis=0))
 
-    def __sub__(self, other: Leaving) -> Leaving:
-        return Leaving(self.value - other.value, self.without - other.without)
+    def __sub__(self, other: Jackknife) -> Jackknife:
+        return Jackknife(self.value - other.value, self.without - other.without)
 
     def estimate(self) -> Estimate:
         """The figure with the jackknife's 95% interval: ``s^2 = (G - 1) / G * sum_g (without_g - mean)^2``.

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from scansion.evals.base import finite
 from scansion.evals.position.agreement import auroc, overlap, reliability, retention
 from scansion.evals.position.firing import Firing, Profile
-from scansion.evals.position.groups import Leaving
+from scansion.evals.position.groups import Jackknife
 from scansion.evals.position.information import (
     VOITA_THRESHOLD,
     Null,
@@ -20,7 +21,6 @@ from scansion.evals.position.information import (
     information,
 )
 from scansion.evals.position.result import StateFigures
-from scansion.evals.result import finite
 
 _WITH_INTERVALS = ("information", "auroc", "overlap", "retention")
 
@@ -36,7 +36,7 @@ class Measured:
         significant: features whose firing depends on the position; none where p-values were not resolved.
     """
 
-    varying: dict[str, Leaving]
+    varying: dict[str, Jackknife]
     plain: dict[str, float]
     by_feature: dict[str, Float[np.ndarray, "F"]]
     significant: Bool[np.ndarray, "F"]
@@ -52,7 +52,7 @@ class Measured:
     def mean(cls, several: Sequence[Measured]) -> Measured:
         """The mean of several states, figure by figure."""
         return cls(
-            {name: Leaving.mean([one.varying[name] for one in several]) for name in several[0].varying},
+            {name: Jackknife.mean([one.varying[name] for one in several]) for name in several[0].varying},
             {name: float(np.mean([one.plain[name] for one in several])) for name in several[0].plain},
             {name: np.mean([one.by_feature[name] for one in several], axis=0) for name in several[0].by_feature},
             np.zeros_like(several[0].significant),
@@ -104,7 +104,9 @@ def measure(
     without = [varying(group) for group in range(firing.text.n_groups)]
     by_chance = [_agreement(other[:, bound], whole, bound) for other in chance]
     return Measured(
-        varying={name: Leaving(everything[name], np.array([one[name] for one in without])) for name in _WITH_INTERVALS},
+        varying={
+            name: Jackknife(everything[name], np.array([one[name] for one in without])) for name in _WITH_INTERVALS
+        },
         plain={
             "l0": firing.l0,
             "alive_share": float(alive.mean()),

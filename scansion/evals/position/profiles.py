@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from scansion.evals.position.firing import Firing, Text
 from scansion.evals.position.measure import Measured
-from scansion.evals.position.replacement import Replaced
+from scansion.evals.position.replacement import ShiftEffect
 from scansion.files import atomic_file
 
 PROFILES = "position_profile.safetensors"
@@ -26,7 +26,7 @@ def profiles_of(
     weights: Float[np.ndarray, "P F"],
     firings: dict[str, Firing],
     measured: dict[str, Measured],
-    seen: dict[str, Replaced],
+    seen: dict[str, ShiftEffect],
 ) -> Profiles:
     """Everything that can be drawn of one SAE."""
     arrays: Profiles = {

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict
 
+from scansion.evals.base import Estimate
 from scansion.evals.position.agreement import phi
 from scansion.evals.position.firing import Firing
-from scansion.evals.position.groups import Leaving
+from scansion.evals.position.groups import Jackknife
 from scansion.evals.position.moving import MovedText
-from scansion.evals.result import Estimate
 from scansion.sae import SAE
 
 # A vote this many standard errors from 0 decides.
@@ -66,7 +66,7 @@ class Replacement(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
-class Replaced:
+class ShiftEffect:
     """Figures of one state, and what each feature did: votes per firing (bits), their score, agreement; NaN if none."""
 
     figures: ReplacedFigures
@@ -76,7 +76,7 @@ class Replaced:
 
 
 @torch.no_grad()
-def replaced(sae: SAE, firing: Firing, moved: MovedText, significant: Bool[np.ndarray, "F"]) -> Replaced:
+def replaced(sae: SAE, firing: Firing, moved: MovedText, significant: Bool[np.ndarray, "F"]) -> ShiftEffect:
     """Compare firing on moved text with what the position and what the text would make of it.
 
     Each firing at a moved token casts a vote: ``log2 q_position - log2 q_text``, where q_position is the feature's own
@@ -122,12 +122,12 @@ def replaced(sae: SAE, firing: Firing, moved: MovedText, significant: Bool[np.nd
         stay_share=stay / n_features if n_features else None,
         move_share=move / n_features if n_features else None,
         undecided_share=1 - (stay + move) / n_features if n_features else None,
-        bits_for_position=Leaving.of(n_groups, bits).estimate(),
-        agreement=Leaving.of(
+        bits_for_position=Jackknife.of(n_groups, bits).estimate(),
+        agreement=Jackknife.of(
             n_groups, lambda group: float(np.nan_to_num(agreement(group)[known]).mean()) if known.any() else np.nan
         ).estimate(),
     )
-    return Replaced(figures, votes, score, whole)
+    return ShiftEffect(figures, votes, score, whole)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ def all_replaced(
     firings: Mapping[str, Firing],
     significant: Mapping[str, Bool[np.ndarray, "F"]],
     moved: MovedText,
-) -> tuple[Replacement, dict[str, Replaced]]:
+) -> tuple[Replacement, dict[str, ShiftEffect]]:
     """:func:`replaced` for each state."""
     found = {name: replaced(sae, firings[name], moved, significant[name]) for name, sae in saes.items()}
     return (

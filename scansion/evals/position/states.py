@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scansion.activations import ActivationStore
-from scansion.evals.result import Subject
+from scansion.evals.base import LoadedSAE
 from scansion.masks import NoMask, PermutedMask, PositionalMask, RandomHardMaskConfig, UsageBandMask, build_mask
 from scansion.masks.base import FamilyConfig
 from scansion.sae import SAE, build_sae
@@ -38,7 +38,7 @@ def weights_at(mask: PositionalMask, positions: Int[Tensor, "P"]) -> Float[np.nd
     """The mask as it acts: rounded where only the rounded mask does."""
     places = positions.to(next(iter(mask.state_dict().values()), positions).device)
     rounded = mask.config.acts_on == "straight_through"
-    return (mask.open_at(places) if rounded else mask(places)).double().cpu().numpy()
+    return (mask.is_open(places) if rounded else mask(places)).double().cpu().numpy()
 
 
 def permuted(mask: PositionalMask, generator: torch.Generator) -> PermutedMask:
@@ -49,7 +49,7 @@ def permuted(mask: PositionalMask, generator: torch.Generator) -> PermutedMask:
 
 
 @torch.no_grad()
-def rebuild_start(subject: Subject, store: ActivationStore) -> SAE | str:
+def rebuild_start(subject: LoadedSAE, store: ActivationStore) -> SAE | str:
     """The SAE as it was before its first training step, built again from its seed; or why that cannot be done.
 
     The decoder bias starts at the mean of the training activations, which are not at hand here: the held-out store's

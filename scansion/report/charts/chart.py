@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from scansion.evals.result import Estimate
+from scansion.evals.base import Estimate
 
 Number = float | None
 Kind = Literal["line", "points", "faint points", "bars", "front", "rule", "ticks"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from scansion.evals.result import Estimate
+from scansion.evals.base import Estimate
 from scansion.report.charts.chart import Axis, Chart, Series, split
 from scansion.report.data import ReportArm, ReportData
-from scansion.study.metrics import metric
+from scansion.study.compare.figures import metric
 
 _NAMES = {"train_seconds": "training time of this SAE alone, s", "l0": "L0, active features a token"}
 

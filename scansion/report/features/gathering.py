@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from scansion.activations import ActivationStore
+from scansion.evals.base import LoadedSAE
 from scansion.evals.position.agreement import auroc
 from scansion.evals.position.firing import Profile
 from scansion.evals.position.information import information
 from scansion.evals.position.states import weights_at
-from scansion.evals.result import Subject
 from scansion.masks import NoMask
 from scansion.progress import progress
 
@@ -78,7 +78,7 @@ class Features:
 
 @torch.no_grad()
 def gather_features(
-    subject: Subject,
+    subject: LoadedSAE,
     store: ActivationStore,
     config: FeatureConfig,
     information_of_eval: Float[np.ndarray, "F"] | None = None,
@@ -114,7 +114,7 @@ def gather_features(
     profile = Profile(counts.numpy(), mass.numpy(), tokens.numpy())
     alive = profile.counts.sum(axis=0) > 0
     mask = None if isinstance(sae.mask, NoMask) else weights_at(sae.mask, places)
-    allowed = (tokens.double() @ sae.mask.allowed(places.to(sae.W_dec.device)).double().cpu()).numpy()
+    allowed = (tokens.double() @ sae.mask.can_fire(places.to(sae.W_dec.device)).double().cpu()).numpy()
     bound = np.arange(F) >= sae.mask.n_shared
     return Features(
         positions=places.numpy(),
@@ -141,7 +141,7 @@ def specialisation(profile: Profile) -> Float[np.ndarray, "F"]:
 
 
 def _encoded(
-    subject: Subject, store: ActivationStore, places: Int[Tensor, "P"], n_contexts: int, batch: int
+    subject: LoadedSAE, store: ActivationStore, places: Int[Tensor, "P"], n_contexts: int, batch: int
 ) -> Iterator[tuple[int, Float[Tensor, "P n F"]]]:
     """The activations of every feature, some contexts at a time with the index of the first; 0 where not valid."""
     device = subject.sae.W_dec.device

@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from scansion.evals.core import CoreResult
-from scansion.evals.result import Estimate
+from scansion.evals.base import Estimate
+from scansion.evals.core.evaluate import CoreResult
+from scansion.evals.recovery import RecoveryResult
+from scansion.evals.recovery.result import GroupRecovery
 from scansion.study.synthetic.execute import CellResult
 from scansion.study.synthetic.plan import SyntheticPlan
-from scansion.synth import RecoveryResult
-from scansion.synth.recovery_result import GroupRecovery
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,18 @@ import torch
 from pydantic import BaseModel
 
 from scansion.errors import ScansionError
-from scansion.evals.core import CoreConfig, CoreResult, evaluate_core
-from scansion.evals.result import Subject
+from scansion.evals.base import LoadedSAE
+from scansion.evals.core.evaluate import CoreConfig, CoreResult, evaluate_core
+from scansion.evals.recovery import RecoveryResult, evaluate_recovery
+from scansion.evals.recovery.recovery import recovery_data
 from scansion.files import fingerprint, require_free_space, require_writable
+from scansion.pipeline.evaluate import evaluate_missing
 from scansion.progress import progress, say
 from scansion.sae import load_sae
-from scansion.study.evaluate import evaluate_missing
 from scansion.study.execute import sharing_a_stream
 from scansion.study.synthetic.plan import SyntheticPlan, WorldPlan
-from scansion.synth import PlantedDictionary, RecoveryResult, SynthConfig, evaluate_recovery, plant_store
+from scansion.synth import PlantedDictionary, SynthConfig, plant_store
 from scansion.synth.generation import SPLITS
-from scansion.synth.recovery import recovery_data
 from scansion.synth.store import planted_bytes
 from scansion.training import TrainingRun, train
 
@@ -118,7 +119,7 @@ def _run_cell(plan: SyntheticPlan, world: WorldPlan, seed: int, out: Path) -> Ce
     ]
     for group in sharing_a_stream(runs):
         train(group, store)
-    subjects = [Subject(run.name, *load_sae(run.folder / "sae")) for run in runs]
+    subjects = [LoadedSAE(run.name, *load_sae(run.folder / "sae")) for run in runs]
     folders = [run.folder / "evals" for run in runs]
     core_config = CoreConfig(loss_contexts=0, batch_contexts=128, use_position_0=True, seed=seed)
     core = evaluate_missing(

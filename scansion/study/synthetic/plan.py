@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scansion.errors import ConfigError, ScansionError
+from scansion.errors import ConfigError, ScansionError, describe
 from scansion.sae import SAEConfig, build_sae
-from scansion.study.plan import ArmPlan, describe, read_plan, reseeded
+from scansion.study.plan import ArmPlan, read_plan, reseeded
 from scansion.synth import PlantedDictionary, SynthConfig
 from scansion.training import TrainingConfig
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scansion.errors import EvalError
-from scansion.evals.position.groups import Leaving, deal_documents
+from scansion.evals.position.groups import Jackknife, deal_documents
 
 
 def test_no_document_is_in_two_groups_and_groups_are_alike() -> None:
@@ -32,18 +32,18 @@ def test_the_interval_of_a_mean_is_that_of_student() -> None:
     def mean(without: int | None) -> float:
         return float(np.delete(values, without).mean() if without is not None else values.mean())
 
-    estimate = Leaving.of(10, mean).estimate()
+    estimate = Jackknife.of(10, mean).estimate()
     assert estimate.value == pytest.approx(values.mean())
     # t with 9 degrees of freedom: 97.5% lie below 2.262157.
     assert estimate.high - estimate.value == pytest.approx(2.262157 * values.std(ddof=1) / 10**0.5, rel=1e-5)
 
 
 def test_a_difference_of_figures_that_vary_together_does_not_vary() -> None:
-    one = Leaving(3.0, np.array([2.0, 3.0, 4.0]))
-    other = Leaving(1.0, np.array([0.0, 1.0, 2.0]))
+    one = Jackknife(3.0, np.array([2.0, 3.0, 4.0]))
+    other = Jackknife(1.0, np.array([0.0, 1.0, 2.0]))
     difference = (one - other).estimate()
     assert difference.low == difference.value == difference.high == 2.0
-    assert Leaving.mean([one, other]).value == 2.0
+    assert Jackknife.mean([one, other]).value == 2.0
 
 
 def test_intervals_cover_the_truth() -> None:
@@ -51,6 +51,6 @@ def test_intervals_cover_the_truth() -> None:
     covered = 0
     for _ in range(300):
         values = generator.exponential(1.0, size=10)
-        found = Leaving.of(10, lambda g, v=values: float((np.delete(v, g) if g is not None else v).mean())).estimate()
+        found = Jackknife.of(10, lambda g, v=values: float((np.delete(v, g) if g is not None else v).mean())).estimate()
         covered += found.low <= 1.0 <= found.high
     assert 0.85 <= covered / 300 <= 0.98

@@ -8,6 +8,7 @@ import torch
 
 from scansion.corpus import Contexts
 from scansion.errors import EvalError
+from scansion.evals.base import Estimate, LoadedSAE
 from scansion.evals.position import (
     PositionConfig,
     evaluate_position,
@@ -20,7 +21,6 @@ from scansion.evals.position.firing import Text, record
 from scansion.evals.position.result import PositionResult
 from scansion.evals.position.sink import sink_fve
 from scansion.evals.position.states import rebuild_start
-from scansion.evals.result import Estimate, Subject
 from scansion.masks import BandMaskConfig, NoMaskConfig, RandomHardMaskConfig, SoftMaskConfig
 from scansion.sae import SAEMetadata, SwitchConfig, TopKConfig, build_sae
 from tests.conftest import WIDTH, random_contexts
@@ -34,14 +34,14 @@ def make_sae(mask=None, k: int = 6, **settings):
     return build_sae(config, WIDTH, L, torch.Generator().manual_seed(SEED)).eval()
 
 
-def subject_of(store, sae, name: str = "sae", **changes: object) -> Subject:
+def subject_of(store, sae, name: str = "sae", **changes: object) -> LoadedSAE:
     identity = store.identity
     metadata = SAEMetadata(
         model=identity.model, model_revision=identity.model_revision, hook_point=identity.hook_point, store_key="k",
         contexts="c", context_length=L, use_position_0=False, input_scale=1.0, steps=5, tokens=50, seed=SEED,
         training={"lr": 1.0},
     ).model_copy(update=changes)  # fmt: skip
-    return Subject(name, sae, metadata)
+    return LoadedSAE(name, sae, metadata)
 
 
 def evaluate(store, *saes, lm=None, **settings):

@@ -1,0 +1,1 @@
+"""Ablating features: targeted probe perturbation and spurious correlation removal."""

@@ -1,0 +1,254 @@
+"""Spurious correlation removal (Karvonen et al. 2025, after SHIFT): does ablating a few features unbias a probe?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from jaxtyping import Int
+from pydantic import BaseModel, ConfigDict, Field
+
+from scansion.device import dtype_name
+from scansion.evals.ablation.features import AUDIT, THRESHOLDS, Pooled, effects, strongest
+from scansion.evals.base import Estimate, LoadedSAE, Status
+from scansion.evals.core.degenerate import reasons_before_running
+from scansion.evals.extra_result import ExtraResult
+from scansion.evals.fit import require_sae_matches_lm
+from scansion.evals.probing.pooling import pool_texts
+from scansion.evals.probing.probes import fit_linear
+from scansion.evals.probing.sets import probing_source
+from scansion.evals.texts.activations import TextReader
+from scansion.evals.texts.classes import CROSSED_SETS, Quadrants, load_quadrants
+from scansion.lm import HookPoint, LanguageModel
+
+_AttributeName = Literal["first", "second"]
+_Rows = Int[np.ndarray, " _"]
+
+
+class ScrConfig(BaseModel):
+    """Which texts with two labels, how many, and how many features are ablated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    datasets: tuple[str, ...] = Field(
+        default=tuple(CROSSED_SETS), min_length=1, description=f"Of {', '.join(CROSSED_SETS)}."
+    )
+    train_per_quadrant: int = Field(default=200, ge=2, description="Training texts of each pair of labels, at most.")
+    test_per_quadrant: int = Field(default=100, ge=2, description="Test texts of each pair of labels, at most.")
+    n_values: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=THRESHOLDS, description="Features ablated.")
+    context_length: int = Field(default=128, ge=2, description="Tokens of a text that are read, BOS included.")
+    lm_batch_size: int = Field(default=16, ge=1, description="Texts run through the LM at once.")
+    seed: int = Field(default=42, ge=0, description="Seed of the draw of texts and of the bootstrap.")
+
+
+class ScrDirection(BaseModel):
+    """One way round: the attribute wanted from the biased probe, while features of the other are ablated.
+
+    Attributes:
+        wanted: the attribute of the test labels, by its place in the set's name.
+        biased_accuracy: of the biased probe before any ablation.
+        clean_accuracy: of a probe trained without the bias: what could be won back.
+        cost: clean_accuracy less biased_accuracy, paired by test text.
+        by_n: (after - biased) / (clean - biased) for each number of ablated features: 0 is nothing, 1 is all; below 0,
+            the ablation does harm. None if the bias costs the probe no more than chance: a score would divide by the
+            luck of a few texts.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    wanted: _AttributeName
+    biased_accuracy: float
+    clean_accuracy: float
+    cost: Estimate
+    by_n: dict[int, Estimate | None]
+
+    @property
+    def applies(self) -> bool:
+        """Whether there is an accuracy to win back: the interval of ``cost`` lies above 0."""
+        return self.cost.low is not None and self.cost.low > 0
+
+
+class ScrDataset(BaseModel):
+    """One set: both ways round. The score is that of the attribute the biased probe is worse at.
+
+    Attributes:
+        n_train, n_test: texts of all four pairs of labels together.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    stands_for: str
+    n_train: int
+    n_test: int
+    directions: list[ScrDirection]
+
+    @property
+    def scored(self) -> ScrDirection:
+        """The direction whose figure is the set's score."""
+        return min(self.directions, key=lambda one: one.biased_accuracy)
+
+
+class ScrResult(ExtraResult):
+    """Mean scores over the data sets where there was a bias to remove, for each number of ablated features."""
+
+    eval: str = "scr"
+    by_n: dict[int, float | None]
+    datasets: list[ScrDataset]
+
+    def headline(self) -> dict[str, float | None]:
+        """The score for each number of features."""
+        return {f"scr_{n}": value for n, value in self.by_n.items()} if self.status == "ok" else {}
+
+
+def evaluate_scr(
+    subjects: Sequence[LoadedSAE], lm: LanguageModel, hook_point: HookPoint, config: ScrConfig
+) -> list[ScrResult]:
+    """Train a probe where two labels always agree, then ablate the features of one label and test on the other alone.
+
+    Probes read the LM's activations averaged over tokens. The features of a label are those of the largest absolute
+    (difference of means x decoder row . probe of that label).
+
+    It differs from SAEBench in four ways: the probes are scikit-learn's logistic regression, where SAEBench trains with
+    AdamW in small batches and keeps the epoch that does best on the test texts; padding never counts; where the bias
+    costs no more than chance the set has no score, where SAEBench scores any cost of a thousandth and has 0 for less; and
+    the data sets are stand-ins.
+
+    Args:
+        subjects: SAEs for this LM and hook point.
+        lm, hook_point: source of the activations.
+        config: texts and sizes.
+
+    Raises:
+        ConfigError, AssetError: an unknown set, or the asset has not been fetched.
+        EvalError, ShapeError, ModelError: an SAE or the context length does not fit the LM.
+    """
+    sets = {
+        name: load_quadrants(name, config.train_per_quadrant, config.test_per_quadrant, config.seed)
+        for name in config.datasets
+    }
+    require_sae_matches_lm(subjects, lm, hook_point, config.context_length)
+    by_subject: list[list[ScrDataset]] = [[] for _ in subjects]
+    dead = [True for _ in subjects]
+    for name, quadrants in sets.items():
+        flat, train, test = _rows(quadrants)
+        saes = [subject.sae for subject in subjects]
+        reader = TextReader(lm, hook_point, config.context_length, config.lm_batch_size)
+        texts = pool_texts(flat, reader, saes, what=f"pool {name}")
+        for index, table in enumerate(texts.saes):
+            pooled = Pooled(texts.lm, table, saes[index].W_dec.detach().float().cpu().numpy())
+            dead[index] &= not table.any()
+            by_subject[index].append(
+                ScrDataset(
+                    name=name,
+                    stands_for=CROSSED_SETS[name],
+                    n_train=sum(map(len, train.values())),
+                    n_test=sum(map(len, test.values())),
+                    directions=scr_directions(pooled, train, test, config.n_values, config.seed),
+                )
+            )
+    dtype = dtype_name(lm.model.dtype)
+    return [
+        _result(subject, datasets, silent, dtype, config)
+        for subject, datasets, silent in zip(subjects, by_subject, dead, strict=True)
+    ]
+
+
+def scr_directions(
+    pooled: Pooled,
+    train: dict[tuple[int, int], _Rows],
+    test: dict[tuple[int, int], _Rows],
+    n_values: Sequence[int],
+    seed: int,
+) -> list[ScrDirection]:
+    """Both ways round.
+
+    Args:
+        pooled: the texts.
+        train, test: rows of each pair of labels.
+        n_values: numbers of features to ablate.
+        seed: of the bootstrap.
+    """
+    biased_rows = np.concatenate([train[1, 1], train[0, 0]])
+    biased = fit_linear(pooled.x[biased_rows], np.repeat([1, 0], [len(train[1, 1]), len(train[0, 0])]))
+    places: tuple[tuple[_AttributeName, int], ...] = (("first", 0), ("second", 1))
+    balanced = {name: (_labelled(train, place), _labelled(test, place)) for name, place in places}
+    probes = {name: fit_linear(pooled.x[rows], labels) for name, ((rows, labels), _) in balanced.items()}
+    found: list[ScrDirection] = []
+    both_ways: tuple[tuple[_AttributeName, _AttributeName], ...] = (("first", "second"), ("second", "first"))
+    for wanted, other in both_ways:
+        rows, labels = balanced[other][0]
+        order = np.abs(effects(pooled, rows, labels, probes[other], positive_only=False))
+        rows, labels = balanced[wanted][1]
+        before = biased.correct(pooled.x[rows], labels)
+        clean = probes[wanted].correct(pooled.x[rows], labels)
+        one = ScrDirection(
+            wanted=wanted,
+            biased_accuracy=float(before.mean()),
+            clean_accuracy=float(clean.mean()),
+            cost=Estimate.of_ratio(clean - before, np.ones(len(rows)), seed),
+            by_n=dict.fromkeys(n_values),
+        )
+        for n in n_values if one.applies else ():
+            after = biased.correct(pooled.without(rows, strongest(order, n)), labels)
+            one.by_n[n] = Estimate.of_ratio(after - before, clean - before, seed)
+        found.append(one)
+    return found
+
+
+def _labelled(quadrants: dict[tuple[int, int], _Rows], place: int) -> tuple[_Rows, _Rows]:
+    rows = np.concatenate([quadrants[pair] for pair in sorted(quadrants)])
+    return rows, np.concatenate([np.full(len(quadrants[pair]), pair[place]) for pair in sorted(quadrants)])
+
+
+def _rows(quadrants: Quadrants) -> tuple[list[str], dict[tuple[int, int], _Rows], dict[tuple[int, int], _Rows]]:
+    flat: list[str] = []
+    sides: list[dict[tuple[int, int], _Rows]] = []
+    for texts in (quadrants.train, quadrants.test):
+        rows: dict[tuple[int, int], _Rows] = {}
+        for pair in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            own = texts[pair[0]][pair[1]]
+            rows[pair] = np.arange(len(flat), len(flat) + len(own))
+            flat += own
+        sides.append(rows)
+    return flat, sides[0], sides[1]
+
+
+def _without_score(datasets: list[ScrDataset]) -> list[str]:
+    return [
+        f"{one.name} has no score: the bias costs the language model's own probe {one.scored.cost} of accuracy on "
+        f"{one.n_test} texts, no more than chance"
+        for one in datasets
+        if not one.scored.applies
+    ]
+
+
+def _result(subject: LoadedSAE, datasets: list[ScrDataset], silent: bool, dtype: str, config: ScrConfig) -> ScrResult:
+    reasons = reasons_before_running(subject)
+    if silent:
+        reasons.append("all features are dead: none fired on any text")
+    status: Status = "degenerate" if reasons else "ok"
+    if not reasons and not any(one.scored.applies for one in datasets):
+        reasons.append(
+            "the bias costs the language model's own probe no more than chance, so there is nothing to remove: "
+            + "; ".join(f"{one.name} {one.scored.cost}" for one in datasets)
+        )
+        status = "inapplicable"
+    by_n: dict[int, float | None] = {}
+    for n in config.n_values:
+        estimates = [one.scored.by_n[n] for one in datasets]
+        values = [one.value for one in estimates if one is not None and one.value is not None]
+        by_n[n] = float(np.mean(values)) if values else None
+    return ScrResult(
+        sae=subject.name,
+        status=status,
+        reasons=reasons,
+        notes=[AUDIT, *(f"{one.name} stands in for {one.stands_for}" for one in datasets), *_without_score(datasets)],
+        sae_fingerprint=subject.fingerprint,
+        sae_metadata=subject.metadata,
+        data={"config": config.model_dump(mode="json"), "source": probing_source(), "lm_dtype": dtype},
+        seed=config.seed,
+        by_n=by_n,
+        datasets=datasets,
+    )

@@ -1,0 +1,1 @@
+"""Feature absorption on first-letter spelling."""

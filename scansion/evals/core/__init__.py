@@ -1,0 +1,1 @@
+"""Core evaluation: reconstruction, sparsity and loss recovered on held-out text."""

@@ -1,0 +1,293 @@
+"""Core evaluation: reconstruction, sparsity and loss recovered on held-out text, overall and by position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from scansion.activations import ActivationStore
+from scansion.errors import EvalError
+from scansion.evals.base import Estimate, EvalResult, LoadedSAE, finite, status_of
+from scansion.evals.core.degenerate import reasons_before_running, reasons_from_activity
+from scansion.evals.core.duplicates import duplicate_share
+from scansion.evals.core.loss import LossTally, loss_by_splicing
+from scansion.evals.same_source import data_from, require_same_model, require_same_source
+from scansion.lm import LanguageModel
+from scansion.progress import Advance, progress
+from scansion.sae import SAE, AnySAEConfig
+
+DENSE_RATE = 0.1
+# log10 of a feature's firing rate; the lowest bin also takes anything rarer that fired at all.
+DENSITY_EDGES = [round(-6 + 0.25 * i, 2) for i in range(25)]
+
+
+class CoreConfig(BaseModel):
+    """What the core evaluation reads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_contexts: int | None = Field(default=None, ge=2, description="Held-out contexts to reconstruct; default all.")
+    loss_contexts: int = Field(
+        default=64, ge=0, description="Contexts run through the LM for loss recovered; 0 = none."
+    )
+    batch_contexts: int = Field(default=16, ge=1, description="Contexts reconstructed at once.")
+    loss_batch_contexts: int = Field(default=4, ge=1, description="Contexts run through the whole LM at once.")
+    use_position_0: bool = Field(default=False, description="Count the first position (BOS, the attention sink) too.")
+    seed: int = Field(default=0, description="Seed of the bootstrap.")
+
+
+class DensityHistogram(BaseModel):
+    """How many features fire how often: ``counts[i]`` have log10 rate in [edges[i], edges[i + 1])."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    edges: list[float]
+    counts: list[int]
+    dead: int
+
+
+class CoreResult(EvalResult):
+    """Figures over all valid tokens at the positions used; intervals are over contexts.
+
+    Attributes:
+        sae_config: architecture, size and mask of the SAE.
+        n_tokens: tokens reconstructed.
+        fve: 1 - sum |x - x_hat|^2 / sum |x - mean x|^2, the mean taken per dimension over all tokens; at most 1.
+        saebench_explained_variance: SAEBench 0.6's ``explained_variance``, for comparison with its figures and no other:
+            see :func:`saebench_explained_variance`.
+        normalised_mse: sum |x - x_hat|^2 / sum |x|^2, at least 0.
+        cosine: mean cosine similarity of x and x_hat, in [-1, 1].
+        l0, l1: mean number, and mean sum of activations, of active features a token.
+        dead_share: share of features that never fired on these tokens; depends on how many there are.
+        dense_share: share of features that fired on more than a tenth of the tokens their mask allows.
+        duplicate_share: share of the features that fired whose decoder row has a cosine above 0.9 with that of another:
+            features an SAE has learnt twice, as separate bands must where they need the same one.
+        ce_loss, ce_loss_clean, ce_loss_ablated: next-token cross-entropy (nats) with the SAE spliced in, untouched, and
+            with the activation set to zero; None if no contexts were run.
+        ce_loss_recovered: (ablated - SAE) / (ablated - clean), at most about 1.
+        kl: mean KL divergence (nats) from the untouched to the spliced next-token distribution.
+        positions: the positions used; ``by_position[name][i]`` is a figure at ``positions[i]``. There ``fve`` is centred
+            on the position's own mean, and losses are of the token predicted *from* that position.
+    """
+
+    eval: str = "core"
+    sae_config: AnySAEConfig
+    n_tokens: int
+    fve: Estimate
+    saebench_explained_variance: float | None
+    normalised_mse: float | None
+    cosine: float | None
+    l0: float | None
+    l1: float | None
+    dead_share: float
+    dense_share: float
+    duplicate_share: float
+    density: DensityHistogram
+    ce_loss: float | None
+    ce_loss_clean: float | None
+    ce_loss_ablated: float | None
+    ce_loss_recovered: Estimate | None
+    kl: float | None
+    positions: list[int]
+    by_position: dict[str, list[float | None]]
+
+
+def evaluate_core(
+    subjects: Sequence[LoadedSAE],
+    store: ActivationStore,
+    load_lm: Callable[[], LanguageModel] | None,
+    config: CoreConfig,
+) -> list[CoreResult]:
+    """Evaluate SAEs on a held-out store; the store and the LM's untouched run are read once for all of them.
+
+    Args:
+        subjects: SAEs for the store's model and hook point.
+        store: held-out activations.
+        load_lm: called only if ``config.loss_contexts`` is above 0; may be None otherwise.
+        config: how much to read.
+
+    Raises:
+        EvalError: an SAE belongs to another model or hook point, the LM is no longer the one the store was made with, or
+            the loss is wanted without an LM.
+    """
+    if config.loss_contexts and load_lm is None:
+        raise EvalError("loss recovered needs the language model; give load_lm, or set loss_contexts to 0")
+    require_same_source(subjects, store)
+    positions = store.used_positions(config.use_position_0)
+    n_contexts = min(config.n_contexts or store.n_contexts, store.n_contexts)
+    valid = store.valid[positions][:, :n_contexts]
+    tallies = [_Tally(subject.sae, valid) for subject in subjects]
+    with progress("reconstruct held-out", n_contexts * (1 + len(subjects)), "contexts") as advance, torch.no_grad():
+        means = _Means(store, positions, valid, config.batch_contexts, advance)
+        for start in range(0, n_contexts, config.batch_contexts):
+            stop = min(start + config.batch_contexts, n_contexts)
+            x = store.contexts(start, stop)[positions].float()
+            for subject, tally in zip(subjects, tallies, strict=True):
+                tally.add(subject.sae, x, positions, slice(start, stop), means)
+                advance(stop - start)
+    losses: list[LossTally] | None = None
+    if config.loss_contexts and load_lm:
+        lm = load_lm()
+        require_same_model(lm, store)
+        losses = loss_by_splicing(
+            [subject.sae for subject in subjects],
+            store,
+            lm,
+            positions,
+            min(config.loss_contexts, store.n_contexts),
+            config.loss_batch_contexts,
+        )
+    return [
+        _result(subject, tallies[i], losses[i] if losses else None, store, [int(p) for p in positions], config)
+        for i, subject in enumerate(subjects)
+    ]
+
+
+def saebench_explained_variance(mean_error: float, mean_square: float, d_in: int) -> float | None:
+    """What SAEBench 0.6 reports as explained variance: ``1 - R / (S - (S / d)^2)``.
+
+    R and S are the means over tokens of |x - x_hat|^2 and |x|^2. In the place of the squared norm of the mean activation
+    it has the square of one number: the mean of the *squared* activations, over tokens and dimensions together
+    (evals/core/main.py, lines 585 and 617). The figure is not a share of variance: it depends on the units of x, and
+    leaves [-inf, 1] where S exceeds d^2.
+
+    Returns:
+        None where the denominator is 0.
+    """
+    total = mean_square - (mean_square / d_in) ** 2
+    return finite(1 - mean_error / total) if total else None
+
+
+class _Means:
+    """Mean activation of the evaluated tokens, overall and at each position: what variance is measured around."""
+
+    def __init__(
+        self, store: ActivationStore, positions: Tensor, valid: Bool[Tensor, "P C"], batch: int, advance: Advance
+    ) -> None:
+        sums = torch.zeros(len(positions), store.d_in, dtype=torch.float64)
+        for start in range(0, valid.shape[1], batch):
+            stop = min(start + batch, valid.shape[1])
+            x = store.contexts(start, stop)[positions].double()
+            sums += (x * valid[:, start:stop, None]).sum(dim=1)
+            advance(stop - start)
+        self.overall: Float[Tensor, "1 1 d_in"] = (sums.sum(dim=0) / valid.sum()).float()[None, None]
+        self.by_position: Float[Tensor, "P 1 d_in"] = (sums / valid.sum(dim=1, keepdim=True)).float()[:, None]
+
+
+class _Tally:
+    """Running sums for one SAE; [P, C] arrays keep every token's figure so that contexts can be resampled."""
+
+    def __init__(self, sae: SAE, valid: Bool[Tensor, "P C"]) -> None:
+        self.valid = valid
+        self.squares = {
+            name: torch.zeros(valid.shape, dtype=torch.float64)
+            for name in ("error", "variance", "variance_at_position", "norm", "cosine", "l0", "l1")
+        }
+        self.fired = torch.zeros(sae.d_sae, dtype=torch.int64)
+        self.allowed = torch.zeros(sae.d_sae, dtype=torch.int64)
+        self.output_sum = torch.zeros(sae.d_in, dtype=torch.float64)
+        self.output_square = 0.0
+
+    def add(self, sae: SAE, x: Float[Tensor, "P n d_in"], positions: Tensor, contexts: slice, means: _Means) -> None:
+        device = sae.W_dec.device
+        valid = self.valid[:, contexts]
+        places = positions.to(device)[:, None]
+        acts = sae.encode(x.to(device), places)
+        x_hat = sae.decode(acts, places).cpu()
+        active = acts > 0
+        figures = {
+            "error": (x - x_hat).square().sum(dim=-1),
+            "variance": (x - means.overall).square().sum(dim=-1),
+            "variance_at_position": (x - means.by_position).square().sum(dim=-1),
+            "norm": x.square().sum(dim=-1),
+            "cosine": torch.nn.functional.cosine_similarity(x, x_hat, dim=-1),
+            "l0": active.sum(dim=-1).cpu(),
+            "l1": acts.sum(dim=-1).cpu(),
+        }
+        for name, figure in figures.items():
+            self.squares[name][:, contexts] = torch.where(valid, figure.double(), 0.0)
+        self.fired += (active & valid.to(device)[..., None]).sum(dim=(0, 1)).cpu()
+        self.allowed += valid.sum(dim=1) @ sae.mask.can_fire(positions.to(device)).long().cpu()
+        seen = x_hat[valid].double()
+        self.output_sum += seen.sum(dim=0)
+        self.output_square += float(seen.square().sum())
+
+    def by_context(self, name: str) -> np.ndarray:
+        """Sum over positions, shape [C]."""
+        return self.squares[name].sum(dim=0).numpy()
+
+    def by_position(self, name: str) -> np.ndarray:
+        """Sum over contexts, shape [P]."""
+        return self.squares[name].sum(dim=1).numpy()
+
+    @property
+    def output_variance(self) -> float:
+        """Variance of the reconstruction, summed over dimensions, per token."""
+        n = int(self.valid.sum())
+        return self.output_square / n - float((self.output_sum / n).square().sum())
+
+
+def _result(
+    subject: LoadedSAE,
+    tally: _Tally,
+    loss: LossTally | None,
+    store: ActivationStore,
+    positions: list[int],
+    config: CoreConfig,
+) -> CoreResult:
+    n_tokens = int(tally.valid.sum())
+    counts = tally.valid.sum(dim=1).numpy()
+    rates = tally.fired.double() / tally.allowed.clamp_min(1)
+    error, variance = tally.by_context("error"), tally.by_context("variance")
+    reasons = reasons_before_running(subject) + reasons_from_activity(
+        int((tally.fired > 0).sum()), tally.output_variance, variance.sum() / n_tokens
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        by_position = {
+            "fve": 1 - tally.by_position("error") / tally.by_position("variance_at_position"),
+            "normalised_mse": tally.by_position("error") / tally.by_position("norm"),
+            **{name: tally.by_position(name) / counts for name in ("cosine", "l0", "l1")},
+            **(loss.by_position() if loss else {}),
+        }
+    return CoreResult(
+        sae=subject.name,
+        sae_config=cast(AnySAEConfig, subject.sae.config),
+        status=status_of(reasons),
+        reasons=reasons,
+        sae_fingerprint=subject.fingerprint,
+        sae_metadata=subject.metadata,
+        data=data_from(store, config),
+        seed=config.seed,
+        n_tokens=n_tokens,
+        fve=Estimate.of_ratio(variance - error, variance, config.seed),
+        saebench_explained_variance=saebench_explained_variance(
+            float(error.sum()) / n_tokens, float(tally.by_context("norm").sum()) / n_tokens, store.d_in
+        ),
+        normalised_mse=finite(error.sum() / tally.by_context("norm").sum()),
+        cosine=finite(tally.by_context("cosine").sum() / n_tokens),
+        l0=finite(tally.by_context("l0").sum() / n_tokens),
+        l1=finite(tally.by_context("l1").sum() / n_tokens),
+        dead_share=float((tally.fired == 0).double().mean()),
+        dense_share=float((rates > DENSE_RATE).double().mean()),
+        duplicate_share=duplicate_share(subject.sae.W_dec[(tally.fired > 0).to(subject.sae.W_dec.device)]),
+        density=_density(rates),
+        ce_loss=loss.mean("spliced") if loss else None,
+        ce_loss_clean=loss.mean("clean") if loss else None,
+        ce_loss_ablated=loss.mean("ablated") if loss else None,
+        ce_loss_recovered=loss.recovered(config.seed) if loss else None,
+        kl=loss.mean("kl") if loss else None,
+        positions=positions,
+        by_position={name: [finite(value) for value in values] for name, values in by_position.items()},
+    )
+
+
+def _density(rates: Float[Tensor, "d_sae"]) -> DensityHistogram:
+    logs = np.clip(np.log10(rates[rates > 0].numpy()), DENSITY_EDGES[0], None)
+    counts, _ = np.histogram(logs, bins=DENSITY_EDGES)
+    return DensityHistogram(edges=DENSITY_EDGES, counts=counts.tolist(), dead=int((rates == 0).sum()))

@@ -1,0 +1,138 @@
+"""What the language model loses when an SAE's reconstruction takes the place of the activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scansion.activations import ActivationStore
+from scansion.corpus import Contexts
+from scansion.evals.base import Estimate, finite
+from scansion.lm import HookPoint, LanguageModel, logits
+from scansion.progress import progress
+from scansion.sae import SAE
+
+
+class LossTally:
+    """Losses (nats) of predictions made from each used position of each context; zero where there is no prediction.
+
+    Attributes:
+        predicted: [P, C], whether a valid token follows.
+        sums: name -> [P, C]: ``clean``, ``ablated``, ``spliced`` cross-entropy, and ``kl``.
+    """
+
+    def __init__(self, n_positions: int, n_contexts: int) -> None:
+        self.predicted = np.zeros((n_positions, n_contexts), dtype=bool)
+        self.sums = {name: np.zeros((n_positions, n_contexts)) for name in ("clean", "ablated", "spliced", "kl")}
+
+    def mean(self, name: str) -> float | None:
+        """Mean over all predictions."""
+        return finite(self.sums[name].sum() / max(1, self.predicted.sum()))
+
+    def recovered(self, seed: int) -> Estimate:
+        """(ablated - spliced) / (ablated - clean), with an interval over contexts."""
+        clean, ablated, spliced = (self.sums[name].sum(axis=0) for name in ("clean", "ablated", "spliced"))
+        return Estimate.of_ratio(ablated - spliced, ablated - clean, seed)
+
+    def by_position(self) -> dict[str, np.ndarray]:
+        """Mean loss, KL and share recovered of predictions from each position, shape [P]; NaN where there are none."""
+        counts = self.predicted.sum(axis=1)
+        clean, ablated, spliced, kl = (self.sums[n].sum(axis=1) for n in ("clean", "ablated", "spliced", "kl"))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {
+                "ce_loss": spliced / counts,
+                "ce_loss_recovered": (ablated - spliced) / (ablated - clean),
+                "kl": kl / counts,
+            }
+
+
+@torch.no_grad()
+def loss_by_splicing(
+    saes: Sequence[SAE],
+    store: ActivationStore,
+    lm: LanguageModel,
+    positions: Tensor,
+    n_contexts: int,
+    batch_contexts: int,
+) -> list[LossTally]:
+    """Run the LM untouched, with the activation zeroed, and with each SAE spliced in, over the store's first contexts.
+
+    Only ``positions`` are touched; at the others (position 0 by default) the activation passes through.
+
+    Args:
+        saes: on any device.
+        store: gives the token ids, their validity and the hook point.
+        lm: the model the store was made with.
+        positions: [P], the positions to splice at and to count predictions from.
+        n_contexts, batch_contexts: how many contexts in all and at once.
+    """
+    hook_point = HookPoint.parse(store.identity.hook_point)
+    tallies = [LossTally(len(positions), n_contexts) for _ in saes]
+    touched = torch.zeros(store.n_positions, dtype=torch.bool)
+    touched[positions] = True
+    with progress("loss recovered", n_contexts * (2 + len(saes)), "contexts") as advance:
+        for start in range(0, n_contexts, batch_contexts):
+            stop = min(start + batch_contexts, n_contexts)
+            contexts = stored_contexts(store, start, stop)
+
+            def run(replacement: Callable[[Tensor], Tensor] | None, contexts: Contexts = contexts) -> Tensor:
+                replace = None if replacement is None else _only_at(touched, replacement)
+                output = logits(lm, contexts, hook_point, replace)
+                advance(len(contexts))
+                return output[:, :-1].float().log_softmax(dim=-1).cpu()
+
+            def place(values: Tensor, contexts: Contexts = contexts) -> np.ndarray:
+                follows = contexts.valid[:, 1:] & contexts.valid[:, :-1]
+                full = torch.zeros(contexts.valid.shape, dtype=torch.float64)
+                full[:, :-1] = torch.where(follows, values.double(), 0.0)
+                return full.T[positions].numpy()
+
+            targets = contexts.tokens[:, 1:, None].long()
+            clean = run(None)
+            clean_loss = place(-clean.gather(-1, targets).squeeze(-1))
+            ablated_loss = place(-run(torch.zeros_like).gather(-1, targets).squeeze(-1))
+            predicted = place(torch.ones(targets.shape[:2])).astype(bool)
+            for sae, tally in zip(saes, tallies, strict=True):
+                spliced = run(_reconstruct(sae, contexts.positions))
+                columns = slice(start, stop)
+                tally.predicted[:, columns] = predicted
+                tally.sums["clean"][:, columns] = clean_loss
+                tally.sums["ablated"][:, columns] = ablated_loss
+                tally.sums["spliced"][:, columns] = place(-spliced.gather(-1, targets).squeeze(-1))
+                tally.sums["kl"][:, columns] = place((clean.exp() * (clean - spliced)).sum(dim=-1))
+    return tallies
+
+
+def stored_contexts(store: ActivationStore, start: int, stop: int) -> Contexts:
+    """The text behind a store's contexts ``start`` to ``stop`` (exclusive), as it was given to the LM."""
+    valid = store.valid[:, start:stop].T
+    places = torch.arange(store.n_positions, dtype=torch.int32).expand(valid.shape)
+    return Contexts(
+        tokens=store.tokens[:, start:stop].T.contiguous(),
+        valid=valid.contiguous(),
+        positions=torch.where(valid, places, 0),
+        doc_ids=store.doc_ids[:, start:stop].T.contiguous(),
+        doc_positions=store.doc_positions[:, start:stop].T.contiguous(),
+    )
+
+
+def _reconstruct(
+    sae: SAE, positions: Int[Tensor, "B L"]
+) -> Callable[[Float[Tensor, "B L d_in"]], Float[Tensor, "B L d_in"]]:
+    def replacement(x: Tensor) -> Tensor:
+        weights = sae.W_dec
+        spliced = sae(x.to(weights.device, weights.dtype), positions.long().to(weights.device))
+        return spliced.to(x.device, x.dtype)
+
+    return replacement
+
+
+def _only_at(touched: Tensor, replacement: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def replace(x: Tensor) -> Tensor:
+        return torch.where(touched.to(x.device)[:, None], replacement(x), x)
+
+    return replace

@@ -1,0 +1,1 @@
+"""Interpretability of single features, with a judge or without."""

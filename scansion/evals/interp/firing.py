@@ -1,0 +1,83 @@
+"""When chosen features fire on a held-out store: their activations at every token, and which features are worth asking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from scansion.activations import ActivationStore
+from scansion.evals.base import LoadedSAE
+from scansion.progress import progress
+
+_BATCH_CONTEXTS = 16
+
+
+@dataclass(frozen=True)
+class Firing:
+    """Activations of some features at the used positions of a store.
+
+    Attributes:
+        features: their indices.
+        acts: 0 where a token is not valid.
+        positions: the positions used.
+        valid: of the tokens.
+        tokens, previous: ids of each token and of the one before it (-1 at position 0).
+        documents: of each token.
+        allowed: where each feature's mask lets it fire.
+    """
+
+    features: Int[np.ndarray, " f"]
+    acts: Float[np.ndarray, "P C f"]
+    positions: Int[np.ndarray, " P"]
+    valid: Bool[np.ndarray, "P C"]
+    tokens: Int[np.ndarray, "P C"]
+    previous: Int[np.ndarray, "P C"]
+    documents: Int[np.ndarray, "P C"]
+    allowed: Bool[np.ndarray, "P f"]
+
+
+@torch.no_grad()
+def firing_of_sample(
+    subject: LoadedSAE, store: ActivationStore, n_features: int, least: int, use_position_0: bool, seed: int
+) -> Firing:
+    """The activations of ``n_features`` features drawn from those that fired on at least ``least`` tokens.
+
+    Reads the store twice: to count, and to keep what the drawn ones do. Fewer features come back where fewer fired.
+    """
+    sae, places = subject.sae, store.used_positions(use_position_0)
+    device = sae.W_enc.device
+    counts = torch.zeros(sae.d_sae, dtype=torch.int64)
+    spans = [
+        (start, min(start + _BATCH_CONTEXTS, store.n_contexts)) for start in range(0, store.n_contexts, _BATCH_CONTEXTS)
+    ]
+
+    def encoded(start: int, stop: int) -> torch.Tensor:
+        x = store.contexts(start, stop)[places].float().to(device)
+        acts = sae.encode(x, places.to(device)[:, None])
+        return acts * store.valid[places][:, start:stop, None].to(device)
+
+    with progress(f"firing {subject.name}", 2 * store.n_contexts, "contexts") as advance:
+        for start, stop in spans:
+            counts += (encoded(start, stop) > 0).sum(dim=(0, 1)).cpu()
+            advance(stop - start)
+        alive = torch.nonzero(counts >= least).squeeze(1).numpy()
+        drawn = np.sort(np.random.default_rng(seed).permutation(alive)[:n_features])
+        parts: list[torch.Tensor] = []
+        for start, stop in spans:
+            parts.append(encoded(start, stop)[..., torch.from_numpy(drawn).to(device)].float().cpu())
+            advance(stop - start)
+    tokens = store.tokens.long()
+    before = torch.cat([torch.full_like(tokens[:1], -1), tokens[:-1]])
+    return Firing(
+        features=drawn,
+        acts=torch.cat(parts, dim=1).numpy(),
+        positions=places.numpy(),
+        valid=store.valid[places].numpy(),
+        tokens=tokens[places].numpy(),
+        previous=before[places].numpy(),
+        documents=store.doc_ids[places].long().numpy(),
+        allowed=sae.mask.can_fire(places.to(device)).cpu().numpy()[:, drawn],
+    )

@@ -1,0 +1,1 @@
+"""Sparse probing: how well a few features, or all of them, separate labelled texts."""

@@ -1,0 +1,245 @@
+"""Unlearning (Farrell et al. 2024; SAEBench): clamp features of one subject and see which questions are still answered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+
+from scansion.corpus.config import CorpusConfig
+from scansion.device import dtype_name
+from scansion.evals.base import Estimate, LoadedSAE, Status
+from scansion.evals.core.degenerate import reasons_before_running
+from scansion.evals.fit import require_sae_matches_lm
+from scansion.evals.unlearning.answering import answer, clamp, firing_rates, fits
+from scansion.evals.unlearning.questions import Question, UnlearningData, bundled_questions, hub_questions
+from scansion.evals.unlearning.result import Intervention, UnlearningResult, best_setting, held_out, shares
+from scansion.lm import HookPoint, LanguageModel
+from scansion.progress import progress
+
+
+class UnlearningConfig(BaseModel):
+    """Which questions, and which interventions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Literal["stand_in", "hub"] = Field(
+        default="stand_in", description="Questions: 'stand_in' from sae-probes, or 'hub' for WMDP and MMLU."
+    )
+    hub_forget: str = Field(default="wmdp-bio", description="Configuration of cais/wmdp.")
+    hub_retain: tuple[str, ...] = Field(
+        default=("high_school_us_history", "college_computer_science", "high_school_geography", "human_aging"),
+        min_length=1,
+        description="Subjects of cais/mmlu.",
+    )
+    forget_corpus: CorpusConfig = Field(
+        default=CorpusConfig(source="hub:cais/wmdp-bio-forget-corpus", max_documents=1024),
+        description="With 'hub': texts of what is to be forgotten; access is given on request.",
+    )
+    retain_corpus: CorpusConfig = Field(
+        default=CorpusConfig(source="hub:Salesforce/wikitext", hub_config="wikitext-2-raw-v1", max_documents=1024),
+        description="With 'hub': texts of what is to be kept.",
+    )
+    n_questions: int = Field(default=100, ge=10, description="Questions of each side, at most.")
+    n_texts: int = Field(
+        default=200, ge=10, description="With 'stand_in': texts of each side that features are chosen by."
+    )
+    retain_thresholds: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(0.01,),
+        min_length=1,
+        description="A feature that fires on more than this share of what is kept is spared.",
+    )
+    n_features: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(10, 20), min_length=1, description="Features clamped."
+    )
+    multipliers: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        default=(0.0, 25.0, 100.0), min_length=1, description="They are set to minus this where they fire; 0 ablates."
+    )
+    context_length: int = Field(default=128, ge=8, description="Tokens of a question with a choice, at most.")
+    batch_size: int = Field(default=16, ge=1, description="Sequences run through the LM at once.")
+    seed: int = Field(default=42, ge=0, description="Seed of the draw of questions.")
+
+
+def evaluate_unlearning(
+    subjects: Sequence[LoadedSAE], lm: LanguageModel, hook_point: HookPoint, config: UnlearningConfig
+) -> list[UnlearningResult]:
+    """Clamp the features that fire most on what is to be forgotten and hardly on what is to be kept.
+
+    It differs from SAEBench in four ways. A choice is taken by its mean log-probability a token (on WMDP and MMLU the
+    choices are letters, where that is the same). Questions count as known if answered right once, not under all 24
+    orders of their choices. The defaults sweep fewer settings, and one that only ablates. And without the hub, questions
+    are a stand-in, named as such.
+
+    Args:
+        subjects: SAEs for this LM and hook point.
+        lm, hook_point: the model, and where features are clamped.
+        config: questions and settings.
+
+    Raises:
+        AssetError, EvalError, CorpusError: the questions or texts cannot be read.
+        EvalError, ShapeError, ModelError: an SAE or the context length does not fit the LM.
+    """
+    require_sae_matches_lm(subjects, lm, hook_point, config.context_length)
+    data = _fitting(_read(config), lm, config.context_length)
+    saes = [subject.sae for subject in subjects]
+    with progress("firing by subject", len(data.forget_texts) + len(data.retain_texts), "texts") as advance:
+        forget, retain = (
+            firing_rates(texts, lm, hook_point, saes, config.context_length, config.batch_size, advance)
+            for texts in (data.forget_texts, data.retain_texts)
+        )
+    n_sequences = sum(len(q.choices) for q in (*data.forget_questions, *data.retain_questions))
+    with progress("answer untouched", n_sequences, "choices") as advance:
+        before = [
+            answer(lm, hook_point, questions, config.batch_size, None, advance)
+            for questions in (data.forget_questions, data.retain_questions)
+        ]
+    (why, chance), (guessed, _) = (
+        _guessing(right, questions, what)
+        for right, questions, what in zip(
+            before, (data.forget_questions, data.retain_questions), ("should forget", "should keep"), strict=True
+        )
+    )
+    notes = [data.note, *([f"{guessed}: that it keeps them says little"] if guessed else [])]
+    return [
+        _one(subject, lm, hook_point, data, (forget[i], retain[i]), (before[0], before[1]), chance, why, notes, config)
+        for i, subject in enumerate(subjects)
+    ]
+
+
+def _guessing(right: Bool[np.ndarray, " n"], questions: Sequence[Question], what: str) -> tuple[str | None, float]:
+    """Why the LM cannot be said to know these questions (None if it can), and the share that guessing gets right."""
+    chance = float(np.mean([1 / len(question.choices) for question in questions]))
+    # Two standard errors above guessing.
+    if right.mean() >= chance + 2 * math.sqrt(chance * (1 - chance) / len(right)):
+        return None, chance
+    return (
+        f"the language model answers {right.mean():.0%} of the questions that it {what}, not clearly more than guessing "
+        f"would ({chance:.0%})"
+    ), chance
+
+
+def features_to_clamp(
+    forget: Float[np.ndarray, " d_sae"], retain: Float[np.ndarray, " d_sae"], threshold: float
+) -> Int[np.ndarray, " k"]:
+    """Features by their rate on what is to be forgotten, most first; those with a rate of ``threshold`` or more on what
+    is to be kept, or none on what is to be forgotten, are left out."""
+    order = np.argsort(-forget, kind="stable")
+    return order[(forget[order] > 0) & (retain[order] < threshold)]
+
+
+def _read(config: UnlearningConfig) -> UnlearningData:
+    if config.source == "stand_in":
+        return bundled_questions(config.n_questions, config.n_texts, config.seed)
+    return hub_questions(
+        config.hub_forget, config.hub_retain, config.n_questions, config.forget_corpus, config.retain_corpus
+    )
+
+
+def _fitting(data: UnlearningData, lm: LanguageModel, context_length: int) -> UnlearningData:
+    forget, retain = (
+        [question for question in questions if fits(lm, question, context_length)]
+        for questions in (data.forget_questions, data.retain_questions)
+    )
+    return UnlearningData(forget, retain, data.forget_texts, data.retain_texts, data.source, data.note)
+
+
+def _one(
+    subject: LoadedSAE,
+    lm: LanguageModel,
+    hook_point: HookPoint,
+    data: UnlearningData,
+    rates: tuple[Float[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]],
+    before: tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " m"]],
+    chance: float,
+    why_not: str | None,
+    notes: list[str],
+    config: UnlearningConfig,
+) -> UnlearningResult:
+    reasons = reasons_before_running(subject)
+    if not rates[0].any():
+        reasons.append("all features are dead: none fired on any text")
+    status: Status = "degenerate" if reasons else "ok"
+    if not reasons and why_not:
+        reasons, status = [why_not], "inapplicable"
+    swept = _Sweep([], None, None, None) if reasons else _sweep(subject, lm, hook_point, data, rates, before, config)
+    return UnlearningResult(
+        sae=subject.name,
+        status=status,
+        reasons=reasons,
+        notes=notes,
+        sae_fingerprint=subject.fingerprint,
+        sae_metadata=subject.metadata,
+        data={"config": config.model_dump(mode="json"), "lm_dtype": dtype_name(lm.model.dtype)},
+        seed=config.seed,
+        source=data.source,
+        n_forget=len(before[0]),
+        n_retain=len(before[1]),
+        forget_accuracy=float(before[0].mean()),
+        retain_accuracy=float(before[1].mean()),
+        forget_chance=chance,
+        score=swept.score,
+        held_out=swept.held_out,
+        interventions=swept.interventions,
+        control=swept.control,
+    )
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """What becomes of an SAE's result, as :class:`UnlearningResult` names it."""
+
+    interventions: list[Intervention]
+    score: float | None
+    held_out: Estimate | None
+    control: Intervention | None
+
+
+def _sweep(
+    subject: LoadedSAE,
+    lm: LanguageModel,
+    hook_point: HookPoint,
+    data: UnlearningData,
+    rates: tuple[Float[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]],
+    before: tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " m"]],
+    config: UnlearningConfig,
+) -> _Sweep:
+    settings = [(t, n, m) for t in config.retain_thresholds for n in config.n_features for m in config.multipliers]
+    n_sequences = sum(len(q.choices) for q in (*data.forget_questions, *data.retain_questions))
+    known: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+
+    def intervene(threshold: float, multiplier: float, features: Int[np.ndarray, " k"]) -> Intervention:
+        replace = clamp(subject.sae, features, -multiplier)
+        after = [
+            answer(lm, hook_point, questions, config.batch_size, replace, advance)
+            for questions in (data.forget_questions, data.retain_questions)
+        ]
+        for side, right, first in zip(known, after, before, strict=True):
+            side.append(right[first])
+        return Intervention(
+            retain_threshold=threshold,
+            multiplier=multiplier,
+            features=features.tolist(),
+            forget_accuracy=float(after[0].mean()),
+            retain_accuracy=float(after[1].mean()),
+            forget_kept=float(shares(known[0][-1])),
+            retain_kept=float(shares(known[1][-1])),
+        )
+
+    with progress(f"unlearn {subject.name}", (len(settings) + 1) * n_sequences, "choices") as advance:
+        found = [intervene(t, multiplier, features_to_clamp(*rates, t)[:n]) for t, n, multiplier in settings]
+        forget, retain = (np.stack(side) for side in known)
+        best = best_setting(forget, retain)
+        score = 0.0 if best is None else float(1 - shares(forget)[best])
+        control = None
+        if best is not None:
+            threshold, n, multiplier = settings[best]
+            others = np.random.default_rng(config.seed).permutation(features_to_clamp(*rates, threshold)[n:])
+            control = intervene(threshold, multiplier, others[:n]) if len(others) >= n else None
+        if control is None:
+            advance(n_sequences)
+        return _Sweep(found, score, held_out(forget, retain, config.seed), control)

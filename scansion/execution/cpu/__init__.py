@@ -1,0 +1,1 @@
+"""Execution on a CPU: C where it is built, numpy and torch elsewhere."""

@@ -1,0 +1,233 @@
+"""The C part of the sparse step on a CPU, which is built as the package is installed where there is a C compiler.
+
+Where there is none, one line on stderr says so, and numpy and torch do the same work in more time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from scansion.progress import say
+
+# Of c/sums.c, which a checkout may have moved past the library that was built of it.
+VERSION = 2
+# Rows below which another thread is not worth its start.
+ROWS = 64
+# What each function takes: so many numbers, then so many pointers.
+_ARGUMENTS = {
+    "has_bfloat16": (0, 0),
+    "round_rows": (3, 4),
+    "top_k": (4, 6),
+    "screened_top_k": (3, 5),
+    "screened_above": (2, 6),
+    "count_above": (3, 3),
+    "take_above": (3, 7),
+    "group": (2, 5),
+    "fired": (2, 3),
+    "decode": (3, 6),
+    "learn": (3, 12),
+    "remove_parallel": (3, 2),
+    "normalise": (3, 1),
+    "weighted_sum": (3, 3),
+}
+_ANSWERING = ("has_bfloat16", "top_k", "screened_top_k", "screened_above")
+
+
+def built() -> bool:
+    """Whether the C part is there and can be used."""
+    return _library() is not None
+
+
+def supports(*tensors: Tensor) -> bool:
+    """Whether the C part can work on tensors like these: float32, on the CPU, contiguous; and whether it was built."""
+    fits = all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
+    return fits and built()
+
+
+def top_k(
+    x: Float32[Tensor, "t w"], k: int, names: Sequence[tuple[int, Int64[Tensor, "w"] | None]]
+) -> tuple[Int64[Tensor, "nnz"], Float32[Tensor, "nnz"], Int64[Tensor, "t"]] | None:
+    """The k largest positive entries of each row, or all where a row has fewer; None if there is a NaN.
+
+    Args:
+        x: for which the C part :func:`supports`.
+        k: at most w.
+        names: of columns, each for the rows up to a number (exclusive), which ascend to t; None for the columns themselves.
+
+    Returns:
+        Names and values row by row, in the order of the columns; and how many each row has.
+    """
+    n_rows, width = x.shape
+    places, values = x.new_empty(n_rows, k, dtype=torch.int64), x.new_empty(n_rows, k)
+    counts = x.new_empty(n_rows, dtype=torch.int64)
+    pointers = (x.data_ptr(), *_named(names), *(each.data_ptr() for each in (places, values, counts)))
+    status = loaded().scansion_top_k(threads(n_rows), n_rows, width, k, *pointers)
+    return kept(status, places, values, counts)
+
+
+def above(
+    x: Float32[Tensor, "t w"],
+    floor: float,
+    names: Sequence[tuple[int, Int64[Tensor, "w"] | None]],
+    at_most: int | None = None,
+) -> tuple[Int64[Tensor, "nnz"], Float32[Tensor, "nnz"], Int64[Tensor, "t"]] | int:
+    """All entries above ``floor``, as :func:`top_k` returns them; only how many, if they are more than ``at_most``."""
+    n_rows, width = x.shape
+    counts, offsets = x.new_empty(n_rows, dtype=torch.int64), x.new_zeros(n_rows + 1, dtype=torch.int64)
+    start = (threads(n_rows), n_rows, width, x.data_ptr(), ctypes.byref(ctypes.c_float(floor)))
+    loaded().scansion_count_above(*start, counts.data_ptr())
+    torch.cumsum(counts, 0, out=offsets[1:])
+    total = int(offsets[-1])
+    if at_most is not None and total > at_most:
+        return total
+    places, values = counts.new_empty(total), x.new_empty(total)
+    pointers = (offsets.data_ptr(), *_named(names), places.data_ptr(), values.data_ptr())
+    loaded().scansion_take_above(*start, *pointers)
+    return places, values, counts
+
+
+def group(
+    features: Int64[Tensor, "nnz"], offsets: Int64[Tensor, "T_plus_1"], d_sae: int
+) -> tuple[Int64[Tensor, "nnz"], Int64[Tensor, "nnz"], Int64[Tensor, "d_sae_plus_1"]]:
+    """The order that groups entries by feature, their tokens in it, and where each feature's begin and end."""
+    features, offsets = features.contiguous(), offsets.contiguous()
+    order, tokens, starts = torch.empty_like(features), torch.empty_like(features), features.new_empty(d_sae + 1)
+    pointers = (each.data_ptr() for each in (features, offsets, starts, order, tokens))
+    loaded().scansion_group(len(offsets) - 1, d_sae, *pointers)
+    return order, tokens, starts
+
+
+def decode(
+    x: Float32[Tensor, "T d_in"],
+    offsets: Int64[Tensor, "T_plus_1"],
+    features: Int64[Tensor, "nnz"],
+    values: Float32[Tensor, "nnz"],
+    W_dec: Float32[Tensor, "d_sae d_in"],
+) -> Float32[Tensor, "T d_in"]:
+    """``x - acts @ W_dec`` from the active entries."""
+    residual = torch.empty_like(x)
+    tensors = [each.contiguous() for each in (offsets, features, values, W_dec, x)]
+    pointers = (each.data_ptr() for each in (*tensors, residual))
+    loaded().scansion_decode(threads(len(x)), *x.shape, *pointers)
+    return residual
+
+
+def sparse_backward(
+    by_feature: tuple[Int64[Tensor, "nnz"], Int64[Tensor, "nnz"], Int64[Tensor, "d_sae_plus_1"]],
+    values: Float32[Tensor, "nnz"],
+    beside: Float32[Tensor, "nnz"] | None,
+    W_dec: Float32[Tensor, "d_sae d_in"],
+    x: Float32[Tensor, "T d_in"],
+    to_residual: Float32[Tensor, "T d_in"],
+) -> tuple[
+    Float32[Tensor, "d_sae d_in"], Float32[Tensor, "d_sae d_in"], Float32[Tensor, "d_sae"], Float32[Tensor, "nnz"]
+]:
+    """Gradients of W_dec, W_enc feature by feature, b_enc, and the entries' pre-activations.
+
+    Args:
+        by_feature: see :func:`group`.
+        values: of the entries.
+        beside: what the values get from elsewhere than the residual.
+        W_dec: the decoder.
+        x: what the encoder read.
+        to_residual: the gradient of ``x - acts @ W_dec``.
+    """
+    order, tokens, starts = by_feature
+    to_W_dec, to_W_enc = torch.empty_like(W_dec), torch.empty_like(W_dec)
+    to_b_enc, to_values = W_dec.new_empty(len(W_dec)), torch.empty_like(values)
+    inputs = (starts, order, tokens, values, beside, W_dec, x, to_residual)
+    outputs = (to_W_dec, to_W_enc, to_b_enc, to_values)
+    pointers = (None if each is None else each.data_ptr() for each in (*inputs, *outputs))
+    loaded().scansion_learn(threads(len(W_dec)), *W_dec.shape, *pointers)
+    return outputs
+
+
+def fired(features: Int64[Tensor, "nnz"], values: Float32[Tensor, "nnz"], d_sae: int) -> Int64[Tensor, "d_sae"]:
+    """How many entries of each feature are above 0."""
+    features, values, counts = features.contiguous(), values.contiguous(), features.new_empty(d_sae)
+    pointers = (each.data_ptr() for each in (features, values, counts))
+    loaded().scansion_fired(len(features), d_sae, *pointers)
+    return counts
+
+
+def remove_parallel(rows: Float32[Tensor, "n d"], gradient: Float32[Tensor, "n d"]) -> None:
+    """Take from each row of a gradient its part along a row of unit norm, in place."""
+    loaded().scansion_remove_parallel(threads(len(rows)), *rows.shape, rows.data_ptr(), gradient.data_ptr())
+
+
+def normalise(rows: Float32[Tensor, "n d"]) -> None:
+    """Put rows on the unit sphere, in place; a row of zeros stays as it is."""
+    loaded().scansion_normalise(threads(len(rows)), *rows.shape, rows.data_ptr())
+
+
+def weighted_sum(weights: Float32[Tensor, "n"], rows: Float32[Tensor, "n d"]) -> Float32[Tensor, "d"]:
+    """``weights @ rows``."""
+    weights, total = weights.contiguous(), rows.new_empty(rows.shape[1])
+    pointers = (each.data_ptr() for each in (weights, rows, total))
+    loaded().scansion_weighted_sum(threads(len(rows)), *rows.shape, *pointers)
+    return total
+
+
+def check_memory(status: int) -> int:
+    """What a function answered: 0, or 1 where there was a NaN."""
+    if status > 1:
+        raise MemoryError("no memory to select active entries in")
+    return status
+
+
+def kept(status: int, places: Tensor, values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What rows of k places hold, as many as each row counts; None where there was a NaN."""
+    if check_memory(status) == 1:
+        return None
+    n_rows, k = places.shape
+    if int(counts.sum()) == n_rows * k:
+        return places.view(-1), values.view(-1), counts
+    used = torch.arange(k) < counts[:, None]
+    return places[used], values[used], counts
+
+
+def _named(names: Sequence[tuple[int, Int64[Tensor, "w"] | None]]) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
+    """The rows up to which names hold, and where the names are."""
+    ends = (ctypes.c_int64 * len(names))(*(end for end, _ in names))
+    return ends, (ctypes.c_void_p * len(names))(*(None if each is None else each.data_ptr() for _, each in names))
+
+
+def threads(n_rows: int) -> int:
+    """As many as torch uses, but no more than there is work for."""
+    return min(torch.get_num_threads(), max(1, n_rows // ROWS))
+
+
+def loaded() -> ctypes.CDLL:
+    """The C part, for which something :func:`supports`."""
+    library = _library()
+    assert library is not None, "ask supports() first"
+    return library
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The C part; None, and a line that says why, where it cannot be used."""
+    try:
+        spec = find_spec("scansion.execution.cpu._native")
+        if spec is None or spec.origin is None:
+            raise OSError("it was not built, for want of a C compiler")
+        library = ctypes.CDLL(spec.origin)
+        version = library.scansion_version()
+        if version != VERSION:
+            raise OSError(f"it is of version {version}, not {VERSION}: install Scansion again")
+    except (OSError, AttributeError) as error:
+        say(f"sparse steps on the CPU take longer without Scansion's C part: {error}")
+        return None
+    for name, (numbers, pointers) in _ARGUMENTS.items():
+        function = getattr(library, f"scansion_{name}")
+        function.argtypes = [ctypes.c_int64] * numbers + [ctypes.c_void_p] * pointers
+        function.restype = ctypes.c_int64 if name in _ANSWERING else None
+    return library

@@ -1,0 +1,115 @@
+"""The C part of screening: what a product in bfloat16 leaves open, computed in full; see ``screening.py``."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from jaxtyping import BFloat16, Float32, Int64
+from torch import Tensor
+from torch.nn.functional import pad
+
+from scansion.execution.cpu import native
+
+# Numbers that the C part deals with at once.
+LANES = 16
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16, and so faster than in float32."""
+    return bool(native.loaded().scansion_has_bfloat16())
+
+
+def round_rows(
+    rows: Float32[Tensor, "n d"],
+) -> tuple[BFloat16[Tensor, "n d"], Float32[Tensor, "n"], Float32[Tensor, "n"]]:
+    """Rows in bfloat16, the norm of each before, and that of what rounding took from it."""
+    rounded, norms, errors = (
+        torch.empty_like(rows, dtype=torch.bfloat16),
+        rows.new_empty(len(rows)),
+        rows.new_empty(len(rows)),
+    )
+    pointers = (each.data_ptr() for each in (rows, rounded, norms, errors))
+    native.loaded().scansion_round_rows(native.threads(len(rows)), *rows.shape, *pointers)
+    return rounded, norms, errors
+
+
+class Screen(ctypes.Structure):
+    """What is asked of ``x @ W.T + b``, of which a product in bfloat16 is known: ``screen`` of c/screening.c."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("width", "d")] + [
+        (name, ctypes.c_void_p)
+        for name in ("products", "x", "norms", "errors", "W", "b", "W_norms", "W_errors", "names")
+    ]
+
+    def __init__(
+        self,
+        products: BFloat16[Tensor, "t w"],
+        x: Float32[Tensor, "t d"],
+        norms: Float32[Tensor, "t"],
+        errors: Float32[Tensor, "t"],
+        W: Float32[Tensor, "_ d"],
+        b: Float32[Tensor, "w"],
+        W_norms: Float32[Tensor, "w"],
+        W_errors: Float32[Tensor, "w"],
+        names: Int64[Tensor, "w"] | None,
+    ) -> None:
+        """
+        Args:
+            products: ``x @ W.T``, rounded; minus infinity where a column is closed to a row.
+            x: the rows.
+            norms, errors: of the rows; see :func:`round_rows`.
+            W: one row for each name.
+            b: of the columns.
+            W_norms, W_errors: of the columns. Before it was rounded, an entry of ``products`` was off by the row's error
+                times the column's norm, and the row's norm and error together times the column's error, at most.
+            names: of the columns; None for the columns themselves.
+        """
+        filling = ((b, -torch.inf), (W_norms, 0.0), (W_errors, 0.0))
+        padded = [pad(each, (0, -products.shape[1] % LANES), value=value) for each, value in filling]
+        self.tensors = products, x, norms, errors, W, *padded, names  # they live as long as what points at them
+        super().__init__(*products.shape[1:], x.shape[1], *(None if t is None else t.data_ptr() for t in self.tensors))
+        self.n_rows = len(x)
+
+    @property
+    def n_entries(self) -> int:
+        """Of the product."""
+        return self.n_rows * self.width
+
+
+def screened_top_k(
+    screen: Screen, k: int
+) -> tuple[tuple[Int64[Tensor, "nnz"], Float32[Tensor, "nnz"], Int64[Tensor, "t"]] | None, int]:
+    """What :func:`native.top_k` gives, k at most w, and how many entries had to be computed in full for it."""
+    places = torch.empty(screen.n_rows, k, dtype=torch.int64)
+    values, counts = torch.empty(screen.n_rows, k), torch.empty(screen.n_rows, dtype=torch.int64)
+    n_full = torch.empty_like(counts)
+    pointers = (each.data_ptr() for each in (places, values, counts, n_full))
+    status = native.loaded().scansion_screened_top_k(
+        native.threads(screen.n_rows), screen.n_rows, k, ctypes.byref(screen), *pointers
+    )
+    found = native.kept(status, places, values, counts)
+    return found, 0 if found is None else int(n_full.sum())
+
+
+def screened_above(
+    screen: Screen, floor: float, at_most: int
+) -> tuple[Int64[Tensor, "nnz"], Float32[Tensor, "nnz"], Int64[Tensor, "t"]] | None:
+    """What :func:`native.above` gives; None if more than so many entries had to be computed in full, or
+    something is NaN or too large for screening.
+    """
+    counts, offsets = (torch.zeros(screen.n_rows + extra, dtype=torch.int64) for extra in (0, 1))
+    start = (native.threads(screen.n_rows), screen.n_rows, ctypes.byref(screen), ctypes.byref(ctypes.c_float(floor)))
+    if native.check_memory(native.loaded().scansion_screened_above(*start, None, None, None, counts.data_ptr())) == 1:
+        return None
+    torch.cumsum(counts, 0, out=offsets[1:])
+    total = int(offsets[-1])
+    if total > at_most:
+        return None
+    places, values = counts.new_empty(total), torch.empty(total)
+    pointers = (each.data_ptr() for each in (offsets, places, values, counts))
+    if native.check_memory(native.loaded().scansion_screened_above(*start, *pointers)) == 1:
+        return None
+    kept = values > floor
+    before = torch.cat([offsets.new_zeros(1), kept.cumsum(0)])
+    return places[kept], values[kept], before[offsets].diff()

@@ -1,0 +1,1 @@
+"""Execution on a CUDA device: Triton kernels."""

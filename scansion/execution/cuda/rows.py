@@ -1,0 +1,215 @@
+"""Triton kernels of sparse execution: weighted sums of rows by segment, and dot products at the active entries alone.
+
+Products are added up in float32 whatever the tensors' type, each sum by one program in a fixed order, without atomic
+operations, so that the same inputs give the same bytes. Nothing here waits for the device: all sizes come from shapes.
+Needs Triton, which CUDA builds of torch bring along; `rows.py` imports this file where it is of use.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# SparseActs that one program adds up. A longer segment is cut where these many entries end and begin, and put together after.
+PIECE = 512
+# Rows, and columns of each, that a program holds at once. Not tuned: no GPU has run this.
+BLOCK_ROWS = 16
+BLOCK_D = 128
+
+
+def sum_of_rows(
+    rows: Int[Tensor, "nnz"],
+    table: Float[Tensor, "n_rows d"],
+    offsets: Int[Tensor, "n_plus_1"],
+    weights: Float[Tensor, "nnz"],
+) -> Float[Tensor, "n d"]:
+    """For each segment of entries the weighted sum of the rows that they name; 0 where a segment is empty.
+
+    Args:
+        rows: of the table, one an entry.
+        table: float32, bfloat16 or float16, as the result will be.
+        offsets: segment i has entries offsets[i] to offsets[i + 1] (exclusive); from 0 to nnz.
+        weights: of each entry.
+    """
+    n, nnz, d = len(offsets) - 1, len(rows), table.shape[1]
+    sums = table.new_empty(n, d)
+    if sums.numel() == 0:
+        return sums
+    table = table if table.stride(1) == 1 else table.contiguous()
+    rows, weights, offsets = rows.contiguous(), weights.contiguous(), offsets.contiguous()
+    # A segment longer than a piece can begin in one or go on into it: two sums a piece.
+    n_pieces = 2 * _how_many(nnz, PIECE) if nnz > PIECE else 0
+    pieces = table.new_empty(n_pieces, d, dtype=torch.float32)
+    blocks = _how_many(d, BLOCK_D)
+    with torch.cuda.device_of(table):
+        if n_pieces:
+            _sum_pieces[n_pieces, blocks](
+                rows, weights, offsets, table, pieces, n, nnz, d, table.stride(0), PIECE, BLOCK_ROWS, BLOCK_D
+            )
+        _sum_segments[n, blocks](
+            rows, weights, offsets, table, pieces, sums, d, table.stride(0), PIECE, BLOCK_ROWS, BLOCK_D
+        )
+    return sums
+
+
+def dots(
+    left: Float[Tensor, "n_left d"],
+    left_rows: Int[Tensor, "nnz"],
+    right: Float[Tensor, "n_right d"],
+    right_rows: Int[Tensor, "nnz"],
+) -> Float[Tensor, "nnz"]:
+    """For each entry the dot product of the two rows that it names; of the type of ``left``."""
+    nnz, d = len(left_rows), left.shape[1]
+    found = left.new_empty(nnz)
+    if nnz == 0:
+        return found
+    left, right = (table if table.stride(1) == 1 else table.contiguous() for table in (left, right))
+    left_rows, right_rows = left_rows.contiguous(), right_rows.contiguous()
+    with torch.cuda.device_of(left):
+        _dots[_how_many(nnz, BLOCK_ROWS),](
+            left, left_rows, right, right_rows, found, nnz, d, left.stride(0), right.stride(0), BLOCK_ROWS, BLOCK_D
+        )
+    return found
+
+
+def _how_many(total: int, size: int) -> int:
+    """Blocks of a size that cover a total."""
+    return -(-total // size)
+
+
+# Kernels are compiled by Triton and not run by Python: neither checker of types knows what is in them.
+@triton.jit
+@no_type_check
+def _sum_segments(
+    rows,
+    weights,
+    offsets,
+    table,
+    pieces,
+    sums,
+    d,
+    stride,
+    PIECE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """A program for each segment and block of columns: adds up the rows of a short one, the pieces of a long one."""
+    segment = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = columns < d
+    start, stop = tl.load(offsets + segment), tl.load(offsets + segment + 1)
+    if stop - start <= PIECE:
+        total = _weighted_sum(rows, weights, table, stride, start, stop, columns, inside, BLOCK_ROWS, BLOCK_D)
+    else:
+        parts = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
+        last = (stop - 1) // PIECE
+        for first in range(start // PIECE, last + 1, BLOCK_ROWS):
+            piece = first + tl.arange(0, BLOCK_ROWS)
+            place = 2 * piece + (start > piece * PIECE).to(tl.int64)
+            wanted = (piece <= last)[:, None] & inside[None, :]
+            parts += tl.load(pieces + place[:, None] * d + columns[None, :], mask=wanted, other=0.0)
+        total = tl.sum(parts, axis=0)
+    tl.store(sums + segment * d + columns, total.to(sums.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+@no_type_check
+def _sum_pieces(
+    rows,
+    weights,
+    offsets,
+    table,
+    pieces,
+    n,
+    nnz,
+    d,
+    stride,
+    PIECE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Two programs for each piece and block of columns: one for the segment of its first entry, one for that of its last.
+
+    Each does nothing unless that segment is longer than a piece, and the second only if it begins within this one. What is
+    left unwritten is never read.
+    """
+    place = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = columns < d
+    begin = place // 2 * PIECE
+    end = tl.minimum(begin + PIECE, nnz)
+    at_end = place % 2 == 1
+    segment = _segment_of(tl.where(at_end, end - 1, begin), offsets, n)
+    start, stop = tl.load(offsets + segment), tl.load(offsets + segment + 1)
+    if (stop - start > PIECE) & ((start > begin) == at_end):
+        start, stop = tl.maximum(start, begin), tl.minimum(stop, end)
+        total = _weighted_sum(rows, weights, table, stride, start, stop, columns, inside, BLOCK_ROWS, BLOCK_D)
+        tl.store(pieces + place * d + columns, total, mask=inside)
+
+
+@triton.jit
+@no_type_check
+def _weighted_sum(
+    rows, weights, table, stride, start, stop, columns, inside, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """The weighted sum over entries ``start`` to ``stop`` (exclusive) of these columns of their rows."""
+    total = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
+    for first in range(start, stop, BLOCK_ROWS):
+        entry = first + tl.arange(0, BLOCK_ROWS)
+        there = entry < stop
+        row = tl.load(rows + entry, mask=there, other=0)
+        weight = tl.load(weights + entry, mask=there, other=0.0).to(tl.float32)
+        values = tl.load(
+            table + row[:, None] * stride + columns[None, :], mask=there[:, None] & inside[None, :], other=0.0
+        )
+        total += values.to(tl.float32) * weight[:, None]
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+@no_type_check
+def _segment_of(entry, offsets, n):
+    """The segment that holds an entry: the last one, empty ones among them, that begins at or before it."""
+    low = tl.zeros([], tl.int32)
+    high = low + n
+    while high - low > 1:
+        middle = (low + high) // 2
+        begun = tl.load(offsets + middle) <= entry
+        low = tl.where(begun, middle, low)
+        high = tl.where(begun, high, middle)
+    return low
+
+
+@triton.jit
+@no_type_check
+def _dots(
+    left,
+    left_rows,
+    right,
+    right_rows,
+    found,
+    nnz,
+    d,
+    left_stride,
+    right_stride,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """A program for so many entries, however they fall on segments: all have equally much to do."""
+    entry = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    there = entry < nnz
+    left_row = tl.load(left_rows + entry, mask=there, other=0)
+    right_row = tl.load(right_rows + entry, mask=there, other=0)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
+    for first in range(0, d, BLOCK_D):
+        columns = first + tl.arange(0, BLOCK_D)
+        both = there[:, None] & (columns < d)[None, :]
+        x = tl.load(left + left_row[:, None] * left_stride + columns[None, :], mask=both, other=0.0)
+        y = tl.load(right + right_row[:, None] * right_stride + columns[None, :], mask=both, other=0.0)
+        total += x.to(tl.float32) * y.to(tl.float32)
+    tl.store(found + entry, tl.sum(total, axis=1).to(found.dtype.element_ty), mask=there)

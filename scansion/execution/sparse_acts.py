@@ -1,0 +1,155 @@
+"""Sparse execution: decoder and every weight gradient from the active entries; only the encoder product is dense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scansion.execution.cpu import native
+from scansion.execution.dispatch import count, dots_at_entries, sum_of_rows
+
+
+@dataclass(frozen=True)
+class SparseActs:
+    """The selected entries of a matrix [T, d_sae] of activations, token by token. Some may be 0: they count for nothing.
+
+    Attributes:
+        features: of each entry.
+        values: of each entry, 0 or above.
+        offsets: token t has entries offsets[t] to offsets[t + 1] (exclusive).
+        d_sae: number of features.
+    """
+
+    features: Int[Tensor, "nnz"]
+    values: Float[Tensor, "nnz"]
+    offsets: Int[Tensor, "T_plus_1"]
+    d_sae: int
+
+    @classmethod
+    def from_row_counts(
+        cls, features: Int[Tensor, "nnz"], values: Float[Tensor, "nnz"], counts: Int[Tensor, "T"], d_sae: int
+    ) -> SparseActs:
+        """SparseActs token by token, of which each token has so many."""
+        ends = counts.cumsum(0)
+        return cls(features, values, torch.cat([ends.new_zeros(1), ends]), d_sae)
+
+    @cached_property
+    def tokens(self) -> Int[Tensor, "nnz"]:
+        """The token of each entry."""
+        counts = self.offsets.diff()
+        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(self.values))
+
+    @cached_property
+    def by_feature(self) -> tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Int[Tensor, "d_sae_plus_1"]]:
+        """The order that groups entries by feature, their tokens in it, and where each feature's begin and end."""
+        if native.supports(self.values):
+            return native.group(self.features, self.offsets, self.d_sae)
+        order = self.features.int().argsort(stable=True)  # half the time of 64 bits
+        ends = count(self.features, self.d_sae).cumsum(0)
+        return order, self.tokens[order], torch.cat([ends.new_zeros(1), ends])
+
+    def with_values(self, values: Float[Tensor, "nnz"]) -> SparseActs:
+        """The same entries with other values, what is known of their order with them."""
+        other = SparseActs(self.features, values, self.offsets, self.d_sae)
+        other.__dict__.update({name: self.__dict__[name] for name in ("tokens", "by_feature") if name in self.__dict__})
+        return other
+
+    def fired(self) -> Int[Tensor, "d_sae"]:
+        """Tokens each feature fires on."""
+        if native.supports(self.values):
+            return native.fired(self.features, self.values, self.d_sae)
+        return count(self.features, self.d_sae, self.values > 0)
+
+
+def reconstruct(
+    entries: SparseActs,
+    x: Float[Tensor, "T d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, "d_sae"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    biases: Float[Tensor, "n_biases d_in"],
+    bias_of_token: Int[Tensor, "T"] | None,
+) -> tuple[SparseActs, Float[Tensor, "T d_in"]]:
+    """The same entries, through which the encoder now learns, and what the reconstruction ``acts @ W_dec + bias`` leaves.
+
+    Args:
+        entries: selected from ``(x - bias) @ W_enc + b_enc``.
+        x: the tokens, already less their decoder bias.
+        W_enc, b_enc, W_dec: encoder and decoder, which learn.
+        biases: the decoder biases, which learn both from the reconstruction and from what was subtracted.
+        bias_of_token: which one was subtracted from each token; None if there is only one.
+    """
+    values, residual = _Reconstruct.apply(W_enc, b_enc, W_dec, biases, x.contiguous(), entries, bias_of_token)
+    return entries.with_values(values), residual
+
+
+class _Reconstruct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        W_dec: Tensor,
+        biases: Tensor,
+        x: Tensor,
+        entries: SparseActs,
+        bias_of_token: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(W_enc, W_dec, x)
+        ctx.entries, ctx.bias_of_token, ctx.n_biases = entries, bias_of_token, len(biases)
+        ctx.set_materialize_grads(False)
+        if native.supports(x, W_dec):
+            residual = native.decode(x, entries.offsets, entries.features, entries.values, W_dec)
+        else:
+            residual = sum_of_rows(entries.features, W_dec, entries.offsets, entries.values)
+            torch.sub(x, residual, out=residual)
+        return entries.values.clone(), residual
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        W_enc, W_dec, x = ctx.saved_tensors
+        entries: SparseActs = ctx.entries
+        to_residual = torch.zeros_like(x) if gradients[1] is None else gradients[1].contiguous()
+        learnt = _learn_natively if native.supports(W_dec, x, to_residual) else _learn
+        to_W_dec, to_rows, to_b_enc, to_values = learnt(entries, gradients[0], W_dec, x, to_residual)
+        if ctx.bias_of_token is None:
+            sums, to_biases = to_b_enc[None], -to_residual.sum(dim=0, keepdim=True)
+        else:
+            cells = entries.features + ctx.bias_of_token[entries.tokens] * entries.d_sae
+            sums = to_values.new_zeros(ctx.n_biases * entries.d_sae).index_add_(0, cells, to_values)
+            sums = sums.view(ctx.n_biases, entries.d_sae)
+            to_biases = -x.new_zeros(ctx.n_biases, x.shape[1]).index_add_(0, ctx.bias_of_token, to_residual)
+        rows = W_enc.T
+        if len(sums) == 1 and native.supports(rows):
+            to_biases -= native.weighted_sum(sums[0], rows)
+        else:
+            to_biases -= sums @ rows
+        return to_rows.T, to_b_enc, to_W_dec, to_biases, None, None, None
+
+
+def _learn(
+    entries: SparseActs, beside: Tensor | None, W_dec: Tensor, x: Tensor, to_residual: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of W_dec, W_enc feature by feature, b_enc and the entries' pre-activations; see ``native.sparse_backward``."""
+    # The residual falls as the reconstruction grows. Signs are turned where there are few numbers.
+    to_values = dots_at_entries(to_residual, W_dec, entries.offsets, entries.tokens, entries.features).neg_()
+    if beside is not None:
+        to_values += beside
+    to_values *= entries.values > 0
+    order, tokens, offsets = entries.by_feature
+    to_W_dec = sum_of_rows(tokens, to_residual, offsets, entries.values[order].neg_())
+    to_rows = sum_of_rows(tokens, x, offsets, to_values[order])
+    to_b_enc = to_values.new_zeros(entries.d_sae).index_add_(0, entries.features, to_values)
+    return to_W_dec, to_rows, to_b_enc, to_values
+
+
+def _learn_natively(
+    entries: SparseActs, beside: Tensor | None, W_dec: Tensor, x: Tensor, to_residual: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    beside = None if beside is None else beside.contiguous()
+    return native.sparse_backward(entries.by_feature, entries.values.contiguous(), beside, W_dec, x, to_residual)

@@ -1,0 +1,120 @@
+"""From names in a config to open activation stores, with everything that can fail checked before heavy work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, harvest
+from scansion.activations.store import StoreIdentity
+from scansion.assets import cache_dir
+from scansion.corpus import Contexts, CorpusConfig, check_source, load_contexts
+from scansion.device import dtype_name, resolve_device, resolve_dtype
+from scansion.files import require_writable
+from scansion.lm import HookPoint, LanguageModel, ModelFacts, lm_dtype, load_language_model, load_tokenizer, model_facts
+from scansion.progress import say
+
+
+@dataclass(frozen=True)
+class HarvestSpec:
+    """Where a study's activations come from. The LM is loaded at most once, and only if something needs it."""
+
+    model: str
+    hook_point: str
+    corpus: CorpusConfig
+    harvest: HarvestConfig = field(default_factory=HarvestConfig)
+    revision: str | None = None
+    lm_dtype: str = "auto"
+    device: str = "auto"
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        """The language model, loaded on first use."""
+        say(f"loading {self.model}")
+        return load_language_model(self.model, self.revision, self.device, self.lm_dtype)
+
+    def check(self) -> ModelFacts:
+        """Raise unless names, layer, context length, device and text all fit; takes a second or two.
+
+        Raises:
+            ScansionError: the first thing that does not.
+        """
+        hook_point = HookPoint.parse(self.hook_point)
+        lm_dtype(self.lm_dtype, resolve_device(self.device))
+        resolve_dtype(self.harvest.dtype)
+        check_source(self.corpus)
+        facts = model_facts(self.model, self.revision)
+        hook_point.check(facts.n_layers, self.model)
+        facts.check_context_length(self.corpus.context_length)
+        return facts
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The two stores of a source; no document is in both."""
+
+    train: ActivationStore
+    held_out: ActivationStore
+
+
+def build_stores(source: HarvestSpec, folder: Path | None = None) -> Stores:
+    """Tokenise and harvest, or reuse what is on disk.
+
+    Args:
+        source: what to harvest.
+        folder: where the stores go, as ``folder/train`` and ``folder/held_out``; default the cache, under a name that
+            holds the store's fingerprint, so that equal sources share it.
+    """
+    plans = harvest_plans(source, folder)
+    for plan in plans:
+        if plan.finished_store() is None:
+            plan.check()
+    train, held_out = (harvest(plan, lambda: source.lm) for plan in plans)
+    return Stores(train, held_out)
+
+
+def harvest_plans(source: HarvestSpec, folder: Path | None = None) -> tuple[HarvestPlan, HarvestPlan]:
+    """What is to be harvested for training and held out, once the text is tokenised. Arguments as above."""
+    facts = source.check()
+    if folder is not None:  # before the text is read, which may take minutes
+        require_writable(folder)
+    splits = load_contexts(source.corpus, load_tokenizer(facts, source.revision))
+    train, held_out = (
+        _plan(source, facts, contexts, split, splits.provenance, folder)
+        for split, contexts in (("train", splits.train), ("held_out", splits.held_out))
+    )
+    return train, held_out
+
+
+def stores_dir() -> Path:
+    """Where stores go that no folder was given for; their names end in the split and the start of their key."""
+    return cache_dir() / "stores"
+
+
+def _plan(
+    source: HarvestSpec,
+    facts: ModelFacts,
+    contexts: Contexts,
+    split: str,
+    provenance: dict[str, object],
+    folder: Path | None,
+) -> HarvestPlan:
+    identity = StoreIdentity(
+        model=source.model,
+        model_revision=facts.revision,
+        model_dtype=dtype_name(lm_dtype(source.lm_dtype, resolve_device(source.device))),
+        hook_point=str(HookPoint.parse(source.hook_point)),
+        d_in=facts.d_model,
+        context_length=contexts.length,
+        n_contexts=len(contexts),
+        contexts=contexts.fingerprint,
+        corpus=provenance,
+        split=split,
+        dtype=source.harvest.dtype,
+    )
+    plan = HarvestPlan(identity, folder or Path(), contexts, source.harvest)
+    if folder is None:
+        name = f"{Path(source.model).name}-{identity.hook_point}-{split}-{plan.key[:12]}"
+        return HarvestPlan(identity, stores_dir() / name, contexts, source.harvest)
+    return HarvestPlan(identity, folder / split, contexts, source.harvest)

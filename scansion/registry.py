@@ -1,0 +1,191 @@
+"""One pattern for masks, architectures and evaluations: a class, its config, and a decorator that registers both.
+
+``@masks.register(MyConfig)`` makes ``MyConfig``'s name known to plans, flags, saved SAEs, tables and pages. Third-party
+classes come in two ways: a package's entry points (groups ``scansion.masks``, ``scansion.architectures``,
+``scansion.evaluations``), or a Python file given as ``--plugin FILE.py``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import xxhash
+from pydantic import BaseModel
+
+from scansion.errors import ConfigError, ScansionError
+
+PLUGINS = "SCANSION_PLUGINS"
+"""Environment variable with the paths of loaded plugins, so that worker processes load them too."""
+
+Config = TypeVar("Config", bound=BaseModel)
+Item = TypeVar("Item")
+
+
+class Registry(Generic[Config, Item]):
+    """Names -> (config class, class), for one kind of thing.
+
+    Args:
+        kind: what is registered, for messages: ``mask family``.
+        field: the config field whose default is the name: ``family``.
+        base: what every config class must derive from.
+        group: entry-point group of third-party packages.
+
+    Example:
+        >>> @masks.register(PeriodicMaskConfig)
+        ... class PeriodicMask(HardMask): ...
+    """
+
+    def __init__(self, kind: str, field: str, base: type[Config], group: str) -> None:
+        self.kind = kind
+        self.field = field
+        self.base = base
+        self.group = group
+        self._items: dict[str, tuple[type[Config], Item]] = {}
+        self._found_plugins = False
+
+    def register(self, config: type[Config]) -> Callable[[Item], Item]:
+        """Class decorator that registers the class under its config's name.
+
+        Raises:
+            ConfigError: ``config`` does not derive from the base, has no name, or the name is taken.
+        """
+        if not issubclass(config, self.base):
+            raise ConfigError(
+                f"{config.__name__} should derive from {self.base.__name__} to be the config of a {self.kind}"
+            )
+        name = self.name_of(config)
+        taken = self._items.get(name)
+        if taken is not None and taken[0].__qualname__ != config.__qualname__:
+            raise ConfigError(
+                f"there is a {self.kind} called {name!r} already ({taken[0].__name__}); choose another name"
+            )
+
+        def keep(item: Item) -> Item:
+            self._items[name] = (config, item)
+            return item
+
+        return keep
+
+    def name_of(self, config: type[Config] | Config) -> str:
+        """The name of a config class or of a config.
+
+        Raises:
+            ConfigError: its name field has no default.
+        """
+        kind = config if isinstance(config, type) else type(config)
+        field = kind.model_fields.get(self.field)
+        if field is None or not isinstance(field.default, str):
+            raise ConfigError(f'{kind.__name__} needs a name: {self.field}: Literal["my_name"] = "my_name"')
+        return field.default
+
+    def names(self) -> list[str]:
+        """All names, in the order of registration."""
+        self._load_plugins()
+        return list(self._items)
+
+    def configs(self) -> Iterator[type[Config]]:
+        """All config classes, in the order of registration."""
+        self._load_plugins()
+        return (config for config, _ in self._items.values())
+
+    def config_called(self, name: object) -> type[Config]:
+        """The config class of this name.
+
+        Raises:
+            ConfigError: nothing has this name; says which names there are.
+        """
+        return self._find(name)[0]
+
+    def of(self, config: Config) -> Item:
+        """The class that ``config`` belongs to.
+
+        Raises:
+            ConfigError: the config's class is not registered, as of one that derives from a registered config.
+        """
+        known, item = self._find(self.name_of(config))
+        if type(config) is not known:
+            raise ConfigError(
+                f"{type(config).__name__} is not registered: give it a {self.field} of its own and decorate its class "
+                f"with register({type(config).__name__})"
+            )
+        return item
+
+    def called(self, name: str) -> Item:
+        """The class of this name.
+
+        Raises:
+            ConfigError: nothing has this name; says which names there are.
+        """
+        return self._find(name)[1]
+
+    def parse(self, settings: dict[str, Any]) -> Config:
+        """Settings as read from JSON or YAML -> the config of the name they give.
+
+        Raises:
+            ConfigError: an unknown name.
+            pydantic.ValidationError: an unknown key, or a value out of range.
+        """
+        return self.config_called(settings.get(self.field)).model_validate(settings)
+
+    def _find(self, name: object) -> tuple[type[Config], Item]:
+        if name not in self._items:
+            self._load_plugins()
+        if name not in self._items:
+            close = get_close_matches(str(name), self._items, 1)
+            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(self._items)}."
+            raise ConfigError(
+                f"no {self.kind} is called {name!r}{hint} If it is your own, name its file with --plugin FILE.py"
+            )
+        return self._items[str(name)]
+
+    def _load_plugins(self) -> None:
+        if self._found_plugins:
+            return
+        self._found_plugins = True
+        for path in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+            load_plugin(Path(path))
+        for point in entry_points(group=self.group):
+            try:
+                point.load()
+            except Exception as error:  # another package's code may raise anything; say whose it was
+                raise ConfigError(f"the {self.group} plugin {point.value} could not be loaded: {error}") from error
+
+
+def load_plugin(path: Path) -> None:
+    """Run a Python file that registers masks, architectures, evaluations or hook points; a second call does nothing.
+
+    Args:
+        path: the file. Worker processes started later load it too.
+
+    Raises:
+        ConfigError: there is no such file, or running it raised an error.
+    """
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise ConfigError(f"there is no plugin at {path}; --plugin takes a Python file")
+    name = f"scansion_plugin_{path.stem}_{xxhash.xxh32_hexdigest(str(path).encode())}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file; --plugin takes one that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses and pydantic look their module up
+    try:
+        spec.loader.exec_module(module)
+    except ScansionError:
+        del sys.modules[name]
+        raise
+    except Exception as error:  # the user's file may raise anything
+        del sys.modules[name]
+        raise ConfigError(f"the plugin {path} failed: {type(error).__name__}: {error}") from error
+    known = [each for each in os.environ.get(PLUGINS, "").split(os.pathsep) if each]
+    if str(path) not in known:
+        os.environ[PLUGINS] = os.pathsep.join([*known, str(path)])

@@ -1,0 +1,88 @@
+"""Matryoshka BatchTopK SAE (Bussmann et al. 2025, arXiv 2503.17547): nested dictionaries, each of which reconstructs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from scansion.execution import Encoder
+from scansion.masks import gated_product
+from scansion.sae.architectures.batch_topk import BatchTopKKindConfig, BatchTopKSAE
+from scansion.sae.blocks import Part, squared_norm
+
+
+class NestedConfig(BatchTopKKindConfig, frozen=True):
+    """Settings of every architecture whose dictionaries are nested."""
+
+    prefixes: tuple[float, ...] = Field(
+        default=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), description="Share of the features in each dictionary, ending in 1."
+    )
+
+    @field_validator("prefixes")
+    @classmethod
+    def _check_prefixes(cls, prefixes: tuple[float, ...]) -> tuple[float, ...]:
+        if not prefixes or prefixes[-1] != 1 or any(a >= b for a, b in pairwise((0.0, *prefixes))):
+            raise ValueError(f"prefixes should ascend from above 0 and end in 1, but are {list(prefixes)}")
+        return prefixes
+
+
+class MatryoshkaConfig(NestedConfig, frozen=True):
+    """Settings of :class:`MatryoshkaSAE`."""
+
+    architecture: Literal["matryoshka"] = "matryoshka"
+
+
+class NestedSAE(BatchTopKSAE):
+    """A BatchTopK SAE whose features have levels; all features up to any one level must reconstruct by themselves.
+
+    Where the mask has bands, every token's own dictionary is nested: first come the shared features, then those of its
+    band. With as many shared features as the first prefix holds, that is a position-free core with a banded remainder.
+    """
+
+    config: NestedConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never assigned again
+
+    @property
+    def level(self) -> Int[Tensor, "d_sae"]:
+        """The first of the nested dictionaries that holds each feature, from 0."""
+        bands = self.mask.bands()
+        if bands is None:
+            return self._levels_of(self.d_sae)
+        found = [self._levels_of(bands.shared + size) for size in bands.sizes]
+        common = found[0][: bands.shared]  # of bands of unequal size, the first decides about the shared features
+        return torch.cat([common, *(level[bands.shared :] for level in found)])
+
+    def _levels_of(self, n_features: int) -> Int[Tensor, "n_features"]:
+        sizes = torch.tensor([max(1, round(prefix * n_features)) for prefix in self.config.prefixes])
+        return torch.searchsorted(sizes, torch.arange(n_features), right=True).to(self.W_dec.device)
+
+    def select_active(self, encoders: Sequence[Encoder]) -> None:
+        """None: each dictionary needs the activations of its own features."""
+
+    def reconstruction_loss(
+        self, residual: Float[Tensor, "P n d_in"], parts: Sequence[Part], weights: Float[Tensor, "P 1 d_sae"] | None
+    ) -> Float[Tensor, ""]:
+        """The mean over the nested dictionaries of the squared error of each."""
+        n_levels = len(self.config.prefixes)
+        levels = self.level
+        total = super().reconstruction_loss(residual, parts, weights)
+        missing = torch.zeros_like(residual)  # what the features of later levels contribute
+        for level in range(n_levels - 1, 0, -1):
+            missing = missing + torch.cat([self._contribution(part, levels == level, weights) for part in parts])
+            total = total + squared_norm(residual + missing)
+        return total / n_levels
+
+    def _contribution(self, part: Part, chosen: Tensor, weights: Tensor | None) -> Float[Tensor, "p n d_in"]:
+        places = part.of_features(chosen).nonzero().squeeze(1)
+        acts = part.acts.index_select(-1, places)
+        W_dec = self.W_dec.index_select(0, part.named(places))
+        return acts @ W_dec if weights is None else gated_product(acts, W_dec, weights[..., places])
+
+
+class MatryoshkaSAE(NestedSAE):
+    """Nested dictionaries and nothing else."""

@@ -1,0 +1,90 @@
+"""ReLU SAE with an L1 penalty (Bricken et al. 2023, "Towards Monosemanticity"), the plain baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from scansion.execution import (
+    Encoder,
+    ReluBlock,
+    SparseActs,
+    most_active_relu,
+    relu_forward,
+    rows_of_bands,
+    select_positive,
+)
+from scansion.sae.base import SAE, SAEConfig
+from scansion.sae.blocks import Losses, Part, n_tokens, sum_over
+
+
+class ReluConfig(SAEConfig, frozen=True):
+    """Settings of :class:`ReluSAE`."""
+
+    architecture: Literal["relu"] = "relu"
+    l1_coefficient: float = Field(
+        default=0.04, ge=0, description="Weight of the L1 penalty, for inputs scaled to unit mean norm."
+    )
+
+
+class ReluSAE(SAE):
+    """``acts = relu(pre_acts)``; the penalty is the coefficient times the sum of activations of a token."""
+
+    config: ReluConfig
+    revival = "resample"
+
+    def activate(
+        self, pre_acts: Float[Tensor, "*batch w"], features: Int[Tensor, "w"] | None = None
+    ) -> Float[Tensor, "*batch w"]:
+        return pre_acts.relu()
+
+    def fused_losses(self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"]) -> Losses:
+        biases = self.b_dec.view(-1, self.d_in)
+        centred = x - self.bias_at(positions[:, None]).detach()
+        out = relu_forward(centred, self.W_enc, self.b_enc, self.W_dec, biases, self._relu_blocks(positions))
+        return Losses(
+            reconstruction=self.reconstruction_loss(out.residual, [], None),
+            sparsity=self._penalty(out.activity, x.shape[0] * x.shape[1]),
+            auxiliary=x.new_zeros(()),
+            residual=out.residual,
+            fired=out.fired,
+        )
+
+    def sparsity_loss(self, parts: Sequence[Part]) -> Float[Tensor, ""]:
+        return self._penalty(sum_over(part.acts for part in parts), n_tokens(parts))
+
+    def select_active(self, encoders: Sequence[Encoder]) -> SparseActs | None:
+        return select_positive(encoders, most_active_relu(encoders), self.d_sae)
+
+    def sparsity_of(self, entries: SparseActs) -> Float[Tensor, ""]:
+        return self._penalty(entries.values.sum(), len(entries.offsets) - 1)
+
+    def _penalty(self, activity: Float[Tensor, ""], tokens: int) -> Float[Tensor, ""]:
+        # Decoder rows have unit norm, so the plain sum is the norm-weighted one.
+        return self.config.l1_coefficient * activity / tokens
+
+    def _relu_blocks(self, positions: Tensor) -> list[ReluBlock]:
+        bands = self.mask.bands()
+        if bands is not None and bands.shared < self.d_sae:  # else nothing tells the bands apart
+            rows = rows_of_bands(positions, bands.edges, bands.shared, bands.sizes)
+            return [
+                ReluBlock(band.rows, band.pieces(bands.shared), None, index if self.b_dec.ndim > 1 else 0)
+                for index, band in enumerate(rows)
+                if band.rows.stop > band.rows.start
+            ]
+        closed = ~self.mask.can_fire(positions) if self.mask.can_block else None
+        if self.b_dec.ndim == 1:
+            return [ReluBlock(slice(0, len(positions)), (slice(0, self.d_sae),), closed, 0)]
+        biases, counts = torch.unique_consecutive(self.mask.band_at(positions), return_counts=True)
+        blocks: list[ReluBlock] = []
+        first = 0
+        for bias, count in zip(biases.tolist(), counts.tolist(), strict=True):
+            rows = slice(first, first + count)
+            blocks.append(ReluBlock(rows, (slice(0, self.d_sae),), None if closed is None else closed[rows], bias))
+            first += count
+        return blocks

@@ -1,0 +1,147 @@
+"""Switch SAE (Mudide et al. 2024, arXiv 2410.08201): a learnt router sends each token to one of several TopK SAEs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from scansion.execution import BandRows, banded_decode, banded_encode
+from scansion.masks import NoMask
+from scansion.masks.base import MaskedActs
+from scansion.sae.architectures.topk import TopKKindConfig, TopKSAE
+from scansion.sae.base import SAEConfig
+from scansion.sae.blocks import Losses, Part
+from scansion.shapes import require_shape
+
+
+class SwitchConfig(TopKKindConfig, frozen=True):
+    """Settings of :class:`SwitchSAE`."""
+
+    architecture: Literal["switch"] = "switch"
+    n_experts: int = Field(default=8, ge=1, description="Experts, which divide the features equally.")
+    balance_coefficient: float = Field(
+        default=3.0, ge=0, description="Weight of the loss that gives all experts their share of the tokens."
+    )
+
+    @model_validator(mode="after")
+    def _check_experts(self) -> SwitchConfig:
+        if self.d_sae % self.n_experts:
+            raise ValueError(f"{self.n_experts} experts cannot divide {self.d_sae} features equally")
+        return self
+
+
+class SwitchSAE(TopKSAE):
+    """Features are dealt out to the experts in turn; a token may use those of its most probable expert only.
+
+    Activations are multiplied by the expert's probability, through which the router learns. It is static slicing with
+    a router that is learnt, and that reads the activation in place of the position. Without a positional mask, an
+    expert is computed for its own tokens only.
+    """
+
+    config: SwitchConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never assigned again
+
+    def __init__(self, config: SAEConfig, d_in: int, n_positions: int, generator: torch.Generator) -> None:
+        super().__init__(config, d_in, n_positions, generator)
+        n_experts = self.config.n_experts
+        self.router: Float[Tensor, "d_in n_experts"] = nn.Parameter(
+            torch.randn(d_in, n_experts, generator=generator) / d_in**0.5
+        )
+        self.b_router: Float[Tensor, "d_in"] = nn.Parameter(torch.zeros(d_in))
+        self.expert: Int[Tensor, "d_sae"]
+        self.register_buffer("expert", torch.arange(self.d_sae) % n_experts)
+
+    def route(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_experts"]:
+        """The router's probability of each expert."""
+        return ((x - self.b_router) @ self.router).softmax(dim=-1)
+
+    @torch.no_grad()
+    def start_at(self, means: Float[Tensor, "P d_in"], positions: Int[Tensor, "P"]) -> None:
+        super().start_at(means, positions)
+        self.b_router.copy_(means.mean(dim=0))
+
+    @torch.no_grad()
+    def permute_features(self, order: Int[Tensor, "d_sae"]) -> None:
+        super().permute_features(order)
+        self.expert.copy_(self.expert[order.to(self.expert.device)])
+
+    def fold_scale(self, scale: float) -> None:
+        super().fold_scale(scale)
+        with torch.no_grad():
+            self.router *= scale
+            self.b_router /= scale
+
+    def losses(
+        self,
+        x: Float[Tensor, "P n d_in"],
+        positions: Int[Tensor, "P"],
+        dead: Bool[Tensor, "d_sae"],
+        previous: Float[Tensor, "P_less_1 n d_in"] | None = None,
+    ) -> Losses:
+        if isinstance(self.mask, NoMask):
+            return self._routed_losses(x, dead)
+        return self.dense_losses(x, positions, dead)
+
+    def dense_losses(
+        self,
+        x: Float[Tensor, "P n d_in"],
+        positions: Int[Tensor, "P"],
+        dead: Bool[Tensor, "d_sae"],
+        previous: Float[Tensor, "P_less_1 n d_in"] | None = None,
+    ) -> Losses:
+        losses = super().dense_losses(x, positions, dead)
+        return replace(losses, auxiliary=losses.auxiliary + self._balance_loss(self.route(x)))
+
+    def encode_sparse(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None) -> None:
+        return None  # the router weighs them
+
+    def _gated(self, x: Tensor, positions: Tensor | None) -> MaskedActs:
+        require_shape("x", x, "... d_in", d_in=self.d_in)
+        probability, expert = self.route(x).max(dim=-1, keepdim=True)
+        elsewhere = self.expert != expert
+
+        def activate(pre_acts: Tensor) -> Tensor:
+            return self.activate(pre_acts.masked_fill(elsewhere, -torch.inf)) * probability
+
+        gated = self._gated_by(activate, x, positions)
+        return MaskedActs(gated.pre_acts.masked_fill(elsewhere, -torch.inf), gated.acts)
+
+    def _routed_losses(self, x: Tensor, dead: Tensor) -> Losses:
+        """:meth:`dense_losses` without a mask: tokens are put in the order of their experts, which are then bands."""
+        n_experts, width = self.config.n_experts, self.d_sae // self.config.n_experts
+        probabilities = self.route(x.flatten(0, 1))
+        probability, expert = probabilities.max(dim=-1)
+        order = expert.argsort(stable=True)
+        weight = probability[order, None, None]
+        cuts = torch.searchsorted(expert[order], torch.arange(n_experts + 1, device=x.device)).tolist()
+        experts = [BandRows(slice(cuts[e], cuts[e + 1]), slice(e * width, (e + 1) * width)) for e in range(n_experts)]
+        tokens = x.flatten(0, 1)[order, None]
+        by_expert = self.expert.argsort(stable=True)
+        pre_acts = banded_encode(tokens - self.b_dec, self.W_enc.T[by_expert].T, self.b_enc[by_expert], experts, 0)
+        acts = [self.activate(pre) * weight[band.rows] for pre, band in zip(pre_acts, experts, strict=True)]
+        residual = tokens - banded_decode(acts, self.W_dec[by_expert], experts, 0) - self.b_dec
+        parts = [
+            Part(band.rows, by_expert[band.block], pre, act)
+            for band, pre, act in zip(experts, pre_acts, acts, strict=True)
+            if band.rows.stop > band.rows.start
+        ]
+        fired = torch.zeros(self.d_sae, dtype=torch.int64, device=x.device)
+        for part in parts:
+            fired[part.features] = (part.acts[:, 0] > 0).sum(dim=0)
+        return Losses(
+            reconstruction=self.reconstruction_loss(residual, parts, None),
+            sparsity=self.sparsity_loss(parts),
+            auxiliary=self.auxiliary_loss(residual, parts, dead) + self._balance_loss(probabilities),
+            residual=torch.zeros_like(x).flatten(0, 1).index_copy(0, order, residual[:, 0]).view_as(x),
+            fired=fired,
+        )
+
+    def _balance_loss(self, probabilities: Float[Tensor, "*batch n_experts"]) -> Float[Tensor, ""]:
+        """n_experts x the sum over experts of (share of tokens x mean probability); 1 x the coefficient at balance."""
+        flat = probabilities.flatten(0, -2)
+        shares = torch.bincount(flat.argmax(dim=-1), minlength=self.config.n_experts) / len(flat)
+        return self.config.balance_coefficient * self.config.n_experts * (shares * flat.mean(dim=0)).sum()

@@ -1,0 +1,56 @@
+"""Temporal SAE (Bhalla et al. 2025, arXiv 2511.05541): its high-level features should agree on adjacent tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from scansion.sae.architectures.matryoshka import NestedConfig, NestedSAE
+from scansion.sae.blocks import Part
+
+
+class TemporalConfig(NestedConfig, frozen=True):
+    """Settings of :class:`TemporalSAE`."""
+
+    architecture: Literal["temporal"] = "temporal"
+    prefixes: tuple[float, ...] = Field(
+        default=(0.2, 1.0), description="Share of the features in each dictionary; the first holds the high-level ones."
+    )
+    contrastive_coefficient: float = Field(
+        default=1.0, ge=0, description="Weight of the contrastive loss between adjacent tokens."
+    )
+
+
+class TemporalSAE(NestedSAE):
+    """A Matryoshka SAE of two levels whose first level should tell which token came just before which."""
+
+    config: TemporalConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never assigned again
+    uses_pairs = True
+
+    def pair_loss(
+        self, parts: Sequence[Part], positions: Int[Tensor, "P"], previous: Float[Tensor, "P_less_1 n d_in"]
+    ) -> Float[Tensor, ""]:
+        """InfoNCE over cosine similarities of high-level codes, both ways; the batch's other tokens are the negatives."""
+        high = self.level == 0
+        here = self._codes(parts, high)[1:].flatten(0, 1)
+        before = self._gated(previous, positions[1:, None] - 1).acts[..., high].flatten(0, 1)
+        similarity = normalize(here, dim=-1) @ normalize(before, dim=-1).T
+        names = torch.arange(len(similarity), device=similarity.device)
+        both = (cross_entropy(similarity, names) + cross_entropy(similarity.T, names)) / 2
+        return self.config.contrastive_coefficient * both
+
+    def _codes(self, parts: Sequence[Part], chosen: Bool[Tensor, "d_sae"]) -> Float[Tensor, "P n h"]:
+        """The batch's activations of the chosen features, whichever part they come from."""
+        found: list[Tensor] = []
+        for part in parts:
+            acts = part.acts
+            if part.features is not None:
+                acts = acts.new_zeros(*acts.shape[:-1], self.d_sae).index_copy(-1, part.features, acts)
+            found.append(acts[..., chosen])
+        return torch.cat(found)

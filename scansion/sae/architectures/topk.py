@@ -1,0 +1,101 @@
+"""TopK SAE (Gao et al. 2024, "Scaling and evaluating sparse autoencoders"): the k largest features of each token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from scansion.execution import Encoder, SparseActs, largest_positive, most_active, select_top_k
+from scansion.sae.base import SAE, SAEConfig
+from scansion.sae.blocks import Block, sum_over
+from scansion.shapes import require_shape
+
+
+class TopKKindConfig(SAEConfig, frozen=True):
+    """Settings shared by the architectures that fix the number of active features."""
+
+    k: int = Field(default=32, ge=1, description="Active features a token (on average over a batch for batch_topk).")
+    auxiliary_coefficient: float = Field(
+        default=1 / 32, ge=0, description="Weight of the loss by which dead features model the residual."
+    )
+
+
+class TopKConfig(TopKKindConfig, frozen=True):
+    """Settings of :class:`TopKSAE`."""
+
+    architecture: Literal["topk"] = "topk"
+
+
+class TopKKindSAE(SAE):
+    """What TopK and BatchTopK share: dead features are kept alive by an auxiliary reconstruction of the residual."""
+
+    config: TopKKindConfig
+    revival = "none"
+
+    def auxiliary_loss(
+        self, residual: Float[Tensor, "P n d_in"], blocks: Sequence[Block], dead: Bool[Tensor, "d_sae"]
+    ) -> Float[Tensor, ""]:
+        """AuxK: the d_in / 2 largest dead features reconstruct the residual; error relative to the residual's own."""
+        if self.config.auxiliary_coefficient == 0 or not bool(dead.any()):
+            return residual.new_zeros(())
+        residual = residual.detach()
+        errors: list[Tensor] = []
+        for block in blocks:
+            places = block.of_features(dead).nonzero().squeeze(1)
+            dead_acts = top_k_acts(block.pre_acts_of(places), max(1, self.d_in // 2))
+            errors.append((residual[block.rows] - dead_acts @ self.W_dec[block.named(places)]).pow(2))
+        # A perfect reconstruction leaves nothing to model and would divide by zero.
+        relative = torch.nan_to_num(sum_over(errors) / residual.pow(2).sum(), nan=0.0, posinf=0.0)
+        return self.config.auxiliary_coefficient * relative
+
+
+class TopKSAE(TopKKindSAE):
+    """``acts`` = the k largest positive pre-activations of each token; the rest are 0."""
+
+    def activate(
+        self, pre_acts: Float[Tensor, "*batch w"], features: Int[Tensor, "w"] | None = None
+    ) -> Float[Tensor, "*batch w"]:
+        return top_k_acts(pre_acts, self.config.k)
+
+    @torch.no_grad()
+    def encode_sparse(
+        self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None
+    ) -> SparseActs | None:
+        if not self.mask.is_binary_gate:
+            return None
+        require_shape("x", x, "... d_in", d_in=self.d_in)
+        positions = self._positions_of(x, positions)
+        tokens = (x - self.bias_at(positions)).reshape(-1, 1, self.d_in)
+        closed = None
+        if self.mask.can_block:
+            closed = ~self.mask.can_fire(positions.expand(x.shape[:-1]).reshape(-1))
+        whole = Encoder(tokens, self.W_enc.detach().T, self.b_enc.detach(), [slice(None)], closed)
+        return select_top_k([whole], self.config.k, self.d_sae)
+
+    def select_active(self, encoders: Sequence[Encoder]) -> SparseActs | None:
+        if self.config.k * sum(encoder.n_tokens for encoder in encoders) > most_active(encoders):
+            return None
+        return select_top_k(encoders, self.config.k, self.d_sae)
+
+
+def top_k_acts(pre_acts: Float[Tensor, "*batch d"], k: int) -> Float[Tensor, "*batch d"]:
+    """Keep the k largest positive entries along the last axis (all of them where there are fewer than k)."""
+    if k >= pre_acts.shape[-1]:
+        return pre_acts.relu()
+    if not pre_acts.requires_grad:
+        entries = _entries(pre_acts, k)
+        cells = entries.features + entries.tokens * entries.d_sae
+        return pre_acts.new_zeros(pre_acts.numel()).index_put_((cells,), entries.values).view(pre_acts.shape)
+    values, indices = pre_acts.topk(k, dim=-1, sorted=False)
+    return torch.zeros_like(pre_acts).scatter(-1, indices, values.relu())
+
+
+def _entries(pre_acts: Float[Tensor, "*batch d"], k: int) -> SparseActs:
+    """The k largest positive entries along the last axis."""
+    width = pre_acts.shape[-1]
+    return SparseActs.from_row_counts(*largest_positive(pre_acts.reshape(-1, width), k), width)

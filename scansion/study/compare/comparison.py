@@ -1,0 +1,267 @@
+"""Runs side by side: every figure with its interval over seeds, paired differences from the baseline, Pareto fronts.
+
+Only what ``final_info.json`` says is used. Runs that answer different questions are set apart, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from scansion.errors import ConfigError
+from scansion.evals.base import Estimate, detectable_difference, paired_p
+from scansion.study.final_info import ArmInfo
+
+# Arms that differ in one of these answer different questions.
+_MUST_AGREE = (
+    "model", "model_revision", "hook_point", "contexts", "context_length", "use_position_0", "tokens", "evaluated_on",
+)  # fmt: skip
+_LEVEL = 0.05
+_ROUNDING = 1e-9
+_FRONTS = (("l0", "fve"), ("l0", "ce_loss_recovered"), ("train_seconds", "fve"), ("train_seconds", "ce_loss_recovered"))
+L0_TOLERANCE = 0.1
+SPARSITY_NOTE = (
+    "Where L0 is more than a tenth from the baseline's, differences in reconstruction and probing are in part differences in "
+    "sparsity, and bits on position grow with how often features fire; the share of entropy does not."
+)
+
+
+class Difference(BaseModel):
+    """An arm's figure less the baseline's, paired by seed.
+
+    Attributes:
+        estimate: mean over seeds with Student's 95% interval, not corrected for the number of comparisons. There is no
+            interval below two seeds, nor where all differ by the same amount, which says nothing of how seeds vary;
+            but ``[0, 0]`` where none differs.
+        p: of a two-sided one-sample t-test of the paired differences; None below two seeds, or where all are equal.
+        p_holm: the same after Holm's correction over all arms compared on this figure.
+        detectable: the smallest true difference that would have been found with a probability of 80%.
+        seeds: those both have.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    estimate: Estimate
+    p: float | None
+    p_holm: float | None
+    detectable: float | None
+    seeds: list[int]
+
+    @property
+    def significant(self) -> bool:
+        """Whether it is told from zero at 5% after correction."""
+        return self.p_holm is not None and self.p_holm < _LEVEL
+
+
+class ComparedArm(BaseModel):
+    """One arm that may be compared: figures over its seeds, and differences from the baseline (none of its own)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    d_sae: int | None
+    seeds: list[int]
+    figures: dict[str, Estimate]
+    differences: dict[str, Difference]
+    caveats: list[str]
+
+
+class Front(BaseModel):
+    """The arms that no other beats on both figures, by their means: less of ``x`` and more of ``y``.
+
+    Attributes:
+        x, y: the figures.
+        arms: those on the front.
+        near: those off it which seeds do not tell from it: nothing that beats one by the means has a difference in ``y``,
+            paired by seed, whose 95% interval leaves zero out. Empty where there is one seed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    x: str
+    y: str
+    arms: list[str]
+    near: list[str] = []
+
+
+class Comparison(BaseModel):
+    """All arms together.
+
+    Attributes:
+        baseline: name of the arm that the others are compared with; None if no arm is sound.
+        arms: those that may be compared, the baseline among them.
+        set_apart: name -> why it may not be.
+        fronts: see :class:`Front`.
+        notes: what a reader must know besides.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    baseline: str | None
+    arms: list[ComparedArm]
+    set_apart: dict[str, str]
+    fronts: list[Front]
+    notes: list[str]
+
+
+def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Comparison:
+    """Compare arms, given in the order of the table.
+
+    Args:
+        infos: arm name -> what its ``final_info.json`` says.
+        baseline: the arm to compare with; default the first sound one.
+
+    Raises:
+        ConfigError: there is no arm of the baseline's name, or no arm at all.
+    """
+    if not infos:
+        raise ConfigError("there is no run to compare")
+    if baseline is not None and baseline not in infos:
+        raise ConfigError(f"there is no run called {baseline!r}; there are {', '.join(map(repr, infos))}")
+    sound = [name for name, info in infos.items() if info.status == "ok"]
+    reference = baseline if baseline in sound else (sound[0] if sound else None)
+    set_apart: dict[str, str] = {}
+    comparable: dict[str, ArmInfo] = {}
+    for name, info in infos.items():
+        if info.status != "ok":
+            set_apart[name] = f"{info.status}: {'; '.join(info.reasons)}"
+        elif reference and (problems := _not_comparable(info, infos[reference])):
+            set_apart[name] = f"not comparable with {reference}: {'; '.join(problems)}"
+        else:
+            comparable[name] = info
+    notes: list[str] = []
+    wanted = baseline or next(iter(infos))
+    if reference is not None and reference != wanted:
+        notes.append(f"The baseline {wanted} is {infos[wanted].status}; compared with {reference} instead.")
+    if len({info.provenance.get("plan") for info in comparable.values()}) > 1:
+        notes.append("The plan was changed between some of these runs; each folder's plan.json says what it was.")
+    differences = _differences(comparable, reference)
+    arms = [
+        ComparedArm(
+            name=name,
+            d_sae=info.provenance.get("sae", {}).get("d_sae"),
+            seeds=info.seeds,
+            figures=figures_of(info),
+            differences=differences[name],
+            caveats=_caveats(info, comparable[reference]) if reference and name != reference else [],
+        )
+        for name, info in comparable.items()
+    ]
+    if any(arm.caveats for arm in arms):
+        notes.append(SPARSITY_NOTE)
+    fronts = [_front(comparable, x, y) for x, y in _FRONTS]
+    return Comparison(
+        baseline=reference, arms=arms, set_apart=set_apart, fronts=[one for one in fronts if one.arms], notes=notes
+    )
+
+
+def figures_of(info: ArmInfo) -> dict[str, Estimate]:
+    """Every figure of an arm with its interval over seeds."""
+    return {name: Estimate.of_seeds([v for v in values if v is not None]) for name, values in info.values.items()}
+
+
+def _not_comparable(one: ArmInfo, other: ArmInfo) -> list[str]:
+    here, there = one.provenance, other.provenance
+    problems = [
+        f"{name} is {here.get(name)!r}, not {there.get(name)!r}"
+        for name in _MUST_AGREE
+        if name != "evaluated_on" and here.get(name) != there.get(name)
+    ]
+    ours, theirs = here.get("evaluated_on", {}), there.get("evaluated_on", {})
+    different = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+    if different:
+        problems.append(f"{', '.join(different)} was measured on other data or with other settings")
+    return problems
+
+
+def _caveats(one: ArmInfo, baseline: ArmInfo) -> list[str]:
+    found: list[str] = []
+    for figure, what in (("l0", "L0"), ("position_l0_lifted", "L0 with its mask lifted")):
+        if (values := _unlike(one, baseline, figure)) is not None:
+            found.append(f"{what} is {values[0]:.1f}, the baseline's {values[1]:.1f}")
+    return found
+
+
+def _unlike(one: ArmInfo, baseline: ArmInfo, figure: str) -> tuple[float, float] | None:
+    """Both values of the figure, if they are more than a tenth apart."""
+    ours, theirs = one.means.get(figure), baseline.means.get(figure)
+    if ours is None or not theirs or abs(ours - theirs) <= L0_TOLERANCE * theirs:
+        return None
+    return ours, theirs
+
+
+def _differences(infos: Mapping[str, ArmInfo], reference: str | None) -> dict[str, dict[str, Difference]]:
+    """Arm -> figure -> difference, with Holm's correction over the arms of each figure."""
+    raw: dict[str, dict[str, Difference]] = {name: {} for name in infos}
+    if reference is None:
+        return raw
+    theirs = infos[reference]
+    for name, info in infos.items():
+        if name != reference:
+            for figure in info.values:
+                if (found := _difference(info, theirs, figure)) is not None:
+                    raw[name][figure] = found
+    for figure in dict.fromkeys(figure for found in raw.values() for figure in found):
+        tested = [name for name, found in raw.items() if figure in found and found[figure].p is not None]
+        corrected = holm([raw[name][figure].p or 0.0 for name in tested])
+        for name, p in zip(tested, corrected, strict=True):
+            raw[name][figure] = raw[name][figure].model_copy(update={"p_holm": p})
+    return raw
+
+
+def _difference(ours: ArmInfo, theirs: ArmInfo, figure: str) -> Difference | None:
+    here = dict(zip(ours.seeds, ours.values[figure], strict=True))
+    there = dict(zip(theirs.seeds, theirs.values.get(figure, [None] * len(theirs.seeds)), strict=True))
+    pairs = {s: (a, b) for s, a in here.items() if a is not None and (b := there.get(s)) is not None}
+    if not pairs:
+        return None
+    gaps = [a - b for a, b in pairs.values()]
+    # Figures that count things differ by the same amount at two seeds now and then, up to the rounding of the subtraction.
+    rounding = _ROUNDING * max(max(abs(a), abs(b)) for a, b in pairs.values())
+    if len(gaps) > 1 and max(gaps) - min(gaps) <= rounding:
+        same = 0.0 if max(map(abs, gaps)) <= rounding else gaps[0]
+        end = 0.0 if same == 0 else None
+        unspread = Estimate(value=same, low=end, high=end)
+        return Difference(estimate=unspread, p=None, p_holm=None, detectable=None, seeds=list(pairs))
+    return Difference(
+        estimate=Estimate.of_seeds(gaps),
+        p=paired_p(gaps),
+        p_holm=None,
+        detectable=detectable_difference(gaps),
+        seeds=list(pairs),
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values after Holm's step-down correction (1979), in the order given; each at most 1 and none below its own."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = highest
+    return corrected
+
+
+def _front(infos: Mapping[str, ArmInfo], x: str, y: str) -> Front:
+    points = {
+        name: (cost, gain)
+        for name, info in infos.items()
+        if (cost := {**info.means, **info.costs}.get(x)) is not None and (gain := info.means.get(y)) is not None
+    }
+    beaten_by = {
+        name: [n for n, (c, g) in points.items() if c <= cost and g >= gain and (c, g) != (cost, gain)]
+        for name, (cost, gain) in points.items()
+    }
+    near = [
+        name
+        for name, others in beaten_by.items()
+        if others and not any(_told_apart(infos[name], infos[other], y) for other in others)
+    ]
+    return Front(x=x, y=y, arms=[name for name, others in beaten_by.items() if not others], near=near)
+
+
+def _told_apart(one: ArmInfo, other: ArmInfo, figure: str) -> bool:
+    """Whether the difference has an interval without zero; also if there are too few seeds to have one."""
+    found = _difference(one, other, figure)
+    return found is None or found.estimate.low is None or found.estimate.excludes_zero

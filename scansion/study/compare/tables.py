@@ -1,0 +1,164 @@
+"""A comparison as tables: for the terminal, as Markdown, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from scansion.evals.base import Estimate
+from scansion.files import atomic_file, write_json
+from scansion.study.compare.comparison import ComparedArm, Comparison, Difference
+from scansion.study.compare.figures import HEADLINE, Metric, metric
+from scansion.study.final_info import ArmInfo
+
+HOW_TO_READ = (
+    "Means over seeds with 95% t-intervals. Differences are paired by seed; a star marks one told from zero at 5% after "
+    "Holm's correction over the runs, separately for each figure."
+)
+
+ONE_SEED = (
+    "One seed a run: these figures and differences say nothing of the variation between seeds. The report gives intervals over "
+    "contexts and test texts."
+)
+
+
+def terminal_tables(comparison: Comparison, *, every: bool = False) -> list[Table]:
+    """The figures, and then the differences from the baseline.
+
+    Args:
+        comparison: the arms.
+        every: all figures instead of the headline's.
+    """
+    tables: list[Table] = []
+    for title, rows in _both(comparison, every):
+        table = Table(title=title, title_justify="left")
+        for number, cell in enumerate(rows[0]):
+            table.add_column(cell, justify="right" if number > 1 else "left")
+        for row in rows[1:]:
+            table.add_row(*(Text(cell) for cell in row))  # Text, for a name may look like markup
+        tables.append(table)
+    return tables
+
+
+def lines_below(comparison: Comparison) -> list[str]:
+    """What goes with the tables: runs set apart, caveats, Pareto fronts, what could have been detected."""
+    if not comparison.arms:
+        lines = ["No run can be compared."]
+    else:
+        lines = [ONE_SEED if all(len(arm.seeds) < 2 for arm in comparison.arms) else HOW_TO_READ]
+    lines += [f"{name}: {why}" for name, why in comparison.set_apart.items()]
+    lines += [f"{arm.name}: {'; '.join(arm.caveats)}" for arm in comparison.arms if arm.caveats]
+    lines += _detectable_line(comparison)
+    for front in comparison.fronts:
+        near = f" Off this front, but not told from it by seeds: {', '.join(front.near)}." if front.near else ""
+        lines.append(
+            f"No run has, on average, both more {_label(front.y)} and less {_label(front.x)} than: "
+            f"{', '.join(front.arms)}.{near}"
+        )
+    return lines + comparison.notes
+
+
+def _detectable_line(comparison: Comparison) -> list[str]:
+    """How small a difference of each headline figure could have been found; nothing at one seed."""
+    found: list[str] = []
+    for name in HEADLINE:
+        how = metric(name)
+        sizes = [
+            one.detectable * how.scale
+            for arm in comparison.arms
+            if (one := arm.differences.get(name)) is not None and one.detectable is not None
+        ]
+        if sizes:
+            least, most = (f"{size:.{how.digits}f}" for size in (min(sizes), max(sizes)))
+            found.append(f"{how.label} {least if least == most else f'{least} to {most}'}")
+    if not found:
+        return []
+    return [f"Differences that would have been found in 4 of 5 such studies, by run: {'; '.join(found)}."]
+
+
+def write_comparison(comparison: Comparison, infos: Mapping[str, ArmInfo], folder: Path) -> list[Path]:
+    """Write ``comparison.md``, with every figure, and ``comparison.json`` to ``folder``; returns their paths."""
+    parts: list[str] = []
+    for every in (False, True):
+        for title, rows in _both(comparison, every):
+            parts += [
+                f"## {title}{', every figure' if every else ''}",
+                "",
+                *_markdown(_turned(rows) if every else rows),
+                "",
+            ]
+    text = [f"# Comparison with {comparison.baseline}" if comparison.baseline else "# Comparison", ""]
+    text += [line for below in lines_below(comparison) for line in (below, "")] + parts
+    with atomic_file(folder / "comparison.md") as temporary:
+        temporary.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
+    write_json(
+        folder / "comparison.json",
+        {
+            **comparison.model_dump(mode="json"),
+            "runs": {name: one.model_dump(mode="json") for name, one in infos.items()},
+        },
+    )
+    return [folder / "comparison.md", folder / "comparison.json"]
+
+
+def _both(comparison: Comparison, every: bool) -> list[tuple[str, list[list[str]]]]:
+    """Title -> heading and rows, of the figures and of the differences; empty tables are left out."""
+    arms = comparison.arms
+    shown = [name for name in dict.fromkeys(name for arm in arms for name in arm.figures) if every or name in HEADLINE]
+    shown = [name for name in shown if any(_known(arm.figures.get(name)) for arm in arms)]
+    headings = ["run", "features", *(_label(name) for name in shown)]
+    figures = [
+        [arm.name, _width(arm), *(figure_text(arm.figures.get(name), metric(name)) for name in shown)] for arm in arms
+    ]
+    differences = [
+        [arm.name, _width(arm), *(difference_text(arm.differences.get(name), metric(name)) for name in shown)]
+        for arm in arms
+        if arm.differences
+    ]
+    tables = [("Figures", [headings, *figures])] if figures else []
+    return tables + ([(f"Less those of {comparison.baseline}", [headings, *differences])] if differences else [])
+
+
+def figure_text(estimate: Estimate | None, how: Metric) -> str:
+    """``0.885 [0.881, 0.889]``, in the metric's own unit; ``-`` where there is none."""
+    if estimate is None or estimate.value is None:
+        return "-"
+    value, low, high = (None if v is None else f"{v * how.scale:z.{how.digits}f}" for v in _three(estimate))
+    return str(value) if low is None else f"{value} [{low}, {high}]"
+
+
+def difference_text(difference: Difference | None, how: Metric) -> str:
+    """``-0.064 [-0.070, -0.058] *``; the star says that it is told from zero after correction."""
+    if difference is None or difference.estimate.value is None:
+        return "-"
+    value, low, high = (None if v is None else f"{v * how.scale:+z.{how.digits}f}" for v in _three(difference.estimate))
+    return f"{value}" if low is None else f"{value} [{low}, {high}]{' *' if difference.significant else ''}"
+
+
+def _three(estimate: Estimate) -> tuple[float | None, float | None, float | None]:
+    return estimate.value, estimate.low, estimate.high
+
+
+def _known(estimate: Estimate | None) -> bool:
+    return estimate is not None and estimate.value is not None
+
+
+def _label(name: str) -> str:
+    return "training seconds" if name == "train_seconds" else metric(name).label
+
+
+def _width(arm: ComparedArm) -> str:
+    return "-" if arm.d_sae is None else f"{arm.d_sae:,}"
+
+
+def _turned(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """One row a figure instead of one a run, for a table of very many figures."""
+    return [list(row) for row in zip(*rows, strict=True)]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in (escaped[0], ["---"] * len(escaped[0]), *escaped[1:])]

@@ -1,0 +1,224 @@
+"""Screening finds what the whole product in float32 has, and leaves alone what it cannot tell apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from scansion.execution import Encoder, select_over_batch, select_top_k
+from scansion.execution.cpu import native, native_screen, screening
+
+built = pytest.mark.skipif(not native.built(), reason="Scansion was installed without a C compiler")
+bfloat16 = pytest.mark.skipif(
+    not (native.built() and native_screen.has_bfloat16()), reason="this processor does not multiply in bfloat16"
+)
+K = 5
+
+
+@pytest.fixture(autouse=True)
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Screening for as few tokens as these tests have."""
+    monkeypatch.setattr(screening, "TOKENS", 1)
+
+
+def draw(*size: int, seed: int = 0) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+def encoder(d: int = 130, width: int = 300, scale: float = 1.0, pieces: tuple[slice, ...] = (slice(None),)) -> Encoder:
+    """Of tokens at ten positions, one of which is nothing but zeros, and features some of which are alike."""
+    x, W = draw(10, 9, d) * scale, draw(width, d, seed=1)
+    x[4, 3] = 0
+    W[7:40:11] = W[:1]
+    return Encoder(x, W, draw(width, seed=2), pieces, None)
+
+
+def product(source: Encoder) -> Tensor:
+    """Pre-activations of all features in double precision; what is closed or not of the pieces at minus infinity."""
+    x, W, b = (each.double() for each in (source.x, source.W_enc, source.b_enc))
+    features = torch.cat([torch.arange(len(b))[piece] for piece in source.pieces])
+    own = (x @ W.T + b)[..., features]
+    if source.closed is not None:
+        own = own.masked_fill(source.closed[:, None], -torch.inf)
+    return x.new_full((*x.shape[:2], len(b)), -torch.inf).index_copy(-1, features, own).flatten(0, 1)
+
+
+def require_largest(found: list[tuple[Tensor, Tensor, Tensor]], whole: Tensor, k: int = K) -> None:
+    """The k largest positive ones of each row, to float32's rounding, each with its own value."""
+    features, values, counts = (torch.cat(parts) for parts in zip(*found, strict=True))
+    assert torch.equal(counts, (whole > 0).sum(dim=1).clamp(max=k))
+    rows = torch.arange(len(whole)).repeat_interleave(counts)
+    places = rows * whole.shape[1] + features
+    assert len(places.unique()) == len(places)
+    near = {"rtol": 1e-5, "atol": 1e-5 * float(whole[whole.isfinite()].abs().max())}
+    torch.testing.assert_close(values.double(), whole.flatten()[places], **near)
+    dense = torch.zeros_like(whole).index_put((rows, features), values.double())
+    largest = whole.topk(k, dim=1).values.clamp(min=0)
+    torch.testing.assert_close(dense.topk(k, dim=1).values, largest, **near)
+
+
+def require_above(found: list[tuple[Tensor, Tensor, Tensor]], whole: Tensor, floor: float) -> None:
+    """All that exceed the floor, in order, but for what float32 might round to either side of it."""
+    features, values, counts = (torch.cat(parts) for parts in zip(*found, strict=True))
+    places = torch.arange(len(whole)).repeat_interleave(counts) * whole.shape[1] + features
+    assert len(places.unique()) == len(places)
+    torch.testing.assert_close(values.double(), whole.flatten()[places], rtol=1e-5, atol=1e-5)
+    assert bool((values > floor).all())
+    missed = whole.flatten().index_fill(0, places, -torch.inf)
+    assert float(missed.max()) <= floor * (1 + 1e-5)
+
+
+@built
+@pytest.mark.parametrize("d", [3, 16, 37])
+def test_rows_are_rounded_as_torch_does_it_and_measured(d: int) -> None:
+    rows = draw(70, d)
+    rows[3], rows[4, 1], rows[5] = 0, 1 + 2**-8, 1 + 3 * 2**-8  # two that lie half way between others
+    rounded, norms, errors = native_screen.round_rows(rows)
+    assert torch.equal(rounded, rows.bfloat16())
+    torch.testing.assert_close(norms, rows.norm(dim=1))
+    torch.testing.assert_close(errors, (rows - rounded.float()).norm(dim=1))
+
+
+@built
+@pytest.mark.parametrize("width", [5, 160, 333])
+@pytest.mark.parametrize("slack", [0.0, 0.02, 10.0])
+def test_whatever_the_product_is_within_its_slack_the_largest_are_found(width: int, slack: float) -> None:
+    source = encoder(width=width)
+    x, norms, names = source.x.flatten(0, 1), source.x.flatten(0, 1).norm(dim=1), torch.arange(width - 1, -1, -1)
+    off = slack * norms[:, None] * (2 * torch.rand(90, width, generator=torch.Generator().manual_seed(4)) - 1)
+    products = (x @ source.W_enc[names].T + off).bfloat16()
+    products[2], products[3, 4:] = -torch.inf, -torch.inf
+    none, slacks = torch.zeros(width), torch.full((width,), 1.01 * slack + 1e-5)
+    screen = native_screen.Screen(products, x, norms, 0 * norms, source.W_enc, source.b_enc[names], none, slacks, names)
+    found, n_full = native_screen.screened_top_k(screen, K)
+    assert found is not None
+    whole = product(source)[:, names]
+    whole[2], whole[3, 4:] = -torch.inf, -torch.inf
+    require_largest([(width - 1 - found[0], *found[1:])], whole)
+    above = native_screen.screened_above(screen, 0.5, products.numel())
+    assert above is not None
+    require_above([(width - 1 - above[0], *above[1:])], whole, 0.5)
+    if slack < 1 and width > 100:
+        assert n_full < 90 * 4 * K
+
+
+@bfloat16
+@pytest.mark.parametrize("scale", [1e-25, 1e-10, 1.0, 1e10])
+@pytest.mark.parametrize("d", [130, 577, 4096])
+def test_rounding_moves_no_product_by_more_than_is_allowed_for(d: int, scale: float) -> None:
+    """Not even where every rounding is the largest there is, and all go the same way."""
+    x, W = (draw(*size, seed=i).abs() for i, size in enumerate(((8, d), (40, d))))
+    halfway = 1 + 2**-8 + 2**-20
+    for rows in (x, W):
+        rows[1], rows[2], rows[3, ::2], rows[4] = halfway, -halfway, -halfway, 1e-3
+    x *= scale
+    encoders = [Encoder(x[:, None], W, torch.zeros(40), [slice(None)], None)]
+    (screen,) = screening._screens(encoders, 1, 1 << 20)
+    products, _, norms, errors, _, _, W_norms, W_errors, _ = screen.tensors
+    W_norms, W_errors = W_norms[:40], W_errors[:40]
+    allowed = errors[:, None].double() * W_norms + (norms + errors)[:, None].double() * W_errors
+    off = (products.double() - x.double() @ W.double().T).abs()
+    assert (off <= allowed + products.double().abs() * 2**-8).all()
+    if scale > 1e-17:  # the least norm that is allowed for
+        assert off.max() > 0.3 * allowed.max()
+
+
+@bfloat16
+@pytest.mark.parametrize("scale", [1e-25, 1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("width", [160, 333])
+@pytest.mark.parametrize("pieces", [(slice(None),), (slice(0, 20), slice(70, None))], ids=["all", "two pieces"])
+@pytest.mark.parametrize("mask", ["open", "closed", "all but closed"])
+def test_what_is_selected_is_what_the_whole_product_has(
+    mask: str, pieces: tuple[slice, ...], width: int, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screening, "WIDTH", 1)
+    monkeypatch.setattr(screening, "SHARE", 1)
+    source = encoder(width=width, scale=scale, pieces=pieces)
+    if mask != "open":
+        few = torch.arange(source.width) % (3 if mask == "closed" else 90)
+        source = Encoder(source.x, source.W_enc, source.b_enc, pieces, torch.arange(10)[:, None] % 3 != few)
+    at_once = 9 * 3 * source.width  # three positions
+    found = screening.screened_top_k([source], K, at_once)
+    assert found is not None
+    assert len(found) == 4  # seven positions of a few tokens, and the three left
+    require_largest(found, product(source))
+    floor = 0.3 * float(product(source).max())
+    found = screening.screened_above([source], floor, K, at_once)
+    assert found is not None
+    require_above(found, product(source), floor)
+
+
+@bfloat16
+def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "ROWS", 2)
+    monkeypatch.setattr(screening, "SHARE", 1)
+    found: list[list[Tensor]] = []
+    for n_threads in (1, 2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
+        for some in (
+            screening.screened_top_k([encoder()], K, 1 << 20),
+            screening.screened_above([encoder()], 20.0, K, 1 << 20),
+        ):
+            assert some is not None
+            found.append([each for part in some for each in part])
+    assert all(torch.equal(a, b) for i in range(2, 6) for a, b in zip(found[i % 2], found[i], strict=True))
+
+
+@bfloat16
+def test_it_is_not_done_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = encoder(width=1000)
+    assert screening.screened_top_k([source], K, 1 << 20) is not None
+    assert screening.screened_top_k([source], source.width // screening.WIDTH + 1, 1 << 20) is None
+    assert screening.screened_top_k([encoder(d=screening.D_IN - 1, width=1000)], K, 1 << 20) is None
+    monkeypatch.setattr(native_screen, "has_bfloat16", lambda: False)
+    assert screening.screened_top_k([source], K, 1 << 20) is None
+
+
+@bfloat16
+def test_features_too_alike_to_tell_apart_are_left_to_float32() -> None:
+    source = encoder()
+    alike = Encoder(source.x, source.W_enc[:1] + 1e-4 * source.W_enc, source.b_enc * 0, source.pieces, None)
+    assert screening.screened_top_k([alike], K, 1 << 20) is None
+    found = select_top_k([alike], K, alike.width)
+    require_largest([(found.features, found.values, found.offsets.diff())], product(alike))
+    assert screening.screened_above([alike], 0.1, K, 1 << 20) is None
+
+
+@bfloat16
+@pytest.mark.parametrize("floor", [1.0, 10.0, 1e6])
+def test_over_a_batch_too_the_floor_decides_nothing(floor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = encoder(width=1000)
+    found = [select_over_batch([source], 200, floor, source.width)]
+    monkeypatch.setattr(native_screen, "has_bfloat16", lambda: False)
+    found.append(select_over_batch([source], 200, floor, source.width))
+    assert torch.equal(found[0].features, found[1].features)
+    assert torch.equal(found[0].offsets, found[1].offsets)
+    torch.testing.assert_close(found[0].values, found[1].values)
+
+
+@bfloat16
+@pytest.mark.parametrize("where", ["x", "W_enc", "b_enc"])
+@pytest.mark.parametrize("what", [torch.nan, torch.inf, -torch.inf, 1e20, 3e38])
+@pytest.mark.parametrize("pieces", [(slice(None),), (slice(0, 20), slice(70, 1000))], ids=["all", "two pieces"])
+def test_what_is_not_finite_gives_what_float32_gives(
+    pieces: tuple[slice, ...], what: float, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers whose squares are too large too; no closed feature fires, and nothing beyond the features is read."""
+    source = encoder(width=1999, pieces=pieces)
+    closed = torch.arange(10)[:, None] % 3 == torch.arange(source.width) % 3
+    source = Encoder(source.x, source.W_enc, source.b_enc, pieces, closed)
+    getattr(source, where).view(-1)[540] = what
+    found = [select_top_k([source], K, 1999), select_over_batch([source], 200, 30.0, 1999)]
+    monkeypatch.setattr(native_screen, "has_bfloat16", lambda: False)
+    expected = [select_top_k([source], K, 1999), select_over_batch([source], 200, 30.0, 1999)]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine.features, theirs.features) and torch.equal(mine.offsets, theirs.offsets)
+        torch.testing.assert_close(mine.values, theirs.values, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+@bfloat16
+def test_a_few_tokens_are_not_worth_rounding_the_encoder_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = encoder(width=1000)
+    monkeypatch.setattr(screening, "TOKENS", source.n_tokens + 1)
+    assert screening.screened_top_k([source], K, 1 << 20) is None

@@ -1,0 +1,151 @@
+"""Sparse execution gives the numbers of the dense form: losses, gradients, and a whole run, whatever the mask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scansion.execution import Encoder, select_over_batch, select_positive, select_top_k, selection
+from scansion.execution.cpu import native, native_screen, screening
+from scansion.masks import MaskConfig, NoMaskConfig
+from scansion.sae.sparse import sparse_losses
+from tests.execution.curves import curve_of
+from tests.masks.families import BANDED, D_IN, D_SAE, EVERYWHERE, FAMILIES, NONE_DEAD, L, make_sae, some_x, with_acts_on
+
+SPARSE = ["relu", "topk", "batch_topk"]
+MASKS: dict[str, MaskConfig] = {
+    "none": NoMaskConfig(),
+    **{name: FAMILIES[name] for name in ("random_hard", "random_hard, shared", *BANDED)},
+    "soft, placebo": with_acts_on("soft", "placebo"),
+    "random_hard, both": with_acts_on("random_hard", "both"),
+    "random_hard, straight_through": with_acts_on("random_hard", "straight_through"),
+    "bands, placebo": with_acts_on("bands", "placebo"),
+    "static_slicing, placebo": with_acts_on("static_slicing", "placebo"),
+}
+SOME_DEAD = torch.arange(D_SAE) % 4 == 1
+
+
+@pytest.fixture(autouse=True, params=["float32", "screened"])
+def always(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Sparse execution, in several chunks, and screening, for sizes at which they would not pay; which of the two."""
+    if request.param == "screened":
+        if not (native.built() and native_screen.has_bfloat16()):
+            pytest.skip("this processor does not multiply in bfloat16")
+        for name in ("D_IN", "WIDTH", "TOKENS", "SHARE", "FEW"):
+            monkeypatch.setattr(screening, name, 1)
+    monkeypatch.setattr(selection, "DENSITY", 1.0)
+    monkeypatch.setattr(selection, "RELU_DENSITY", 1.0)
+    monkeypatch.setattr(selection, "CHUNK", 3 * 7 * D_SAE)
+    return request.param
+
+
+@pytest.mark.parametrize("architecture", SPARSE)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dead", [NONE_DEAD, SOME_DEAD], ids=["none dead", "some dead"])
+@pytest.mark.parametrize("positions", [EVERYWHERE, EVERYWHERE[5:8]], ids=["all", "few"])
+def test_losses_and_gradients_are_those_of_the_dense_form(architecture, mask, dead, positions) -> None:
+    sparse, dense = (make_sae(architecture, MASKS[mask]).train() for _ in range(2))
+    x = some_x(n=7)[positions]
+    found, expected = sparse_losses(sparse, x, positions, dead), dense.dense_losses(x, positions, dead)
+    assert found is not None
+    for name in ("reconstruction", "sparsity", "auxiliary", "residual"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=lambda m, n=name: f"{n}: {m}")
+    assert torch.equal(found.fired, expected.fired)
+    for losses in (found, expected):
+        (losses.reconstruction + losses.sparsity + losses.auxiliary).backward()
+    for (name, parameter), (_, reference) in zip(sparse.named_parameters(), dense.named_parameters(), strict=True):
+        assert (parameter.grad is None) == (reference.grad is None)
+        if reference.grad is not None:
+            torch.testing.assert_close(
+                parameter.grad, reference.grad, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )
+    for (name, buffer), (_, reference) in zip(sparse.named_buffers(), dense.named_buffers(), strict=True):
+        torch.testing.assert_close(buffer, reference, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("architecture", SPARSE)
+@pytest.mark.parametrize("mask", ["none", "random_hard", "bands, shared"])
+def test_fifty_steps_follow_the_same_curve(architecture: str, mask: str) -> None:
+    curves = [curve_of(architecture, MASKS[mask], way, SOME_DEAD) for way in ("losses", "dense_losses")]
+    assert curves[0][-1] < 0.8 * curves[0][0]
+    torch.testing.assert_close(curves[0], curves[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_in_use_too_active_entries_are_those_of_the_dense_form(mask: str, always: str) -> None:
+    sae, x, positions = make_sae("topk", MASKS[mask]).eval(), some_x(n=7), EVERYWHERE[:, None]
+    entries, acts = sae.encode_sparse(x, positions), sae.encode(x, positions).detach().flatten(0, 1)
+    assert entries is not None
+    found = torch.zeros_like(acts).index_put((entries.tokens, entries.features), entries.values)
+    if always == "float32":
+        assert torch.equal(found, acts)
+    torch.testing.assert_close(found, acts)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mask"), [("topk", "soft"), ("switch", "bands"), ("relu", "bands"), ("batch_topk", "bands")]
+)
+def test_in_use_there_is_a_shorter_way_only_to_so_many_entries_as_are_known(architecture: str, mask: str) -> None:
+    assert make_sae(architecture, FAMILIES[mask]).eval().encode_sparse(some_x(n=7), EVERYWHERE[:, None]) is None
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "matryoshka"])
+def test_what_learns_from_more_than_its_active_entries_stays_dense(architecture: str) -> None:
+    assert sparse_losses(make_sae(architecture).train(), some_x(), EVERYWHERE, NONE_DEAD) is None
+
+
+@pytest.mark.parametrize("acts_on", ["forward", "gradient", "both", "straight_through"])
+@pytest.mark.parametrize("family", ["soft", "importance", "adaptive"])
+def test_a_mask_that_weighs_or_learns_stays_dense(family: str, acts_on: str) -> None:
+    sae = make_sae("topk", with_acts_on(family, acts_on)).train()
+    assert sparse_losses(sae, some_x(), EVERYWHERE, NONE_DEAD) is None
+
+
+def test_it_is_chosen_where_few_features_are_active(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One entry more than the share allows, and the dense form is taken."""
+    for share, taken in ((5 / D_SAE, True), (4.9 / D_SAE, False)):
+        monkeypatch.setattr(selection, "DENSITY", share)
+        found = sparse_losses(make_sae("topk").train(), some_x(), EVERYWHERE, NONE_DEAD)
+        assert (found is not None) == taken
+
+
+def encoder(closed: torch.Tensor | None = None) -> tuple[Encoder, torch.Tensor]:
+    """An encoder in two pieces, and its whole product with what is negative or closed at 0."""
+    generator = torch.Generator().manual_seed(3)
+    x, W, b = (torch.randn(size, generator=generator) for size in ((L, 7, D_IN), (D_SAE, D_IN), (D_SAE,)))
+    product = (x @ W.T + b).relu()
+    if closed is not None:
+        product = product.masked_fill(closed[:, None], 0.0)
+    return Encoder(x, W, b, [slice(0, 10), slice(10, None)], closed), product.flatten(0, 1)
+
+
+@pytest.mark.parametrize(
+    "closed", [None, torch.arange(L)[:, None] % 3 != torch.arange(D_SAE) % 3], ids=["open", "closed"]
+)
+def test_entries_are_those_of_the_whole_product(closed: torch.Tensor | None) -> None:
+    source, product = encoder(closed)
+    top = product.topk(5, dim=-1)
+    largest = product.where(product >= product.flatten().topk(400).values.min(), 0.0)
+    for found, expected in (
+        (select_top_k([source], 5, D_SAE), torch.zeros_like(product).scatter(-1, top.indices, top.values)),
+        (select_top_k([source], D_SAE + 9, D_SAE), product),
+        (select_positive([source], product.numel(), D_SAE), product),
+        (select_over_batch([source], product.numel(), 0.1, D_SAE), product),
+        *((select_over_batch([source], 400, floor, D_SAE), largest) for floor in (0.0, 0.5, 100.0)),
+    ):
+        assert found is not None
+        dense = torch.zeros_like(product).index_put((found.tokens, found.features), found.values)
+        torch.testing.assert_close(dense, expected)
+        assert torch.equal(found.fired(), (expected > 0).sum(dim=0))
+
+
+def test_screening_is_what_is_tested_as_such(always: str) -> None:
+    source, _ = encoder()
+    assert (screening.screened_top_k([source], 5, 1 << 20) is not None) == (always == "screened")
+
+
+def test_positive_entries_are_given_up_on_when_they_are_too_many() -> None:
+    source, product = encoder()
+    n_positive = int((product > 0).sum())
+    assert select_positive([source], n_positive, D_SAE) is not None
+    assert select_positive([source], n_positive - 1, D_SAE) is None
