@@ -60,9 +60,9 @@ _HOMES = {
     "activations": "ActivationStore ActivationStream HarvestConfig PositionedBatch",
     "corpus": "Contexts CorpusConfig",
     "errors": "ScansionError",
-    "evals.core": "CoreConfig evaluate_core",
-    "evals.result": "LoadedSAE",
-    "evals.sparse_probing": "SparseProbingConfig evaluate_sparse_probing",
+    "evals.core.evaluate": "CoreConfig evaluate_core",
+    "evals.base": "LoadedSAE",
+    "evals.probing.evaluate": "SparseProbingConfig evaluate_sparse_probing",
     "lm": "HookPoint activations_at load_language_model",
     "masks": "AdaptiveMaskConfig BandMaskConfig ImportanceMaskConfig NoMaskConfig RandomHardMaskConfig SoftMaskConfig "
     "UsageBandMaskConfig register_family",

@@ -44,7 +44,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sparse step is made of Triton kernels, whatever the device."""
     monkeypatch.setattr(rows, "_kernels_for", lambda device, dtype: triton_rows)
-    monkeypatch.setattr(native, "serves", lambda *tensors: False)
+    monkeypatch.setattr(native, "supports", lambda *tensors: False)
 
 
 def draw(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:

@@ -12,8 +12,7 @@ from scansion.evals.base import Estimate, LoadedSAE
 from scansion.evals.bundle import RunResults
 from scansion.evals.core.evaluate import CoreConfig, evaluate_core
 from scansion.evals.probing.result import DatasetResult, SparseProbingResult
-from scansion.report import summarise
-from scansion.report.tables import probing as probing_table
+from scansion.report import probing_table, summarise
 from scansion.sae import ReluConfig, SAEMetadata, build_sae
 from tests.conftest import WIDTH
 

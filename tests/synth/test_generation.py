@@ -16,7 +16,7 @@ from scipy.stats import binom
 from scansion.activations import ActivationStore, ActivationStream
 from scansion.errors import StoreError
 from scansion.synth import PlantedData, PlantedDictionary, SynthConfig, plant_store
-from tests.synth.conftest import EASY
+from tests.planted import EASY
 
 
 def counts_of(config: SynthConfig) -> tuple[PlantedDictionary, np.ndarray]:

@@ -9,7 +9,7 @@ from scansion.errors import EvalError
 from scansion.evals.recovery import evaluate_recovery
 from scansion.evals.recovery.matching import effective_positions, one_to_one, profile_overlap, support, support_iou
 from scansion.evals.recovery.result import RecoveryResult
-from tests.synth.conftest import planted_sae, sae_from, subject_of
+from tests.planted import planted_sae, sae_from, subject_of
 
 
 def recovery(sae, world, **changes: object) -> RecoveryResult:

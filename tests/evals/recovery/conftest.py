@@ -1,0 +1,5 @@
+"""Fixtures of planted worlds."""
+
+from tests.planted import easy, make_world
+
+__all__ = ["easy", "make_world"]
