@@ -13,14 +13,9 @@ from filelock import FileLock, Timeout
 from scansion.activations.shard import Shard
 from scansion.activations.store import MANIFEST, ActivationStore, StoreIdentity, StoreManifest
 from scansion.errors import StoreError
-from scansion.files import fingerprint, one_line_io_errors, read_json, remove_leftovers, write_json
+from scansion.files import one_line_io_errors, read_json, remove_leftovers, write_json
 
 PLAN = "plan.json"
-
-
-def store_key(identity: StoreIdentity) -> str:
-    """The name of a store's contents: the fingerprint of its identity."""
-    return fingerprint(identity.model_dump(mode="json"))
 
 
 def finished_store(folder: Path, identity: StoreIdentity) -> ActivationStore | None:
@@ -32,8 +27,7 @@ def finished_store(folder: Path, identity: StoreIdentity) -> ActivationStore | N
     if not (folder / MANIFEST).exists():
         return None
     store = ActivationStore(folder)
-    if store.manifest.key != store_key(identity):
-        raise StoreError(_differences(store.identity, identity, folder))
+    _require_same(store.identity, identity, folder)
     return store
 
 
@@ -63,9 +57,7 @@ def resumed_settings(folder: Path, identity: StoreIdentity, settings: dict[str, 
     path = folder / PLAN
     if path.exists():
         written = read_json(path)
-        begun = StoreIdentity.model_validate(written["identity"])
-        if begun != identity:
-            raise StoreError(_differences(begun, identity, folder))
+        _require_same(StoreIdentity.model_validate(written["identity"]), identity, folder)
         return written["config"]
     write_json(path, {"identity": identity.model_dump(mode="json"), "config": settings})
     return settings
@@ -92,7 +84,7 @@ def seal(folder: Path, identity: StoreIdentity, n_tokens: int, contexts_per_shar
     paths = _shard_paths(folder, identity.n_contexts, contexts_per_shard)
     manifest = StoreManifest(
         identity=identity,
-        key=store_key(identity),
+        key=identity.key,
         n_tokens=n_tokens,
         shards={path.name: Shard(path).digest for path in paths},
     )
@@ -104,7 +96,8 @@ def _shard_paths(folder: Path, n_contexts: int, contexts_per_shard: int) -> list
     return [folder / f"shard-{index:05d}.safetensors" for index in range(math.ceil(n_contexts / contexts_per_shard))]
 
 
-def _differences(there: StoreIdentity, wanted: StoreIdentity, folder: Path) -> str:
-    old, new = there.model_dump(mode="json"), wanted.model_dump(mode="json")
-    parts = [f"{name} is {old[name]!r} there and {new[name]!r} here" for name in new if old[name] != new[name]]
-    return f"{folder} holds other activations ({'; '.join(parts)}); choose another folder or delete it"
+def _require_same(there: StoreIdentity, wanted: StoreIdentity, folder: Path) -> None:
+    if different := there.differences(wanted):
+        raise StoreError(
+            f"{folder} holds other activations ({'; '.join(different)}); choose another folder or delete it"
+        )

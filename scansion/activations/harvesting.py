@@ -15,7 +15,6 @@ from scansion.activations.filling import (
     only_writer,
     resumed_settings,
     seal,
-    store_key,
 )
 from scansion.activations.shard import SIDE_BYTES, ShardBuffer
 from scansion.activations.store import ActivationStore, StoreIdentity
@@ -52,11 +51,6 @@ class HarvestPlan:
     folder: Path
     contexts: Contexts
     config: HarvestConfig
-
-    @property
-    def key(self) -> str:
-        """Fingerprint of the identity."""
-        return store_key(self.identity)
 
     @property
     def n_bytes(self) -> int:

@@ -16,7 +16,8 @@ from torch import Tensor
 from scansion.activations.shard import SIDE_TENSORS, STATS_TENSORS, Shard
 from scansion.device import DTYPES
 from scansion.errors import StoreError
-from scansion.files import read_json
+from scansion.files import fingerprint, read_json
+from scansion.lm.identity import ModelId
 from scansion.progress import progress
 from scansion.shapes import require_shape
 
@@ -45,6 +46,27 @@ class StoreIdentity(BaseModel):
     """Where the contexts came from and how they were cut: the corpus config, tokenizer and counts."""
     split: str
     dtype: str
+
+    @property
+    def model_id(self) -> ModelId:
+        """What decides whether another model is the one the activations are of."""
+        return ModelId(self.model, self.model_revision)
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of the identity: the name of a new store's contents, by whatever path its model was given."""
+        model, revision = self.model_id.key
+        return fingerprint(self.model_dump(mode="json") | {"model": model, "model_revision": revision})
+
+    def differences(self, other: StoreIdentity) -> list[str]:
+        """What the other holds that this does not, one line each; empty if both hold the same activations."""
+        here, there = self.model_dump(mode="json"), other.model_dump(mode="json")
+        same_model = self.model_id.same_as(other.model_id)
+        return [
+            f"{name} is {here[name]!r} there and {there[name]!r} here"
+            for name in here
+            if here[name] != there[name] and not (same_model and name in ("model", "model_revision"))
+        ]
 
     @property
     def is_planted(self) -> bool:

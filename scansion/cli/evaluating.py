@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -88,9 +87,8 @@ def evaluate(
     @cache
     def load_lm() -> LanguageModel:
         identity = store.identity
-        # A commit of the hub; local weights have a fingerprint instead, which the evaluation compares.
-        commit = identity.model_revision if re.fullmatch(r"[0-9a-f]{40}", identity.model_revision) else None
-        return load_language_model(identity.model, commit, device, identity.model_dtype)
+        # Local weights have no commit but a fingerprint, which the evaluation compares.
+        return load_language_model(identity.model, identity.model_id.commit, device, identity.model_dtype)
 
     results = evaluate_runs(
         folders,

@@ -59,6 +59,7 @@ class RunResults:
             f"{name} is {getattr(here, name)!r}, not {getattr(there, name)!r}"
             for name in _MUST_AGREE
             if getattr(here, name) != getattr(there, name)
+            and not (name in ("model", "model_revision") and here.model_id.same_as(there.model_id))
         ]
         if self.core.data != other.core.data:
             problems.append("it was evaluated on other data or with other settings")

@@ -28,11 +28,11 @@ def require_sae_matches_lm(
 
 
 def _require_sae_fits(subject: LoadedSAE, lm: LanguageModel, hook_point: HookPoint, context_length: int) -> None:
-    here = (lm.facts.name, lm.facts.revision, str(hook_point))
-    trained = (subject.metadata.model, subject.metadata.model_revision, subject.metadata.hook_point)
-    if trained != here:
+    trained = subject.metadata
+    if not trained.model_id.same_as(lm.facts.id) or trained.hook_point != str(hook_point):
         raise EvalError(
-            f"{subject.name} was trained on {' '.join(trained)}, but the texts are read by {' '.join(here)}; "
+            f"{subject.name} was trained on {trained.model_id} {trained.hook_point}, "
+            f"but the texts are read by {lm.facts.id} {hook_point}; "
             "evaluate an SAE on its own model and hook point"
         )
     weights = subject.sae.W_enc

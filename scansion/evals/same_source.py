@@ -16,19 +16,19 @@ from scansion.lm import LanguageModel
 def require_same_source(subjects: Sequence[LoadedSAE], store: ActivationStore) -> None:
     """Raise :class:`EvalError` unless every SAE was trained on the store's model, revision and hook point."""
     identity = store.identity
-    there = (identity.model, identity.model_revision, identity.hook_point)
     for subject in subjects:
-        trained = (subject.metadata.model, subject.metadata.model_revision, subject.metadata.hook_point)
-        if trained != there:
+        trained = subject.metadata
+        if not trained.model_id.same_as(identity.model_id) or trained.hook_point != identity.hook_point:
             raise EvalError(
-                f"{subject.name} was trained on {' '.join(trained)}, but the store holds {' '.join(there)}; "
+                f"{subject.name} was trained on {trained.model_id} {trained.hook_point}, "
+                f"but the store holds {identity.model_id} {identity.hook_point}; "
                 "evaluate an SAE on its own model and hook point"
             )
 
 
 def require_same_model(lm: LanguageModel, store: ActivationStore) -> None:
     """Raise :class:`EvalError` unless ``lm`` is what the store was made with."""
-    if lm.facts.revision != store.identity.model_revision:
+    if not lm.facts.id.same_as(store.identity.model_id):
         raise EvalError(
             f"{lm.facts.name} is now at {lm.facts.revision}, but the store was made with "
             f"{store.identity.model_revision}; harvest again, or bring that model back"

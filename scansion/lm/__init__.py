@@ -2,8 +2,8 @@
 
 from scansion.lm.forward import activations_at, logits
 from scansion.lm.hook_points import HookPoint
+from scansion.lm.identity import BUNDLED_MODEL, ModelId
 from scansion.lm.load import (
-    BUNDLED_MODEL,
     BUNDLED_MODEL_ASSET,
     LanguageModel,
     ModelFacts,
@@ -20,6 +20,7 @@ __all__ = [
     "HookPoint",
     "LanguageModel",
     "ModelFacts",
+    "ModelId",
     "activations_at",
     "lm_dtype",
     "load_language_model",

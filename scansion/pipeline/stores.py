@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, harvest
-from scansion.activations.store import StoreIdentity
+from scansion.activations.store import MANIFEST, StoreIdentity, StoreManifest
 from scansion.assets import cache_dir
 from scansion.corpus import Contexts, CorpusConfig, check_source, load_contexts
 from scansion.device import dtype_name, resolve_device, resolve_dtype
-from scansion.files import require_writable
+from scansion.errors import ScansionError
+from scansion.files import read_json, require_writable
 from scansion.lm import HookPoint, LanguageModel, ModelFacts, lm_dtype, load_language_model, load_tokenizer, model_facts
 from scansion.progress import say
 
@@ -113,8 +116,16 @@ def _plan(
         split=split,
         dtype=source.harvest.dtype,
     )
-    plan = HarvestPlan(identity, folder or Path(), contexts, source.harvest)
-    if folder is None:
-        name = f"{Path(source.model).name}-{identity.hook_point}-{split}-{plan.key[:12]}"
-        return HarvestPlan(identity, stores_dir() / name, contexts, source.harvest)
-    return HarvestPlan(identity, folder / split, contexts, source.harvest)
+    return HarvestPlan(identity, folder / split if folder else _cached(identity), contexts, source.harvest)
+
+
+def _cached(identity: StoreIdentity) -> Path:
+    """The folder in the cache that holds or is to hold these activations, by whatever name their model was given."""
+    for recorded in sorted(stores_dir().glob(f"*-{identity.hook_point}-{identity.split}-*/{MANIFEST}")):
+        try:
+            same = not StoreManifest.model_validate(read_json(recorded)).identity.differences(identity)
+        except (ScansionError, ValidationError):  # damaged, or of a newer version: no store that we could read
+            continue
+        if same:
+            return recorded.parent
+    return stores_dir() / f"{Path(identity.model).name}-{identity.hook_point}-{identity.split}-{identity.key[:12]}"

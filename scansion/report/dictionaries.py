@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -82,8 +81,7 @@ def read_dictionaries(
 def language_model_of(store: ActivationStore) -> LanguageModel:
     """The language model that a store was made with."""
     identity = store.identity
-    commit = identity.model_revision if re.fullmatch(r"[0-9a-f]{40}", identity.model_revision) else None
-    return load_language_model(identity.model, commit, "auto", identity.model_dtype)
+    return load_language_model(identity.model, identity.model_id.commit, "auto", identity.model_dtype)
 
 
 def _lens(subject: LoadedSAE, lm: LanguageModel, n: int) -> LogitLens | None:

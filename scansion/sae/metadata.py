@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from scansion.lm.identity import ModelId
+
 
 class SAEMetadata(BaseModel):
     """Provenance saved with every SAE.
@@ -36,3 +38,8 @@ class SAEMetadata(BaseModel):
     tokens: int
     seed: int
     training: dict[str, Any]
+
+    @property
+    def model_id(self) -> ModelId:
+        """What decides whether another model is the one it was trained on."""
+        return ModelId(self.model, self.model_revision)

@@ -99,6 +99,12 @@ def test_runs_are_comparable_only_if_they_answer_the_same_question(evaluated, na
     assert why == f"not comparable with first: {name} is {value!r}, not {getattr(first.core.sae_metadata, name)!r}"
 
 
+def test_another_name_of_the_same_model_is_compared(evaluated) -> None:
+    revision = "xxh3:" + "a" * 32
+    first = evaluated("first", model="./gemma", model_revision=revision)
+    assert summarise([first, evaluated("second", model="/models/gemma", model_revision=revision)]).set_apart == []
+
+
 def test_runs_measured_differently_are_not_comparable(evaluated) -> None:
     first, second = evaluated("first"), evaluated("second")
     second = RunResults(second.core.model_copy(update={"data": {**second.core.data, "store": "other"}}), None)

@@ -148,6 +148,11 @@ def test_other_questions_are_not_compared(change: str, value: object, why: str) 
     assert f"other: not comparable with base: {why}" in lines_below(comparison)
 
 
+def test_another_name_of_the_same_model_is_compared() -> None:
+    here, there = ({"model": name, "model_revision": "xxh3:" + "a" * 32} for name in ("./gemma", "/models/gemma"))
+    assert compare({"base": info({0: 0.8}, **here), "other": info({0: 0.8}, **there)}).set_apart == {}
+
+
 @pytest.mark.parametrize("status", ["degenerate", "failed", "unfinished"])
 def test_runs_without_a_result_are_listed_apart(status: Any) -> None:
     bad = ArmInfo(status=status, reasons=["all features are dead"])

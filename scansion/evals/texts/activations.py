@@ -98,7 +98,7 @@ class TextReader:
         """All that activations depend on, but for the texts and how many tokens of them are read."""
         facts = self.lm.facts
         lm_dtype = dtype_name(self.lm.model.dtype)
-        return [FORMAT_VERSION, facts.name, facts.revision, lm_dtype, str(self.hook_point), self.dtype]
+        return [FORMAT_VERSION, *facts.id.key, lm_dtype, str(self.hook_point), self.dtype]
 
     def _token_lists(self, texts: Sequence[str], bos_id: int, what: str) -> list[list[int]]:
         """The token ids of each text, which are kept too: long texts take longer to cut up than to look up."""

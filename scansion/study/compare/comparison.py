@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from scansion.errors import ConfigError
 from scansion.evals.base import Estimate, detectable_difference, paired_p
+from scansion.lm import ModelId
 from scansion.study.final_info import ArmInfo
 
 # Arms that differ in one of these answer different questions.
@@ -163,16 +164,23 @@ def figures_of(info: ArmInfo) -> dict[str, Estimate]:
 
 def _not_comparable(one: ArmInfo, other: ArmInfo) -> list[str]:
     here, there = one.provenance, other.provenance
+    same_model = _model_of(here).same_as(_model_of(there))
     problems = [
         f"{name} is {here.get(name)!r}, not {there.get(name)!r}"
         for name in _MUST_AGREE
-        if name != "evaluated_on" and here.get(name) != there.get(name)
+        if name != "evaluated_on"
+        and here.get(name) != there.get(name)
+        and not (same_model and name in ("model", "model_revision"))
     ]
     ours, theirs = here.get("evaluated_on", {}), there.get("evaluated_on", {})
     different = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
     if different:
         problems.append(f"{', '.join(different)} was measured on other data or with other settings")
     return problems
+
+
+def _model_of(provenance: Mapping[str, object]) -> ModelId:
+    return ModelId(str(provenance.get("model")), str(provenance.get("model_revision")))
 
 
 def _caveats(one: ArmInfo, baseline: ArmInfo) -> list[str]:
