@@ -13,11 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scansion import assets
 from scansion.errors import ScansionError
 from scansion.study import execute, load_plan
 
-PLAN = Path(__file__).parent / "studies" / "positional_masking.yaml"
+PLAN: Path | str = "positional_masking"  # a YAML file, or the name of a plan in scansion/study/plans
 # Runs after the plan's own, as they would stand in it, for example
 # {"name": "two halves", "sae": {"architecture": "relu", "d_sae": 2304, "mask": {"family": "bands", "count": 2}}}
 NEW_RUNS: list[dict[str, Any]] = []
@@ -35,7 +34,6 @@ def main() -> None:
         parser.error(f"--out_dir should end in run_0, run_1, ..., not {folder.name!r}")
     try:
         plan = load_plan(PLAN).with_runs(NEW_RUNS)
-        assets.fetch()
         records = execute(plan, {int(number[1]): folder})
     except ScansionError as error:
         sys.exit(f"error: {error}")

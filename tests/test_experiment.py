@@ -20,7 +20,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys, lm_folder: Path, documents: Pat
     settings = {**settings_of(lm_folder, documents), "sparse_probing": None}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.setattr(experiment, "PLAN", tmp_path / "plan.yaml")
-    monkeypatch.setattr(experiment.assets, "fetch", lambda: {})
     monkeypatch.setenv("SCANSION_CACHE", str(tmp_path / "cache"))
 
     def call(*arguments: str) -> tuple[object, str, str]:

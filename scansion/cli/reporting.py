@@ -7,10 +7,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from scansion import assets as bundled
+from scansion.assets import fetch
 from scansion.cli.app import app, output
 from scansion.report import FeatureConfig, study_data, write_report
 from scansion.study import StudyRecord
+from scansion.study.checks import plan_assets
 
 
 @app.command
@@ -38,6 +39,6 @@ def report(
         Whether to write feature pages, which take the language model and most of the page's size.
     """
     record = StudyRecord.open(study)
-    bundled.fetch()
+    fetch(plan_assets(record.plan))
     page = write_report(study_data(record), out or study / "report", (shown or FeatureConfig()) if features else None)
     output.print(f"report: {page}", markup=False)

@@ -12,7 +12,6 @@ from cyclopts.validators import Number
 from rich.table import Table
 from rich.text import Text
 
-from scansion import assets as bundled
 from scansion.cli.app import app, output, table_console
 from scansion.errors import ConfigError, StudyError
 from scansion.report import FeatureConfig, study_data, write_report
@@ -30,7 +29,7 @@ app.command(study_app)
 
 @study_app.command(name="run")
 def run_study(
-    plan: Path,
+    plan: str,
     *,
     only: str = "",
     seeds: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
@@ -43,12 +42,12 @@ def run_study(
     What is finished is not done again, so the same command goes on after an interruption. A run that fails is recorded
     with its error and the others go on; the exit status then says that one has.
 
-    Example: scansion study run studies/positional_masking.yaml --only 0,1 --seeds 3
+    Example: scansion study run positional_masking --only 0,1 --seeds 3
 
     Parameters
     ----------
     plan
-        The plan, a YAML file.
+        The plan: a YAML file, or the name of a bundled plan such as positional_masking.
     only
         Numbers of the runs to carry out, from 0, separated by commas; default all.
     seeds
@@ -64,7 +63,6 @@ def run_study(
     settings = _with_seeds(load_plan(plan), seeds)
     folder = out or Path("runs") / settings.name
     folders = _folders(settings, folder, only)
-    bundled.fetch()
     execute(settings, folders, retry=retry)
     record = StudyRecord.open(folder)
     show_comparison({arm.name: arm.info for arm in record.arms}, folder)
@@ -80,7 +78,7 @@ def run_study(
 
 @study_app.command(name="plan")
 def plan_study(
-    plan: Path,
+    plan: str,
     *,
     only: str = "",
     seeds: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
@@ -90,12 +88,12 @@ def plan_study(
 
     Times come from a few seconds' measurement with the real model and the real SAEs. Nothing is harvested or trained.
 
-    Example: scansion study plan studies/positional_masking.yaml
+    Example: scansion study plan positional_masking
 
     Parameters
     ----------
     plan
-        The plan, a YAML file.
+        The plan: a YAML file, or the name of a bundled plan such as positional_masking.
     only
         Numbers of the runs, from 0, separated by commas; default all.
     seeds
@@ -104,7 +102,6 @@ def plan_study(
         Folder the runs would go to; what is finished there is not counted.
     """
     settings = _with_seeds(load_plan(plan), seeds)
-    bundled.fetch()
     found = estimate(settings, _folders(settings, out or Path("runs") / settings.name, only))
     table = Table("run", "name", "SAE", "mask", "seeds to do", "tokens", "training a seed, s", "evaluation a seed, s")
     for one in found.arms:
@@ -182,7 +179,7 @@ def ui(study: Path, *, tracker: Tracker = "trackio", show: bool = True) -> None:
 
 
 @app.command
-def demo(*, plan: Path = Path("studies/demo.yaml"), out: Path = Path("runs/demo")) -> None:
+def demo(*, plan: str = "demo", out: Path = Path("runs/demo")) -> None:
     """Run the demonstration study from end to end: harvest, train, evaluate, compare and report.
 
     Example: scansion demo
@@ -190,7 +187,7 @@ def demo(*, plan: Path = Path("studies/demo.yaml"), out: Path = Path("runs/demo"
     Parameters
     ----------
     plan
-        The plan to run.
+        The plan to run: a YAML file, or the name of a bundled plan.
     out
         Folder for run_0, run_1, ... and the report.
     """
@@ -200,7 +197,7 @@ def demo(*, plan: Path = Path("studies/demo.yaml"), out: Path = Path("runs/demo"
 @app.command
 def synth(
     *,
-    plan: Path = Path("studies/synthetic.yaml"),
+    plan: str = "synthetic",
     out: Path = Path("runs/synthetic"),
     seeds: list[int] | None = None,
     jobs: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
@@ -216,7 +213,7 @@ def synth(
     Parameters
     ----------
     plan
-        YAML file of worlds, SAE variants and seeds.
+        Worlds, SAE variants and seeds: a YAML file, or the name of a bundled plan.
     out
         Folder for stores, runs, synthetic.json, synthetic.md and synthetic.png.
     seeds

@@ -2,7 +2,7 @@
 
 from scansion.corpus.config import CorpusConfig
 from scansion.corpus.contexts import Contexts
-from scansion.corpus.sources import check_source, read_documents
+from scansion.corpus.sources import check_source, corpus_assets, read_documents
 from scansion.corpus.tokenise import CorpusSplits, held_out_documents, load_contexts, tokenizer_fingerprint
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "CorpusConfig",
     "CorpusSplits",
     "check_source",
+    "corpus_assets",
     "held_out_documents",
     "load_contexts",
     "read_documents",

@@ -48,6 +48,11 @@ def check_source(config: CorpusConfig) -> None:
         raise CorpusError(f"{config.source!r} holds no text; expected at least two documents that are not blank")
 
 
+def corpus_assets(config: CorpusConfig) -> list[str]:
+    """Names of the bundled assets that the text is read from: one, or none."""
+    return [config.source] if config.source in BUNDLED else []
+
+
 def _raw_documents(config: CorpusConfig) -> Iterator[str | None]:
     if config.source.startswith(HUB_PREFIX):
         yield from read_hub(config)

@@ -11,11 +11,21 @@ from pydantic import ValidationError
 from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, harvest
 from scansion.activations.store import MANIFEST, StoreIdentity, StoreManifest
 from scansion.assets import cache_dir
-from scansion.corpus import Contexts, CorpusConfig, check_source, load_contexts
+from scansion.corpus import Contexts, CorpusConfig, check_source, corpus_assets, load_contexts
 from scansion.device import dtype_name, resolve_device, resolve_dtype
 from scansion.errors import ScansionError
 from scansion.files import read_json, require_writable
-from scansion.lm import HookPoint, LanguageModel, ModelFacts, lm_dtype, load_language_model, load_tokenizer, model_facts
+from scansion.lm import (
+    BUNDLED_MODEL,
+    BUNDLED_MODEL_ASSET,
+    HookPoint,
+    LanguageModel,
+    ModelFacts,
+    lm_dtype,
+    load_language_model,
+    load_tokenizer,
+    model_facts,
+)
 from scansion.progress import say
 
 
@@ -36,6 +46,10 @@ class HarvestSpec:
         """The language model, loaded on first use."""
         say(f"loading {self.model}")
         return load_language_model(self.model, self.revision, self.device, self.lm_dtype)
+
+    def assets(self) -> list[str]:
+        """Names of the bundled assets that the model and the text are read from."""
+        return [*([BUNDLED_MODEL_ASSET] if self.model == BUNDLED_MODEL else []), *corpus_assets(self.corpus)]
 
     def check(self) -> ModelFacts:
         """Raise unless names, layer, context length, device and text all fit; takes a second or two.

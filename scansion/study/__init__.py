@@ -3,7 +3,8 @@
 from scansion.study.compare.comparison import Comparison, compare
 from scansion.study.execute import execute
 from scansion.study.final_info import ArmInfo, read_final_info
-from scansion.study.plan import ArmPlan, RunPlan, StudyPlan, load_plan
+from scansion.study.loading import load_plan
+from scansion.study.plan import ArmPlan, RunPlan, StudyPlan
 from scansion.study.record import ArmRecord, StudyRecord, infos_of, open_runs
 
 __all__ = [

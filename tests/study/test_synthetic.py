@@ -127,9 +127,9 @@ def test_a_plan_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
 
 
 def test_the_committed_plan_is_sound() -> None:
-    plan = load_synthetic_plan(Path("studies/synthetic.yaml"))
+    plan = load_synthetic_plan("synthetic")
     assert len(plan.seeds) == 5 and plan.reference == "unmasked"
-    assert load_synthetic_plan(Path("studies/synthetic.yaml"), [7]).seeds == (7,)
+    assert load_synthetic_plan("synthetic", [7]).seeds == (7,)
 
 
 def test_a_seed_changes_world_weights_data_order_and_mask() -> None:

@@ -12,7 +12,7 @@ import pyarrow.csv
 from jaxtyping import Int
 
 from scansion.assets import ASSETS, asset_path
-from scansion.corpus import CorpusConfig, check_source, held_out_documents
+from scansion.corpus import CorpusConfig, check_source, corpus_assets, held_out_documents
 from scansion.errors import ConfigError
 from scansion.evals.probing.groups import GROUPS
 from scansion.evals.probing.hub_sets import HUB_SETS, texts_by_class
@@ -83,6 +83,14 @@ def check_probing_sets(names: Iterable[str], order_corpus: CorpusConfig | None =
         if found not in GROUPS:
             for member in members:
                 _read(member)
+
+
+def probing_assets(names: Iterable[str], order_corpus: CorpusConfig | None = None, hub: bool = False) -> list[str]:
+    """Names of the bundled assets that these data sets are read from."""
+    named = list(names)
+    ordered = [name for name in named if name == "order" or name in ORDER_SETS]
+    bundled = any(name not in ordered and not (hub and (name == "saebench" or name in HUB_SETS)) for name in named)
+    return [*(corpus_assets(order_corpus or CorpusConfig()) if ordered else []), *([ASSET] if bundled else [])]
 
 
 def expand_probing_sets(names: Iterable[str], hub: bool = False) -> tuple[str, ...]:

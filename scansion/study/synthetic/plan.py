@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from scansion.errors import ConfigError, ScansionError, describe
 from scansion.sae import SAEConfig, build_sae
-from scansion.study.plan import ArmPlan, read_plan, reseeded
+from scansion.study.loading import read_plan
+from scansion.study.plan import ArmPlan, reseeded
 from scansion.synth import PlantedDictionary, SynthConfig
 from scansion.training import TrainingConfig
 
@@ -101,11 +102,11 @@ class SyntheticPlan(BaseModel):
                     build_sae(sae, configs[0].d_in, configs[0].context_length, torch.Generator().manual_seed(0))
 
 
-def load_synthetic_plan(path: Path, seeds: Sequence[int] = ()) -> SyntheticPlan:
+def load_synthetic_plan(path: Path | str, seeds: Sequence[int] = ()) -> SyntheticPlan:
     """Read a plan and check all of it.
 
     Args:
-        path: the YAML file.
+        path: a YAML file, or the name of a bundled plan.
         seeds: used instead of the plan's, if there are any.
 
     Raises:

@@ -32,8 +32,9 @@ def write_set(asset: Path, name: str, rows: Iterable[tuple[str, object]]) -> Non
 
 
 def use_asset(monkeypatch: pytest.MonkeyPatch, asset: Path) -> None:
-    """Make ``asset`` the folder that probing sets are read from."""
+    """Make ``asset`` the folder that probing sets are read from, and nothing else to be fetched."""
     monkeypatch.setattr(probing_sets, "asset_path", lambda name: asset)
+    monkeypatch.setattr("scansion.study.checks.fetch", lambda names: {})
 
 
 def telling_texts(n_per_label: int, seed: int = 0, shortest: int = 3, longest: int = 12) -> list[tuple[str, int]]:

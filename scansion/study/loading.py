@@ -1,0 +1,54 @@
+"""Read plans: YAML files, or the plans that come with Scansion, by name."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from scansion.errors import ConfigError, describe
+from scansion.study.plan import StudyPlan
+
+
+def bundled_plans() -> dict[str, bytes]:
+    """Name -> YAML text of each plan that comes with Scansion."""
+    folder = files("scansion.study").joinpath("plans")
+    names = sorted(file.name for file in folder.iterdir() if file.name.endswith(".yaml"))
+    return {name.removesuffix(".yaml"): folder.joinpath(name).read_bytes() for name in names}
+
+
+def load_plan(plan: Path | str) -> StudyPlan:
+    """Read a plan.
+
+    Args:
+        plan: path of a YAML file, or the name of a bundled plan, such as ``positional_masking``.
+
+    Raises:
+        ConfigError: there is no such plan, it is not YAML, or a key is unknown, missing or out of range.
+    """
+    try:
+        return StudyPlan.model_validate(read_plan(plan))
+    except ValidationError as error:
+        raise ConfigError(f"{plan}: {describe(error)}") from error
+
+
+def read_plan(plan: Path | str) -> Any:
+    """What a plan's YAML says, not yet checked. A file is preferred to a bundled plan of the same name.
+
+    Raises:
+        ConfigError: there is no such plan, or it is not YAML.
+    """
+    bundled = bundled_plans()
+    if Path(plan).is_file():
+        text = Path(plan).read_bytes()
+    elif str(plan) in bundled:
+        text = bundled[str(plan)]
+    else:
+        raise ConfigError(f"there is no plan at {plan}; give a YAML file, or one of the names {', '.join(bundled)}")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{plan} is not valid YAML: {' '.join(str(error).split())}") from error
