@@ -9,6 +9,7 @@ from typing import Literal, cast
 from torch import nn
 
 from scansion.errors import ModelError
+from scansion.lm.blocks import decoder_blocks
 
 Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
 
@@ -86,19 +87,3 @@ class HookPoint:
             if name in children:
                 return children[name]
         raise ModelError(f"{type(block).__name__} has no {' or '.join(candidates)}; its parts are {sorted(children)}")
-
-
-def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of transformer blocks, found by structure: the longest list of modules of one class.
-
-    Raises:
-        ModelError: there is no such list.
-    """
-    lists = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 0 and len({type(child) for child in module}) == 1
-    ]
-    if not lists:
-        raise ModelError(f"{type(model).__name__} has no list of equal blocks, so it is not a decoder we can hook")
-    return max(lists, key=len)

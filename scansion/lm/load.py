@@ -16,6 +16,7 @@ from scansion.assets import ASSETS, asset_path, cache_dir
 from scansion.device import resolve_device, resolve_dtype
 from scansion.errors import ModelError
 from scansion.files import atomic_folder
+from scansion.lm.blocks import layer_count
 from scansion.lm.hub import hub_answers, hub_options
 from scansion.lm.identity import BUNDLED_MODEL, ModelId, local_revision
 from scansion.lm.loading_bars import our_progress
@@ -88,13 +89,21 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
     try:
         config = transformers.AutoConfig.from_pretrained(
             location, revision=revision, **_gguf(gguf_file), **hub_options(Path(location).is_dir())
-        ).get_text_config()
+        ).get_text_config(decoder=True)
     except Exception as error:  # transformers and hub raise a dozen unrelated types here
         there = "not found on the model hub" if hub_answers() else "the model hub cannot be reached"
         raise ModelError(
             f"no language model {name!r}: not bundled ({BUNDLED_MODEL}), not a folder or GGUF file here, and {there} "
             f"({type(error).__name__}); check the spelling, or your connection and access rights"
         ) from error
+    sizes = {
+        "the number of layers": layer_count(config),
+        "the width (hidden_size)": getattr(config, "hidden_size", None),
+        "the longest context (max_position_embeddings)": getattr(config, "max_position_embeddings", None),
+    }
+    if missing := [what for what, size in sizes.items() if size is None]:
+        raise ModelError(f"the configuration of {name} ({config.model_type}) does not say {' or '.join(missing)}")
+    n_layers, d_model, max_positions = sizes.values()
     return ModelFacts(
         name=name,
         revision=local_revision(location, gguf_file, with_config=name != BUNDLED_MODEL)
@@ -103,9 +112,9 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
         location=location,
         gguf_file=gguf_file,
         family=config.model_type,
-        n_layers=config.num_hidden_layers,
-        d_model=config.hidden_size,
-        max_positions=config.max_position_embeddings,
+        n_layers=n_layers,
+        d_model=d_model,
+        max_positions=max_positions,
     )
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from scansion.errors import ModelError
 from scansion.lm import HookPoint, activations_at
-from scansion.lm.hook_points import decoder_blocks
 from tests.conftest import FAMILIES, LAYERS, make_lm, random_contexts
 
 
@@ -59,8 +57,3 @@ def test_what_the_sublayers_add_is_what_the_residual_stream_gains(family: str) -
         if layer:
             before = activations_at(lm, HookPoint(layer - 1), contexts)
             assert torch.equal(at["resid_pre"], before)
-
-
-def test_a_model_without_blocks() -> None:
-    with pytest.raises(ModelError, match="no list of equal blocks"):
-        decoder_blocks(nn.Linear(2, 2))
