@@ -8,7 +8,7 @@ from scansion.sae.architectures.switch import SwitchConfig, SwitchSAE
 from scansion.sae.architectures.temporal import TemporalConfig, TemporalSAE
 from scansion.sae.architectures.topk import TopKConfig, TopKSAE
 from scansion.sae.base import SAE, SAEConfig
-from scansion.sae.blocks import Losses, Part
+from scansion.sae.forward import ForwardPass, Losses, Part
 from scansion.sae.io import WEIGHTS, load_sae, save_sae
 from scansion.sae.metadata import SAEMetadata
 from scansion.sae.registry import AnySAEConfig, build_sae, parse_sae_config, uses_pairs
@@ -19,6 +19,7 @@ __all__ = [
     "AnySAEConfig",
     "BatchTopKConfig",
     "BatchTopKSAE",
+    "ForwardPass",
     "JumpReluConfig",
     "JumpReluSAE",
     "Losses",

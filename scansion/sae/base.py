@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -19,9 +20,9 @@ from scansion.execution import Encoder, SparseActs, banded_decode, banded_encode
 from scansion.execution.cpu import native
 from scansion.masks import AnyMaskConfig, Bands, LiftedMask, NoMaskConfig, PositionalMask, build_mask, gated_product
 from scansion.masks.base import MaskedActs
-from scansion.sae.blocks import Block, Losses, Part, squared_norm
+from scansion.sae.forward import ForwardPass, Losses, Part, squared_norm
 from scansion.sae.metadata import SAEMetadata
-from scansion.sae.sparse import sparse_losses
+from scansion.sae.sparse import sparse_forward
 from scansion.shapes import require_shape
 
 # Numbers that are sure to stay in a CPU's cache from one operation to the next.
@@ -91,53 +92,52 @@ class SAE(nn.Module, ABC):
         """:meth:`activate` for a batch cut into bands; one that compares tokens must compare those of all bands."""
         return [self.activate(pre, names) for pre, names in zip(pre_acts, features, strict=True)]
 
-    def reconstruction_loss(
-        self, residual: Float[Tensor, "P n d_in"], parts: Sequence[Part], weights: Float[Tensor, "P 1 d_sae"] | None
-    ) -> Float[Tensor, ""]:
-        """The squared error to be minimised, a mean over tokens.
-
-        Args:
-            residual: of the whole reconstruction.
-            parts: the batch.
-            weights: of the mask, where it gates the gradient of the decoder; there is one part then.
-        """
-        return squared_norm(residual)
-
     def select_active(self, encoders: Sequence[Encoder]) -> SparseActs | None:
         """The active entries of a training batch; None where there are too many for sparse execution to pay.
 
-        An architecture that selects must learn from the values of its active entries and from nothing else.
+        Must select what :meth:`activate` leaves above 0.
 
         Args:
             encoders: of all bands.
         """
         return None
 
-    def pair_loss(
-        self, parts: Sequence[Part], positions: Int[Tensor, "P"], previous: Float[Tensor, "P_less_1 n d_in"]
-    ) -> Float[Tensor, ""]:
-        """A loss on adjacent tokens, with its coefficient; asked for only where :attr:`uses_pairs`."""
-        raise NotImplementedError
+    def reconstruction_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
+        """The squared error to be minimised, a mean over tokens."""
+        return squared_norm(forward.residual)
 
-    def sparsity_loss(self, parts: Sequence[Part]) -> Float[Tensor, ""]:
+    def sparsity_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
         """The penalty on activity, with its coefficient, a mean over tokens; 0 unless the architecture has one."""
-        return parts[0].acts.new_zeros(())
+        return forward.residual.new_zeros(())
 
-    def sparsity_of(self, entries: SparseActs) -> Float[Tensor, ""]:
-        """:meth:`sparsity_loss` of a batch of which only the active entries are known."""
-        return entries.values.new_zeros(())
+    def auxiliary_loss(self, forward: ForwardPass, dead: Bool[Tensor, "d_sae"]) -> Float[Tensor, ""]:
+        """A loss that gives dead features a gradient, or any other; 0 unless the architecture has one.
 
-    def auxiliary_loss(
-        self, residual: Float[Tensor, "P n d_in"], blocks: Sequence[Block], dead: Bool[Tensor, "d_sae"]
-    ) -> Float[Tensor, ""]:
-        """A loss that gives dead features a gradient; 0 unless the architecture has one."""
-        return residual.new_zeros(())
-
-    def after_forward(self, acts: Sequence[Float[Tensor, "..."]]) -> None:
-        """Told the activations of every training forward pass, but perhaps not all zeros, in tensors of any shape.
-
-        For an architecture that keeps statistics.
+        Args:
+            forward: with ``previous`` where :attr:`uses_pairs`.
+            dead: the features that should be revived.
         """
+        return forward.residual.new_zeros(())
+
+    def after_forward(self, forward: ForwardPass) -> None:
+        """Called with every training forward pass, for an architecture that keeps statistics."""
+
+    def losses_of(self, forward: ForwardPass, dead: Bool[Tensor, "d_sae"]) -> Losses:
+        """All losses of a forward pass: the one place that asks an architecture for them, whichever way was taken.
+
+        Raises:
+            ShapeError: the architecture learns from pairs of tokens, and the batch has no ``previous``.
+        """
+        if self.uses_pairs and forward.previous is None:
+            raise ShapeError(f"{self.config.architecture} learns from pairs of tokens: losses() needs previous")
+        self.after_forward(forward)
+        return Losses(
+            reconstruction=self.reconstruction_loss(forward),
+            sparsity=self.sparsity_loss(forward),
+            auxiliary=self.auxiliary_loss(forward, dead),
+            residual=forward.residual,
+            fired=forward.fired,
+        )
 
     @torch.no_grad()
     def start_at(self, means: Float[Tensor, "P d_in"], positions: Int[Tensor, "P"]) -> None:
@@ -255,20 +255,20 @@ class SAE(nn.Module, ABC):
             previous: for each row but the first, the token before each of its tokens. Needed where
                 :attr:`uses_pairs`, which also needs positions without gaps.
         """
-        found = sparse_losses(self, x, positions, dead)
-        if found is None and self.mask.is_binary_gate:
-            found = self.fused_losses(x, positions)
-        if found is not None:
-            return found
-        bands = self.mask.bands()
-        if bands is None:
-            return self.dense_losses(x, positions, dead, previous)
-        return self._banded_losses(x, positions, dead, previous, bands)
+        forward = sparse_forward(self, x, positions)
+        if forward is None and self.mask.is_binary_gate:
+            forward = self.fused_forward(x, positions)
+        if forward is None:
+            bands = self.mask.bands()
+            if bands is None:
+                return self.dense_losses(x, positions, dead, previous)
+            forward = self._banded_forward(x, positions, bands)
+        return self.losses_of(replace(forward, previous=previous), dead)
 
-    def fused_losses(self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"]) -> Losses | None:
-        """:meth:`losses` in an architecture's own way, where too many features are active for the sparse one; else None.
+    def fused_forward(self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"]) -> ForwardPass | None:
+        """A forward pass in an architecture's own way, where too many features are active for the sparse one; else None.
 
-        For masks that only select. Arguments as for :meth:`losses`; nothing is done for dead features.
+        For masks that only select. Arguments as for :meth:`losses`.
         """
         return None
 
@@ -283,13 +283,12 @@ class SAE(nn.Module, ABC):
         pre_acts, acts = self._gated(x, positions[:, None])
         weights = self.mask(positions[:, None]) if self.mask.gates_decoder else None
         decoded = acts @ self.W_dec if weights is None else gated_product(acts, self.W_dec, weights)
-        part = Part(slice(None), None, pre_acts, acts)
         residual = x - (decoded + self.bias_at(positions[:, None]))
-        return self._losses_of(residual, [part], positions, dead, previous, weights)
+        parts = [Part.computed(slice(None), None, pre_acts, acts)]
+        fired = self._fired(parts)
+        return self.losses_of(ForwardPass(x, positions, residual, parts, fired, previous, weights), dead)
 
-    def _banded_losses(
-        self, x: Tensor, positions: Tensor, dead: Tensor, previous: Tensor | None, bands: Bands
-    ) -> Losses:
+    def _banded_forward(self, x: Tensor, positions: Tensor, bands: Bands) -> ForwardPass:
         rows = rows_of_bands(positions, bands.edges, bands.shared, bands.sizes)
         features = [band.features(bands.shared, x.device) for band in rows]
         bias = self.bias_at(positions[:, None])
@@ -297,37 +296,17 @@ class SAE(nn.Module, ABC):
         acts = self.activate_bands(pre_acts, features)
         residual = x - (banded_decode(acts, self.W_dec, rows, bands.shared) + bias)
         parts = [
-            Part(band.rows, names, pre, act)
+            Part.computed(band.rows, names, pre, act)
             for band, names, pre, act in zip(rows, features, pre_acts, acts, strict=True)
             if band.rows.stop > band.rows.start
         ]
-        return self._losses_of(residual, parts, positions, dead, previous, None)
+        return ForwardPass(x, positions, residual, parts, self._fired(parts))
 
-    def _losses_of(
-        self,
-        residual: Tensor,
-        parts: list[Part],
-        positions: Tensor,
-        dead: Tensor,
-        previous: Tensor | None,
-        weights: Tensor | None,
-    ) -> Losses:
-        self.after_forward([part.acts for part in parts])
-        fired = torch.zeros(self.d_sae, dtype=torch.int64, device=residual.device)
+    def _fired(self, parts: Sequence[Part]) -> Int[Tensor, "d_sae"]:
+        fired = torch.zeros(self.d_sae, dtype=torch.int64, device=self.W_dec.device)
         for part in parts:
             fired[slice(None) if part.features is None else part.features] += (part.acts > 0).sum(dim=(0, 1))
-        auxiliary = self.auxiliary_loss(residual, parts, dead)
-        if self.uses_pairs:
-            if previous is None:
-                raise ShapeError(f"{self.config.architecture} learns from pairs of tokens: losses() needs previous")
-            auxiliary = auxiliary + self.pair_loss(parts, positions, previous)
-        return Losses(
-            reconstruction=self.reconstruction_loss(residual, parts, weights),
-            sparsity=self.sparsity_loss(parts),
-            auxiliary=auxiliary,
-            residual=residual,
-            fired=fired,
-        )
+        return fired
 
     def _gated(self, x: Tensor, positions: Tensor | None) -> MaskedActs:
         return self._gated_by(self.activate, x, positions)

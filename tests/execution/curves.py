@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from scansion.masks import MaskConfig
+from scansion.sae import SAE, Losses
+from scansion.sae.sparse import sparse_forward
 from tests.masks.families import EVERYWHERE, make_sae, some_x
 
 
@@ -21,3 +23,9 @@ def curve_of(architecture: str, mask: MaskConfig, way: str, dead: torch.Tensor) 
         sae.normalise_decoder()
         curve.append(losses.mse.item())
     return torch.tensor(curve)
+
+
+def sparse_losses(sae: SAE, x: torch.Tensor, positions: torch.Tensor, dead: torch.Tensor) -> Losses | None:
+    """The losses of the sparse way, or None where it is not taken."""
+    forward = sparse_forward(sae, x, positions)
+    return None if forward is None else sae.losses_of(forward, dead)

@@ -20,7 +20,8 @@ def test_losses_and_gradients_are_those_of_the_dense_form(mask, positions, chunk
     fast, dense = (make_sae("relu", MASKS[mask]).train() for _ in range(2))
     assert isinstance(fast, ReluSAE)
     x = some_x(n=7)[positions]
-    found, expected = fast.fused_losses(x, positions), dense.dense_losses(x, positions, NONE_DEAD)
+    found = fast.losses_of(fast.fused_forward(x, positions), NONE_DEAD)
+    expected = dense.dense_losses(x, positions, NONE_DEAD)
     for name in ("reconstruction", "sparsity", "residual"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=lambda m, n=name: f"{n}: {m}")
     assert torch.equal(found.fired, expected.fired)
@@ -36,7 +37,7 @@ def test_losses_and_gradients_are_those_of_the_dense_form(mask, positions, chunk
 
 @pytest.mark.parametrize("mask", ["none", "random_hard", "bands, shared"])
 def test_fifty_steps_follow_the_same_curve(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scansion.sae.base.sparse_losses", lambda *_: None)
+    monkeypatch.setattr("scansion.sae.base.sparse_forward", lambda *_: None)
     curves = [curve_of("relu", MASKS[mask], way, NONE_DEAD) for way in ("losses", "dense_losses")]
     assert curves[0][-1] < 0.8 * curves[0][0]
     torch.testing.assert_close(curves[0], curves[1], rtol=1e-4, atol=1e-5)
@@ -46,5 +47,5 @@ def test_tokens_need_not_lie_together_in_memory() -> None:
     sae, x = make_sae("relu").train(), some_x(n=7)
     assert isinstance(sae, ReluSAE)
     turned = x.transpose(0, 1).contiguous().transpose(0, 1)
-    found, expected = (sae.fused_losses(tokens, EVERYWHERE).residual for tokens in (turned, x))
+    found, expected = (sae.fused_forward(tokens, EVERYWHERE).residual for tokens in (turned, x))
     torch.testing.assert_close(found, expected)

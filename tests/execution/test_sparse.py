@@ -8,8 +8,7 @@ import torch
 from scansion.execution import Encoder, select_over_batch, select_positive, select_top_k, selection
 from scansion.execution.cpu import native, native_screen, screening
 from scansion.masks import MaskConfig, NoMaskConfig
-from scansion.sae.sparse import sparse_losses
-from tests.execution.curves import curve_of
+from tests.execution.curves import curve_of, sparse_losses
 from tests.masks.families import BANDED, D_IN, D_SAE, EVERYWHERE, FAMILIES, NONE_DEAD, L, make_sae, some_x, with_acts_on
 
 SPARSE = ["relu", "topk", "batch_topk"]

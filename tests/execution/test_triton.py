@@ -13,7 +13,7 @@ import torch
 from scansion.execution import SparseActs, reconstruct, selection
 from scansion.execution import dispatch as rows
 from scansion.execution.cpu import native
-from scansion.sae.sparse import sparse_losses
+from tests.execution.curves import sparse_losses
 from tests.masks.families import EVERYWHERE, FAMILIES, NONE_DEAD, make_sae, some_x
 
 pytest.importorskip("triton", reason="Triton is built for Linux alone")

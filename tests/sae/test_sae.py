@@ -13,7 +13,6 @@ from scansion.masks import RandomHardMaskConfig
 from scansion.sae import (
     BatchTopKConfig,
     JumpReluConfig,
-    Part,
     ReluConfig,
     SAEMetadata,
     TopKConfig,
@@ -139,7 +138,7 @@ def test_the_gradient_of_jumprelu_thresholds_is_the_kernel_estimate() -> None:
     expected = -sae.threshold * near * sae.threshold  # the last factor: d threshold / d log threshold
     torch.testing.assert_close(sae.log_threshold.grad, expected)
     sae.zero_grad()
-    sae.sparsity_loss([Part(slice(None), None, sae.pre_acts(x), sae.encode(x))]).backward()
+    sae.losses(x.transpose(0, 1), torch.arange(L), torch.zeros(D_SAE, dtype=torch.bool)).sparsity.backward()
     expected = -0.001 * near / (200 * L) * sae.threshold
     torch.testing.assert_close(sae.log_threshold.grad, expected)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from scansion.execution import Encoder, SparseActs, most_active, select_over_batch
 from scansion.sae.architectures.topk import TopKKindConfig, TopKKindSAE
 from scansion.sae.base import SAEConfig
+from scansion.sae.forward import ForwardPass
 
 # Share of the running threshold above which a batch's places are sure to be taken, nearly always.
 FLOOR = 0.8
@@ -79,8 +80,8 @@ class BatchTopKSAE(TopKKindSAE):
         return select_over_batch(encoders, n_places, floor, self.d_sae)
 
     @torch.no_grad()
-    def after_forward(self, acts: Sequence[Float[Tensor, "..."]]) -> None:
-        found = [act.where(act > 0, torch.inf).min() for act in acts if act.numel()]
+    def after_forward(self, forward: ForwardPass) -> None:
+        found = [values.where(values > 0, torch.inf).min() for values in forward.values if values.numel()]
         if not found:
             return
         smallest = torch.stack(found).min()

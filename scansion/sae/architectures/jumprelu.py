@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scansion.sae.base import SAE, SAEConfig
-from scansion.sae.blocks import Part, n_tokens, sum_over
+from scansion.sae.forward import ForwardPass, sum_over
 
 
 class JumpReluConfig(SAEConfig, frozen=True):
@@ -50,9 +49,12 @@ class JumpReluSAE(SAE):
         threshold = self.threshold if features is None else self.threshold[features]
         return _JumpRelu.apply(pre_acts, threshold, self.config.bandwidth)
 
-    def sparsity_loss(self, parts: Sequence[Part]) -> Float[Tensor, ""]:
-        active = (_Step.apply(part.pre_acts, part.of_features(self.threshold), self.config.bandwidth) for part in parts)
-        return self.config.l0_coefficient * sum_over(active) / n_tokens(parts)
+    def sparsity_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
+        active = (
+            _Step.apply(part.pre_acts, part.of_features(self.threshold), self.config.bandwidth)
+            for part in forward.parts
+        )
+        return self.config.l0_coefficient * sum_over(active) / forward.n_tokens
 
     def feature_axes(self) -> list[tuple[Tensor, int]]:
         return [*super().feature_axes(), (self.log_threshold, 0)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from scansion.execution import Encoder
 from scansion.masks import gated_product
 from scansion.sae.architectures.batch_topk import BatchTopKKindConfig, BatchTopKSAE
-from scansion.sae.blocks import Part, squared_norm
+from scansion.sae.forward import ForwardPass, Part, squared_norm
 
 
 class NestedConfig(BatchTopKKindConfig, frozen=True):
@@ -64,17 +64,17 @@ class NestedSAE(BatchTopKSAE):
     def select_active(self, encoders: Sequence[Encoder]) -> None:
         """None: each dictionary needs the activations of its own features."""
 
-    def reconstruction_loss(
-        self, residual: Float[Tensor, "P n d_in"], parts: Sequence[Part], weights: Float[Tensor, "P 1 d_sae"] | None
-    ) -> Float[Tensor, ""]:
+    def reconstruction_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
         """The mean over the nested dictionaries of the squared error of each."""
         n_levels = len(self.config.prefixes)
         levels = self.level
-        total = super().reconstruction_loss(residual, parts, weights)
-        missing = torch.zeros_like(residual)  # what the features of later levels contribute
+        total, weights = super().reconstruction_loss(forward), forward.decoder_weights
+        missing = torch.zeros_like(forward.residual)  # what the features of later levels contribute
         for level in range(n_levels - 1, 0, -1):
-            missing = missing + torch.cat([self._contribution(part, levels == level, weights) for part in parts])
-            total = total + squared_norm(residual + missing)
+            missing = missing + torch.cat(
+                [self._contribution(part, levels == level, weights) for part in forward.parts]
+            )
+            total = total + squared_norm(forward.residual + missing)
         return total / n_levels
 
     def _contribution(self, part: Part, chosen: Tensor, weights: Tensor | None) -> Float[Tensor, "p n d_in"]:

@@ -20,7 +20,7 @@ from scansion.execution import (
     select_positive,
 )
 from scansion.sae.base import SAE, SAEConfig
-from scansion.sae.blocks import Losses, Part, n_tokens, sum_over
+from scansion.sae.forward import ForwardPass, Part
 
 
 class ReluConfig(SAEConfig, frozen=True):
@@ -43,30 +43,35 @@ class ReluSAE(SAE):
     ) -> Float[Tensor, "*batch w"]:
         return pre_acts.relu()
 
-    def fused_losses(self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"]) -> Losses:
-        biases = self.b_dec.view(-1, self.d_in)
-        centred = x - self.bias_at(positions[:, None]).detach()
-        out = relu_forward(centred, self.W_enc, self.b_enc, self.W_dec, biases, self._relu_blocks(positions))
-        return Losses(
-            reconstruction=self.reconstruction_loss(out.residual, [], None),
-            sparsity=self._penalty(out.activity, x.shape[0] * x.shape[1]),
-            auxiliary=x.new_zeros(()),
-            residual=out.residual,
-            fired=out.fired,
-        )
+    def fused_forward(self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"]) -> ForwardPass:
+        biases, bias = self.b_dec.view(-1, self.d_in), self.bias_at(positions[:, None])
+        blocks = self._relu_blocks(positions)
+        out = relu_forward((x - bias).detach(), self.W_enc, self.b_enc, self.W_dec, biases, blocks)
+        parts = [self._part(block, x, positions) for block in blocks]
+        return ForwardPass(x, positions, out.residual, parts, out.fired, known_activity=out.activity)
 
-    def sparsity_loss(self, parts: Sequence[Part]) -> Float[Tensor, ""]:
-        return self._penalty(sum_over(part.acts for part in parts), n_tokens(parts))
+    def _part(self, block: ReluBlock, x: Tensor, positions: Tensor) -> Part:
+        """A block of which nothing is kept: what a loss reads is computed again."""
+        features = None
+        if block.width < self.d_sae:
+            features = torch.cat([torch.arange(piece.start, piece.stop, device=x.device) for piece in block.pieces])
+
+        def pre_acts(places: Tensor | None) -> Tensor:
+            if places is None:
+                places = torch.arange(block.width, device=x.device)
+            names = places if features is None else features[places]
+            centred = x[block.rows] - self.bias_at(positions[block.rows, None])
+            found = centred @ self.W_enc.T[names].T + self.b_enc[names]
+            return found if block.closed is None else found.masked_fill(block.closed[:, None, places], -torch.inf)
+
+        return Part(block.rows, features, pre_acts, lambda: self.activate(pre_acts(None), features))
 
     def select_active(self, encoders: Sequence[Encoder]) -> SparseActs | None:
         return select_positive(encoders, most_active_relu(encoders), self.d_sae)
 
-    def sparsity_of(self, entries: SparseActs) -> Float[Tensor, ""]:
-        return self._penalty(entries.values.sum(), len(entries.offsets) - 1)
-
-    def _penalty(self, activity: Float[Tensor, ""], tokens: int) -> Float[Tensor, ""]:
+    def sparsity_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
         # Decoder rows have unit norm, so the plain sum is the norm-weighted one.
-        return self.config.l1_coefficient * activity / tokens
+        return self.config.l1_coefficient * forward.activity / forward.n_tokens
 
     def _relu_blocks(self, positions: Tensor) -> list[ReluBlock]:
         bands = self.mask.bands()

@@ -15,7 +15,7 @@ from scansion.masks import NoMask
 from scansion.masks.base import MaskedActs
 from scansion.sae.architectures.topk import TopKKindConfig, TopKSAE
 from scansion.sae.base import SAEConfig
-from scansion.sae.blocks import Losses, Part
+from scansion.sae.forward import ForwardPass, Losses, Part
 from scansion.shapes import require_shape
 
 
@@ -83,18 +83,11 @@ class SwitchSAE(TopKSAE):
         previous: Float[Tensor, "P_less_1 n d_in"] | None = None,
     ) -> Losses:
         if isinstance(self.mask, NoMask):
-            return self._routed_losses(x, dead)
+            return self._routed_losses(x, positions, dead)
         return self.dense_losses(x, positions, dead)
 
-    def dense_losses(
-        self,
-        x: Float[Tensor, "P n d_in"],
-        positions: Int[Tensor, "P"],
-        dead: Bool[Tensor, "d_sae"],
-        previous: Float[Tensor, "P_less_1 n d_in"] | None = None,
-    ) -> Losses:
-        losses = super().dense_losses(x, positions, dead)
-        return replace(losses, auxiliary=losses.auxiliary + self._balance_loss(self.route(x)))
+    def auxiliary_loss(self, forward: ForwardPass, dead: Bool[Tensor, "d_sae"]) -> Float[Tensor, ""]:
+        return super().auxiliary_loss(forward, dead) + self._balance_loss(self.route(forward.x))
 
     def encode_sparse(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None) -> None:
         return None  # the router weighs them
@@ -110,11 +103,10 @@ class SwitchSAE(TopKSAE):
         gated = self._gated_by(activate, x, positions)
         return MaskedActs(gated.pre_acts.masked_fill(elsewhere, -torch.inf), gated.acts)
 
-    def _routed_losses(self, x: Tensor, dead: Tensor) -> Losses:
-        """:meth:`dense_losses` without a mask: tokens are put in the order of their experts, which are then bands."""
+    def _routed_losses(self, x: Tensor, positions: Tensor, dead: Tensor) -> Losses:
+        """The losses without a mask: tokens are put in the order of their experts, which are then bands."""
         n_experts, width = self.config.n_experts, self.d_sae // self.config.n_experts
-        probabilities = self.route(x.flatten(0, 1))
-        probability, expert = probabilities.max(dim=-1)
+        probability, expert = self.route(x.flatten(0, 1)).max(dim=-1)
         order = expert.argsort(stable=True)
         weight = probability[order, None, None]
         cuts = torch.searchsorted(expert[order], torch.arange(n_experts + 1, device=x.device)).tolist()
@@ -125,20 +117,14 @@ class SwitchSAE(TopKSAE):
         acts = [self.activate(pre) * weight[band.rows] for pre, band in zip(pre_acts, experts, strict=True)]
         residual = tokens - banded_decode(acts, self.W_dec[by_expert], experts, 0) - self.b_dec
         parts = [
-            Part(band.rows, by_expert[band.block], pre, act)
+            Part.computed(band.rows, by_expert[band.block], pre, act)
             for band, pre, act in zip(experts, pre_acts, acts, strict=True)
             if band.rows.stop > band.rows.start
         ]
-        fired = torch.zeros(self.d_sae, dtype=torch.int64, device=x.device)
-        for part in parts:
-            fired[part.features] = (part.acts[:, 0] > 0).sum(dim=0)
-        return Losses(
-            reconstruction=self.reconstruction_loss(residual, parts, None),
-            sparsity=self.sparsity_loss(parts),
-            auxiliary=self.auxiliary_loss(residual, parts, dead) + self._balance_loss(probabilities),
-            residual=torch.zeros_like(x).flatten(0, 1).index_copy(0, order, residual[:, 0]).view_as(x),
-            fired=fired,
-        )
+        at = positions.repeat_interleave(x.shape[1])[order]
+        losses = self.losses_of(ForwardPass(tokens, at, residual, parts, self._fired(parts)), dead)
+        in_order = torch.zeros_like(x).flatten(0, 1).index_copy(0, order, residual[:, 0]).view_as(x)
+        return replace(losses, residual=in_order)
 
     def _balance_loss(self, probabilities: Float[Tensor, "*batch n_experts"]) -> Float[Tensor, ""]:
         """n_experts x the sum over experts of (share of tokens x mean probability); 1 x the coefficient at balance."""

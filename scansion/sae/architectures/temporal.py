@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from scansion.sae.architectures.matryoshka import NestedConfig, NestedSAE
-from scansion.sae.blocks import Part
+from scansion.sae.forward import ForwardPass, Part
 
 
 class TemporalConfig(NestedConfig, frozen=True):
@@ -33,13 +33,15 @@ class TemporalSAE(NestedSAE):
     config: TemporalConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never assigned again
     uses_pairs = True
 
-    def pair_loss(
-        self, parts: Sequence[Part], positions: Int[Tensor, "P"], previous: Float[Tensor, "P_less_1 n d_in"]
-    ) -> Float[Tensor, ""]:
+    def auxiliary_loss(self, forward: ForwardPass, dead: Bool[Tensor, "d_sae"]) -> Float[Tensor, ""]:
+        return super().auxiliary_loss(forward, dead) + self._pair_loss(forward)
+
+    def _pair_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
         """InfoNCE over cosine similarities of high-level codes, both ways; the batch's other tokens are the negatives."""
+        assert forward.previous is not None
         high = self.level == 0
-        here = self._codes(parts, high)[1:].flatten(0, 1)
-        before = self._gated(previous, positions[1:, None] - 1).acts[..., high].flatten(0, 1)
+        here = self._codes(forward.parts, high)[1:].flatten(0, 1)
+        before = self._gated(forward.previous, forward.positions[1:, None] - 1).acts[..., high].flatten(0, 1)
         similarity = normalize(here, dim=-1) @ normalize(before, dim=-1).T
         names = torch.arange(len(similarity), device=similarity.device)
         both = (cross_entropy(similarity, names) + cross_entropy(similarity.T, names)) / 2

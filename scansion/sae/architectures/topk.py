@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scansion.execution import Encoder, SparseActs, largest_positive, most_active, select_top_k
 from scansion.sae.base import SAE, SAEConfig
-from scansion.sae.blocks import Block, sum_over
+from scansion.sae.forward import ForwardPass, sum_over
 from scansion.shapes import require_shape
 
 
@@ -37,18 +37,16 @@ class TopKKindSAE(SAE):
     config: TopKKindConfig
     revival = "none"
 
-    def auxiliary_loss(
-        self, residual: Float[Tensor, "P n d_in"], blocks: Sequence[Block], dead: Bool[Tensor, "d_sae"]
-    ) -> Float[Tensor, ""]:
+    def auxiliary_loss(self, forward: ForwardPass, dead: Bool[Tensor, "d_sae"]) -> Float[Tensor, ""]:
         """AuxK: the d_in / 2 largest dead features reconstruct the residual; error relative to the residual's own."""
+        residual = forward.residual.detach()
         if self.config.auxiliary_coefficient == 0 or not bool(dead.any()):
             return residual.new_zeros(())
-        residual = residual.detach()
         errors: list[Tensor] = []
-        for block in blocks:
-            places = block.of_features(dead).nonzero().squeeze(1)
-            dead_acts = top_k_acts(block.pre_acts_of(places), max(1, self.d_in // 2))
-            errors.append((residual[block.rows] - dead_acts @ self.W_dec[block.named(places)]).pow(2))
+        for part in forward.parts:
+            places = part.of_features(dead).nonzero().squeeze(1)
+            dead_acts = top_k_acts(part.pre_acts_of(places), max(1, self.d_in // 2))
+            errors.append((residual[part.rows] - dead_acts @ self.W_dec[part.named(places)]).pow(2))
         # A perfect reconstruction leaves nothing to model and would divide by zero.
         relative = torch.nan_to_num(sum_over(errors) / residual.pow(2).sum(), nan=0.0, posinf=0.0)
         return self.config.auxiliary_coefficient * relative

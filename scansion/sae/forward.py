@@ -1,0 +1,158 @@
+"""What a training forward pass hands to an architecture's losses, whichever way it was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one training forward pass yields. Scalars are means over tokens, in units of the SAE's (scaled) input.
+
+    Attributes:
+        reconstruction: squared error summed over d_in; the mean over its reconstructions for an architecture that makes
+            several.
+        sparsity: the architecture's penalty with its coefficient; 0 where sparsity is by construction.
+        auxiliary: what keeps features alive, with its coefficient; 0 where nothing does.
+        residual: x - x_hat.
+        fired: tokens each feature fired on.
+    """
+
+    reconstruction: Float[Tensor, ""]
+    sparsity: Float[Tensor, ""]
+    auxiliary: Float[Tensor, ""]
+    residual: Float[Tensor, "P n d_in"]
+    fired: Int[Tensor, "d_sae"]
+
+    @property
+    def mse(self) -> Float[Tensor, ""]:
+        """Squared error of the whole reconstruction, without a gradient."""
+        return squared_norm(self.residual.detach())
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some rows of a batch with the features they may use: one band, or, without bands, everything.
+
+    A fast way does not compute all pre-activations and activations. If a loss reads them, they are computed then, with
+    their gradient: a loss never has to know which way was taken.
+
+    Attributes:
+        rows: of the batch's position axis.
+        features: indices of the w features; None for all, in order.
+        compute_pre_acts: pre-activations of the features at these places of the part; of all for None.
+        compute_acts: activations of all w features.
+    """
+
+    rows: slice
+    features: Int[Tensor, "w"] | None
+    compute_pre_acts: Callable[[Int[Tensor, "s"] | None], Float[Tensor, "p n s"]] = field(repr=False)
+    compute_acts: Callable[[], Float[Tensor, "p n w"]] = field(repr=False)
+
+    @classmethod
+    def computed(
+        cls,
+        rows: slice,
+        features: Int[Tensor, "w"] | None,
+        pre_acts: Float[Tensor, "p n w"],
+        acts: Float[Tensor, "p n w"],
+    ) -> Part:
+        """A part whose pre-activations and activations are all there."""
+        return cls(rows, features, lambda places: pre_acts if places is None else pre_acts[..., places], lambda: acts)
+
+    @cached_property
+    def pre_acts(self) -> Float[Tensor, "p n w"]:
+        """Before the activation function; minus infinity where the mask does not let a feature train."""
+        return self.compute_pre_acts(None)
+
+    @cached_property
+    def acts(self) -> Float[Tensor, "p n w"]:
+        """After the activation function."""
+        return self.compute_acts()
+
+    def pre_acts_of(self, places: Int[Tensor, "s"]) -> Float[Tensor, "p n s"]:
+        """Pre-activations of the features at these places of the part: cheaper than all of them."""
+        return self.compute_pre_acts(places)
+
+    def of_features(self, values: Shaped[Tensor, "d_sae *rest"]) -> Shaped[Tensor, "w *rest"]:
+        """Per-feature values, for this part's features."""
+        return values if self.features is None else values[self.features]
+
+    def named(self, places: Int[Tensor, "s"]) -> Int[Tensor, "s"]:
+        """Indices of the features at these places of the part."""
+        return places if self.features is None else self.features[places]
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """One training forward pass, as an architecture's losses read it; the same whichever way computed it.
+
+    Attributes:
+        x: the batch, grouped by position.
+        positions: of each row of ``x``, ascending.
+        residual: x - x_hat.
+        parts: together all of the batch.
+        fired: tokens each feature fired on.
+        previous: for each row of ``x`` but the first, the token before each of its tokens; None unless asked for.
+        decoder_weights: the mask's weights, where it gates the gradient of the decoder; there is one part then.
+        known_activity: :attr:`activity` from a way that has it without the activations.
+        known_values: :attr:`values` from such a way.
+    """
+
+    x: Float[Tensor, "P n d_in"]
+    positions: Int[Tensor, "P"]
+    residual: Float[Tensor, "P n d_in"]
+    parts: Sequence[Part]
+    fired: Int[Tensor, "d_sae"]
+    previous: Float[Tensor, "P_less_1 n d_in"] | None = None
+    decoder_weights: Float[Tensor, "P 1 d_sae"] | None = None
+    known_activity: Float[Tensor, ""] | None = None
+    known_values: Float[Tensor, "nnz"] | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the batch, P x n."""
+        return self.x.shape[0] * self.x.shape[1]
+
+    @cached_property
+    def activity(self) -> Float[Tensor, ""]:
+        """The sum of all activations, which every way has without computing each of them."""
+        if self.known_activity is not None:
+            return self.known_activity
+        return sum_over(part.acts for part in self.parts)
+
+    @property
+    def values(self) -> list[Float[Tensor, "..."]]:
+        """Every activation above 0, without a gradient, in tensors of any shape; some zeros may be among them."""
+        if self.known_values is not None:
+            return [self.known_values.detach()]
+        return [part.acts.detach() for part in self.parts]
+
+
+def sum_over(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
+    """The sum of all entries of all tensors."""
+    return torch.stack([tensor.sum() for tensor in tensors]).sum()
+
+
+def squared_norm(x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, ""]:
+    """The mean over all tokens of ``|x|^2``, in fewer passes over memory than squares and sums take."""
+    return _SquaredNorm.apply(x)
+
+
+class _SquaredNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.linalg.vector_norm(x, dim=-1).square().mean()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * (gradients[0] * (2 * x.shape[-1] / x.numel()))
