@@ -116,7 +116,7 @@ def own_probing_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """Activations of probing texts are kept in a folder of the session's, not among the user's."""
     folder = tmp_path_factory.mktemp("probing")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scansion.evals.texts.cache.default_folder", lambda: folder)
+        patch.setattr("scansion.evals.reading.cache.default_folder", lambda: folder)
         yield
 
 

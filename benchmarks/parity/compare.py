@@ -30,6 +30,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from scansion.activations import ActivationStore
 from scansion.evals.ablation import scr as scr_module
+from scansion.evals.ablation.classes import load_classes, load_quadrants
 from scansion.evals.ablation.scr import ScrConfig, evaluate_scr
 from scansion.evals.ablation.tpp import TppConfig, evaluate_tpp
 from scansion.evals.base import LoadedSAE
@@ -38,8 +39,7 @@ from scansion.evals.probing.evaluate import SparseProbingConfig, evaluate_sparse
 from scansion.evals.probing.pooling import pool_texts
 from scansion.evals.probing.probes import LinearProbe
 from scansion.evals.probing.sets import load_probing_set
-from scansion.evals.texts.activations import TextReader
-from scansion.evals.texts.classes import load_classes, load_quadrants
+from scansion.evals.reading.texts import TextReader
 from scansion.lm import HookPoint, LanguageModel, load_language_model
 from scansion.progress import say
 from scansion.sae import load_sae

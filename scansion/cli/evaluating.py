@@ -12,13 +12,13 @@ from cyclopts import Parameter
 from scansion.activations import ActivationStore
 from scansion.cli.app import app, output, table_console
 from scansion.errors import ConfigError
-from scansion.evals.bundle import RunResults
 from scansion.evals.core.evaluate import CoreConfig
 from scansion.evals.position import PositionConfig
 from scansion.evals.probing.evaluate import SparseProbingConfig
 from scansion.lm import LanguageModel, load_language_model
 from scansion.pipeline.evaluate import evaluate_runs
 from scansion.pipeline.extras import check_store, evaluate_extras, lines, parse_extras
+from scansion.pipeline.run_results import RunResults
 from scansion.report import (
     BUDGET_NOTE,
     POSITION_NOTE,

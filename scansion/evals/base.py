@@ -1,31 +1,33 @@
-"""What an evaluation returns: typed, versioned, with intervals, provenance, and a status that is never left out."""
+"""What every evaluation shares: the SAE it is given, the result it returns, and the checks that come before any figure."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import xxhash
-from pydantic import BaseModel, ConfigDict, field_validator
-from scipy.optimize import root_scalar
-from scipy.stats import chi2, norm
-from scipy.stats import t as student_t
+from pydantic import BaseModel, ConfigDict
 
+from scansion.activations import ActivationStore
+from scansion.errors import EvalError
+from scansion.lm import HookPoint, LanguageModel, ModelId
 from scansion.sae import SAE, SAEMetadata
 
 Status = Literal["ok", "degenerate", "inapplicable"]
 SCHEMA_VERSION = 1
-BOOTSTRAP_SAMPLES = 1000
+
+# Runs that differ in one of these answer different questions.
+MUST_AGREE = ("model", "model_revision", "hook_point", "contexts", "context_length", "use_position_0", "tokens")
+# Probes within this distance of 0.5 are at chance; the language model's must be twice as far from it to say anything.
+_CHANCE_MARGIN = 0.02
 
 
 @dataclass(frozen=True)
 class LoadedSAE:
-    """An SAE to be evaluated: its name in tables, the module (which takes unscaled activations), its provenance."""
+    """An SAE to evaluate: its name in tables, the module (it takes unscaled activations), and where it comes from."""
 
     name: str
     sae: SAE
@@ -33,7 +35,7 @@ class LoadedSAE:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A 32-digit name for the settings, provenance and weights: equal only for the same SAE."""
+        """A 32-digit hash of the settings, provenance and weights: equal only for the same SAE."""
         digest = xxhash.xxh3_128()
         digest.update((self.sae.config.model_dump_json() + self.metadata.model_dump_json()).encode())
         for name, tensor in self.sae.state_dict().items():
@@ -42,134 +44,18 @@ class LoadedSAE:
         return digest.hexdigest()
 
 
-class Estimate(BaseModel):
-    """A figure and its 95% interval. Figures that are not finite are stored as None."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-    @field_validator("value", "low", "high", mode="before")
-    @classmethod
-    def _finite_or_none(cls, value: float | None) -> float | None:
-        return finite(value)
-
-    @classmethod
-    def of_ratio(cls, numerators: np.ndarray, denominators: np.ndarray, seed: int) -> Estimate:
-        """``sum(numerators) / sum(denominators)`` with a percentile bootstrap interval over independent units.
-
-        Args:
-            numerators, denominators: one entry a unit (a context, a test row), shape [n].
-            seed: of the resampling.
-        """
-        counts = _bootstrap_counts(len(numerators), seed)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            samples = (counts @ numerators) / (counts @ denominators)
-            value = numerators.sum() / denominators.sum()
-        low, high = np.percentile(samples, [2.5, 97.5]) if np.isfinite(samples).all() else (math.nan, math.nan)
-        return cls(value=float(value), low=float(low), high=float(high))
-
-    @classmethod
-    def of_mean(cls, values: Sequence[float], seed: int) -> Estimate | None:
-        """The mean of independent units with a bootstrap interval; None where there are none. Arguments as above."""
-        return cls.of_ratio(np.array(values), np.ones(len(values)), seed) if values else None
-
-    @classmethod
-    def of_seeds(cls, values: Sequence[float]) -> Estimate:
-        """Mean over independent seeds with the 95% interval of Student's t: ``mean +- t(n - 1) * s / sqrt(n)``.
-
-        ``s`` has n - 1 in its denominator. One seed gives no interval, none gives no figure. The interval assumes that
-        seeds scatter normally; from 3 seeds it is 2.5 standard deviations wide on either side, from 5 seeds 1.2.
-        """
-        n = len(values)
-        mean = float(np.mean(values)) if n else math.nan
-        if n < 2:
-            return cls(value=mean, low=None, high=None)
-        half = float(student_t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-        return cls(value=mean, low=mean - half, high=mean + half)
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether there is an interval and 0 lies outside it."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-    @property
-    def detectable(self) -> float | None:
-        """The smallest true difference whose interval would lie clear of 0 with a probability of 80%; None without one.
-
-        Of an estimated difference: (1.96 + 0.84) standard errors, of which its interval is 2 x 1.96 wide.
-        """
-        if self.low is None or self.high is None:
-            return None
-        return float((norm.ppf(0.975) + norm.ppf(0.8)) * (self.high - self.low) / (2 * norm.ppf(0.975)))
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return "not finite"
-        if self.low is None or self.high is None:
-            return f"{self.value:.3f}"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def detectable_difference(differences: Sequence[float]) -> float | None:
-    """The smallest true difference that a two-sided 5% t-test on so many seeds would find with a probability of 80%.
-
-    The noncentrality at which the test has that power, times ``s / sqrt(n)``, s the standard deviation of the
-    differences; None below 2 seeds.
-
-    Args:
-        differences: paired by seed.
-    """
-    n = len(differences)
-    return float(_noncentrality(n) * np.std(differences, ddof=1) / math.sqrt(n)) if n > 1 else None
-
-
-@cache
-def _noncentrality(n: int) -> float:
-    """Of a t-test on n differences that finds them with a probability of 80%."""
-    bound = student_t.ppf(0.975, n - 1)
-    # The mean over what the sample's standard deviation may be, by quadrature: scipy's noncentral t fails for 2 seeds.
-    nodes, weights = np.polynomial.legendre.leggauss(400)
-    spread = np.sqrt(chi2.ppf((nodes + 1) / 2, n - 1) / (n - 1))
-
-    def lacking(mean: float) -> float:
-        return float(weights / 2 @ (norm.cdf(mean - bound * spread) + norm.cdf(-mean - bound * spread))) - 0.8
-
-    return float(root_scalar(lacking, bracket=(0.0, 10 * bound)).root)
-
-
-def paired_p(differences: Sequence[float]) -> float | None:
-    """The p-value of a two-sided one-sample t-test that the mean is zero; None below 2 seeds, or where all are equal.
-
-    Args:
-        differences: paired by seed.
-    """
-    n = len(differences)
-    deviation = float(np.std(differences, ddof=1)) if n > 1 else 0.0
-    if deviation == 0.0:
-        return None
-    return float(2 * student_t.sf(abs(float(np.mean(differences))) * math.sqrt(n) / deviation, n - 1))
-
-
-def _bootstrap_counts(n_units: int, seed: int) -> np.ndarray:
-    """How often each unit is drawn in each bootstrap sample, shape [samples, n_units]."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(n_units, np.full(n_units, 1 / n_units), size=BOOTSTRAP_SAMPLES).astype(np.float64)
-
-
 class EvalResult(BaseModel):
     """Base of every evaluation's result.
 
     Attributes:
         eval: the evaluation's name.
         sae: the SAE's name.
-        status: ``degenerate`` if the SAE has learnt nothing that could be measured, ``inapplicable`` if there is
-            nothing to measure here: the model, the data or the SAE lacks what the evaluation is about. In neither case
-            may a conclusion be drawn.
+        status: ``degenerate`` if the SAE has learnt nothing that could be measured; ``inapplicable`` if the model, the
+            data or the SAE lacks what the evaluation measures. No conclusion may be drawn from either.
         reasons: why the status is not ``ok``, in plain words; empty if it is.
-        sae_fingerprint: names the very SAE that was measured, see :attr:`LoadedSAE.fingerprint`.
+        notes: what to know before reading the figures, in full sentences: which data are stand-ins, known criticism of
+            the method.
+        sae_fingerprint: identifies the SAE that was measured, see :attr:`LoadedSAE.fingerprint`.
         sae_metadata: where the SAE comes from.
         data: where the evaluation's data comes from, and the settings used.
         seed: of every random choice made in the evaluation.
@@ -182,17 +68,136 @@ class EvalResult(BaseModel):
     sae: str
     status: Status
     reasons: list[str]
+    notes: list[str] = []
     sae_fingerprint: str
     sae_metadata: SAEMetadata
     data: dict[str, Any]
     seed: int
 
-
-def finite(value: float | None) -> float | None:
-    """The value, or None where it is not a finite number (JSON has no NaN)."""
-    return float(value) if value is not None and math.isfinite(value) else None
+    def headline(self) -> dict[str, float | None]:
+        """The figures for a table, by name; empty if there are none to show."""
+        return {}
 
 
 def status_of(reasons: list[str]) -> Status:
     """``degenerate`` if there is any reason, else ``ok``."""
     return "degenerate" if reasons else "ok"
+
+
+def data_from(store: ActivationStore, config: BaseModel) -> dict[str, Any]:
+    """The ``data`` of a result that was measured on a store: the store, its text, and the settings."""
+    return {
+        "store": store.manifest.key,
+        "contexts": store.identity.contexts,
+        "split": store.identity.split,
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def not_comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What makes the figures of two runs answer different questions; empty if the runs may be compared.
+
+    Args:
+        ours, theirs: of each run, the values of :data:`MUST_AGREE`, and under ``evaluated_on`` the data that each
+            evaluation was measured on, by the evaluation's name. An evaluation that only one of the runs has does not
+            count: its figures are missing from the other, not different.
+    """
+    here, there = (ModelId(str(one.get("model")), str(one.get("model_revision"))) for one in (ours, theirs))
+    same_model = here.same_as(there)
+    problems = [
+        f"{name} is {ours.get(name)!r}, not {theirs.get(name)!r}"
+        for name in MUST_AGREE
+        if ours.get(name) != theirs.get(name) and not (same_model and name in ("model", "model_revision"))
+    ]
+    measured, other = ours.get("evaluated_on", {}), theirs.get("evaluated_on", {})
+    different = [name for name in sorted(measured.keys() & other.keys()) if measured[name] != other[name]]
+    if different:
+        problems.append(f"{', '.join(different)} was measured on other data or with other settings")
+    return problems
+
+
+def require_same_source(subjects: Sequence[LoadedSAE], store: ActivationStore) -> None:
+    """Raise :class:`EvalError` unless every SAE was trained on the store's model, revision and hook point."""
+    identity = store.identity
+    for subject in subjects:
+        _require_trained_on(subject, identity.model_id, identity.hook_point, "the store holds")
+
+
+def require_same_model(lm: LanguageModel, store: ActivationStore) -> None:
+    """Raise :class:`EvalError` unless the store was made with ``lm``."""
+    if not lm.facts.id.same_as(store.identity.model_id):
+        raise EvalError(
+            f"{lm.facts.name} is now at {lm.facts.revision}, but the store was made with "
+            f"{store.identity.model_revision}; harvest again, or bring that model back"
+        )
+
+
+def require_sae_matches_lm(
+    subjects: Sequence[LoadedSAE], lm: LanguageModel, hook_point: HookPoint, context_length: int
+) -> None:
+    """Raise unless the LM reads contexts of this length and every SAE was trained on it, at this hook point.
+
+    Raises:
+        ModelError: the model has no such layer, or cannot read contexts of this length.
+        EvalError: an SAE was trained on another model or hook point.
+        ShapeError: an SAE does not fit the model's width or the context length.
+    """
+    lm.facts.check_context_length(context_length)
+    hook_point.check(lm.facts.n_layers, lm.facts.name)
+    for subject in subjects:
+        _require_trained_on(subject, lm.facts.id, str(hook_point), "the texts are read by")
+        weights = subject.sae.W_enc
+        # Encoding one token at the last position runs every check of width and mask that the texts will meet.
+        last = torch.tensor([context_length - 1], device=weights.device)
+        with torch.no_grad():
+            subject.sae.encode(weights.new_zeros(1, lm.facts.d_model), last)
+
+
+def _require_trained_on(subject: LoadedSAE, model: ModelId, hook_point: str, what: str) -> None:
+    trained = subject.metadata
+    if not trained.model_id.same_as(model) or trained.hook_point != hook_point:
+        raise EvalError(
+            f"{subject.name} was trained on {trained.model_id} {trained.hook_point}, but {what} {model} {hook_point}; "
+            "evaluate an SAE on its own model and hook point"
+        )
+
+
+def reasons_before_running(subject: LoadedSAE) -> list[str]:
+    """Why the SAE is degenerate, as far as its provenance and weights show: no training step, weights not finite."""
+    reasons: list[str] = []
+    if subject.metadata.steps == 0:
+        reasons.append("no training step was taken")
+    broken = [name for name, tensor in subject.sae.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        reasons.append(f"weights are not finite: {', '.join(broken)}")
+    return reasons
+
+
+def reasons_from_activity(n_alive: int, output_variance: float, input_variance: float) -> list[str]:
+    """Why the SAE is degenerate, from held-out activations: no feature fires, or the output is constant or not finite.
+
+    Args:
+        n_alive: features that fired at least once.
+        output_variance, input_variance: per token, summed over dimensions.
+    """
+    reasons: list[str] = []
+    if n_alive == 0:
+        reasons.append("all features are dead: none fired on held-out text")
+    if not torch.isfinite(torch.tensor(output_variance)):
+        reasons.append("the output is not finite")
+    elif output_variance <= 1e-6 * input_variance:
+        reasons.append("the output is constant: it does not depend on the input")
+    return reasons
+
+
+def reasons_from_probes(sae_accuracies: list[float], lm_accuracies: list[float]) -> list[str]:
+    """Why the SAE is degenerate, from balanced probes: all of its own are at chance (0.5), the LM's are not.
+
+    Args:
+        sae_accuracies: of probes on the SAE's features, in [0, 1].
+        lm_accuracies: of probes on the LM's activations for the same tasks.
+    """
+    informative = [sae for sae, lm in zip(sae_accuracies, lm_accuracies, strict=True) if lm > 0.5 + 2 * _CHANCE_MARGIN]
+    if informative and max(informative) <= 0.5 + _CHANCE_MARGIN:
+        return [f"every probe is at chance (best {max(informative):.3f}) while the language model's are not"]
+    return []

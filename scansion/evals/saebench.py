@@ -1,4 +1,4 @@
-"""What every result file of SAEBench 0.6 has around its figures."""
+"""The frame that every result file of SAEBench 0.6 puts around its figures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from scansion.errors import ModelError
 from scansion.evals.base import EvalResult, LoadedSAE
+from scansion.evals.statistics import Estimate
 from scansion.files import fingerprint
 from scansion.lm import HookPoint
 
@@ -22,16 +23,20 @@ def in_frame(
     eval_config: dict[str, Any],
     metrics: dict[str, dict[str, Any]],
     details: list[dict[str, Any]],
-    unstructured: dict[str, Any],
+    unstructured: dict[str, Any] | None = None,
+    *,
+    ours: dict[str, Any] | None = None,
     epoch_millis: int | None = None,
 ) -> dict[str, Any]:
     """A result file in SAEBench's layout.
 
     Args:
-        result: what is written; its contents give the file's id.
+        result: the result to write; its contents give the file's id.
         subject: the SAE.
-        eval_type_id, eval_config, metrics, details, unstructured: SAEBench's fields of like names.
-        epoch_millis: the time to write in it; default now.
+        eval_type_id, eval_config, metrics, details, unstructured: SAEBench's fields of the same names.
+        ours: everything SAEBench has no field for (status, reasons, notes, intervals), written to the unstructured part
+            under ``scansion``; default the whole result.
+        epoch_millis: the time to write in the file; default now.
     """
     return {
         "eval_type_id": eval_type_id,
@@ -45,12 +50,20 @@ def in_frame(
         "sae_lens_release_id": result.sae,
         "sae_lens_version": "Unknown (not used)",
         "sae_cfg_dict": _sae_config(subject),
-        "eval_result_unstructured": unstructured,
+        "eval_result_unstructured": {
+            "scansion": result.model_dump(mode="json") if ours is None else ours,
+            **(unstructured or {}),
+        },
     }
 
 
+def value_of(estimate: Estimate | None) -> float | None:
+    """The figure without its interval; None stays None."""
+    return estimate.value if estimate else None
+
+
 def _sae_config(subject: LoadedSAE) -> dict[str, Any]:
-    """The SAE in the words of SAELens' configuration."""
+    """The SAE in the terms of SAELens' configuration."""
     sae, metadata = subject.sae, subject.metadata
     try:
         hook_point = HookPoint.parse(metadata.hook_point)

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from scansion.activations import ActivationStore
 from scansion.evals.base import EvalResult, LoadedSAE
-from scansion.evals.bundle import RunResults
 from scansion.evals.core.evaluate import CoreConfig, CoreResult, evaluate_core
 from scansion.evals.core.saebench import core_json
 from scansion.evals.position import PositionConfig, PositionResult, check_position, evaluate_position, save_profiles
@@ -20,6 +19,7 @@ from scansion.evals.probing.saebench import sparse_probing_json
 from scansion.evals.probing.sets import probing_source
 from scansion.files import read_json, write_json
 from scansion.lm import HookPoint, LanguageModel
+from scansion.pipeline.run_results import RunResults
 from scansion.progress import say
 from scansion.sae import load_sae
 

@@ -12,19 +12,21 @@ from pydantic import BaseModel, ValidationError
 
 from scansion.activations import ActivationStore
 from scansion.errors import ConfigError, describe
-from scansion.evals import saebench_layouts as layouts
+from scansion.evals.ablation.saebench import scr_json, tpp_json
 from scansion.evals.ablation.scr import ScrConfig, ScrResult, evaluate_scr
 from scansion.evals.ablation.tpp import TppConfig, TppResult, evaluate_tpp
 from scansion.evals.absorption.evaluate import AbsorptionConfig, evaluate_absorption
 from scansion.evals.absorption.result import AbsorptionResult
-from scansion.evals.base import LoadedSAE
+from scansion.evals.absorption.saebench import absorption_json
+from scansion.evals.base import EvalResult, LoadedSAE
 from scansion.evals.core.evaluate import CoreConfig
-from scansion.evals.extra_result import ExtraResult
 from scansion.evals.interp.autointerp import AutoInterpConfig, AutoInterpResult, evaluate_autointerp
 from scansion.evals.interp.offline import OfflineInterpConfig, OfflineInterpResult, evaluate_offline_interp
+from scansion.evals.interp.saebench import autointerp_json
 from scansion.evals.recovery.evaluate import SyntheticConfig, SyntheticResult, evaluate_synthetic
 from scansion.evals.unlearning.evaluate import UnlearningConfig, evaluate_unlearning
 from scansion.evals.unlearning.result import UnlearningResult
+from scansion.evals.unlearning.saebench import unlearning_json
 from scansion.lm import HookPoint, LanguageModel
 from scansion.pipeline.evaluate import evaluate_missing
 from scansion.sae import load_sae
@@ -37,20 +39,20 @@ class Extra:
     """One evaluation: its settings, its result, how it is run, and the result in SAEBench's layout (None: it has none)."""
 
     config: type[BaseModel]
-    result: type[ExtraResult]
-    run: Callable[[Sequence[LoadedSAE], ActivationStore, LoadLM, Any], Sequence[ExtraResult]]
+    result: type[EvalResult]
+    run: Callable[[Sequence[LoadedSAE], ActivationStore, LoadLM, Any], Sequence[EvalResult]]
     layout: Callable[[Any, LoadedSAE], dict[str, Any]] | None
     reads_store: bool = False
 
 
 def _on_lm(
-    evaluate: Callable[[Sequence[LoadedSAE], LanguageModel, HookPoint, Any], Sequence[ExtraResult]],
-) -> Callable[[Sequence[LoadedSAE], ActivationStore, LoadLM, Any], Sequence[ExtraResult]]:
+    evaluate: Callable[[Sequence[LoadedSAE], LanguageModel, HookPoint, Any], Sequence[EvalResult]],
+) -> Callable[[Sequence[LoadedSAE], ActivationStore, LoadLM, Any], Sequence[EvalResult]]:
     """An evaluation that reads texts of its own through the LM, at the store's hook point."""
 
     def run(
         subjects: Sequence[LoadedSAE], held_out: ActivationStore, load_lm: LoadLM, config: Any
-    ) -> Sequence[ExtraResult]:
+    ) -> Sequence[EvalResult]:
         return evaluate(subjects, load_lm(), HookPoint.parse(held_out.identity.hook_point), config)
 
     return run
@@ -58,16 +60,16 @@ def _on_lm(
 
 def _autointerp(
     subjects: Sequence[LoadedSAE], held_out: ActivationStore, load_lm: LoadLM, config: AutoInterpConfig
-) -> Sequence[ExtraResult]:
+) -> Sequence[EvalResult]:
     tokenizer: Any = load_lm().tokenizer
     return evaluate_autointerp(subjects, held_out, lambda token: str(tokenizer.decode([token])), config)
 
 
 EXTRAS: dict[str, Extra] = {
-    "absorption": Extra(AbsorptionConfig, AbsorptionResult, _on_lm(evaluate_absorption), layouts.absorption_json),
-    "tpp": Extra(TppConfig, TppResult, _on_lm(evaluate_tpp), layouts.tpp_json),
-    "scr": Extra(ScrConfig, ScrResult, _on_lm(evaluate_scr), layouts.scr_json),
-    "autointerp": Extra(AutoInterpConfig, AutoInterpResult, _autointerp, layouts.autointerp_json, reads_store=True),
+    "absorption": Extra(AbsorptionConfig, AbsorptionResult, _on_lm(evaluate_absorption), absorption_json),
+    "tpp": Extra(TppConfig, TppResult, _on_lm(evaluate_tpp), tpp_json),
+    "scr": Extra(ScrConfig, ScrResult, _on_lm(evaluate_scr), scr_json),
+    "autointerp": Extra(AutoInterpConfig, AutoInterpResult, _autointerp, autointerp_json, reads_store=True),
     "autointerp_offline": Extra(
         OfflineInterpConfig,
         OfflineInterpResult,
@@ -75,7 +77,7 @@ EXTRAS: dict[str, Extra] = {
         None,
         reads_store=True,
     ),
-    "unlearning": Extra(UnlearningConfig, UnlearningResult, _on_lm(evaluate_unlearning), layouts.unlearning_json),
+    "unlearning": Extra(UnlearningConfig, UnlearningResult, _on_lm(evaluate_unlearning), unlearning_json),
     "synthetic": Extra(
         SyntheticConfig,
         SyntheticResult,
@@ -146,7 +148,7 @@ def check_store(store: ActivationStore, extras: Collection[str], core: CoreConfi
 
 def evaluate_extras(
     extras: Mapping[str, BaseModel], runs: Mapping[str, Path], held_out: ActivationStore, load_lm: LoadLM
-) -> list[ExtraResult]:
+) -> list[EvalResult]:
     """Carry evaluations out, or read the results where the same SAE was evaluated the same way before.
 
     Args:
@@ -159,11 +161,11 @@ def evaluate_extras(
         return []
     subjects = [LoadedSAE(name, *load_sae(folder / "sae")) for name, folder in runs.items()]
     folders = [folder / "evals" for folder in runs.values()]
-    results: list[ExtraResult] = []
+    results: list[EvalResult] = []
     for name, config in extras.items():
         extra = EXTRAS[name]
 
-        def run(missing: list[LoadedSAE], extra: Extra = extra, config: BaseModel = config) -> Sequence[ExtraResult]:
+        def run(missing: list[LoadedSAE], extra: Extra = extra, config: BaseModel = config) -> Sequence[EvalResult]:
             return extra.run(missing, held_out, load_lm, config)
 
         data: dict[str, object] = {"config": config.model_dump(mode="json")}
@@ -173,7 +175,7 @@ def evaluate_extras(
     return results
 
 
-def lines(results: Sequence[ExtraResult]) -> list[str]:
+def lines(results: Sequence[EvalResult]) -> list[str]:
     """Each result on one line, its notes under the first of its kind."""
     found: list[str] = []
     told: set[str] = set()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from scansion.activations import ActivationStore
 from scansion.errors import ConfigError
-from scansion.evals.base import Estimate
-from scansion.evals.bundle import RunResults
+from scansion.evals.statistics import Estimate
+from scansion.pipeline.run_results import RunResults
 from scansion.study.compare.comparison import Comparison, compare, figures_of
 from scansion.study.final_info import ArmInfo, summarise_seeds
 from scansion.study.plan import StudyPlan

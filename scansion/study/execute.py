@@ -9,10 +9,10 @@ from time import monotonic
 from typing import Any
 
 from scansion.errors import ScansionError
-from scansion.evals.bundle import RunResults
 from scansion.evals.position import check_position
 from scansion.files import fingerprint, one_line_io_errors
 from scansion.pipeline.evaluate import evaluate_runs
+from scansion.pipeline.run_results import RunResults
 from scansion.pipeline.stores import HarvestSpec, Stores, build_stores
 from scansion.progress import say
 from scansion.study.checks import check_plan

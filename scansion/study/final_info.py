@@ -15,9 +15,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from scansion.errors import ConfigError
-from scansion.evals.base import finite
-from scansion.evals.bundle import RunResults
+from scansion.evals.statistics import finite
 from scansion.files import fingerprint, read_json, read_json_lines, write_json
+from scansion.pipeline.run_results import RunResults
 
 ArmStatus = Literal["ok", "degenerate", "failed", "unfinished"]
 FINAL_INFO = "final_info.json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scansion.evals.base import Estimate
+from scansion.evals.statistics import Estimate
 from scansion.files import atomic_file, fingerprint, flatten
 from scansion.study.compare.comparison import SPARSITY_NOTE, Comparison, Difference, compare, figures_of
 from scansion.study.compare.figures import HEADLINE, metric

@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scansion.activations import ActivationStore
 from scansion.cards import card
 from scansion.errors import ConfigError
-from scansion.evals.base import Estimate
-from scansion.evals.bundle import RunResults
 from scansion.evals.core.evaluate import CoreResult
 from scansion.evals.position import PositionResult
 from scansion.evals.probing.result import SparseProbingResult
+from scansion.evals.statistics import Estimate
 from scansion.files import read_json, write_json
+from scansion.pipeline.run_results import RunResults
 from scansion.pipeline.stores import HarvestSpec, build_stores, stores_dir
 from scansion.study.compare.comparison import figures_of
 from scansion.study.compare.figures import HEADLINE, metric

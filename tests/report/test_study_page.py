@@ -11,7 +11,7 @@ import pytest
 
 from scansion.cli.reporting import report
 from scansion.errors import ConfigError
-from scansion.evals.base import Estimate
+from scansion.evals.statistics import Estimate
 from scansion.report import FeatureConfig, ReportData, runs_data, write_report
 from scansion.report.charts import pareto_charts, position_charts, probing_charts, training_charts
 from scansion.report.plotly_form import figure_of

@@ -8,10 +8,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from scansion.evals.base import Estimate, LoadedSAE
-from scansion.evals.bundle import RunResults
+from scansion.evals.base import LoadedSAE
 from scansion.evals.core.evaluate import CoreConfig, evaluate_core
 from scansion.evals.probing.result import DatasetResult, SparseProbingResult
+from scansion.evals.statistics import Estimate
+from scansion.pipeline.run_results import RunResults
 from scansion.report import probing_table, summarise
 from scansion.sae import ReluConfig, SAEMetadata, build_sae
 from tests.conftest import WIDTH
@@ -108,7 +109,7 @@ def test_another_name_of_the_same_model_is_compared(evaluated) -> None:
 def test_runs_measured_differently_are_not_comparable(evaluated) -> None:
     first, second = evaluated("first"), evaluated("second")
     second = RunResults(second.core.model_copy(update={"data": {**second.core.data, "store": "other"}}), None)
-    assert "evaluated on other data" in summarise([first, second]).set_apart[0][1]
+    assert "core was measured on other data" in summarise([first, second]).set_apart[0][1]
 
 
 def test_every_row_has_every_column(evaluated) -> None:

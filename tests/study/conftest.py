@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scansion.activations import ActivationStore
-from scansion.evals.bundle import RunResults
+from scansion.pipeline.run_results import RunResults
 from scansion.study import ArmRecord, StudyPlan, StudyRecord, execute
 from tests.evals.probing.constructed import telling_texts, use_asset, write_set
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scansion.errors import ConfigError
-from scansion.evals.base import Estimate
+from scansion.evals.statistics import Estimate
 from scansion.study import ArmInfo, compare
 from scansion.study.compare.comparison import SPARSITY_NOTE, Comparison, Difference, holm
 from scansion.study.compare.figures import metric
@@ -24,7 +24,7 @@ from scansion.study.notes import verdict
 
 SAME = {
     "model": "m", "model_revision": "r", "hook_point": "h", "contexts": "c", "context_length": 8, "use_position_0": False,
-    "tokens": 100, "evaluated_on": {"core": "e"}, "plan": "p", "sae": {"d_sae": 64},
+    "tokens": 100, "evaluated_on": {"core": "e", "position": "f"}, "plan": "p", "sae": {"d_sae": 64},
 }  # fmt: skip
 
 
@@ -151,6 +151,11 @@ def test_other_questions_are_not_compared(change: str, value: object, why: str) 
 def test_another_name_of_the_same_model_is_compared() -> None:
     here, there = ({"model": name, "model_revision": "xxh3:" + "a" * 32} for name in ("./gemma", "/models/gemma"))
     assert compare({"base": info({0: 0.8}, **here), "other": info({0: 0.8}, **there)}).set_apart == {}
+
+
+def test_an_evaluation_that_one_run_lacks_does_not_set_it_apart() -> None:
+    comparison = compare({"base": BASE, "other": info({0: 0.8}, evaluated_on={"core": "e", "absorption": "a"})})
+    assert [arm.name for arm in comparison.arms] == ["base", "other"] and not comparison.set_apart
 
 
 @pytest.mark.parametrize("status", ["degenerate", "failed", "unfinished"])

@@ -10,7 +10,7 @@ import yaml
 
 from scansion import cli
 from scansion.errors import ConfigError, ScansionError
-from scansion.evals.base import Estimate
+from scansion.evals.statistics import Estimate
 from scansion.masks import RandomHardMaskConfig
 from scansion.study.synthetic import (
     SyntheticPlan,

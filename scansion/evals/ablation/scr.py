@@ -10,16 +10,14 @@ from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field
 
 from scansion.device import dtype_name
+from scansion.evals.ablation.classes import CROSSED_SETS, Quadrants, load_quadrants
 from scansion.evals.ablation.features import AUDIT, THRESHOLDS, Pooled, effects, strongest
-from scansion.evals.base import Estimate, LoadedSAE, Status
-from scansion.evals.core.degenerate import reasons_before_running
-from scansion.evals.extra_result import ExtraResult
-from scansion.evals.fit import require_sae_matches_lm
+from scansion.evals.base import EvalResult, LoadedSAE, Status, reasons_before_running, require_sae_matches_lm
 from scansion.evals.probing.pooling import pool_texts
 from scansion.evals.probing.probes import fit_linear
 from scansion.evals.probing.sets import probing_source
-from scansion.evals.texts.activations import TextReader
-from scansion.evals.texts.classes import CROSSED_SETS, Quadrants, load_quadrants
+from scansion.evals.reading.texts import TextReader
+from scansion.evals.statistics import Estimate
 from scansion.lm import HookPoint, LanguageModel
 
 _AttributeName = Literal["first", "second"]
@@ -90,7 +88,7 @@ class ScrDataset(BaseModel):
         return min(self.directions, key=lambda one: one.biased_accuracy)
 
 
-class ScrResult(ExtraResult):
+class ScrResult(EvalResult):
     """Mean scores over the data sets where there was a bias to remove, for each number of ablated features."""
 
     eval: str = "scr"

@@ -10,17 +10,15 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 
 from scansion.device import dtype_name
+from scansion.evals.ablation.classes import CLASS_SETS, ClassTexts, load_classes
 from scansion.evals.ablation.features import AUDIT, THRESHOLDS, Pooled, effects, strongest
-from scansion.evals.base import Estimate, LoadedSAE, status_of
-from scansion.evals.core.degenerate import reasons_before_running
-from scansion.evals.extra_result import ExtraResult
-from scansion.evals.fit import require_sae_matches_lm
+from scansion.evals.base import EvalResult, LoadedSAE, reasons_before_running, require_sae_matches_lm, status_of
 from scansion.evals.probing.accuracy import Accuracies, over_data_sets, over_tasks
 from scansion.evals.probing.pooling import pool_texts
 from scansion.evals.probing.probes import fit_linear
 from scansion.evals.probing.sets import probing_source
-from scansion.evals.texts.activations import TextReader
-from scansion.evals.texts.classes import CLASS_SETS, ClassTexts, load_classes
+from scansion.evals.reading.texts import TextReader
+from scansion.evals.statistics import Estimate
 from scansion.lm import HookPoint, LanguageModel
 
 
@@ -71,7 +69,7 @@ class TppDataset(BaseModel):
     by_n: dict[int, TppFigures]
 
 
-class TppResult(ExtraResult):
+class TppResult(EvalResult):
     """Means over data sets for each number of ablated features, with intervals over test texts."""
 
     eval: str = "tpp"

@@ -22,9 +22,7 @@ from scansion.evals.absorption.first_letters import (
 )
 from scansion.evals.absorption.rates import Absorption, absorption, f1, main_features, rank_by_sparse_probe
 from scansion.evals.absorption.result import AbsorptionResult, LetterAbsorption
-from scansion.evals.base import LoadedSAE, Status
-from scansion.evals.core.degenerate import reasons_before_running
-from scansion.evals.fit import require_sae_matches_lm
+from scansion.evals.base import LoadedSAE, Status, reasons_before_running, require_sae_matches_lm
 from scansion.evals.probing.accuracy import over_tasks
 from scansion.lm import HookPoint, LanguageModel
 from scansion.progress import progress

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from scansion.evals.base import Estimate
-from scansion.evals.extra_result import ExtraResult
+from scansion.evals.base import EvalResult
+from scansion.evals.statistics import Estimate
 
 
 class LetterAbsorption(BaseModel):
@@ -30,7 +30,7 @@ class LetterAbsorption(BaseModel):
     full_absorption_rate: float
 
 
-class AbsorptionResult(ExtraResult):
+class AbsorptionResult(EvalResult):
     """Means over the letters that count, with intervals over words; None where the language model cannot spell.
 
     Attributes:

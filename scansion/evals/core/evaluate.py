@@ -13,11 +13,19 @@ from torch import Tensor
 
 from scansion.activations import ActivationStore
 from scansion.errors import EvalError
-from scansion.evals.base import Estimate, EvalResult, LoadedSAE, finite, status_of
-from scansion.evals.core.degenerate import reasons_before_running, reasons_from_activity
+from scansion.evals.base import (
+    EvalResult,
+    LoadedSAE,
+    data_from,
+    reasons_before_running,
+    reasons_from_activity,
+    require_same_model,
+    require_same_source,
+    status_of,
+)
 from scansion.evals.core.duplicates import duplicate_share
 from scansion.evals.core.loss import LossTally, loss_by_splicing
-from scansion.evals.same_source import data_from, require_same_model, require_same_source
+from scansion.evals.statistics import Estimate, finite
 from scansion.lm import LanguageModel
 from scansion.progress import Advance, progress
 from scansion.sae import SAE, AnySAEConfig
@@ -96,6 +104,14 @@ class CoreResult(EvalResult):
     kl: float | None
     positions: list[int]
     by_position: dict[str, list[float | None]]
+
+    def headline(self) -> dict[str, float | None]:
+        """Reconstruction, sparsity and, if the language model was run, loss."""
+        names = ["normalised_mse", "cosine", "l0", "l1", "dead_share", "dense_share", "duplicate_share"]
+        figures: dict[str, float | None] = {"fve": self.fve.value, **{name: getattr(self, name) for name in names}}
+        if self.ce_loss_recovered:
+            figures |= {"ce_loss_recovered": self.ce_loss_recovered.value, "ce_loss": self.ce_loss, "kl": self.kl}
+        return figures
 
 
 def evaluate_core(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scansion.activations import ActivationStore
 from scansion.corpus import Contexts
-from scansion.evals.base import Estimate, finite
+from scansion.evals.statistics import Estimate, finite
 from scansion.lm import HookPoint, LanguageModel, logits
 from scansion.progress import progress
 from scansion.sae import SAE

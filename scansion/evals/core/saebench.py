@@ -6,15 +6,14 @@ from typing import Any
 
 from scansion.evals.base import LoadedSAE
 from scansion.evals.core.evaluate import CoreResult
-from scansion.evals.saebench import in_frame
+from scansion.evals.saebench import in_frame, value_of
 
 
 def core_json(result: CoreResult, subject: LoadedSAE) -> dict[str, Any]:
     """``core``; ``explained_variance`` is SAEBench's own formula, ours is in the unstructured part as ``fve``.
 
-    What is not measured is null: norms of the output, consistency of firing, and KL under ablation.
+    Figures that are not measured are null: norms of the output, consistency of firing, and KL under ablation.
     """
-    recovered = result.ce_loss_recovered
     alive = 1 - result.dead_share
     n_tokens, config = result.n_tokens, result.data["config"]
     return in_frame(
@@ -36,7 +35,7 @@ def core_json(result: CoreResult, subject: LoadedSAE) -> dict[str, Any]:
                 "kl_div_with_sae": result.kl,
             },
             "model_performance_preservation": {
-                "ce_loss_score": recovered.value if recovered else None,
+                "ce_loss_score": value_of(result.ce_loss_recovered),
                 "ce_loss_with_ablation": result.ce_loss_ablated,
                 "ce_loss_with_sae": result.ce_loss,
                 "ce_loss_without_sae": result.ce_loss_clean,
@@ -69,5 +68,4 @@ def core_json(result: CoreResult, subject: LoadedSAE) -> dict[str, Any]:
             },
         },
         [],
-        {"scansion": result.model_dump(mode="json")},
     )

@@ -12,12 +12,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scansion.activations import ActivationStore
-from scansion.evals.base import Estimate, LoadedSAE, Status
-from scansion.evals.core.degenerate import reasons_before_running
-from scansion.evals.extra_result import ExtraResult
+from scansion.evals.base import EvalResult, LoadedSAE, Status, reasons_before_running
 from scansion.evals.interp.chat import ChatEndpoint, Messages
 from scansion.evals.interp.examples import Decode, Example, ExampleCounts, FeatureExamples, gather_examples
 from scansion.evals.interp.firing import firing_of_sample
+from scansion.evals.statistics import Estimate
 from scansion.progress import progress
 
 
@@ -74,7 +73,7 @@ class FeatureInterpreted(BaseModel):
     balanced_accuracy: float | None
 
 
-class AutoInterpResult(ExtraResult):
+class AutoInterpResult(EvalResult):
     """Means over features, with intervals over features; None if no answer could be read."""
 
     eval: str = "autointerp"

@@ -10,10 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import rankdata
 
 from scansion.activations import ActivationStore
-from scansion.evals.base import Estimate, LoadedSAE, status_of
-from scansion.evals.core.degenerate import reasons_before_running
-from scansion.evals.extra_result import ExtraResult
+from scansion.evals.base import EvalResult, LoadedSAE, reasons_before_running, status_of
 from scansion.evals.interp.firing import Firing, firing_of_sample
+from scansion.evals.statistics import Estimate
 
 # A token seen this often counts half by its own rate and half by the feature's overall rate.
 _SMOOTHING = 2.0
@@ -52,7 +51,7 @@ class FeatureForetold(BaseModel):
     top_tokens: list[int]
 
 
-class OfflineInterpResult(ExtraResult):
+class OfflineInterpResult(EvalResult):
     """Means over features, with intervals over features.
 
     Attributes:

@@ -12,8 +12,15 @@ from jaxtyping import Float
 
 from scansion.activations import ActivationStore
 from scansion.errors import EvalError
-from scansion.evals.base import Estimate, LoadedSAE, finite, status_of
-from scansion.evals.core.degenerate import reasons_before_running, reasons_from_activity
+from scansion.evals.base import (
+    LoadedSAE,
+    data_from,
+    reasons_before_running,
+    reasons_from_activity,
+    require_same_model,
+    require_same_source,
+    status_of,
+)
 from scansion.evals.position.agreement import divergence
 from scansion.evals.position.budget import budget_of
 from scansion.evals.position.config import PositionConfig
@@ -26,7 +33,7 @@ from scansion.evals.position.replacement import Replacement, ShiftEffect, all_re
 from scansion.evals.position.result import PositionResult, SinceStart
 from scansion.evals.position.sink import sink_fve
 from scansion.evals.position.states import acts_in_forward, measured_mask, permuted, rebuild_start, weights_at
-from scansion.evals.same_source import data_from, require_same_model, require_same_source
+from scansion.evals.statistics import Estimate, finite
 from scansion.lm import LanguageModel
 from scansion.progress import Advance, progress
 from scansion.sae import SAE, AnySAEConfig

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from scipy.stats import t as student_t
 
 from scansion.errors import EvalError
-from scansion.evals.base import Estimate
+from scansion.evals.statistics import Estimate
 
 
 @dataclass(frozen=True, eq=False)

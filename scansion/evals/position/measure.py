@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from scansion.evals.base import finite
 from scansion.evals.position.agreement import auroc, overlap, reliability, retention
 from scansion.evals.position.firing import Firing, Profile
 from scansion.evals.position.groups import Jackknife
@@ -21,6 +20,7 @@ from scansion.evals.position.information import (
     information,
 )
 from scansion.evals.position.result import StateFigures
+from scansion.evals.statistics import finite
 
 _WITH_INTERVALS = ("information", "auroc", "overlap", "retention")
 

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict
 
-from scansion.evals.base import Estimate
 from scansion.evals.position.agreement import phi
 from scansion.evals.position.firing import Firing
 from scansion.evals.position.groups import Jackknife
 from scansion.evals.position.moving import MovedText
+from scansion.evals.statistics import Estimate
 from scansion.sae import SAE
 
 # A vote this many standard errors from 0 decides.

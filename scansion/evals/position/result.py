@@ -6,9 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from scansion.evals.base import Estimate, EvalResult
+from scansion.evals.base import EvalResult
 from scansion.evals.position.budget import Budget
 from scansion.evals.position.replacement import Replacement
+from scansion.evals.statistics import Estimate
 from scansion.sae import AnySAEConfig
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scansion.activations import ActivationStore
-from scansion.evals.base import finite
+from scansion.evals.statistics import finite
 
 
 def sink_fve(store: ActivationStore) -> float | None:

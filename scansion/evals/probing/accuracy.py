@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from scansion.evals.base import BOOTSTRAP_SAMPLES, Estimate
+from scansion.evals.statistics import BOOTSTRAP_SAMPLES, Estimate
 
 _DECIMALS = 12
 

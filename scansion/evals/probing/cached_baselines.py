@@ -11,8 +11,8 @@ import xxhash
 from scansion.evals.probing.config import SparseProbingConfig
 from scansion.evals.probing.probes import ProbeOutcome
 from scansion.evals.probing.split import ProbingSplit
-from scansion.evals.texts.activations import TextReader
-from scansion.evals.texts.cache import ActivationCache
+from scansion.evals.reading.cache import ActivationCache
+from scansion.evals.reading.texts import TextReader
 from scansion.files import fingerprint
 from scansion.sae import SAE
 

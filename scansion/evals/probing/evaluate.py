@@ -10,9 +10,13 @@ import numpy as np
 from jaxtyping import Int
 
 from scansion.device import dtype_name
-from scansion.evals.base import Estimate, LoadedSAE, finite, status_of
-from scansion.evals.core.degenerate import reasons_before_running, reasons_from_probes
-from scansion.evals.fit import require_sae_matches_lm
+from scansion.evals.base import (
+    LoadedSAE,
+    reasons_before_running,
+    reasons_from_probes,
+    require_sae_matches_lm,
+    status_of,
+)
 from scansion.evals.probing.accuracy import Accuracies, over_data_sets, over_tasks
 from scansion.evals.probing.cached_baselines import CachedBaselines
 from scansion.evals.probing.config import SparseProbingConfig
@@ -27,9 +31,10 @@ from scansion.evals.probing.sets import (
     stand_in_for,
 )
 from scansion.evals.probing.split import ProbingSplit
-from scansion.evals.random_control import random_controls
-from scansion.evals.texts.activations import TextReader
-from scansion.evals.texts.cache import ActivationCache
+from scansion.evals.probing.untrained import random_controls
+from scansion.evals.reading.cache import ActivationCache
+from scansion.evals.reading.texts import TextReader
+from scansion.evals.statistics import Estimate, finite
 from scansion.lm import HookPoint, LanguageModel
 from scansion.progress import progress
 

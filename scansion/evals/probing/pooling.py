@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from scansion.evals.probing.bag_of_words import bag_of_words
-from scansion.evals.random_control import centre
-from scansion.evals.texts.activations import Block, TextReader
+from scansion.evals.probing.untrained import centre
+from scansion.evals.reading.texts import Block, TextReader
 from scansion.execution import SparseActs
 from scansion.sae import SAE
 

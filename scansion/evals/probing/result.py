@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from scansion.evals.base import Estimate, EvalResult
+from scansion.evals.base import EvalResult
+from scansion.evals.statistics import Estimate
 
 
 class TaskResult(BaseModel):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scansion.evals.base import Estimate, LoadedSAE
+from scansion.evals.base import LoadedSAE
 from scansion.evals.probing.hub_sets import HUB_SETS
 from scansion.evals.probing.order_sets import ORDER_PREFIX
 from scansion.evals.probing.result import DatasetResult, SparseProbingResult, TaskResult
 from scansion.evals.saebench import in_frame
+from scansion.evals.statistics import Estimate
 
 # SAEBench's layout has a field for each of these, null where the k was not asked for, and for no other.
 _K_FIELDS = (1, 2, 5, 10, 20, 50, 100)
@@ -62,11 +63,9 @@ def sparse_probing_json(
             }
             for one in result.datasets
         ],
-        {
-            "scansion": result.model_dump(mode="json", exclude={"datasets"}),
-            **{f"{_name(one, result.pooling)}_results": _by_task(one.tasks) for one in result.datasets},
-        },
-        epoch_millis,
+        {f"{_name(one, result.pooling)}_results": _by_task(one.tasks) for one in result.datasets},
+        ours=result.model_dump(mode="json", exclude={"datasets"}),
+        epoch_millis=epoch_millis,
     )
 
 

@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scansion.activations import ActivationStore
 from scansion.errors import EvalError
-from scansion.evals.base import LoadedSAE
-from scansion.evals.extra_result import ExtraResult
+from scansion.evals.base import EvalResult, LoadedSAE
 from scansion.evals.recovery.recovery import evaluate_recovery
 from scansion.evals.recovery.result import RecoveryResult
 from scansion.synth.config import SynthConfig
@@ -23,7 +22,7 @@ class SyntheticConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SyntheticResult(ExtraResult):
+class SyntheticResult(EvalResult):
     """How much of the truth the SAE has found; ``recovery`` holds it all."""
 
     eval: str = "synthetic"

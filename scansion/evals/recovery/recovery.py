@@ -11,8 +11,7 @@ from torch import Tensor
 
 from scansion.activations import ActivationStore
 from scansion.errors import EvalError
-from scansion.evals.base import LoadedSAE, status_of
-from scansion.evals.core.degenerate import reasons_before_running, reasons_from_activity
+from scansion.evals.base import LoadedSAE, reasons_before_running, reasons_from_activity, status_of
 from scansion.evals.core.duplicates import duplicate_share
 from scansion.evals.recovery.matching import cosines, effective_positions, one_to_one, profile_overlap, support_iou
 from scansion.evals.recovery.result import RECOVERED_COSINE, GroupRecovery, ProfileMatch, RecoveryResult

@@ -13,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scansion.corpus.config import CorpusConfig
 from scansion.device import dtype_name
-from scansion.evals.base import Estimate, LoadedSAE, Status
-from scansion.evals.core.degenerate import reasons_before_running
-from scansion.evals.fit import require_sae_matches_lm
+from scansion.evals.base import LoadedSAE, Status, reasons_before_running, require_sae_matches_lm
+from scansion.evals.statistics import Estimate
 from scansion.evals.unlearning.answering import answer, clamp, firing_rates, fits
 from scansion.evals.unlearning.questions import Question, UnlearningData, bundled_questions, hub_questions
 from scansion.evals.unlearning.result import Intervention, UnlearningResult, best_setting, held_out, shares

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import binomtest
 
-from scansion.evals.base import Estimate
-from scansion.evals.extra_result import ExtraResult
+from scansion.evals.base import EvalResult
+from scansion.evals.statistics import Estimate
 
 # A setting counts if the LM keeps this share of the retained questions it had right.
 _KEPT = 0.99
@@ -34,7 +34,7 @@ class Intervention(BaseModel):
     retain_kept: float
 
 
-class UnlearningResult(ExtraResult):
+class UnlearningResult(EvalResult):
     """The untouched LM's accuracies, every setting's, and the score.
 
     Attributes:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from scansion.evals.base import Estimate
+from scansion.evals.statistics import Estimate
 
 Number = float | None
 Kind = Literal["line", "points", "faint points", "bars", "front", "rule", "ticks"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scansion.evals.base import Estimate
+from scansion.evals.statistics import Estimate
 from scansion.report.charts.chart import Axis, Chart, Series, split
 from scansion.report.data import ReportArm, ReportData
 from scansion.study.compare.figures import metric

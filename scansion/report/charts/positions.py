@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
-from scansion.evals.base import Estimate
 from scansion.evals.position.result import StateFigures
+from scansion.evals.statistics import Estimate
 from scansion.report.charts.chart import Axis, Chart, Series, grouped, log_ticks, over_seeds, split
 from scansion.report.data import ReportArm, ReportData
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from scansion.evals.base import Estimate
 from scansion.evals.probing.result import DatasetResult, SparseProbingResult
+from scansion.evals.statistics import Estimate
 from scansion.report.charts.chart import Axis, Chart, Series, grouped, split
 from scansion.report.data import ReportArm, ReportData
 

@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from scansion.evals.bundle import RunResults
+from scansion.pipeline.run_results import RunResults
 
 _COLUMNS = ("run", "features", "available at a position", "operations a token", "of the first", "L0 by position")
 

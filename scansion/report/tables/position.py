@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from scansion.evals.base import Estimate
-from scansion.evals.bundle import RunResults
 from scansion.evals.position import PositionResult, excess_over_unmasked
 from scansion.evals.position.replacement import ReplacedFigures
 from scansion.evals.position.result import StateFigures
+from scansion.evals.statistics import Estimate
+from scansion.pipeline.run_results import RunResults
 
 _COLUMNS = ("run", "state", "L0", "information, mbit", "of entropy", "positional", "AUROC", "overlap", "retention")
 _MOVED_COLUMNS = ("stay", "move")

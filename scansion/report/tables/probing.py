@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from scansion.evals.bundle import RunResults
 from scansion.evals.probing.result import DatasetResult, SparseProbingResult
+from scansion.pipeline.run_results import RunResults
 from scansion.report.tables.summary import shown_ks, with_gain
 
 PROBING_NOTE = (

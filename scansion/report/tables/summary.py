@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from scansion.evals.base import Estimate
-from scansion.evals.bundle import RunResults
 from scansion.evals.probing.result import SparseProbingResult
+from scansion.evals.statistics import Estimate
+from scansion.pipeline.run_results import RunResults
 
 _CORE_COLUMNS = ("FVE", "L0", "dead", "CE recovered")
 _SHOWN_KS = (1, 5, 20)

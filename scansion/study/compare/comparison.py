@@ -10,14 +10,10 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from scansion.errors import ConfigError
-from scansion.evals.base import Estimate, detectable_difference, paired_p
-from scansion.lm import ModelId
+from scansion.evals.base import not_comparable
+from scansion.evals.statistics import Estimate, detectable_difference, paired_p
 from scansion.study.final_info import ArmInfo
 
-# Arms that differ in one of these answer different questions.
-_MUST_AGREE = (
-    "model", "model_revision", "hook_point", "contexts", "context_length", "use_position_0", "tokens", "evaluated_on",
-)  # fmt: skip
 _LEVEL = 0.05
 _ROUNDING = 1e-9
 _FRONTS = (("l0", "fve"), ("l0", "ce_loss_recovered"), ("train_seconds", "fve"), ("train_seconds", "ce_loss_recovered"))
@@ -127,7 +123,7 @@ def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Compar
     for name, info in infos.items():
         if info.status != "ok":
             set_apart[name] = f"{info.status}: {'; '.join(info.reasons)}"
-        elif reference and (problems := _not_comparable(info, infos[reference])):
+        elif reference and (problems := not_comparable(info.provenance, infos[reference].provenance)):
             set_apart[name] = f"not comparable with {reference}: {'; '.join(problems)}"
         else:
             comparable[name] = info
@@ -160,27 +156,6 @@ def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Compar
 def figures_of(info: ArmInfo) -> dict[str, Estimate]:
     """Every figure of an arm with its interval over seeds."""
     return {name: Estimate.of_seeds([v for v in values if v is not None]) for name, values in info.values.items()}
-
-
-def _not_comparable(one: ArmInfo, other: ArmInfo) -> list[str]:
-    here, there = one.provenance, other.provenance
-    same_model = _model_of(here).same_as(_model_of(there))
-    problems = [
-        f"{name} is {here.get(name)!r}, not {there.get(name)!r}"
-        for name in _MUST_AGREE
-        if name != "evaluated_on"
-        and here.get(name) != there.get(name)
-        and not (same_model and name in ("model", "model_revision"))
-    ]
-    ours, theirs = here.get("evaluated_on", {}), there.get("evaluated_on", {})
-    different = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
-    if different:
-        problems.append(f"{', '.join(different)} was measured on other data or with other settings")
-    return problems
-
-
-def _model_of(provenance: Mapping[str, object]) -> ModelId:
-    return ModelId(str(provenance.get("model")), str(provenance.get("model_revision")))
 
 
 def _caveats(one: ArmInfo, baseline: ArmInfo) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from scansion.evals.base import Estimate
+from scansion.evals.statistics import Estimate
 from scansion.files import atomic_file, write_json
 from scansion.study.compare.comparison import ComparedArm, Comparison, Difference
 from scansion.study.compare.figures import HEADLINE, Metric, metric

@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from scansion.evals.base import Estimate
 from scansion.evals.core.evaluate import CoreResult
 from scansion.evals.recovery import RecoveryResult
 from scansion.evals.recovery.result import GroupRecovery
+from scansion.evals.statistics import Estimate
 from scansion.study.synthetic.execute import CellResult
 from scansion.study.synthetic.plan import SyntheticPlan
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from scansion.evals.base import Estimate
+from scansion.evals.statistics import Estimate
 from scansion.files import atomic_file, write_json
 from scansion.study.synthetic.comparison import METRICS, Metric, StudySummary, VariantSummary, WorldSummary
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from scansion.errors import ConfigError
+from scansion.evals.ablation import classes as class_texts
+from scansion.evals.ablation.classes import ClassSet, load_classes, load_quadrants
 from scansion.evals.ablation.features import AUDIT, Pooled, effects, strongest
+from scansion.evals.ablation.saebench import scr_json, tpp_json
 from scansion.evals.ablation.scr import ScrConfig, evaluate_scr, scr_directions
 from scansion.evals.ablation.tpp import TppConfig, evaluate_tpp, tpp_scores
 from scansion.evals.probing.pooling import pool_texts
 from scansion.evals.probing.probes import LinearProbe, fit_linear
-from scansion.evals.saebench_layouts import scr_json, tpp_json
-from scansion.evals.texts import classes as class_texts
-from scansion.evals.texts.activations import TextReader
-from scansion.evals.texts.cache import ActivationCache
-from scansion.evals.texts.classes import ClassSet, load_classes, load_quadrants
+from scansion.evals.reading.cache import ActivationCache
+from scansion.evals.reading.texts import TextReader
 from scansion.lm import HookPoint, LanguageModel
 from tests.evals.probing.constructed import make_subject, telling_texts, use_asset, write_set
 

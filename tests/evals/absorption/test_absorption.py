@@ -12,7 +12,7 @@ from scansion.errors import EvalError
 from scansion.evals.absorption.evaluate import AbsorptionConfig, evaluate_absorption, measure
 from scansion.evals.absorption.first_letters import LETTERS, SpelledWords, SpellingPrompts, Word, vocabulary_words
 from scansion.evals.absorption.rates import absorption, f1, main_features, rank_by_sparse_probe
-from scansion.evals.saebench_layouts import absorption_json
+from scansion.evals.absorption.saebench import absorption_json
 from scansion.lm import HookPoint, LanguageModel
 from tests.conftest import VOCAB, WIDTH
 from tests.evals.probing.constructed import make_subject

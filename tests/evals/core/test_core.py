@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from scansion.errors import EvalError
-from scansion.evals.base import Estimate, LoadedSAE, detectable_difference
-from scansion.evals.core.degenerate import reasons_from_probes
+from scansion.evals.base import LoadedSAE, reasons_from_probes
 from scansion.evals.core.evaluate import CoreConfig, evaluate_core, saebench_explained_variance
 from scansion.evals.core.saebench import core_json
+from scansion.evals.statistics import Estimate, detectable_difference
 from scansion.masks import RandomHardMaskConfig
 from scansion.sae import ReluConfig, SAEMetadata, TopKConfig, build_sae
 from tests.conftest import WIDTH

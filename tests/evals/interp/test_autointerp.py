@@ -19,7 +19,7 @@ from scansion.evals.interp.chat import ChatEndpoint
 from scansion.evals.interp.examples import ExampleCounts, gather_examples
 from scansion.evals.interp.firing import Firing, firing_of_sample
 from scansion.evals.interp.offline import OfflineInterpConfig, auroc, evaluate_offline_interp, foretell
-from scansion.evals.saebench_layouts import autointerp_json
+from scansion.evals.interp.saebench import autointerp_json
 from tests.evals.probing.constructed import make_subject
 
 Judge = Callable[[list[dict[str, str]]], str]

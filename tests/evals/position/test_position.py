@@ -8,7 +8,7 @@ import torch
 
 from scansion.corpus import Contexts
 from scansion.errors import EvalError
-from scansion.evals.base import Estimate, LoadedSAE
+from scansion.evals.base import LoadedSAE
 from scansion.evals.position import (
     PositionConfig,
     evaluate_position,
@@ -21,6 +21,7 @@ from scansion.evals.position.firing import Text, record
 from scansion.evals.position.result import PositionResult
 from scansion.evals.position.sink import sink_fve
 from scansion.evals.position.states import rebuild_start
+from scansion.evals.statistics import Estimate
 from scansion.masks import BandMaskConfig, NoMaskConfig, RandomHardMaskConfig, SoftMaskConfig
 from scansion.sae import SAEMetadata, SwitchConfig, TopKConfig, build_sae
 from tests.conftest import WIDTH, random_contexts

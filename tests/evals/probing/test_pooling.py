@@ -10,9 +10,9 @@ import torch
 
 from scansion.corpus import Contexts
 from scansion.evals.probing.pooling import PooledTexts, Pooling, pool_texts
-from scansion.evals.texts import activations as text_activations
-from scansion.evals.texts.activations import TextReader
-from scansion.evals.texts.cache import ActivationCache
+from scansion.evals.reading import texts as text_activations
+from scansion.evals.reading.cache import ActivationCache
+from scansion.evals.reading.texts import TextReader
 from scansion.lm import HookPoint, LanguageModel, activations_at
 from scansion.masks import RandomHardMaskConfig
 from scansion.sae import SAE

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from scansion.corpus import Contexts
 from scansion.errors import ConfigError, EvalError, ModelError, ShapeError
-from scansion.evals.base import Estimate, LoadedSAE
+from scansion.evals.base import LoadedSAE
 from scansion.evals.probing import evaluate as sparse_probing
 from scansion.evals.probing.accuracy import over_data_sets, over_tasks
 from scansion.evals.probing.cached_baselines import CachedBaselines
@@ -21,11 +21,12 @@ from scansion.evals.probing.evaluate import SparseProbingConfig, SparseProbingRe
 from scansion.evals.probing.pooling import pool_texts
 from scansion.evals.probing.probes import ProbeOutcome, ProbeTask, fit_all, fit_probes
 from scansion.evals.probing.sets import load_probing_set
-from scansion.evals.random_control import random_controls
-from scansion.evals.texts import activations as text_activations
-from scansion.evals.texts import cache as activation_cache
-from scansion.evals.texts.activations import TextReader
-from scansion.evals.texts.cache import ActivationCache
+from scansion.evals.probing.untrained import random_controls
+from scansion.evals.reading import cache as activation_cache
+from scansion.evals.reading import texts as text_activations
+from scansion.evals.reading.cache import ActivationCache
+from scansion.evals.reading.texts import TextReader
+from scansion.evals.statistics import Estimate
 from scansion.lm import HookPoint, LanguageModel
 from scansion.masks import RandomHardMaskConfig
 from tests.evals.probing.constructed import make_subject, telling_texts, use_asset, write_set

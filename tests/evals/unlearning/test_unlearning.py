@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from scansion.errors import EvalError
-from scansion.evals.saebench_layouts import unlearning_json
 from scansion.evals.unlearning import questions as questions_module
 from scansion.evals.unlearning.answering import answer, clamp, firing_rates
 from scansion.evals.unlearning.evaluate import UnlearningConfig, evaluate_unlearning, features_to_clamp
 from scansion.evals.unlearning.questions import Question, UnlearningData, bundled_questions, hub_questions, lettered
 from scansion.evals.unlearning.result import best_setting, held_out
+from scansion.evals.unlearning.saebench import unlearning_json
 from scansion.lm import HookPoint, LanguageModel, logits
 from tests.conftest import WIDTH, random_contexts
 from tests.evals.probing.constructed import make_subject, use_asset, write_set

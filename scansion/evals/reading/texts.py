@@ -17,7 +17,7 @@ from torch import Tensor
 from scansion.corpus import Contexts, tokenizer_fingerprint
 from scansion.device import dtype_name, resolve_dtype
 from scansion.errors import EvalError
-from scansion.evals.texts.cache import ActivationCache
+from scansion.evals.reading.cache import ActivationCache
 from scansion.files import fingerprint
 from scansion.lm import HookPoint, LanguageModel, activations_at
 from scansion.progress import progress

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from scansion.evals.base import LoadedSAE
-from scansion.evals.texts.activations import Block
+from scansion.evals.reading.texts import Block
 from scansion.sae import SAE, build_sae
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scansion.evals.texts.cache import ActivationCache
+from scansion.evals.reading.cache import ActivationCache
 
 
 def tensors(seed: int, n: int = 250) -> dict[str, torch.Tensor]:
