@@ -2,7 +2,7 @@
 
 It writes ``run_3/final_info.json`` and adds to ``notes.txt`` beside it; the baseline, which the notes compare with, is
 ``--out_dir=run_0``. The exit status is 0 unless the run failed. For a new idea add a run to the plan, or to NEW_RUNS below;
-a mask of your own is a class that is registered with ``scansion.masks.register_family``.
+a mask of your own is a class with ``@scansion.register_mask(MyMaskConfig)`` above it (see ``docs/masks.md``).
 """
 
 from __future__ import annotations

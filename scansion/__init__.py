@@ -27,12 +27,18 @@ if TYPE_CHECKING:
     from scansion.lm import load_language_model as load_language_model
     from scansion.masks import AdaptiveMaskConfig as AdaptiveMaskConfig
     from scansion.masks import BandMaskConfig as BandMaskConfig
+    from scansion.masks import HardMask as HardMask
     from scansion.masks import ImportanceMaskConfig as ImportanceMaskConfig
+    from scansion.masks import LearntConfig as LearntConfig
+    from scansion.masks import LearntMask as LearntMask
+    from scansion.masks import MaskConfig as MaskConfig
     from scansion.masks import NoMaskConfig as NoMaskConfig
+    from scansion.masks import PositionalMask as PositionalMask
     from scansion.masks import RandomHardMaskConfig as RandomHardMaskConfig
     from scansion.masks import SoftMaskConfig as SoftMaskConfig
     from scansion.masks import UsageBandMaskConfig as UsageBandMaskConfig
-    from scansion.masks import register_family as register_family
+    from scansion.masks import build_mask as build_mask
+    from scansion.masks import register_mask as register_mask
     from scansion.pipeline import HarvestSpec as HarvestSpec
     from scansion.pipeline import build_stores as build_stores
     from scansion.report import FeatureConfig as FeatureConfig
@@ -64,8 +70,8 @@ _HOMES = {
     "evals.base": "LoadedSAE",
     "evals.probing.evaluate": "SparseProbingConfig evaluate_sparse_probing",
     "lm": "HookPoint activations_at load_language_model",
-    "masks": "AdaptiveMaskConfig BandMaskConfig ImportanceMaskConfig NoMaskConfig RandomHardMaskConfig SoftMaskConfig "
-    "UsageBandMaskConfig register_family",
+    "masks": "AdaptiveMaskConfig BandMaskConfig HardMask ImportanceMaskConfig LearntConfig LearntMask MaskConfig NoMaskConfig "
+    "PositionalMask RandomHardMaskConfig SoftMaskConfig UsageBandMaskConfig build_mask register_mask",
     "pipeline": "HarvestSpec build_stores",
     "report": "FeatureConfig runs_data study_data summarise write_report",
     "sae": "SAE BatchTopKConfig JumpReluConfig ReluConfig TopKConfig load_sae save_sae",

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from scansion.errors import ConfigError
-from scansion.masks import FAMILIES, MaskConfig, parse_mask_config
+from scansion.masks import MASKS, MaskConfig, parse_mask_config
 from scansion.sae import SAEConfig, parse_sae_config
 
 
@@ -71,12 +71,17 @@ def parse_mask(text: str) -> MaskConfig:
 def mask_families() -> dict[str, tuple[str, list[str]]]:
     """Every family -> what it is, and a line for each of its settings."""
     return {
-        str(config.model_fields["family"].default): (
-            (mask.__doc__ or "").strip().splitlines()[0],
-            [line for name in config.model_fields if name != "family" for line in _setting(config, name)],
+        name: (
+            (MASKS.called(name).__doc__ or "").strip().splitlines()[0],
+            [line for setting in _settings(config) for line in _setting(config, setting)],
         )
-        for config, mask in FAMILIES.items()
+        for name, config in zip(MASKS.names(), MASKS.configs(), strict=True)
     }
+
+
+def _settings(config: type[MaskConfig]) -> list[str]:
+    """The settings that can be chosen: not the name, nor what the family fixes."""
+    return [name for name, field in config.model_fields.items() if name != "family" and not field.exclude]
 
 
 def _setting(kind: type[BaseModel], name: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from scansion.errors import ConfigError
 from scansion.masks.base import ActsOn
 from scansion.masks.learnt import LearntConfig, LearntMask
+from scansion.masks.registry import register_mask
 from scansion.masks.schedule import MaskUpdates, Temperature
 from scansion.masks.starts import Start
 
@@ -36,6 +37,7 @@ class AdaptiveMaskConfig(LearntConfig, frozen=True):
     )
 
 
+@register_mask(AdaptiveMaskConfig)
 class AdaptiveMask(LearntMask):
     """Starts soft, ends hard, and learns which positions to keep within a budget.
 

@@ -11,13 +11,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from scansion.errors import ConfigError
-from scansion.masks.base import Bands, FamilyConfig
+from scansion.masks.base import Bands, MaskConfig
 from scansion.masks.hard import HardMask
+from scansion.masks.registry import register_mask
 
 DEFAULT_COUNT = 8
 
 
-class BandMaskConfig(FamilyConfig, frozen=True):
+class BandMaskConfig(MaskConfig, frozen=True):
     """Settings of :class:`BandMask`. At most one of ``preset``, ``edges`` and ``count`` says where the bands lie."""
 
     family: Literal["bands"] = "bands"
@@ -88,6 +89,7 @@ class BandMaskConfig(FamilyConfig, frozen=True):
         return self.sizes
 
 
+@register_mask(BandMaskConfig)
 class BandMask(HardMask):
     """Contiguous bands of positions, each owning a contiguous block of the bound features.
 

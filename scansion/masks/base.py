@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,14 +22,12 @@ ActsOn = Literal["forward", "gradient", "both", "straight_through", "placebo"]
 
 
 class MaskConfig(BaseModel, extra="forbid", frozen=True):
-    """Settings of one mask family; each family adds its own and a ``family`` that names it."""
+    """Settings of a mask family. Each family adds its own, and gives ``family`` a default: its name."""
+
+    has_weights: ClassVar[bool] = True
+    """False only for ``none``, which has no weights to show or to compare with."""
 
     family: str
-
-
-class FamilyConfig(MaskConfig, frozen=True):
-    """Settings that every family but ``none`` has."""
-
     acts_on: ActsOn = Field(
         default="forward",
         description="forward: weights pre-activations; gradient: only permitted positions train a feature; both; "
@@ -41,6 +40,11 @@ class FamilyConfig(MaskConfig, frozen=True):
         description="What a position past the mask's end means: an error, the last position, or the mask over again.",
     )
     seed: int = Field(default=0, description="Seed of what is drawn.")
+
+    @property
+    def usage_source(self) -> Path | None:
+        """Folder of a trained SAE whose weights, and whose use of positions, training starts from; None for none."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class PositionalMask(nn.Module, ABC):
         d_sae: number of features.
     """
 
-    def __init__(self, config: FamilyConfig, n_positions: int, d_sae: int) -> None:
+    def __init__(self, config: MaskConfig, n_positions: int, d_sae: int) -> None:
         super().__init__()
         self.config = config
         self.n_positions = n_positions
@@ -125,6 +129,18 @@ class PositionalMask(nn.Module, ABC):
     def can_block(self) -> bool:
         """Whether there can be a position at which some feature is not :meth:`allowed`."""
         return self.config.acts_on not in ("gradient", "placebo")
+
+    @property
+    def reorders_features(self) -> bool:
+        """True if :meth:`end_step` may change the order of the features."""
+        return False
+
+    def start_from_usage(self, usage: Float[Tensor, "L d_sae"]) -> None:
+        """Start from how often each feature of a trained SAE fires at each position.
+
+        For families whose settings can give a ``usage_source``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot start from the usage of a trained SAE")
 
     def begin_step(self, step: int, n_steps: int) -> None:
         """Told before each training step; a mask with a schedule follows it."""

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scansion.masks.base import FamilyConfig, PositionalMask
+from scansion.masks.base import MaskConfig, PositionalMask
 
 
 class HardMask(PositionalMask):
@@ -19,7 +19,7 @@ class HardMask(PositionalMask):
         bound: True where a bound feature may fire.
     """
 
-    def __init__(self, config: FamilyConfig, n_positions: int, d_sae: int, bound: Bool[Tensor, "L d_bound"]) -> None:
+    def __init__(self, config: MaskConfig, n_positions: int, d_sae: int, bound: Bool[Tensor, "L d_bound"]) -> None:
         super().__init__(config, n_positions, d_sae)
         self.open: Bool[Tensor, "L d_sae"]
         shared = torch.ones(n_positions, self.n_shared, dtype=torch.bool)

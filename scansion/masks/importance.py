@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scansion.masks.learnt import LearntConfig, LearntMask
+from scansion.masks.registry import register_mask
 
 
 class ImportanceMaskConfig(LearntConfig, frozen=True):
@@ -16,6 +17,7 @@ class ImportanceMaskConfig(LearntConfig, frozen=True):
     family: Literal["importance"] = "importance"
 
 
+@register_mask(ImportanceMaskConfig)
 class ImportanceMask(LearntMask):
     """Learnt position importance: each feature spreads weights of mean 1 over the positions.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scansion.masks.base import FamilyConfig, PositionalMask
+from scansion.masks.base import MaskConfig, PositionalMask
 from scansion.masks.schedule import MaskUpdates, Temperature
 from scansion.masks.starts import Start
 
@@ -14,12 +16,16 @@ from scansion.masks.starts import Start
 COLDEST = 1e-12
 
 
-class LearntConfig(FamilyConfig, frozen=True):
+class LearntConfig(MaskConfig, frozen=True):
     """Settings that every learnt family has."""
 
     start: Start = Start()
     temperature: Temperature = Temperature()
     updates: MaskUpdates = MaskUpdates()
+
+    @property
+    def usage_source(self) -> Path | None:
+        return self.start.sae
 
 
 class LearntMask(PositionalMask):

@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from scansion.masks.base import FamilyConfig, MaskConfig, MaskedActs, PositionalMask
+from scansion.masks.base import MaskConfig, MaskedActs, PositionalMask
+from scansion.masks.registry import register_mask
 
 
 class NoMaskConfig(MaskConfig, frozen=True):
-    """Settings of :class:`NoMask`: none."""
+    """Settings of :class:`NoMask`: none of one's choosing.
+
+    Those that all masks have are fixed: having no mask is the same as having one that is never applied and is repeated
+    without end. They are not saved.
+    """
+
+    has_weights: ClassVar[bool] = False
 
     family: Literal["none"] = "none"
+    acts_on: Literal["placebo"] = Field(default="placebo", exclude=True)
+    shared: float = Field(default=0.0, exclude=True)
+    beyond: Literal["tile"] = Field(default="tile", exclude=True)
+    seed: int = Field(default=0, exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_to_set(cls, settings: object) -> object:
+        if isinstance(settings, dict) and set(cast(dict[str, Any], settings)) - {"family"}:
+            raise ValueError("the mask 'none' has no settings")
+        return settings
 
 
+@register_mask(NoMaskConfig)
 class NoMask(PositionalMask):
     """No mask: every feature may fire everywhere, at any position however far."""
-
-    def __init__(self, config: NoMaskConfig, n_positions: int, d_sae: int) -> None:
-        # A mask that is never applied, tiled without end, is what having none amounts to.
-        super().__init__(FamilyConfig(family=config.family, acts_on="placebo", beyond="tile"), n_positions, d_sae)
 
     def bound_weights(self) -> Float[Tensor, "L d_bound"]:
         return torch.ones(()).expand(self.n_positions, self.d_sae)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scansion.errors import ShapeError
-from scansion.masks.base import FamilyConfig, PositionalMask
+from scansion.masks.base import MaskConfig, PositionalMask
 
 
 class PermutedMask(PositionalMask):
@@ -21,7 +21,7 @@ class PermutedMask(PositionalMask):
         ShapeError: ``order`` is not one.
     """
 
-    config: FamilyConfig
+    config: MaskConfig
 
     def __init__(self, mask: PositionalMask, order: Int[Tensor, "d_bound"]) -> None:
         if not torch.equal(order.sort().values.cpu(), torch.arange(mask.d_bound)):

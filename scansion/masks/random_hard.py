@@ -10,11 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from scansion.errors import ConfigError
-from scansion.masks.base import FamilyConfig
+from scansion.masks.base import MaskConfig
 from scansion.masks.hard import HardMask
+from scansion.masks.registry import register_mask
 
 
-class RandomHardMaskConfig(FamilyConfig, frozen=True):
+class RandomHardMaskConfig(MaskConfig, frozen=True):
     """Settings of :class:`RandomHardMask`."""
 
     family: Literal["random_hard"] = "random_hard"
@@ -23,6 +24,7 @@ class RandomHardMaskConfig(FamilyConfig, frozen=True):
     )
 
 
+@register_mask(RandomHardMaskConfig)
 class RandomHardMask(HardMask):
     """Binary and random: each feature has exactly n positions, each position an equal share of features, to within one.
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scansion.masks.learnt import LearntConfig, LearntMask
+from scansion.masks.registry import register_mask
 
 
 class SoftMaskConfig(LearntConfig, frozen=True):
@@ -23,6 +24,7 @@ class SoftMaskConfig(LearntConfig, frozen=True):
     )
 
 
+@register_mask(SoftMaskConfig)
 class SoftMask(LearntMask):
     """A learnable weight in [0, 1] for every feature and position, whatever the optimiser does.
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from scansion.masks.bands import BandMask, BandMaskConfig
+from scansion.masks.registry import register_mask
 
 
 class UsageBandMaskConfig(BandMaskConfig, frozen=True):
@@ -27,6 +28,7 @@ class UsageBandMaskConfig(BandMaskConfig, frozen=True):
     )
 
 
+@register_mask(UsageBandMaskConfig)
 class UsageBandMask(BandMask):
     """Bands whose features are dealt out anew as training shows where they would be used.
 
@@ -44,6 +46,10 @@ class UsageBandMask(BandMask):
 
     def begin_step(self, step: int, n_steps: int) -> None:
         self._last_step = int(self.config.stop * n_steps)
+
+    @property
+    def reorders_features(self) -> bool:
+        return True
 
     def wants_usage_at(self, step: int) -> bool:
         return step < self._last_step and (step + 1) % self.config.measure_every == 0

@@ -46,8 +46,7 @@ def round_to_bands(sae: SAE, n_bands: int, keep: float = 0.5) -> Rounded:
         ConfigError: the mask does not act in the forward pass, has decoder biases a band, or ``n_bands`` or ``keep``
             does not fit.
     """
-    settings = sae.config.mask
-    acts_on = getattr(settings, "acts_on", "placebo")
+    acts_on = sae.config.mask.acts_on
     if acts_on in ("placebo", "gradient") or sae.b_dec.ndim != 1:
         raise ConfigError(
             f"a mask that acts on {acts_on!r} or has decoder biases of its own cannot be rounded to bands"
@@ -84,6 +83,6 @@ def round_to_bands(sae: SAE, n_bands: int, keep: float = 0.5) -> Rounded:
 
 def _weights_in_force(sae: SAE) -> Float[Tensor, "L d_sae"]:
     positions = torch.arange(sae.n_positions, device=sae.W_dec.device)
-    if sae.config.mask.model_dump().get("acts_on") == "straight_through":
+    if sae.config.mask.acts_on == "straight_through":
         return sae.mask.is_open(positions).float().cpu()
     return sae.mask(positions).float().cpu()

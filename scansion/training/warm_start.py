@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from scansion.activations import ActivationStream
 from scansion.errors import TrainingError
-from scansion.masks import LearntMask
 from scansion.sae import SAE, SAEConfig, load_sae
 
 # Batches of the stream on which the usage is measured; at 2048 tokens each, about 500 tokens a position.
 USAGE_BATCHES = 32
-
-
-def usage_source(config: SAEConfig) -> Path | None:
-    """The folder of the trained SAE that this config starts from, if any."""
-    start = getattr(config.mask, "start", None)
-    return start.sae if start is not None else None
 
 
 def check_usage_source(config: SAEConfig, d_in: int) -> None:
@@ -30,7 +21,7 @@ def check_usage_source(config: SAEConfig, d_in: int) -> None:
         TrainingError: it has another architecture, size or width, or a mask of its own.
         ScansionError: the folder holds no SAE.
     """
-    source = usage_source(config)
+    source = config.mask.usage_source
     if source is None:
         return
     there, _ = load_sae(source)
@@ -51,8 +42,8 @@ def start_from_usage(sae: SAE, stream: ActivationStream, scale: float) -> None:
         stream: whose first batches the usage is measured on.
         scale: the stream's input scale.
     """
-    source = usage_source(sae.config)
-    if source is None or not isinstance(sae.mask, LearntMask):
+    source = sae.config.mask.usage_source
+    if source is None:
         return
     there, _ = load_sae(source, sae.W_dec.device)
     there.fold_scale(1 / scale)

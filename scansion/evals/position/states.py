@@ -11,15 +11,13 @@ from torch import Tensor
 
 from scansion.activations import ActivationStore
 from scansion.evals.base import LoadedSAE
-from scansion.masks import NoMask, PermutedMask, PositionalMask, RandomHardMaskConfig, UsageBandMask, build_mask
-from scansion.masks.base import FamilyConfig
+from scansion.masks import PermutedMask, PositionalMask, RandomHardMaskConfig, build_mask
 from scansion.sae import SAE, build_sae
 
 
 def acts_in_forward(sae: SAE) -> bool:
     """Whether the mask changes what fires: not if there is none, it is a placebo, or it only gates gradients."""
-    config = sae.config.mask
-    return isinstance(config, FamilyConfig) and config.acts_on in ("forward", "both", "straight_through")
+    return sae.config.mask.acts_on in ("forward", "both", "straight_through")
 
 
 def measured_mask(sae: SAE, seed: int) -> tuple[PositionalMask, bool]:
@@ -28,7 +26,7 @@ def measured_mask(sae: SAE, seed: int) -> tuple[PositionalMask, bool]:
     An SAE without one is compared with a random hard mask drawn for the purpose, each feature an eighth of the
     positions: what comes out is what chance and the data's own position structure give.
     """
-    if not isinstance(sae.mask, NoMask):
+    if sae.config.mask.has_weights:
         return sae.mask, True
     return build_mask(RandomHardMaskConfig(seed=seed), sae.n_positions, sae.d_sae), False
 
@@ -59,10 +57,9 @@ def rebuild_start(subject: LoadedSAE, store: ActivationStore) -> SAE | str:
     sae, metadata = subject.sae, subject.metadata
     if not metadata.training:
         return "how it was trained is not known"
-    start_of_mask = getattr(sae.config.mask, "start", None)
-    if start_of_mask is not None and start_of_mask.sae is not None:
+    if sae.config.mask.usage_source is not None:
         return "it was started from another trained SAE"
-    if isinstance(sae.mask, UsageBandMask):
+    if sae.mask.reorders_features:
         return "its features changed places in training"
     start = build_sae(sae.config, sae.d_in, sae.n_positions, torch.Generator().manual_seed(metadata.seed))
     start = start.to(sae.W_dec.device).eval()

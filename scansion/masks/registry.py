@@ -1,0 +1,50 @@
+"""The mask families, by name: built-in ones, those of installed packages and those of ``--plugin FILE.py``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, cast
+
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError
+
+from scansion.masks.base import MaskConfig, PositionalMask
+from scansion.registry import Registry
+
+MASKS: Registry[MaskConfig, type[PositionalMask]] = Registry("mask family", "family", MaskConfig, "scansion.masks")
+"""Family name -> settings and mask."""
+
+register_mask = MASKS.register
+"""Class decorator: ``@register_mask(MyMaskConfig)`` makes a family known to plans, flags, saved SAEs and reports."""
+
+
+def parse_mask_config(settings: dict[str, Any]) -> MaskConfig:
+    """Settings as read from JSON or YAML -> the config of their ``family``.
+
+    Raises:
+        pydantic.ValidationError: an unknown key, or a value out of range.
+        ConfigError: an unknown family.
+    """
+    return MASKS.parse(settings)
+
+
+def build_mask(config: MaskConfig, n_positions: int, d_sae: int) -> PositionalMask:
+    """The mask that ``config`` describes, for contexts of ``n_positions`` tokens and ``d_sae`` features.
+
+    Raises:
+        ConfigError: the settings do not fit these sizes, or the family is not registered.
+    """
+    family: Any = MASKS.of(config)
+    return family(config, n_positions, d_sae)
+
+
+def _parsed(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    try:
+        return parse_mask_config(cast(dict[str, Any], value))
+    except ValidationError as error:  # on one line, because it becomes part of the error of the config around it
+        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        raise ValueError("; ".join(problems)) from error
+
+
+AnyMaskConfig = Annotated[SerializeAsAny[MaskConfig], BeforeValidator(_parsed)]
+"""The settings of any family, chosen by ``family``; families registered later are included."""
