@@ -260,5 +260,7 @@ def test_settings_that_do_not_fit_are_refused() -> None:
     ]:
         with pytest.raises(ValidationError, match=message):
             parse_mask_config(wrong)
-    with pytest.raises(ConfigError, match="no mask family is called 'stripes'; there are adaptive, bands, importance, none"):
+    with pytest.raises(
+        ConfigError, match="no mask family is called 'stripes'; there are adaptive, bands, importance, none"
+    ):
         parse_mask_config({"family": "stripes"})

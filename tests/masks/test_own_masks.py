@@ -118,7 +118,9 @@ def test_flags_and_help_include_it() -> None:
     assert parse_mask("late, start: 3, shared: 0.25") == LateMaskConfig(start=3, shared=0.25)
     what, settings = mask_families()["late"]
     assert what.startswith("1 from a feature's own first position on")
-    assert any(line.startswith("start = 2") for line in settings) and any(line.startswith("beyond") for line in settings)
+    assert any(line.startswith("start = 2") for line in settings) and any(
+        line.startswith("beyond") for line in settings
+    )
 
 
 def test_a_derived_config_needs_a_name_of_its_own() -> None:
@@ -142,7 +144,7 @@ def test_a_config_without_a_name_is_refused_at_registration() -> None:
 
 
 def test_a_family_that_is_not_known_here_says_how_to_make_it_known() -> None:
-    with pytest.raises(ConfigError, match="no mask family is called 'stripes'.*--plugin FILE.py"):
+    with pytest.raises(ConfigError, match=r"no mask family is called 'stripes'.*--plugin FILE.py"):
         parse_mask_config({"family": "stripes", "width": 2})
 
 
