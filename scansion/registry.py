@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import xxhash
 from pydantic import BaseModel
@@ -26,6 +26,7 @@ PLUGINS = "SCANSION_PLUGINS"
 
 Config = TypeVar("Config", bound=BaseModel)
 Item = TypeVar("Item")
+Class = TypeVar("Class", bound=type)
 
 
 class Registry(Generic[Config, Item]):
@@ -50,7 +51,7 @@ class Registry(Generic[Config, Item]):
         self._items: dict[str, tuple[type[Config], Item]] = {}
         self._found_plugins = False
 
-    def register(self, config: type[Config]) -> Callable[[Item], Item]:
+    def register(self, config: type[Config]) -> Callable[[Class], Class]:
         """Class decorator that registers the class under its config's name.
 
         Raises:
@@ -67,8 +68,8 @@ class Registry(Generic[Config, Item]):
                 f"there is a {self.kind} called {name!r} already ({taken[0].__name__}); choose another name"
             )
 
-        def keep(item: Item) -> Item:
-            self._items[name] = (config, item)
+        def keep(item: Class) -> Class:
+            self._items[name] = (config, cast(Item, item))
             return item
 
         return keep
