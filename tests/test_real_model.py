@@ -23,7 +23,7 @@ def test_position_0_is_a_sink_and_what_is_stored_is_what_transformers_computes(t
     tokens = store.tokens[:, 0][store.valid[:, 0]][None].long()
     with torch.no_grad():
         expected = source.lm.model(input_ids=tokens, output_hidden_states=True).hidden_states[6][0]
-    found = store.contexts(0, 1)[store.valid[:, 0], 0].float()
+    found = store.contexts(0, 1).x[store.valid[:, 0], 0].float()
     relative = (found - expected).norm(dim=1) / expected.norm(dim=1)
     assert relative.max() < 0.01  # stored in bfloat16
 

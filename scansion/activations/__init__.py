@@ -1,8 +1,9 @@
 """Activations that keep their position: harvested once into a store on disk, streamed to everything downstream."""
 
+from scansion.activations.batch import PositionedBatch
 from scansion.activations.harvesting import HarvestConfig, HarvestPlan, harvest
 from scansion.activations.store import ActivationStore, StoreManifest
-from scansion.activations.stream import ActivationStream, PositionedBatch
+from scansion.activations.stream import ActivationStream
 
 __all__ = [
     "ActivationStore",

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from scansion.activations.batch import PositionedBatch
 from scansion.activations.shard import SIDE_TENSORS, STATS_TENSORS, Shard
 from scansion.device import DTYPES
 from scansion.errors import StoreError
@@ -201,7 +202,7 @@ class ActivationStore:
             raise StoreError(f"{self.folder} has no valid token beyond position 0; use longer contexts")
         return positions
 
-    def gather(self, positions: Int[Tensor, "P"], contexts: Int[Tensor, "P n"]) -> Float[Tensor, "P n d_in"]:
+    def gather(self, positions: Int[Tensor, "P"], contexts: Int[Tensor, "P n"]) -> PositionedBatch:
         """The activations of n contexts at each of P positions, in the stored type, read through the memory map.
 
         Args:
@@ -217,10 +218,10 @@ class ActivationStore:
             here = np.flatnonzero(shard_of == index)
             part = self._shards[index].rows(flat_positions[here], flat_contexts[here] - self._starts[index])
             rows[torch.from_numpy(here)] = part
-        return rows.view(len(positions), sizes["n"], self.d_in)
+        return PositionedBatch(rows.view(len(positions), sizes["n"], self.d_in), positions)
 
-    def contexts(self, start: int, stop: int) -> Float[Tensor, "L n d_in"]:
-        """Whole contexts ``start`` to ``stop`` (exclusive), in the stored type."""
+    def contexts(self, start: int, stop: int) -> PositionedBatch:
+        """Whole contexts ``start`` to ``stop`` (exclusive), at all L positions, in the stored type."""
         stop = min(stop, self.n_contexts)
         parts: Sequence[Tensor] = [
             shard.contexts(max(start - first, 0), min(stop - first, shard.n_contexts))
@@ -229,7 +230,7 @@ class ActivationStore:
         ]
         if not parts:
             raise StoreError(f"contexts {start} to {stop} are not among the {self.n_contexts} of {self.folder}")
-        return torch.cat(list(parts), dim=1)
+        return PositionedBatch(torch.cat(list(parts), dim=1), torch.arange(self.n_positions))
 
     def resident(self) -> Float[Tensor, "L C d_in"]:
         """All contexts, read into memory shard by shard, in the stored type."""

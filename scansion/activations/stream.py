@@ -5,8 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import psutil
@@ -15,6 +13,7 @@ import xxhash
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scansion.activations.batch import PositionedBatch
 from scansion.activations.store import ActivationStore
 from scansion.errors import ConfigError
 
@@ -23,44 +22,6 @@ PREFETCH = 2
 STEPS_DRAWN = 16
 # The rest is left to the LM, the SAEs and the machine's other users.
 MEMORY_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class PositionedBatch:
-    """Activations grouped by position: row ``x[i]`` holds n tokens, all of them at ``positions[i]`` of their context.
-
-    Attributes:
-        x: activations.
-        positions: ascending.
-        previous: the token before each one, for all rows but the first; None unless it was asked for.
-    """
-
-    x: Float[Tensor, "P n d_in"]
-    positions: Int[Tensor, "P"]
-    previous: Float[Tensor, "P_less_1 n d_in"] | None = None
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens in the batch, P x n."""
-        return self.x.shape[0] * self.x.shape[1]
-
-    @cached_property
-    def variance(self) -> Float[Tensor, ""]:
-        """Mean squared distance of a token from the mean of all; computed once, however many SAEs see the batch."""
-        flat = self.x.flatten(0, 1)
-        return torch.linalg.vector_norm(flat - flat.mean(dim=0), dim=1).square().mean()
-
-    def to(self, device: torch.device, positions: Int[Tensor, "P"] | None = None) -> PositionedBatch:
-        """The same batch on another device; ``positions`` are its own, where they are there already."""
-        return PositionedBatch(
-            self.x.to(device, non_blocking=True),
-            self.positions.to(device, non_blocking=True) if positions is None else positions,
-            None if self.previous is None else self.previous.to(device, non_blocking=True),
-        )
-
-    def scaled(self, scale: float) -> PositionedBatch:
-        """The same batch with activations multiplied by ``scale``."""
-        return PositionedBatch(self.x * scale, self.positions, None if self.previous is None else self.previous * scale)
 
 
 class ActivationStream:
@@ -139,7 +100,7 @@ class ActivationStream:
 
     def _read(self, positions: Tensor, contexts: Tensor) -> Tensor:
         if self._resident is None:
-            return self.store.gather(positions, contexts).float()
+            return self.store.gather(positions, contexts).x.float()
         rows = (positions[:, None] * self.store.n_contexts + contexts).reshape(-1)
         return self._resident.view(-1, self.store.d_in)[rows].view(*contexts.shape, self.store.d_in).float()
 

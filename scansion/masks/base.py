@@ -126,6 +126,11 @@ class PositionalMask(nn.Module, ABC):
         return self.config.acts_on == "placebo" or self.n_shared == self.d_sae
 
     @property
+    def treats_positions_alike(self) -> bool:
+        """True if the mask changes nothing at any position: a placebo, or every feature shared."""
+        return self.config.acts_on == "placebo" or self.n_shared == self.d_sae
+
+    @property
     def can_block(self) -> bool:
         """Whether there can be a position at which some feature is not :meth:`allowed`."""
         return self.config.acts_on not in ("gradient", "placebo")

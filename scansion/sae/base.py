@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from scansion.activations.batch import PositionedBatch
 from scansion.cards import card
 from scansion.errors import ShapeError
 from scansion.execution import Encoder, SparseActs, banded_decode, banded_encode, rows_of_bands
@@ -185,29 +186,34 @@ class SAE(nn.Module, ABC):
         return self.b_dec if self.b_dec.ndim == 1 else self.b_dec[self.mask.band_at(positions)]
 
     def pre_acts(
-        self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None
+        self, x: Float[Tensor, "*batch d_in"] | PositionedBatch, positions: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "*batch d_sae"]:
         """Encoder output as the penalties see it: minus infinity where the mask does not let a feature train.
 
         Arguments as for :meth:`encode`.
         """
-        return self._gated(x, positions).pre_acts
+        return self._gated(*self._unpacked(x, positions)).pre_acts
 
     def encode(
-        self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None
+        self, x: Float[Tensor, "*batch d_in"] | PositionedBatch, positions: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "*batch d_sae"]:
         """Feature activations, zero or above.
 
         Args:
-            x: activations; leading axes are kept.
-            positions: each token's position in its context, broadcasting against the leading axes of ``x``. If not
-                given, the second last axis of ``x`` is taken to be the context: 0 .. L-1.
+            x: activations, whose leading axes are kept; or a batch of a store or a stream, which carries its positions
+                and is moved to the SAE's device and type.
+            positions: each token's position in its context, broadcasting against the leading axes of ``x``. They may be
+                left out if ``x`` is one context [L, d_in], whose positions are 0 .. L-1, and if the SAE treats all
+                positions alike (no mask, or a placebo).
 
         Raises:
-            ShapeError: ``x`` is not [..., d_in], or positions do not broadcast, or lie outside the mask, or are
-                missing where ``x`` has no axis they could be read from.
+            ShapeError: ``x`` is not [..., d_in]; positions are missing, do not broadcast, or are outside the mask.
+
+        Example:
+            >>> sae.encode(store.contexts(0, 16))  # [L, 16, d_sae]
+            >>> sae.encode(x, torch.arange(128))  # x: [batch, 128, d_in] -> [batch, 128, d_sae]
         """
-        return self._gated(x, positions).acts
+        return self._gated(*self._unpacked(x, positions)).acts
 
     def encode_sparse(
         self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None
@@ -226,7 +232,10 @@ class SAE(nn.Module, ABC):
 
         Args:
             acts: feature activations.
-            positions: as for :meth:`encode`; matter only where each band has a decoder bias of its own.
+            positions: as for :meth:`encode`; needed only if each band has a decoder bias of its own.
+
+        Raises:
+            ShapeError: ``acts`` is not [..., d_sae], or positions are needed and missing.
         """
         require_shape("acts", acts, "... d_sae", d_sae=self.d_sae)
         if self.b_dec.ndim == 1:
@@ -234,9 +243,10 @@ class SAE(nn.Module, ABC):
         return acts @ self.W_dec + self.bias_at(self._positions_of(acts, positions))
 
     def forward(
-        self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None
+        self, x: Float[Tensor, "*batch d_in"] | PositionedBatch, positions: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "*batch d_in"]:
-        """``decode(encode(x, positions))``."""
+        """``decode(encode(x, positions), positions)``; arguments and errors as for :meth:`encode`."""
+        x, positions = self._unpacked(x, positions)
         return self.decode(self.encode(x, positions), positions)
 
     def losses(
@@ -343,12 +353,32 @@ class SAE(nn.Module, ABC):
         """Rows of the decoder that the CPU's cache holds, so that they come from memory once; elsewhere, all."""
         return max(1, CACHED // self.d_in) if self.W_dec.device.type == "cpu" else self.d_sae
 
+    @property
+    def treats_positions_alike(self) -> bool:
+        """True if the same activation gives the same features and reconstruction at every position."""
+        return self.mask.treats_positions_alike and self.b_dec.ndim == 1
+
+    def _unpacked(self, x: Tensor | PositionedBatch, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Activations and positions of a batch that carries both, on this SAE's device; anything else as it is."""
+        if not isinstance(x, PositionedBatch):
+            return x, positions
+        if positions is not None:
+            raise ShapeError("a PositionedBatch carries its positions; do not give positions as well")
+        return x.x.to(self.W_enc), x.token_positions.to(self.W_enc.device)
+
     def _positions_of(self, x: Tensor, positions: Tensor | None) -> Tensor:
         leading = x.shape[:-1]
         if positions is None:
-            if not leading:
-                raise ShapeError("positions are needed: x of shape [d_in] has no context axis to read them from")
-            return torch.arange(leading[-1], device=x.device)
+            if self.treats_positions_alike:
+                return torch.zeros((1,) * len(leading), dtype=torch.int64, device=x.device)
+            if len(leading) != 1:
+                raise ShapeError(
+                    f"positions are needed: this SAE's {self.config.mask.family} mask treats positions differently, and a "
+                    f"tensor of shape {list(x.shape)} does not say which axis is the context. Give positions that "
+                    f"broadcast to {list(leading)} (for [batch, L, d]: torch.arange(L)), or the PositionedBatch that "
+                    "store.contexts() returns"
+                )
+            return torch.arange(leading[0], device=x.device)
         try:
             fits = torch.broadcast_shapes(positions.shape, leading) == leading
         except RuntimeError:

@@ -66,7 +66,7 @@ class Learner:
         self.dead.observe(losses.fired, mask.can_fire(batch.positions), batch.x.shape[1])
         if mask.wants_usage_at(self.step):
             with torch.no_grad():
-                mask.observe(sae.lifted().encode(batch.x, batch.positions[:, None]).mean(dim=1), batch.positions)
+                mask.observe(sae.lifted().encode(batch).mean(dim=1), batch.positions)
         order = mask.end_step(self.step)
         if order is not None:
             self._permute(order)

@@ -58,6 +58,6 @@ def _usage(sae: SAE, stream: ActivationStream, scale: float) -> Float[Tensor, "L
     usage = torch.zeros(stream.store.n_positions, sae.d_sae, device=sae.W_dec.device)
     for batch in stream.batches(0, USAGE_BATCHES):
         x = batch.x.to(sae.W_dec.device) * scale
-        acts = sae.encode(x, batch.positions.to(x.device)[:, None])
+        acts = sae.encode(x, batch.token_positions.to(x.device))
         usage[batch.positions] += (acts > 0).float().mean(dim=1) / USAGE_BATCHES
     return usage

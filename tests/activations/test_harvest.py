@@ -25,7 +25,7 @@ def test_the_store_holds_what_the_lm_computes_at_each_position(make_store, lm, p
     for index in range(20):
         one = contexts[index : index + 1]
         expected = activations_at(lm, HookPoint(1), one)[0]
-        found = store.contexts(index, index + 1)[:, 0]
+        found = store.contexts(index, index + 1).x[:, 0]
         valid = one.valid[0]
         torch.testing.assert_close(found[valid], expected[valid], rtol=1e-4, atol=1e-5)
         assert torch.equal(store.valid[:, index], valid)
@@ -35,7 +35,7 @@ def test_the_store_holds_what_the_lm_computes_at_each_position(make_store, lm, p
 
 def test_statistics_are_those_of_the_stored_activations(make_store) -> None:
     store = make_store(random_contexts(30, shortest=4), shard_bytes=2_000, dtype="bfloat16")
-    acts = store.contexts(0, 30).double()
+    acts = store.contexts(0, 30).x.double()
     for position in range(store.n_positions):
         here = acts[position, store.valid[position]]
         assert store.count[position] == len(here)

@@ -37,7 +37,7 @@ def test_another_seed_gives_another_order(store) -> None:
 
 def test_every_row_is_an_activation_of_its_own_position(store) -> None:
     stream = ActivationStream(store, 4, seed=0, use_position_0=True)
-    acts = store.contexts(0, store.n_contexts)
+    acts = store.contexts(0, store.n_contexts).x
     for step in range(3):
         batch = stream.batch(step)
         for row, position in zip(batch.x, batch.positions, strict=True):
@@ -51,14 +51,14 @@ def test_an_epoch_shows_every_activation_once(store) -> None:
         n = int(store.count[position])
         for epoch in range(2):
             seen = Counter(tuple(stream.batch(epoch * n + i).x[index, 0].tolist()) for i in range(n))
-            stored = store.contexts(0, store.n_contexts)[position, store.valid[position]]
+            stored = store.contexts(0, store.n_contexts).x[position, store.valid[position]]
             assert seen == Counter(tuple(row) for row in stored.tolist())
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_previous_tokens_are_those_just_before_and_change_nothing_else(store, in_memory: bool) -> None:
     stream = ActivationStream(store, 4, seed=0, in_memory=in_memory, with_previous=True)
-    acts = store.contexts(0, store.n_contexts)
+    acts = store.contexts(0, store.n_contexts).x
     batch = stream.batch(2)
     assert torch.equal(batch.x, ActivationStream(store, 4, seed=0).batch(2).x)
     for row, before, position in zip(batch.x[1:], batch.previous, batch.positions[1:], strict=True):
@@ -69,7 +69,7 @@ def test_previous_tokens_are_those_just_before_and_change_nothing_else(store, in
 def test_tokens_of_a_context_do_not_travel_together(store) -> None:
     stream = ActivationStream(store, 1, seed=0)
     full = store.valid.all(dim=0).nonzero().squeeze(1)
-    contexts = store.contexts(0, store.n_contexts)[1:, full].transpose(0, 1)
+    contexts = store.contexts(0, store.n_contexts).x[1:, full].transpose(0, 1)
     batches = torch.stack([stream.batch(step).x[:, 0] for step in range(50)])
     assert not any(torch.equal(batch, context) for batch in batches for context in contexts)
 
@@ -81,7 +81,7 @@ def test_position_0_is_left_out_unless_asked_for(store) -> None:
 
 def test_scaling_gives_unit_mean_norm(store) -> None:
     stream = ActivationStream(store, 1, seed=0)
-    norms = [store.contexts(0, 60)[p, store.valid[p]].norm(dim=1).mean() for p in stream.positions]
+    norms = [store.contexts(0, 60).x[p, store.valid[p]].norm(dim=1).mean() for p in stream.positions]
     assert stream.input_scale * torch.stack(norms).mean().item() == pytest.approx(1.0)
 
 

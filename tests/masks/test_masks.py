@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from scansion.activations import PositionedBatch
 from scansion.errors import ConfigError, ShapeError
 from scansion.masks import (
     AdaptiveMask,
@@ -19,7 +20,7 @@ from scansion.masks import (
     build_mask,
     parse_mask_config,
 )
-from scansion.sae import load_sae, save_sae
+from scansion.sae import TopKConfig, build_sae, load_sae, save_sae
 from tests.masks.families import (
     ARCHITECTURES,
     D_IN,
@@ -32,6 +33,7 @@ from tests.masks.families import (
     L,
     make_sae,
     some_x,
+    with_acts_on,
 )
 from tests.sae.test_sae import METADATA
 
@@ -154,14 +156,15 @@ def test_a_soft_mask_multiplies_pre_activations(architecture: str, family: str) 
 def test_explicit_positions_in_any_order_give_what_the_default_gives(architecture: str, family: str) -> None:
     sae = make_sae(architecture, FAMILIES[family]).eval()
     x, order = some_x().transpose(0, 1), torch.randperm(L, generator=torch.Generator().manual_seed(5))
-    default = sae.encode(x)
+    default = sae.encode(x, EVERYWHERE)
+    torch.testing.assert_close(sae.encode(x[0]), default[0])  # one context, whose positions are 0 .. L-1
     torch.testing.assert_close(sae.encode(x[:, order], order), default[:, order])
     torch.testing.assert_close(sae.encode(x.transpose(0, 1), EVERYWHERE[:, None]), default.transpose(0, 1))
     torch.testing.assert_close(sae.encode(x[2, 7], torch.tensor(7)), default[2, 7])
-    torch.testing.assert_close(sae(x[:, order], order), sae(x)[:, order])
+    torch.testing.assert_close(sae(x[:, order], order), sae(x, EVERYWHERE)[:, order])
     packed = torch.cat([x[0, :5], x[1, :7]])
     positions = torch.cat([torch.arange(5), torch.arange(7)])
-    torch.testing.assert_close(sae(packed, positions), torch.cat([sae(x)[0, :5], sae(x)[1, :7]]))
+    torch.testing.assert_close(sae(packed, positions), torch.cat([sae(x[0])[:5], sae(x[1])[:7]]))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -202,6 +205,61 @@ def test_masks_survive_saving_and_move_with_the_sae(family: str, tmp_path: Path)
     assert torch.equal(loaded(x, EVERYWHERE[:, None]), sae(x, EVERYWHERE[:, None]))
     moved = sae.to("meta")
     assert {t.device.type for t in [*moved.mask.parameters(), *moved.mask.buffers()]} <= {"meta"}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_says_its_positions_and_a_batched_tensor_without_them_is_refused(architecture, family) -> None:
+    sae = make_sae(architecture, FAMILIES[family]).eval()
+    x = some_x(n=L)  # square: no axis can be told from the other by its length
+    batch = PositionedBatch(x, EVERYWHERE)
+    assert torch.equal(sae.encode(batch), sae.encode(x, EVERYWHERE[:, None]))
+    assert torch.equal(sae(batch), sae(x, EVERYWHERE[:, None]))
+    assert torch.equal(sae.pre_acts(batch.at(EVERYWHERE[2:5])), sae.pre_acts(x[2:5], EVERYWHERE[2:5, None]))
+    for read in (sae, sae.encode, sae.pre_acts):
+        for unclear in (x, x.transpose(0, 1), x[None], x[0, 0]):
+            with pytest.raises(
+                ShapeError, match=r"positions are needed: this SAE's .* mask treats positions differently"
+            ):
+                read(unclear)
+        with pytest.raises(ShapeError, match="carries its positions"):
+            read(batch, EVERYWHERE[:, None])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoding_needs_positions_only_where_biases_differ(architecture: str, family: str) -> None:
+    sae = make_sae(architecture, FAMILIES[family]).eval()
+    acts = sae.encode(PositionedBatch(some_x(), EVERYWHERE))
+    if sae.b_dec.ndim == 1:
+        assert torch.equal(sae.decode(acts), sae.decode(acts, EVERYWHERE[:, None]))
+    else:
+        with pytest.raises(ShapeError, match="positions are needed"):
+            sae.decode(acts)
+
+
+@pytest.mark.parametrize("family", ["none", *FAMILIES])
+def test_without_a_mask_in_force_positions_may_be_left_out(family: str) -> None:
+    mask = NoMaskConfig() if family == "none" else with_acts_on(family, "placebo")
+    sae, x = make_sae("topk", mask).eval(), some_x()
+    if sae.b_dec.ndim > 1:
+        with pytest.raises(ShapeError, match="positions are needed"):
+            sae.encode(x)
+        return
+    assert torch.equal(sae.encode(x), sae.encode(x, EVERYWHERE[:, None]))
+    torch.testing.assert_close(sae.encode(x[0, 0]), sae.encode(x)[0, 0])
+
+
+def test_a_new_banded_sae_fires_in_every_band_of_a_store(store) -> None:
+    sae = build_sae(
+        TopKConfig(d_sae=64, k=4, mask=BandMaskConfig(count=4)), store.d_in, store.n_positions, torch.Generator()
+    )
+    fired = (sae.eval().encode(store.contexts(0, 16)) > 0).any(dim=1)
+    blocks = torch.arange(64) // 16
+    for position in range(store.n_positions):
+        where = blocks[fired[position]].unique()
+        assert len(where) == 0 or where.tolist() == [int(position * 4 // store.n_positions)]
+    assert len(blocks[fired.any(dim=0)].unique()) == 4
 
 
 @pytest.mark.parametrize("family", FAMILIES)

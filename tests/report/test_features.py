@@ -36,7 +36,7 @@ def acts(subject, store) -> torch.Tensor:
     """Every activation, [L, C, F]; 0 at position 0 and where there is no token."""
     with torch.no_grad():
         found = subject.sae.encode(
-            store.contexts(0, store.n_contexts).float(), torch.arange(store.n_positions)[:, None]
+            store.contexts(0, store.n_contexts).x.float(), torch.arange(store.n_positions)[:, None]
         )
     found = found * store.valid[..., None]
     found[0] = 0

@@ -23,6 +23,8 @@ from scansion.sae import (
 )
 
 L, D_IN, D_SAE = 8, 10, 40
+AT = torch.arange(L)
+
 MASK = RandomHardMaskConfig(positions_per_feature=2)
 CONFIGS = {
     "relu": ReluConfig(d_sae=D_SAE),
@@ -58,7 +60,7 @@ def test_the_start_is_sane(name: str) -> None:
     sae = build_sae(CONFIGS[name], D_IN, L, torch.Generator().manual_seed(0)).eval()
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE))
     assert torch.equal(sae.W_enc, sae.W_dec.T)
-    assert (sae.encode(some_x(5, L)) > 0).any(dim=(0, 1)).float().mean() > 0.5
+    assert (sae.encode(some_x(5, L), AT) > 0).any(dim=(0, 1)).float().mean() > 0.5
     again = build_sae(CONFIGS[name], D_IN, L, torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(sae.state_dict().values(), again.state_dict().values(), strict=True))
 
@@ -67,10 +69,10 @@ def test_the_start_is_sane(name: str) -> None:
 @pytest.mark.parametrize("leading", [(L,), (3, L), (2, 3, L)])
 def test_leading_axes_are_kept_and_do_not_matter(name: str, leading: tuple[int, ...]) -> None:
     sae, x = make(name), some_x(*leading)
-    acts = sae.encode(x)
+    acts = sae.encode(x, AT)
     assert acts.shape == (*leading, D_SAE) and (acts >= 0).all()
-    assert sae(x).shape == x.shape
-    torch.testing.assert_close(sae.decode(acts), sae(x))
+    assert sae(x, AT).shape == x.shape
+    torch.testing.assert_close(sae.decode(acts, AT), sae(x, AT))
     one = sae.encode(x.reshape(-1, L, D_IN)[-1])
     torch.testing.assert_close(acts.reshape(-1, L, D_SAE)[-1], one)
 
@@ -80,8 +82,8 @@ def test_leading_axes_are_kept_and_do_not_matter(name: str, leading: tuple[int, 
 def test_folding_the_input_scale_changes_units_and_nothing_else(name: str, scale: float) -> None:
     sae, folded, x = make(name), make(name), some_x(3, L)
     folded.fold_scale(scale)
-    torch.testing.assert_close(scale * folded.encode(x / scale), sae.encode(x))
-    torch.testing.assert_close(scale * folded(x / scale), sae(x))
+    torch.testing.assert_close(scale * folded.encode(x / scale, AT), sae.encode(x, AT))
+    torch.testing.assert_close(scale * folded(x / scale, AT), sae(x, AT))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -89,7 +91,7 @@ def test_saved_and_loaded_is_the_same_to_the_last_bit(name: str, tmp_path: Path)
     sae, x = make(name), some_x(3, L)
     save_sae(sae, tmp_path / "sae", METADATA)
     loaded, metadata = load_sae(tmp_path / "sae")
-    assert torch.equal(loaded(x), sae(x)) and torch.equal(loaded.encode(x), sae.encode(x))
+    assert torch.equal(loaded(x, AT), sae(x, AT)) and torch.equal(loaded.encode(x, AT), sae.encode(x, AT))
     assert (loaded.config, metadata) == (sae.config, METADATA)
     assert sorted(path.name for path in (tmp_path / "sae").iterdir()) == ["cfg.json", "sae_weights.safetensors"]
 
@@ -102,7 +104,7 @@ def test_a_folder_without_an_sae(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["topk", "topk, masked"])
 def test_topk_keeps_the_k_largest_positive(name: str) -> None:
     sae, x = make(name), some_x(6, L)
-    acts, pre_acts = sae.encode(x), sae.pre_acts(x)
+    acts, pre_acts = sae.encode(x, AT), sae.pre_acts(x, AT)
     assert ((acts > 0).sum(dim=-1) <= 4).all()
     kth = pre_acts.relu().sort(dim=-1, descending=True).values[..., 3:4]
     torch.testing.assert_close(acts, torch.where(pre_acts >= kth, pre_acts.relu(), 0.0))
@@ -111,11 +113,11 @@ def test_topk_keeps_the_k_largest_positive(name: str) -> None:
 def test_batch_topk_shares_places_over_the_batch_in_training_and_not_in_use() -> None:
     sae, x = make("batch_topk"), some_x(6, L)
     sae.train()
-    acts = sae.encode(x)
+    acts = sae.encode(x, AT)
     assert (acts > 0).sum() == 4 * 6 * L
     assert len((acts > 0).sum(dim=-1).unique()) > 1
     sae.eval()
-    torch.testing.assert_close(sae.encode(x[:1]), sae.encode(x)[:1])
+    torch.testing.assert_close(sae.encode(x[:1], AT), sae.encode(x, AT)[:1])
 
 
 def test_the_threshold_of_batch_topk_reproduces_the_training_sparsity() -> None:
@@ -126,15 +128,15 @@ def test_the_threshold_of_batch_topk_reproduces_the_training_sparsity() -> None:
         x = torch.randn(L, 64, D_IN, generator=generator)
         sae.losses(x, torch.arange(L), torch.zeros(D_SAE, dtype=torch.bool))
     sae.eval()
-    acts = sae.encode(torch.randn(500, L, D_IN, generator=generator))
+    acts = sae.encode(torch.randn(500, L, D_IN, generator=generator), AT)
     assert (acts > 0).sum(dim=-1).float().mean().item() == pytest.approx(4.0, rel=0.05)
 
 
 def test_the_gradient_of_jumprelu_thresholds_is_the_kernel_estimate() -> None:
     """For loss = sum of activations, eq. 11 gives -threshold x (tokens within half a bandwidth) / bandwidth."""
     sae, x = make("jumprelu").train(), some_x(200, L)
-    sae.encode(x).sum().backward()
-    near = ((sae.pre_acts(x) - sae.threshold).abs() < 0.15).sum(dim=(0, 1)) / 0.3
+    sae.encode(x, AT).sum().backward()
+    near = ((sae.pre_acts(x, AT) - sae.threshold).abs() < 0.15).sum(dim=(0, 1)) / 0.3
     expected = -sae.threshold * near * sae.threshold  # the last factor: d threshold / d log threshold
     torch.testing.assert_close(sae.log_threshold.grad, expected)
     sae.zero_grad()
@@ -173,8 +175,8 @@ def test_errors_name_the_argument_the_expected_and_the_given_shape(as_users_run_
         sae.decode(torch.zeros(L, D_IN))
     with pytest.raises(ShapeError, match=r"positions should broadcast to \[2, 8\] but have shape \[7\]"):
         sae.encode(torch.zeros(2, L, D_IN), torch.arange(7))
-    with pytest.raises(ShapeError, match="positions are needed"):
-        sae.encode(torch.zeros(D_IN))
+    with pytest.raises(ShapeError, match=r"positions are needed.*shape \[2, 8, 10\].*torch.arange\(L\)"):
+        sae.encode(torch.zeros(2, L, D_IN))
 
 
 def test_a_setting_of_another_architecture_is_refused() -> None:

@@ -97,7 +97,7 @@ def test_the_store_holds_the_blocks_in_order_and_every_token_counts(tmp_path: Pa
     store = plant_store(planted, "train", tmp_path / "s")
     assert len(list((tmp_path / "s").glob("shard-*"))) == 2
     x = torch.cat([block.x for block in PlantedData(planted, "train").blocks()], dim=1)
-    assert torch.equal(store.contexts(0, 2300), x)
+    assert torch.equal(store.contexts(0, 2300).x, x)
     assert store.valid.all() and len(store.used_positions(use_position_0=True)) == 16
     stream = ActivationStream(store, per_position=4, seed=0, use_position_0=True)
     assert stream.batch(0).x.shape == (16, 4, 256)
@@ -107,7 +107,7 @@ def test_the_store_holds_the_blocks_in_order_and_every_token_counts(tmp_path: Pa
 def test_train_and_held_out_share_nothing(make_world) -> None:
     planted, train = make_world("train")
     held_out = plant_store(planted, "held_out", train.folder.parent / "h")
-    assert not torch.equal(train.contexts(0, 1), held_out.contexts(0, 1))
+    assert not torch.equal(train.contexts(0, 1).x, held_out.contexts(0, 1).x)
 
 
 def test_a_finished_store_is_reused_and_another_world_is_refused(tmp_path: Path, monkeypatch) -> None:

@@ -126,7 +126,7 @@ def test_a_warm_start_is_the_trained_sae_with_weight_where_it_fires(store, plain
     stream = ActivationStream(store, 4, seed=0)
     start_from_usage(sae, stream, stream.input_scale)
     origin, _ = load_sae(plain)
-    x = store.contexts(0, 60)[1:].float()
+    x = store.contexts(0, 60).x[1:].float()
     places = torch.arange(1, store.n_positions)[:, None]
     torch.testing.assert_close(
         sae.lifted()(stream.input_scale * x, places) / stream.input_scale, origin(x, places), atol=1e-4, rtol=1e-4

@@ -94,7 +94,7 @@ def test_the_loss_falls_and_the_record_is_complete(trained: Path, name: str) -> 
 def test_the_saved_sae_takes_activations_as_the_lm_makes_them(trained: Path, store: ActivationStore) -> None:
     sae, metadata = load_sae(trained / "topk" / "sae")
     assert metadata.input_scale != pytest.approx(1.0, abs=0.05)
-    x = store.contexts(0, store.n_contexts).transpose(0, 1)
+    x = store.contexts(0, store.n_contexts).x.transpose(0, 1)
     used = store.valid.T.clone()
     used[:, 0] = False
     error = (x - sae(x))[used].square().sum()

@@ -143,7 +143,7 @@ def evaluate_core(
         means = _Means(store, positions, valid, config.batch_contexts, advance)
         for start in range(0, n_contexts, config.batch_contexts):
             stop = min(start + config.batch_contexts, n_contexts)
-            x = store.contexts(start, stop)[positions].float()
+            x = store.contexts(start, stop).at(positions).x.float()
             for subject, tally in zip(subjects, tallies, strict=True):
                 tally.add(subject.sae, x, positions, slice(start, stop), means)
                 advance(stop - start)
@@ -189,7 +189,7 @@ class _Means:
         sums = torch.zeros(len(positions), store.d_in, dtype=torch.float64)
         for start in range(0, valid.shape[1], batch):
             stop = min(start + batch, valid.shape[1])
-            x = store.contexts(start, stop)[positions].double()
+            x = store.contexts(start, stop).at(positions).x.double()
             sums += (x * valid[:, start:stop, None]).sum(dim=1)
             advance(stop - start)
         self.overall: Float[Tensor, "1 1 d_in"] = (sums.sum(dim=0) / valid.sum()).float()[None, None]

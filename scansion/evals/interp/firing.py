@@ -55,8 +55,7 @@ def firing_of_sample(
     ]
 
     def encoded(start: int, stop: int) -> torch.Tensor:
-        x = store.contexts(start, stop)[places].float().to(device)
-        acts = sae.encode(x, places.to(device)[:, None])
+        acts = sae.encode(store.contexts(start, stop).at(places))
         return acts * store.valid[places][:, start:stop, None].to(device)
 
     with progress(f"firing {subject.name}", 2 * store.n_contexts, "contexts") as advance:

@@ -218,10 +218,10 @@ def _replace(
 @torch.no_grad()
 def _reasons_from_activity(sae: SAE, text: Text, firing: Firing) -> list[str]:
     """Dead and constant dictionaries. The first contexts are enough to tell that an output never changes."""
-    device = sae.W_dec.device
-    x = text.store.contexts(0, min(8, text.n_contexts))[text.positions].float()
+    batch = text.store.contexts(0, min(8, text.n_contexts)).at(text.positions)
+    x = batch.x.float()
     there = torch.arange(len(x))[:, None] < torch.from_numpy(text.lengths[: x.shape[1]])
-    x_hat = sae(x.to(device), text.positions.to(device)[:, None]).cpu()[there].double()
+    x_hat = sae(batch).cpu()[there].double()
     variances = [float(values.var(dim=0, correction=0).sum()) for values in (x_hat, x[there].double())]
     n_alive = int((firing.counts.sum(axis=(0, 1)) > 0).sum())
     return reasons_from_activity(n_alive, *variances)

@@ -196,12 +196,10 @@ def record(sae: SAE, text: Text, batch_contexts: int, advance: Advance) -> Firin
     bits = np.zeros((P, -(-text.n_contexts // 8), F), dtype=np.uint8)
     member = torch.from_numpy(text.groups == np.arange(text.n_groups)[:, None]).float().to(device)
     lengths = torch.from_numpy(text.lengths).to(device)
-    places = text.positions.to(device)[:, None]
     for start in range(0, text.n_contexts, batch_contexts):
         stop = min(start + batch_contexts, text.n_contexts)
-        x = text.store.contexts(start, stop)[text.positions].float().to(device)
         there = torch.arange(P, device=device)[:, None] < lengths[start:stop]
-        acts = sae.encode(x, places) * there[..., None]
+        acts = sae.encode(text.store.contexts(start, stop).at(text.positions)) * there[..., None]
         fired = acts > 0
         counts += member[:, start:stop] @ fired.float()
         mass += member[:, start:stop] @ acts

@@ -95,7 +95,7 @@ def move_text(
         positions,
         store.valid[positions][:, index],
         text.groups[kept],
-        store.gather(positions, index.expand(len(positions), -1)).float(),
+        store.gather(positions, index.expand(len(positions), -1)).x.float(),
         _activations(moved, lm, HookPoint.parse(store.identity.hook_point), batch, store.identity.dtype)[
             positions + offset
         ],

@@ -73,16 +73,14 @@ class _Activity:
 
 def _observe(subject: LoadedSAE, held_out: ActivationStore) -> _Activity:
     sae = subject.sae
-    positions = torch.arange(held_out.n_positions)
     counts = torch.zeros(held_out.n_positions, sae.d_sae, dtype=torch.int64)
     sums = {name: torch.zeros(sae.d_in, dtype=torch.float64) for name in ("x", "x_hat")}
     squares = dict.fromkeys(sums, 0.0)
     for start in range(0, held_out.n_contexts, _BATCH_CONTEXTS):
-        x = held_out.contexts(start, start + _BATCH_CONTEXTS).float()
-        places = positions[:, None].to(sae.W_dec.device)
-        acts = sae.encode(x.to(sae.W_dec.device), places)
+        batch = held_out.contexts(start, start + _BATCH_CONTEXTS)
+        acts, places = sae.encode(batch), batch.token_positions.to(sae.W_dec.device)
         counts += (acts > 0).sum(dim=1).cpu()
-        for name, tensor in (("x", x), ("x_hat", sae.decode(acts, places).cpu())):
+        for name, tensor in (("x", batch.x.float()), ("x_hat", sae.decode(acts, places).cpu())):
             sums[name] += tensor.sum(dim=(0, 1), dtype=torch.float64)
             squares[name] += float(tensor.double().square().sum())
     n = held_out.n_contexts * held_out.n_positions

@@ -28,7 +28,9 @@ def clamp(sae: SAE, features: Int[np.ndarray, " k"], value: float) -> Replace:
 
     def replace(x: Float[Tensor, "B L d_in"]) -> Float[Tensor, "B L d_in"]:
         weights = sae.W_dec
-        acts = sae.encode(x.to(weights.device, weights.dtype))[..., chosen]
+        # Prompts are padded on the right, so the second axis is the context.
+        positions = torch.arange(x.shape[1], device=weights.device)
+        acts = sae.encode(x.to(weights.device, weights.dtype), positions)[..., chosen]
         change = torch.where(acts > 0, value - acts, torch.zeros_like(acts))
         change[:, 0] = 0.0
         return x + (change @ weights[chosen]).to(x.device, x.dtype)

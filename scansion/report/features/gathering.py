@@ -144,11 +144,9 @@ def _encoded(
     subject: LoadedSAE, store: ActivationStore, places: Int[Tensor, "P"], n_contexts: int, batch: int
 ) -> Iterator[tuple[int, Float[Tensor, "P n F"]]]:
     """The activations of every feature, some contexts at a time with the index of the first; 0 where not valid."""
-    device = subject.sae.W_dec.device
     for start in range(0, n_contexts, batch):
         stop = min(start + batch, n_contexts)
-        x = store.contexts(start, stop)[places].float().to(device)
-        acts = subject.sae.encode(x, places.to(device)[:, None]).cpu()
+        acts = subject.sae.encode(store.contexts(start, stop).at(places)).cpu()
         yield start, acts * store.valid[places][:, start:stop, None]
 
 

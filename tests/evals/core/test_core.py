@@ -55,7 +55,7 @@ def scaled(factor: float):
 def used_activations(store) -> torch.Tensor:
     valid = store.valid.clone()
     valid[0] = False
-    return store.contexts(0, store.n_contexts)[valid].double()
+    return store.contexts(0, store.n_contexts).x[valid].double()
 
 
 def core(subjects, store, lm=None, **config):
@@ -115,7 +115,7 @@ def test_predicting_the_mean_explains_nothing(store, subject) -> None:
 def test_figures_by_position_are_those_of_the_position_alone(store, subject) -> None:
     result = core([subject(scaled(0.7))], store)[0]
     assert result.positions == list(range(1, 8))
-    acts = store.contexts(0, store.n_contexts)
+    acts = store.contexts(0, store.n_contexts).x
     for index, position in enumerate(result.positions):
         x = acts[position, store.valid[position]].double()
         fve = 1 - 0.09 * x.square().sum() / (x - x.mean(dim=0)).square().sum()

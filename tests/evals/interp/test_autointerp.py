@@ -188,7 +188,7 @@ def subject(store) -> LoadedSAE:
 def test_a_feature_is_its_sae_s_at_the_stores_tokens(store, subject: LoadedSAE) -> None:
     firing = firing_of_sample(subject, store, 5, 1, False, 0)
     places = store.used_positions(False)
-    x = store.contexts(0, store.n_contexts)[places].float()
+    x = store.contexts(0, store.n_contexts).x[places].float()
     acts = subject.sae.encode(x, places[:, None]).detach().numpy()[..., firing.features]
     np.testing.assert_allclose(firing.acts, np.where(firing.valid[..., None], acts, 0), atol=1e-5)
     assert (firing.previous[1:] == firing.tokens[:-1]).all()

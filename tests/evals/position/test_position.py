@@ -105,7 +105,7 @@ def test_features_that_always_fire_have_their_closed_forms_and_no_excess(store) 
 def test_the_record_is_what_the_sae_does(store) -> None:
     sae, text = make_sae(), Text.of(store, PositionConfig(groups=6))
     firing = record(sae, text, 8, lambda _: None)
-    x = store.contexts(0, store.n_contexts)[1:]
+    x = store.contexts(0, store.n_contexts).x[1:]
     acts = sae.encode(x, torch.arange(1, L)[:, None]) * store.valid[1:, :, None]
     whole = firing.without(None)
     assert np.array_equal(whole.counts, (acts > 0).sum(dim=1).numpy())
@@ -231,7 +231,7 @@ def test_the_baseline_is_the_first_without_a_mask_at_equal_l0(hard) -> None:
 
 
 def test_the_sink_explains_what_one_feature_for_position_0_would(store) -> None:
-    x = store.contexts(0, store.n_contexts).double()
+    x = store.contexts(0, store.n_contexts).x.double()
     tokens = x[store.valid]
     rest = store.valid.clone()
     rest[0] = False

@@ -1,0 +1,76 @@
+"""Activations that keep their position: what a store and a stream hand out, and what an SAE encodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scansion.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class PositionedBatch:
+    """Activations grouped by position: row ``x[i]`` holds n tokens, all of them at ``positions[i]`` of their context.
+
+    Example:
+        >>> batch = store.contexts(0, 16)  # x: [L, 16, d_in]
+        >>> acts = sae.encode(batch)  # [L, 16, d_sae]: the SAE reads the positions off the batch
+
+    Attributes:
+        x: activations.
+        positions: ascending, in [0, L).
+        previous: the token before each one, for all rows but the first; None unless the stream was built with it.
+    """
+
+    x: Float[Tensor, "P n d_in"]
+    positions: Int[Tensor, "P"]
+    previous: Float[Tensor, "P_less_1 n d_in"] | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the batch, P x n."""
+        return self.x.shape[0] * self.x.shape[1]
+
+    @property
+    def token_positions(self) -> Int[Tensor, "P 1"]:
+        """The positions in a shape that broadcasts against the tokens [P, n]."""
+        return self.positions[:, None]
+
+    @cached_property
+    def variance(self) -> Float[Tensor, ""]:
+        """Mean squared distance of a token from the mean of all; computed once, however many SAEs see the batch."""
+        flat = self.x.flatten(0, 1)
+        return torch.linalg.vector_norm(flat - flat.mean(dim=0), dim=1).square().mean()
+
+    def at(self, positions: Int[Tensor, "R"]) -> PositionedBatch:
+        """The rows of these positions, in the order given; ``previous`` is dropped.
+
+        Raises:
+            ShapeError: the batch has no row for one of them.
+        """
+        rows = torch.searchsorted(self.positions, positions.to(self.positions.device))
+        if not torch.equal(
+            self.positions[rows.clamp(max=len(self.positions) - 1)], positions.to(self.positions.device)
+        ):
+            raise ShapeError(f"the batch has positions {self.positions.tolist()}, not all of {positions.tolist()}")
+        return PositionedBatch(self.x[rows], self.positions[rows])
+
+    def float(self) -> PositionedBatch:
+        """The same batch in float32."""
+        return PositionedBatch(self.x.float(), self.positions, None if self.previous is None else self.previous.float())
+
+    def to(self, device: torch.device, positions: Int[Tensor, "P"] | None = None) -> PositionedBatch:
+        """The same batch on another device; ``positions`` are its own, if they are there already."""
+        return PositionedBatch(
+            self.x.to(device, non_blocking=True),
+            self.positions.to(device, non_blocking=True) if positions is None else positions,
+            None if self.previous is None else self.previous.to(device, non_blocking=True),
+        )
+
+    def scaled(self, scale: float) -> PositionedBatch:
+        """The same batch with activations multiplied by ``scale``."""
+        return PositionedBatch(self.x * scale, self.positions, None if self.previous is None else self.previous * scale)
