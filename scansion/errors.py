@@ -41,6 +41,10 @@ class EvalError(ScansionError):
     """An evaluation cannot be carried out on what it was given."""
 
 
+class BusyError(ScansionError):
+    """Another process is writing in the folder."""
+
+
 class StudyError(ScansionError):
     """Some run of a study failed; the others were carried out."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_a_run_writes_its_figures_where_it_was_told(run, tmp_path: Path) -> None
     info = json.loads((folder / "final_info.json").read_text())
     assert list(info) == ["masked"] and info["masked"]["means"]["fve"] > 0
     assert "name: masked" in (folder / "seed_0/config.yaml").read_text()
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["notes.txt", "run_1"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", "notes.txt", "run_1"]
     assert "no comparison: the plan's first run is not beside this one" in (folder.parent / "notes.txt").read_text()
 
 
@@ -63,6 +64,33 @@ def test_a_number_past_the_plan_is_refused(run, tmp_path: Path) -> None:
 def test_the_folder_must_be_given_and_nothing_else(run) -> None:
     assert run()[0] == 2
     assert run("--out_dir=run_0", "--lr=3")[0] == 2
+
+
+def test_runs_at_the_same_time_share_a_harvest_and_keep_every_note(
+    tmp_path: Path, lm_folder: Path, documents: Path
+) -> None:
+    settings = {**settings_of(lm_folder, documents), "sparse_probing": None, "position": None}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(settings))
+    code = "import sys, experiment; experiment.PLAN = sys.argv.pop(1); experiment.main()"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "plan.yaml"), f"--out_dir={tmp_path / f'run_{index}'}"],
+            env={**os.environ, "SCANSION_CACHE": str(tmp_path / "cache")},
+            cwd=Path(experiment.__file__).parent,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1, 2, 1)
+    ]
+    said = [run.communicate()[1] for run in runs]
+    refused = [index for index, run in enumerate(runs) if run.returncode]
+    assert refused in ([], [1], [3]), said  # of the two that share a folder
+    for index in refused:
+        assert "is carrying out the study tiny there since" in said[index].splitlines()[-1], said
+    notes = (tmp_path / "notes.txt").read_text()
+    assert [notes.count(f"run_{index} [") for index in range(3)] == [1, 1, 1]
+    assert sum("harvesting" in line and "tokens" in line for text in said for line in text.splitlines()) == 2
+    assert all(json.loads((tmp_path / f"run_{i}/final_info.json").read_text()) for i in range(3))
 
 
 def test_it_runs_from_any_folder(tmp_path: Path) -> None:

@@ -1,19 +1,15 @@
-"""Filling a store's folder: shard by shard, resumable at any moment, by one process at a time, the manifest last."""
+"""Filling a store's folder: shard by shard, resumable at any moment, the manifest last."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from scansion.activations.shard import Shard
 from scansion.activations.store import MANIFEST, ActivationStore, StoreIdentity, StoreManifest
 from scansion.errors import StoreError
-from scansion.files import one_line_io_errors, read_json, remove_leftovers, write_json
+from scansion.files import read_json, remove_leftovers, write_json
 
 PLAN = "plan.json"
 
@@ -29,22 +25,6 @@ def finished_store(folder: Path, identity: StoreIdentity) -> ActivationStore | N
     store = ActivationStore(folder)
     _require_same(store.identity, identity, folder)
     return store
-
-
-@contextmanager
-def only_writer(folder: Path, doing: str) -> Iterator[None]:
-    """Hold the folder's lock while the block runs; operating-system errors become one line that says ``doing``.
-
-    Raises:
-        StoreError: another process holds it.
-    """
-    with one_line_io_errors(f"{doing} into {folder}"):
-        lock = FileLock(folder / ".lock")
-        try:
-            with lock.acquire(timeout=0):
-                yield
-        except Timeout as error:
-            raise StoreError(f"another process is {doing} into {folder}; wait for it to end") from error
 
 
 def resumed_settings(folder: Path, identity: StoreIdentity, settings: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from scansion.activations.filling import (
     finished_store,
     missing_shards,
-    only_writer,
     resumed_settings,
     seal,
 )
@@ -21,8 +20,9 @@ from scansion.activations.store import ActivationStore, StoreIdentity
 from scansion.corpus import Contexts
 from scansion.device import DTYPES, resolve_dtype
 from scansion.errors import StoreError
-from scansion.files import human_bytes, require_free_space, require_writable
+from scansion.files import human_bytes, one_line_io_errors, require_free_space, require_writable
 from scansion.lm import HookPoint, LanguageModel, activations_at
+from scansion.locks import only_writer
 from scansion.progress import Advance, progress, say
 
 
@@ -77,21 +77,22 @@ class HarvestPlan:
 def harvest(plan: HarvestPlan, load_lm: Callable[[], LanguageModel]) -> ActivationStore:
     """Return the store of ``plan``, computing what is not on disk yet.
 
-    A harvest killed at any moment goes on at the first missing shard and ends with the same bytes.
+    A harvest killed at any moment resumes at the first missing shard and ends with the same bytes. If another process
+    is harvesting there, it is waited for.
 
     Args:
         plan: what to compute and where.
         load_lm: called only if something must be computed.
 
     Raises:
-        StoreError: another process is harvesting there, or the folder holds something else.
+        StoreError: the folder holds something else.
         ScansionError: the folder is not writable or the disk is too small.
     """
     if store := plan.finished_store():
         say(f"reusing {store.manifest.n_tokens:,} activations in {plan.folder}")
         return store
     plan.check()
-    with only_writer(plan.folder, "harvesting"):
+    with one_line_io_errors(f"harvesting into {plan.folder}"), only_writer(plan.folder, "harvesting", wait=True):
         if plan.finished_store() is None:  # another process may have finished while we waited
             _fill(plan, load_lm)
     return ActivationStore(plan.folder)

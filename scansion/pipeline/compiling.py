@@ -11,6 +11,7 @@ from scansion.errors import ConfigError
 from scansion.evals.base import LoadedSAE
 from scansion.evals.core.evaluate import CoreConfig, evaluate_core
 from scansion.files import atomic_file, require_writable
+from scansion.locks import only_writer
 from scansion.sae import load_sae, save_sae
 from scansion.sae.rounding import round_to_bands
 
@@ -39,7 +40,6 @@ def compile_run(run: Path, out: Path, held_out: ActivationStore, n_bands: int, k
         evaluate_core([LoadedSAE(name, one, metadata)], held_out, None, CoreConfig(loss_contexts=0))[0]
         for name, one in (("before", sae), ("after", rounded.sae))
     )
-    save_sae(rounded.sae, out / "sae", metadata)
     record = {
         "name": out.name,
         "compiled_from": run.name,
@@ -49,7 +49,8 @@ def compile_run(run: Path, out: Path, held_out: ActivationStore, n_bands: int, k
         "fve_before": before.fve.value,
         "fve_after": after.fve.value,
     }
-    with atomic_file(out / "config.yaml") as temporary:
+    with only_writer(out, "compiling"), atomic_file(out / "config.yaml") as temporary:
+        save_sae(rounded.sae, out / "sae", metadata)
         temporary.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
     bands = rounded.sae.mask.bands()
     sizes = list(bands.sizes) if bands else []

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from scansion.errors import ScansionError
+from scansion.errors import BusyError, ScansionError
 from scansion.evals.position import check_position
 from scansion.files import fingerprint, one_line_io_errors
+from scansion.locks import only_writer
 from scansion.pipeline.evaluate import evaluate_runs
 from scansion.pipeline.run_results import RunResults
 from scansion.pipeline.stores import HarvestSpec, Stores, build_stores
@@ -60,10 +62,18 @@ def execute(plan: StudyPlan, folders: Mapping[int, Path], *, retry: bool = False
 
     Raises:
         ConfigError: the plan has no such entry.
+        BusyError: another process is writing in one of the folders.
         ScansionError: whatever would stop the whole study, as far as possible before any heavy work.
     """
-    began = monotonic()
     check_plan(plan, folders)
+    with ExitStack() as held:
+        for folder in folders.values():
+            held.enter_context(only_writer(folder, f"carrying out the study {plan.name}"))
+        return _carry_out(plan, folders, retry)
+
+
+def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool) -> list[ArmRecord]:
+    began = monotonic()
     trials = [
         _Trial(arm, seed, seed_folder(folders[arm.run], arm, seed))
         for arm in plan.arms()
@@ -138,6 +148,8 @@ def _isolated(items: Sequence[Any], work: Callable[[Sequence[Any]], None], faile
     """Do the work on all items together; if that fails, on each alone, so that one cannot take the others with it."""
     try:
         work(items)
+    except BusyError:
+        raise  # somebody else is at work there: no failure of the run
     except Exception as error:
         if len(items) == 1:
             what = str(error) if isinstance(error, ScansionError) else f"{type(error).__name__}: {error}"

@@ -1,6 +1,6 @@
 """``notes.txt``: after each run an entry on what was run, what it showed, and what may and may not be concluded.
 
-Every number in an entry is read from ``final_info.json`` at the moment of writing. SparseActs are only ever added.
+Every number in an entry is read from ``final_info.json`` at the moment of writing. Entries are only ever added.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from scansion.evals.statistics import Estimate
 from scansion.files import atomic_file, fingerprint, flatten
+from scansion.locks import only_writer
 from scansion.study.compare.comparison import SPARSITY_NOTE, Comparison, Difference, compare, figures_of
 from scansion.study.compare.figures import HEADLINE, metric
 from scansion.study.compare.tables import difference_text, figure_text
@@ -28,17 +29,20 @@ def append_notes(folder: Path) -> None:
     records = open_run(folder)
     if any(record.info.status == "unfinished" for record in records):
         return
-    plan = read_registration(folder).plan
-    baseline = _baseline(plan, folder.parent)
+    with only_writer(folder.parent, "adding to the notes", wait=True):
+        _append(folder.parent / NOTES, folder.name, records, read_registration(folder).plan)
+
+
+def _append(path: Path, run: str, records: Sequence[ArmRecord], plan: StudyPlan) -> None:
+    baseline = _baseline(plan, path.parent)
     # Names may hold line breaks; what is indented is the entry's own.
     lines = ((line, len(line) - len(line.lstrip())) for line in _entry(records, baseline, plan))
     entry = "\n".join(" " * indent + " ".join(line.split()) for line, indent in lines)
     name = fingerprint([entry, [record.info.model_dump(mode="json") for record in records]])[:12]
-    path = folder.parent / NOTES
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     if f"[{name}]" in before:
         return
-    heading = f"{folder.name} [{name}]"
+    heading = f"{run} [{name}]"
     with atomic_file(path) as temporary:
         temporary.write_text("\n".join([*([before] if before else []), heading, entry, ""]), encoding="utf-8")
 

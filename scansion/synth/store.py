@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from scansion.activations import ActivationStore
-from scansion.activations.filling import finished_store, missing_shards, only_writer, resumed_settings, seal
+from scansion.activations.filling import finished_store, missing_shards, resumed_settings, seal
 from scansion.activations.shard import SIDE_BYTES, ShardBuffer
 from scansion.activations.store import PLANTED, StoreIdentity
 from scansion.device import DTYPES
-from scansion.files import fingerprint, require_free_space, require_writable
+from scansion.files import fingerprint, one_line_io_errors, require_free_space, require_writable
+from scansion.locks import only_writer
 from scansion.progress import progress
 from scansion.synth.config import SynthConfig
 from scansion.synth.dictionary import PlantedDictionary
@@ -52,7 +53,7 @@ def plant_store(planted: PlantedDictionary, split: Split, folder: Path) -> Activ
         folder: of this one store.
 
     Raises:
-        StoreError: the folder holds something else, or another process is writing there.
+        StoreError: the folder holds something else.
         ScansionError: the folder is not writable or the disk is too small.
     """
     identity = planted_identity(planted.config, split)
@@ -63,7 +64,9 @@ def plant_store(planted: PlantedDictionary, split: Split, folder: Path) -> Activ
     data = PlantedData(planted, split)
     per_shard = _SHARD_BLOCKS * BLOCK_CONTEXTS
     n_tokens = identity.n_contexts * identity.context_length
-    with only_writer(folder, "generating"):
+    with one_line_io_errors(f"generating into {folder}"), only_writer(folder, "generating", wait=True):
+        if store := finished_store(folder, identity):  # another process has finished while we waited
+            return store
         resumed_settings(folder, identity, {})
         missing = missing_shards(folder, identity.n_contexts, per_shard)
         done = n_tokens - sum(stop - start for start, stop in missing.values()) * identity.context_length

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def train(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
     Raises:
         ConfigError: the runs do not share a stream.
         TrainingError: a folder holds another run, or a loss stopped being finite.
+        BusyError: another process is training in one of the folders.
     """
     if not runs:
         return
@@ -68,12 +70,14 @@ def train(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
         differing = [name for name in STREAM_SETTINGS if getattr(run.training, name) != getattr(config, name)]
         if differing:
             raise ConfigError(f"{runs[0].name} and {run.name} cannot share a stream: {', '.join(differing)} differ")
-    with one_line_io_errors("training"):
-        sessions = [_Session(run, store) for run in runs]
-        for session in sessions:
+    with one_line_io_errors("training"), ExitStack() as held:
+        sessions: list[_Session] = []
+        for session in [_Session(run, store) for run in runs]:
             if session.folder.finished:
                 say(f"{session.run.name}: already trained, in {session.folder.path}")
-        sessions = [session for session in sessions if not session.folder.finished]
+            else:
+                held.enter_context(session.folder.writing())
+                sessions.append(session)
         if sessions:
             _train_sessions(sessions, store, config)
 

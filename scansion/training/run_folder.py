@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +24,7 @@ from scansion.files import (
     require_writable,
     write_json,
 )
+from scansion.locks import only_writer
 from scansion.sae import WEIGHTS
 
 KEEP_CHECKPOINTS = 2
@@ -29,7 +32,7 @@ _CONFIG = "config.yaml"
 
 
 class RunFolder:
-    """Reads and writes one run's files. What is there is whole; what was interrupted is cleared away on opening.
+    """Reads and writes one run's files. What is there is whole; write only while holding :meth:`writing`.
 
     Args:
         path: the folder; created if need be.
@@ -46,12 +49,25 @@ class RunFolder:
         self.sae = path / "sae"
         self._checkpoints = path / "checkpoints"
         self._metrics = path / "metrics.jsonl"
-        for folder in (path, self._checkpoints):
-            remove_leftovers(folder)
+        self._config = config
         require_same_run(path, config)
-        if not (path / _CONFIG).exists():
-            with atomic_file(path / _CONFIG) as temporary:
-                temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+    @contextmanager
+    def writing(self) -> Generator[None, None, None]:
+        """Hold the folder, clear away what an interruption left there, and write the config.
+
+        Raises:
+            BusyError: another process is training there, whose half-written files are left alone.
+            TrainingError: another run was begun there meanwhile.
+        """
+        with only_writer(self.path, "training"):
+            for folder in (self.path, self._checkpoints):
+                remove_leftovers(folder)
+            require_same_run(self.path, self._config)
+            if not (self.path / _CONFIG).exists():
+                with atomic_file(self.path / _CONFIG) as temporary:
+                    temporary.write_text(yaml.safe_dump(self._config, sort_keys=False), encoding="utf-8")
+            yield
 
     @property
     def finished(self) -> bool:

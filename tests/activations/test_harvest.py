@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from multiprocessing.synchronize import Event
@@ -61,15 +62,29 @@ def test_another_harvest_in_the_same_folder_is_refused_and_says_what_differs(tmp
         harvest(make_plan(tmp_path / "s", random_contexts(11)), lambda: lm)
 
 
-def test_two_harvests_at_once_are_refused(tmp_path: Path, lm) -> None:
-    plan = make_plan(tmp_path / "s", random_contexts(10))
+def _harvest_after_a_while(started: Event, folder: Path) -> None:
+    def load():
+        started.set()
+        time.sleep(3)
+        return make_lm()
 
-    def meanwhile():
-        with pytest.raises(StoreError, match="another process is harvesting"):
-            harvest(plan, lambda: lm)
-        return lm
+    harvest(make_plan(folder, random_contexts(10)), load)
 
-    harvest(plan, meanwhile)
+
+def test_of_two_harvests_at_once_the_second_waits_and_takes_what_the_first_made(tmp_path: Path, capsys) -> None:
+    context = multiprocessing.get_context("forkserver")
+    started = context.Event()
+    first = context.Process(target=_harvest_after_a_while, args=(started, tmp_path / "s"))
+    first.start()
+    assert started.wait(60)
+
+    def never():
+        raise AssertionError("harvested twice")
+
+    assert harvest(make_plan(tmp_path / "s", random_contexts(10)), never).n_contexts == 10
+    assert f"process {first.pid} on " in capsys.readouterr().err
+    first.join()
+    assert first.exitcode == 0
 
 
 def test_a_full_disk_and_a_forbidden_folder_are_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

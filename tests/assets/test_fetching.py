@@ -19,7 +19,7 @@ from scansion.errors import AssetError
 
 
 def leftovers(cache: Path) -> list[str]:
-    return [path.name for path in cache.glob("*") if path.name != ".lock"]
+    return [path.name for path in cache.glob("*") if not path.name.startswith(".lock")]
 
 
 def test_only_the_kept_files_are_unpacked(downloads) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
+import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from scansion.activations import ActivationStore
-from scansion.errors import ConfigError, ScansionError, TrainingError
+from scansion.errors import BusyError, ConfigError, ScansionError, TrainingError
 from scansion.masks import (
     AdaptiveMaskConfig,
     BandMaskConfig,
@@ -32,6 +34,7 @@ from scansion.sae import (
 )
 from scansion.training import TrainingConfig, TrainingRun, train
 from scansion.training.learner import Learner
+from scansion.training.run_folder import RunFolder
 from tests.killing import kill_after
 
 D_SAE = 48
@@ -156,6 +159,39 @@ def test_killed_again_and_again_ends_with_the_same_bytes(store: ActivationStore,
         killed, whole = tmp_path / "killed" / name, tmp_path / "whole" / name
         assert weights(killed) == weights(whole), name
         assert [line["step"] for line in metrics(killed)] == [line["step"] for line in metrics(whole)]
+
+
+def _train_slowly(started: Event, store: Path, folder: Path) -> None:
+    plain = RunFolder.save_checkpoint
+
+    def slowly(self, tensors, counters):
+        path = plain(self, tensors, counters)
+        half_written = folder / "checkpoints" / ".partial-step"
+        half_written.touch()
+        started.set()
+        time.sleep(0.3)
+        half_written.unlink()  # fails if somebody else has deleted it
+        return path
+
+    RunFolder.save_checkpoint = slowly
+    train([run_of("relu", folder, tokens=280, checkpoint_seconds=0)], ActivationStore(store))
+
+
+def test_a_second_trainer_is_refused_and_leaves_the_files_of_the_first_alone(
+    store: ActivationStore, tmp_path: Path
+) -> None:
+    run = run_of("relu", tmp_path, tokens=280, checkpoint_seconds=0)
+    context = multiprocessing.get_context("forkserver")
+    started = context.Event()
+    first = context.Process(target=_train_slowly, args=(started, store.folder, tmp_path))
+    first.start()
+    assert started.wait(60)
+    with pytest.raises(BusyError, match=f"process {first.pid} on .* is training there since"):
+        train([run], store)
+    first.join()
+    assert first.exitcode == 0
+    train([run], store)
+    assert len(metrics(tmp_path)) == 1 and load_sae(tmp_path / "sae")[1].steps == 10
 
 
 def test_a_finished_run_is_not_trained_again(trained: Path, store: ActivationStore, capsys) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -67,7 +68,8 @@ class ActivationCache:
             path.unlink(missing_ok=True)
             return None
         self._touched.add(path.name)
-        os.utime(path)
+        with suppress(FileNotFoundError):  # another process has just made room
+            os.utime(path)
         return tensors
 
     def keep(self, key: str, tensors: dict[str, Tensor]) -> None:
@@ -92,7 +94,10 @@ class ActivationCache:
             self._say_once(f"{what}: up to {human_bytes(size)} of token activations are kept in {self.folder}")
 
     def _make_room(self, size: int) -> bool:
-        entries = [(path, path.stat()) for path in self.folder.glob(f"*{_SUFFIX}")]
+        entries: list[tuple[Path, os.stat_result]] = []
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            with suppress(FileNotFoundError):
+                entries.append((path, path.stat()))
         used = sum(stat.st_size for _, stat in entries)
         free = shutil.disk_usage(next(p for p in (self.folder, *self.folder.parents) if p.exists())).free
         room = min(self.limit - used, int(_SHARE_OF_FREE * free))

@@ -1,0 +1,70 @@
+"""One writer per folder: a lock that says who holds it, and that the system frees when its holder dies."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from scansion.errors import BusyError, ScansionError
+from scansion.files import read_json, write_json
+from scansion.progress import say
+
+_LOCK, _HOLDER = ".lock", ".lock.json"
+# Short holds, such as a line added to notes, are waited for without a word.
+_SILENT_SECONDS = 2.0
+
+
+@contextmanager
+def only_writer(folder: Path, doing: str, *, wait: bool = False) -> Generator[None, None, None]:
+    """Hold the right to write in ``folder`` while the block runs.
+
+    Args:
+        folder: must exist. It gets a hidden lock file, and a hidden file on the holder while the lock is held.
+        doing: what the block does, for example ``training``; other processes show it to their users.
+        wait: wait for another holder and say whom for, instead of raising.
+
+    Raises:
+        BusyError: another process holds the folder and ``wait`` is False.
+    """
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=_SILENT_SECONDS if wait else 0)
+    except Timeout as error:
+        if not wait:
+            raise BusyError(
+                f"{_holder(folder)}; wait for it to end, stop it, or choose another folder than {folder}"
+            ) from error
+        say(f"{_holder(folder)}; waiting for it to leave {folder}")
+        lock.acquire()
+    try:
+        write_json(
+            folder / _HOLDER,
+            {
+                "doing": doing,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+                "command": " ".join(sys.argv)[:300],
+            },
+        )
+        yield
+    finally:
+        (folder / _HOLDER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(folder: Path) -> str:
+    """Who holds the folder, in one line."""
+    try:
+        holder = read_json(folder / _HOLDER)
+        command = " ".join(str(holder["command"]).split())
+        return f"process {holder['pid']} on {holder['host']} is {holder['doing']} there since {holder['since']} ({command})"
+    except (OSError, ScansionError, KeyError, TypeError):  # the holder has not said yet, or is leaving
+        return "another process is writing there"

@@ -1,0 +1,55 @@
+"""A folder has one writer at a time: others wait or are refused, and learn who it is; a dead holder holds nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scansion.errors import BusyError
+from scansion.locks import only_writer
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from scansion.locks import only_writer
+with only_writer(Path(sys.argv[1]), "holding on"):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def holder(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    """A process that holds the folder, once it does."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_writer_is_refused_in_one_line_that_names_the_first(tmp_path: Path) -> None:
+    first = holder(tmp_path, 60)
+    with pytest.raises(BusyError) as refused, only_writer(tmp_path, "training"):
+        pass
+    message = str(refused.value)
+    assert f"process {first.pid} on " in message and "is holding on there since 20" in message
+    assert str(tmp_path) in message and "\n" not in message
+    first.kill()
+    first.wait()
+    with only_writer(tmp_path, "training"):  # what a killed process leaves behind stops nobody
+        assert f'"pid": {os.getpid()}' in (tmp_path / ".lock.json").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_writer_that_waits_says_whom_for(tmp_path: Path, capsys) -> None:
+    first, began = holder(tmp_path, 4), time.monotonic()
+    with only_writer(tmp_path, "harvesting", wait=True):
+        assert time.monotonic() - began > 2
+    assert first.wait() == 0
+    said = capsys.readouterr().err
+    assert f"process {first.pid} on " in said and f"waiting for it to leave {tmp_path}" in said
