@@ -73,15 +73,10 @@ def mask_families() -> dict[str, tuple[str, list[str]]]:
     return {
         name: (
             (MASKS.called(name).__doc__ or "").strip().splitlines()[0],
-            [line for setting in _settings(config) for line in _setting(config, setting)],
+            [line for setting in config.model_fields if setting != "family" for line in _setting(config, setting)],
         )
         for name, config in zip(MASKS.names(), MASKS.configs(), strict=True)
     }
-
-
-def _settings(config: type[MaskConfig]) -> list[str]:
-    """The settings that can be chosen: not the name, nor what the family fixes."""
-    return [name for name, field in config.model_fields.items() if name != "family" and not field.exclude]
 
 
 def _setting(kind: type[BaseModel], name: str) -> Iterator[str]:

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from scansion.masks.base import MaskConfig, MaskedActs, PositionalMask
+from scansion.masks.base import ActsOn, MaskConfig, MaskedActs, PositionalMask
 from scansion.masks.registry import register_mask
 
 
 class NoMaskConfig(MaskConfig, frozen=True):
-    """Settings of :class:`NoMask`: none of one's choosing.
-
-    Those that all masks have are fixed: having no mask is the same as having one that is never applied and is repeated
-    without end. They are not saved.
-    """
+    """Settings of :class:`NoMask`: none. What other masks can set is fixed here."""
 
     has_weights: ClassVar[bool] = False
 
     family: Literal["none"] = "none"
-    acts_on: Literal["placebo"] = Field(default="placebo", exclude=True)
-    shared: float = Field(default=0.0, exclude=True)
-    beyond: Literal["tile"] = Field(default="tile", exclude=True)
-    seed: int = Field(default=0, exclude=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_to_set(cls, settings: object) -> object:
-        if isinstance(settings, dict) and set(cast(dict[str, Any], settings)) - {"family"}:
-            raise ValueError("the mask 'none' has no settings")
-        return settings
+    # Having no mask is having one that is never applied and is repeated without end. As class variables these are neither
+    # accepted nor saved nor given a seed.
+    acts_on: ClassVar[ActsOn] = "placebo"  # pyright: ignore[reportIncompatibleVariableOverride]
+    shared: ClassVar[float] = 0.0  # pyright: ignore[reportIncompatibleVariableOverride]
+    beyond: ClassVar[Literal["tile"]] = "tile"  # pyright: ignore[reportIncompatibleVariableOverride]
+    seed: ClassVar[int] = 0  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 @register_mask(NoMaskConfig)

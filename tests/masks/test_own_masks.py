@@ -28,6 +28,7 @@ from scansion.masks import (
 )
 from scansion.sae import TopKConfig, build_sae, load_sae, save_sae
 from scansion.sae.rounding import round_to_bands
+from scansion.study.plan import reseeded
 from scansion.training import TrainingConfig, TrainingRun, train
 
 L, D_SAE = 8, 24
@@ -152,6 +153,9 @@ def test_no_mask_has_no_settings_and_saves_none() -> None:
     assert NoMaskConfig().model_dump(mode="json") == {"family": "none"} == NoMaskConfig().model_dump()
     assert TopKConfig(d_sae=4, k=1).model_dump(mode="json")["mask"] == {"family": "none"}
     for settings in ({"seed": 3}, {"acts_on": "forward"}, {"shared": 0.5}, {"anything": 1}):
-        with pytest.raises(ValueError, match="the mask 'none' has no settings"):
+        with pytest.raises(ValueError, match="Extra inputs are not permitted"):
             parse_mask_config({"family": "none", **settings})
     assert mask_families()["none"][1] == []
+    assert reseeded(TopKConfig(d_sae=4, k=1), 7) == TopKConfig(d_sae=4, k=1)
+    mask = NoMaskConfig()
+    assert (mask.acts_on, mask.shared, mask.beyond, mask.seed) == ("placebo", 0.0, "tile", 0)
