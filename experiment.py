@@ -2,7 +2,8 @@
 
 It writes ``run_3/final_info.json`` and adds to ``notes.txt`` beside it; the baseline, which the notes compare with, is
 ``--out_dir=run_0``. The exit status is 0 unless the run failed. For a new idea add a run to the plan, or to NEW_RUNS below;
-a mask of your own is a class with ``@scansion.register_mask(MyMaskConfig)`` above it (see ``docs/masks.md``).
+a mask or architecture of your own is one file, given with ``--plugin FILE.py`` or under ``plugins`` in the plan (see
+``examples/``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scansion.errors import ScansionError
+from scansion.registry import load_plugin
 from scansion.study import execute, load_plan
 
 PLAN: Path | str = "positional_masking"  # a YAML file, or the name of a plan in scansion/study/plans
@@ -28,11 +30,21 @@ def main() -> None:
     parser.add_argument(
         "--out_dir", type=Path, required=True, help="run_0, run_1, ...: the number names the plan entry"
     )
-    folder: Path = parser.parse_args().out_dir
+    parser.add_argument(
+        "--plugin",
+        type=Path,
+        action="append",
+        default=[],
+        help="Python file with a mask, architecture, ... of your own",
+    )
+    arguments = parser.parse_args()
+    folder: Path = arguments.out_dir
     number = re.fullmatch(r"run_(\d+)", folder.name)
     if number is None:
         parser.error(f"--out_dir should end in run_0, run_1, ..., not {folder.name!r}")
     try:
+        for path in arguments.plugin:
+            load_plugin(path)
         plan = load_plan(PLAN).with_runs(NEW_RUNS)
         records = execute(plan, {int(number[1]): folder})
     except ScansionError as error:

@@ -15,6 +15,7 @@ from rich.console import Console
 from scansion.errors import ScansionError, describe
 from scansion.files import one_line_io_errors
 from scansion.progress import say
+from scansion.registry import load_plugin
 
 app = App(
     name="scansion",
@@ -34,15 +35,21 @@ def table_console(width: int) -> Console:
 
 @app.meta.default
 def _launch(
-    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)], config: Path | None = None
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Path | None = None,
+    plugin: Annotated[list[Path] | None, Parameter(negative="")] = None,
 ) -> None:
-    """Read settings from a YAML file; keys are command names, then flags.
+    """What goes before the name of any command.
 
     Parameters
     ----------
     config
-        YAML file, for example `train: {lr: 0.001}`.
+        YAML file of settings; keys are command names, then flags, for example `train: {lr: 0.001}`.
+    plugin
+        Python file that registers a mask, architecture, evaluation or hook point of your own; may be given several times.
     """
+    for path in plugin or ():
+        load_plugin(path)
     sources: list[Any] = [Env("SCANSION_", command=True)]
     if config is not None:
         sources.append(Yaml(config, must_exist=True))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import ValidationError
 
 from scansion.errors import ConfigError, describe
+from scansion.registry import load_plugin
 from scansion.study.plan import StudyPlan
 
 
@@ -21,7 +22,7 @@ def bundled_plans() -> dict[str, bytes]:
 
 
 def load_plan(plan: Path | str) -> StudyPlan:
-    """Read a plan.
+    """Read a plan, after loading the plugins it names.
 
     Args:
         plan: path of a YAML file, or the name of a bundled plan, such as ``positional_masking``.
@@ -30,9 +31,18 @@ def load_plan(plan: Path | str) -> StudyPlan:
         ConfigError: there is no such plan, it is not YAML, or a key is unknown, missing or out of range.
     """
     try:
-        return StudyPlan.model_validate(read_plan(plan))
+        settings = read_plan(plan)
+        _load_plugins(settings, Path(plan).parent)
+        return StudyPlan.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"{plan}: {describe(error)}") from error
+
+
+def _load_plugins(settings: Any, folder: Path) -> None:
+    named = cast(dict[str, Any], settings).get("plugins") if isinstance(settings, dict) else None
+    # Anything else than a list of paths is refused by the plan's own check.
+    for path in cast(list[Any], named) if isinstance(named, list) else []:
+        load_plugin(folder / str(path))
 
 
 def read_plan(plan: Path | str) -> Any:

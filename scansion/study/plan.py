@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -123,6 +124,10 @@ class StudyPlan(BaseModel):
     sparse_probing: SparseProbingConfig | None = None
     position: PositionConfig | None = None
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Every run is carried out once for each.")
+    plugins: tuple[Path, ...] = Field(
+        default=(),
+        description="Python files that register masks, architectures or evaluations of your own; relative to the plan.",
+    )
     runs: list[RunPlan] = Field(min_length=1, description="The first is the baseline.")
 
     @model_validator(mode="after")
@@ -179,7 +184,8 @@ class StudyPlan(BaseModel):
     @property
     def digest(self) -> str:
         """A 32-digit name for everything the plan says."""
-        return fingerprint(self.model_dump(mode="json"))
+        # Plans without plugins keep the name they had before plans could have any.
+        return fingerprint(self.model_dump(mode="json", exclude=None if self.plugins else {"plugins"}))
 
 
 def _slug(name: str) -> str:

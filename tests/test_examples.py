@@ -1,0 +1,109 @@
+"""Every example is one file that goes through the command line with ``--plugin``: trained, scored, compared, reported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scansion.masks import MASKS
+from scansion.registry import PLUGINS
+from tests.study.conftest import settings_of
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(autouse=True)
+def nothing_registered_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Plugins of one test are unknown to the next."""
+    monkeypatch.setattr(MASKS, "_items", dict(MASKS._items))
+    monkeypatch.setenv(PLUGINS, "")
+    monkeypatch.setenv("SCANSION_CACHE", str(tmp_path / "cache"))
+    yield
+    forget_plugins()
+
+
+def forget_plugins() -> None:
+    """As in a new process."""
+    for name in [name for name in sys.modules if name.startswith("scansion_plugin_")]:
+        del sys.modules[name]
+
+
+def write_plan(folder: Path, lm_folder: Path, documents: Path, **changes: object) -> Path:
+    """A plan of two runs, one without and one with a mask of one's own."""
+    settings = {**settings_of(lm_folder, documents), "sparse_probing": None}
+    masked = {"architecture": "topk", "d_sae": 32, "k": 4, "mask": {"family": "periodic", "period": 2}}
+    settings["runs"] = [settings["runs"][0], {"name": "taking turns", "sae": masked}]
+    folder.mkdir(exist_ok=True)
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump({**settings, **changes}))
+    return path
+
+
+def test_a_mask_from_a_plan_to_the_page(
+    run, lm_folder: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = write_plan(tmp_path / "plans", lm_folder, documents, plugins=["periodic_mask.py"])
+    shutil.copy(EXAMPLES / "periodic_mask.py", plan.parent)
+    out = tmp_path / "study"
+    status, printed, err = run("study", "run", plan, "--out", out)
+    assert status == 0, err
+    info = json.loads((out / "run_1/final_info.json").read_text())["taking turns"]
+    assert info["status"] == "ok" and info["means"]["fve"] > 0
+    assert json.loads((out / "run_1/plan.json").read_text())["plan"]["plugins"] == ["periodic_mask.py"]
+    assert "periodic" in (out / "report/index.html").read_text()
+    # A new process knows nothing of it.
+    monkeypatch.setattr(MASKS, "_items", {name: item for name, item in MASKS._items.items() if name != "periodic"})
+    monkeypatch.setenv(PLUGINS, "")
+    forget_plugins()
+    status, _, err = run("report", out)
+    assert status == 2 and "no mask family is called 'periodic'" in err and "--plugin FILE.py" in err, err
+    assert len(err.strip().splitlines()) == 1
+    plugin = ["--plugin", EXAMPLES / "periodic_mask.py"]
+    trained = out / "run_1/seed_0"
+    held_out = next((tmp_path / "cache").glob("stores/*held_out*"))
+    status, printed, err = run(*plugin, "eval", trained, "--held-out", held_out, "--no-probing", "--no-positions",
+                               "--core.loss-contexts", 0)  # fmt: skip
+    assert status == 0 and "periodic" in printed, err
+    status, printed, err = run(*plugin, "compile", trained, "--bands", 1, "--held-out", held_out,
+                               "--out", tmp_path / "compiled")  # fmt: skip
+    assert status == 0 and "FVE before" in printed, err
+    status, printed, err = run(*plugin, "compare", *sorted(out.glob("run_*")))
+    assert status == 0 and "taking turns" in printed, err
+    status, printed, err = run(*plugin, "masks", "periodic")
+    assert status == 0 and "period = 4" in printed, err
+
+
+def test_a_mask_is_trained_from_flags(run, store, tmp_path: Path) -> None:
+    train = ["train", store.folder, "--d-sae", 32, "--k", 4, "--tokens", 0, "--mask", "periodic, period: 2",
+             "--out", tmp_path / "x"]  # fmt: skip
+    status, _, err = run(*train)
+    assert status == 2 and "no mask family is called 'periodic'" in err
+    status, _, err = run("--plugin", EXAMPLES / "periodic_mask.py", *train)
+    assert status == 0, err
+    assert "family: periodic" in (tmp_path / "x/config.yaml").read_text()
+
+
+def test_a_plugin_that_is_not_there_is_one_line(run, tmp_path: Path, lm_folder: Path, documents: Path) -> None:
+    status, _, err = run("--plugin", tmp_path / "none.py", "masks")
+    assert status == 2 and "there is no plugin at" in err and len(err.strip().splitlines()) == 1
+    plan = write_plan(tmp_path / "plans", lm_folder, documents, plugins=["none.py"])
+    status, _, err = run("study", "plan", plan)
+    assert status == 2 and f"there is no plugin at {plan.parent / 'none.py'}" in err
+
+
+def test_experiment_takes_plugins(lm_folder: Path, documents: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    import experiment
+
+    monkeypatch.setattr(experiment, "PLAN", write_plan(tmp_path / "plans", lm_folder, documents, position=None))
+    plugin = f"--plugin={EXAMPLES / 'periodic_mask.py'}"
+    monkeypatch.setattr("sys.argv", ["experiment.py", f"--out_dir={tmp_path / 'run_1'}", plugin])
+    with pytest.raises(SystemExit) as exit_:
+        experiment.main()
+    assert exit_.value.code == 0, capsys.readouterr().err
+    assert "taking turns: ok" in capsys.readouterr().out
