@@ -127,7 +127,7 @@ def _train(trials: Sequence[_Trial], stores: Stores) -> None:
         _isolated(
             group,
             lambda runs: train(runs, stores.train),
-            lambda run, error: record_failure(run.folder, f"training failed: {error}"),
+            lambda run, error, cause: record_failure(run.folder, f"training failed: {error}", cause),
         )
 
 
@@ -140,11 +140,19 @@ def _evaluate(trials: Sequence[_Trial], plan: StudyPlan, source: HarvestSpec, st
         found.update(zip(folders.values(), done, strict=True))
 
     if trials:
-        _isolated(trials, evaluate, lambda trial, error: record_failure(trial.folder, f"evaluation failed: {error}"))
+        _isolated(
+            trials,
+            evaluate,
+            lambda trial, error, cause: record_failure(trial.folder, f"evaluation failed: {error}", cause),
+        )
     return found
 
 
-def _isolated(items: Sequence[Any], work: Callable[[Sequence[Any]], None], failed: Callable[[Any, str], None]) -> None:
+def _isolated(
+    items: Sequence[Any],
+    work: Callable[[Sequence[Any]], None],
+    failed: Callable[[Any, str, Exception], Path],
+) -> None:
     """Do the work on all items together; if that fails, on each alone, so that one cannot take the others with it."""
     try:
         work(items)
@@ -153,8 +161,8 @@ def _isolated(items: Sequence[Any], work: Callable[[Sequence[Any]], None], faile
     except Exception as error:
         if len(items) == 1:
             what = str(error) if isinstance(error, ScansionError) else f"{type(error).__name__}: {error}"
-            failed(items[0], " ".join(what.split()))
-            say(f"{what}; the study goes on without it")
+            record = failed(items[0], " ".join(what.split()), error)
+            say(f"{what}; the study goes on without it; the traceback is in {record}")
             return
         say(f"one of {len(items)} failed ({' '.join(str(error).split())}); going on one at a time")
         for item in items:

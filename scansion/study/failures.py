@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 from scansion.files import read_json, write_json
@@ -9,9 +10,17 @@ from scansion.files import read_json, write_json
 _FAILURE = "failure.json"
 
 
-def record_failure(folder: Path, error: str) -> None:
-    """Say in ``folder`` that this trial failed, and why."""
-    write_json(folder / _FAILURE, {"error": error})
+def record_failure(folder: Path, error: str, cause: BaseException | None = None) -> Path:
+    """Write into ``folder`` that this trial failed, why, and the traceback of the exception if there was one.
+
+    Returns:
+        The file written.
+    """
+    record = {"error": error}
+    if cause is not None:
+        record["traceback"] = "".join(traceback.format_exception(cause))
+    write_json(folder / _FAILURE, record)
+    return folder / _FAILURE
 
 
 def read_failure(folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ def test_a_failed_run_shows_in_the_exit_status_and_in_the_tables(
         status, out, err = run("study", "run", plan, "--only", "0", "--no-report", "--out", out_dir)
     assert status == 2 and "plain: failed: seed 0 training failed: ZeroDivisionError" in out
     assert err.splitlines()[-1] == "error: plain failed, as said above; --retry tries again"
+    failure = out_dir / "run_0/seed_0/failure.json"
+    assert f"the traceback is in {failure}" in err
+    record = json.loads(failure.read_text())
+    assert record["error"] == "training failed: ZeroDivisionError: division by zero"
+    assert record["traceback"].startswith("Traceback (most recent call last)") and "in _isolated" in record["traceback"]
     (out_dir / "run_0/final_info.json").unlink()
     status, out, _ = run("compare", out_dir / "run_0")
     assert status == 0 and "plain: unfinished: final_info.json says nothing of it" in out
