@@ -21,8 +21,8 @@ def test_the_example_runs_as_printed(make_store, tmp_path: Path, monkeypatch: py
     assert len([line for line in example.splitlines() if line and not line.startswith(("from", "import"))]) <= 10
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {})
-    shape, status = re.search(r"torch.Size\(\[(\d+, \d+)\]\) (\w+)", capsys.readouterr().out).groups()
-    assert (shape, status) == ("12, 512", "ok")
+    shape, status = re.search(r"torch.Size\(\[(\d+, \d+, \d+)\]\) (\w+)", capsys.readouterr().out).groups()
+    assert (shape, status) == ("12, 16, 512", "ok")
 
 
 def test_every_picture_and_page_it_names_is_there() -> None:

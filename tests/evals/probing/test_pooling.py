@@ -33,7 +33,7 @@ def by_hand(text: str, lm: LanguageModel, sae: SAE | None, length: int = 10) -> 
     """The features of each counted token."""
     ids = [1, *(int(word[1:]) for word in text.split()[: length - 1])]
     x = activations_at(lm, HOOK_POINT, Contexts.from_token_lists([ids], len(ids), 2))
-    return (x if sae is None else sae.encode(x).detach())[0, 1:]
+    return x[0, 1:] if sae is None else sae.encode(x[0]).detach()[1:]
 
 
 @pytest.mark.parametrize("block_bytes", [1, 1 << 27])
