@@ -73,10 +73,15 @@ def mask_families() -> dict[str, tuple[str, list[str]]]:
     return {
         name: (
             (MASKS.called(name).__doc__ or "").strip().splitlines()[0],
-            [line for setting in config.model_fields if setting != "family" for line in _setting(config, setting)],
+            setting_lines(config),
         )
         for name, config in zip(MASKS.names(), MASKS.configs(), strict=True)
     }
+
+
+def setting_lines(config: type[BaseModel]) -> list[str]:
+    """A line for each setting that can be chosen; the name of a mask family is none."""
+    return [line for name in config.model_fields if name != "family" for line in _setting(config, name)]
 
 
 def _setting(kind: type[BaseModel], name: str) -> Iterator[str]:

@@ -34,7 +34,8 @@ class Registry(Generic[Config, Item]):
 
     Args:
         kind: what is registered, for messages: ``mask family``.
-        field: the config field whose default is the name: ``family``.
+        field: the config's attribute that holds the name: a field with a default (``family``), or a class variable where
+            configs are found by a key above them and not by what they hold (``evaluation``).
         base: what every config class must derive from.
         group: entry-point group of third-party packages.
 
@@ -78,13 +79,14 @@ class Registry(Generic[Config, Item]):
         """The name of a config class or of a config.
 
         Raises:
-            ConfigError: its name field has no default.
+            ConfigError: it has none.
         """
         kind = config if isinstance(config, type) else type(config)
         field = kind.model_fields.get(self.field)
-        if field is None or not isinstance(field.default, str):
+        name = getattr(kind, self.field, None) if field is None else field.default
+        if not isinstance(name, str):
             raise ConfigError(f'{kind.__name__} needs a name: {self.field}: Literal["my_name"] = "my_name"')
-        return field.default
+        return name
 
     def names(self) -> list[str]:
         """All names, in the order of registration."""

@@ -29,9 +29,9 @@ def test_from_text_to_a_table(run, harvest, tmp_path: Path) -> None:
         status, _, err = run(*train, "--out", tmp_path / name, "--mask", mask, "--tokens", tokens)
         assert status == 0, err
     runs = [tmp_path / name for name in ("plain", "masked", "untrained")]
-    evaluate = ["eval", *runs, "--held-out", tmp_path / "stores/held_out", "--no-probing", "--report",
-                tmp_path / "report", "--core.loss-contexts", 4, "--position.null-draws", 20,
-                "--position.groups", 4]  # fmt: skip
+    evaluate = ["eval", *runs, "--held-out", tmp_path / "stores/held_out", "--report", tmp_path / "report",
+                "--evaluations", "core,position",
+                "--settings", "core: {loss_contexts: 4}, position: {null_draws: 20, groups: 4}"]  # fmt: skip
     status, out, err = run(*evaluate)
     assert status == 0, err
     assert "untrained: degenerate: no training step was taken" in out
@@ -145,8 +145,8 @@ def test_a_trained_mask_is_compiled_to_bands(run, harvest, tmp_path: Path) -> No
     status, out, err = run(*compiling, tmp_path / "hard")
     assert status == 0, err
     assert "FVE before" in out and "of the mask's weight was cut off" in out
-    status, out, err = run("eval", tmp_path / "hard", "--held-out", tmp_path / "stores/held_out", "--no-probing",
-                           "--no-positions", "--core.loss-contexts", 0)  # fmt: skip
+    status, out, err = run("eval", tmp_path / "hard", "--held-out", tmp_path / "stores/held_out",
+                           "--evaluations", "core", "--settings", "core: {loss_contexts: 0}")  # fmt: skip
     assert status == 0 and "bands" in out, err
     status, _, err = run(*compiling, tmp_path / "soft")
     assert status == 2 and "cannot replace its origin" in err

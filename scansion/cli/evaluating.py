@@ -1,23 +1,23 @@
-"""``scansion eval``: scores of trained SAEs, and how they are shown."""
+"""``scansion eval | evaluations``: scores of trained SAEs, how they are shown, and what can be measured."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Any, cast
 
 import yaml
-from cyclopts import Parameter
 
 from scansion.activations import ActivationStore
+from scansion.assets import fetch
 from scansion.cli.app import app, output, table_console
 from scansion.errors import ConfigError
-from scansion.evals.core.evaluate import CoreConfig
-from scansion.evals.position import PositionConfig
-from scansion.evals.probing.evaluate import SparseProbingConfig
+from scansion.evals import EvaluationConfig
+from scansion.evals import evaluations as registered
+from scansion.flags import setting_lines
 from scansion.lm import LanguageModel, load_language_model
-from scansion.pipeline.evaluate import evaluate_runs
-from scansion.pipeline.extras import check_store, evaluate_extras, lines, parse_extras
+from scansion.pipeline.evaluate import evaluate
 from scansion.pipeline.run_results import RunResults
 from scansion.report import (
     BUDGET_NOTE,
@@ -25,6 +25,7 @@ from scansion.report import (
     PROBING_NOTE,
     FeatureConfig,
     budget_table,
+    measured_table,
     position_table,
     probing_table,
     runs_data,
@@ -32,23 +33,21 @@ from scansion.report import (
     write_report,
 )
 
+# Evaluations with tables of their own, which show more than their figures.
+_SHOWN_APART = ("core", "sparse_probing", "position")
+
 
 @app.command(name="eval")
-def evaluate(
+def evaluate_runs(
     runs: list[Path],
     *,
     held_out: Path,
-    probing: bool = True,
-    positions: bool = True,
-    also: str = "",
-    also_settings: Path | None = None,
+    evaluations: str = "core,sparse_probing,position",
+    settings: str = "",
     report: Path | None = None,
     device: str = "auto",
-    core: Annotated[CoreConfig | None, Parameter(name="core")] = None,
-    probes: Annotated[SparseProbingConfig | None, Parameter(name="probes")] = None,
-    position: Annotated[PositionConfig | None, Parameter(name="position")] = None,
 ) -> None:
-    """Score trained SAEs on held-out text, by sparse probing and by where their features fire, and print tables.
+    """Score trained SAEs on text they were not trained on, and print tables.
 
     Example: scansion eval runs/topk runs/relu --held-out stores/sotu/held_out --report runs/report
 
@@ -58,22 +57,19 @@ def evaluate(
         Folders of trained runs.
     held_out
         A store of documents the runs were not trained on, for example stores/sotu/held_out.
-    probing
-        Whether to run sparse probing, which takes longest.
-    positions
-        Whether to measure what position does to the dictionary: profiles, masks lifted and permuted, text moved.
-    also
-        Further evaluations, separated by commas, for example absorption,tpp.
-    also_settings
-        YAML file of their settings, for example `absorption: {examples: 10}`.
+    evaluations
+        What to measure: names separated by commas. `scansion evaluations` lists all of them. Sparse probing takes longest.
+        core is always run.
+    settings
+        Settings of the evaluations: a YAML file, or YAML itself, for example
+        "core: {loss_contexts: 0}, sparse_probing: {train_size: 400}". `scansion evaluations NAME` lists the settings.
     report
         Folder to write an HTML report to.
     device
-        Where the language model runs.
+        Where the language model runs: auto, cpu, cuda, mps.
     """
-    extras = parse_extras(also, also_settings)
+    configs = parse_evaluations(evaluations, settings)
     store = ActivationStore(held_out)
-    check_store(store, extras, core or CoreConfig(), probing=probing)
     folders: dict[str, Path] = {}
     for run in runs:
         config = run / "config.yaml"
@@ -84,26 +80,78 @@ def evaluate(
             raise ConfigError(f"{run} and {folders[name]} are both called {name!r}; rename one")
         folders[name] = run
 
+    fetch(asset for one in registered.build(configs).values() for asset in one.assets())
+
     @cache
     def load_lm() -> LanguageModel:
         identity = store.identity
         # Local weights have no commit but a fingerprint, which the evaluation compares.
         return load_language_model(identity.model, identity.model_id.commit, device, identity.model_dtype)
 
-    results = evaluate_runs(
-        folders,
-        store,
-        load_lm,
-        core or CoreConfig(),
-        (probes or SparseProbingConfig()) if probing else None,
-        (position or PositionConfig()) if positions else None,
-    )
+    results = evaluate(folders, configs, store, load_lm)
     present(results)
     if report:
         page = write_report(runs_data(results, folders, store), report, FeatureConfig(), load_lm)
         output.print(f"report: {page}", markup=False)
-    for line in lines(evaluate_extras(extras, folders, store, load_lm)):
-        output.print(line, markup=False)
+
+
+@app.command(name="evaluations")
+def list_evaluations(name: str | None = None) -> None:
+    """List the evaluations, or the figures and settings of one.
+
+    Example: scansion evaluations absorption
+
+    Parameters
+    ----------
+    name
+        Show what this evaluation measures and what can be set; without it, one line for each evaluation.
+    """
+    if name is None:
+        for one, about in registered.about().items():
+            output.print(f"{one}: {about}", markup=False)
+        return
+    kind = registered.called(name)
+    output.print(f"{name}: {registered.about()[name]}", markup=False)
+    for figure in kind.figures:
+        better = {"up": "; higher is better", "down": "; lower is better", None: ""}[figure.better]
+        output.print(f"  measures {figure.name} ({figure.label}{better})", markup=False)
+    for line in setting_lines(registered.config_called(name)):
+        output.print(f"  set {line}", markup=False)
+
+
+def parse_evaluations(names: str, settings: str = "") -> dict[str, EvaluationConfig]:
+    """The evaluations of a command line, with their settings.
+
+    Args:
+        names: separated by commas, for example ``core,absorption``.
+        settings: path of a YAML file, or YAML itself, of ``name: {setting: value}``.
+
+    Raises:
+        ConfigError: an unknown name or setting, or settings that cannot be read.
+    """
+    wanted = dict.fromkeys(["core", *(name.strip() for name in names.split(",") if name.strip())])
+    given: Mapping[str, Any] = _read_settings(settings) if settings else {}
+    for name in wanted:
+        registered.config_called(name)
+    if unasked := [name for name in given if name not in wanted]:
+        raise ConfigError(
+            f"--settings names {', '.join(map(str, unasked))}, which --evaluations does not ask for; "
+            f"it asks for {', '.join(wanted)}"
+        )
+    return registered.parse_all({name: given.get(name) for name in wanted})
+
+
+def _read_settings(settings: str) -> Mapping[str, Any]:
+    is_yaml = ":" in settings and not Path(settings).is_file()
+    if not is_yaml and not Path(settings).is_file():
+        raise ConfigError(f"there is no settings file {settings}; give a YAML file of `name: {{setting: value}}`")
+    try:
+        found: object = yaml.safe_load(f"{{{settings}}}" if is_yaml else Path(settings).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--settings is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"--settings {settings} should hold settings under the names of evaluations")
+    return cast(Mapping[str, Any], found)
 
 
 def present(results: list[RunResults]) -> None:
@@ -124,3 +172,9 @@ def present(results: list[RunResults]) -> None:
         if table is not None:
             table_console(200).print(table)
             output.print(note, markup=False)
+    for name in dict.fromkeys(name for run in sound for name in run.results if name not in _SHOWN_APART):
+        if (measured := measured_table(name, sound)) is not None:
+            if measured.rows:
+                table_console(200).print(measured.table())
+            for note in measured.notes:
+                output.print(f"{name}: {note}", markup=False)

@@ -74,10 +74,6 @@ class EvalResult(BaseModel):
     data: dict[str, Any]
     seed: int
 
-    def headline(self) -> dict[str, float | None]:
-        """The figures for a table, by name; empty if there are none to show."""
-        return {}
-
 
 def status_of(reasons: list[str]) -> Status:
     """``degenerate`` if there is any reason, else ``ok``."""

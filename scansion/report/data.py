@@ -43,7 +43,7 @@ class ReportArm:
     def figures(self) -> dict[str, Estimate]:
         """Every figure with its interval: over seeds, or where there is one seed, what its evaluation says."""
         found = figures_of(self.info)
-        return {**found, **_own_intervals(self.results[0])} if len(self.results) == 1 else found
+        return {**found, **self.results[0].figures()} if len(self.results) == 1 else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,24 +133,3 @@ def runs_data(results: Sequence[RunResults], folders: Mapping[str, Path], held_o
             + " --report FOLDER"
         ],
     )
-
-
-def _own_intervals(result: RunResults) -> dict[str, Estimate]:
-    """Figures of one SAE whose evaluation gives an interval, over contexts, test texts or documents."""
-    core, probing, position = result.core, result.sparse_probing, result.position
-    found = {"fve": core.fve}
-    if core.ce_loss_recovered:
-        found["ce_loss_recovered"] = core.ce_loss_recovered
-    if probing:
-        found |= {f"sae_top_{k}_test_accuracy": one for k, one in probing.sae_top_k.items()}
-        found |= {"sae_test_accuracy": probing.sae_test_accuracy, "sae_test_accuracy_gain": probing.gain_test_accuracy}
-    if position:
-        found |= {
-            "position_information": position.in_force.information,
-            "position_information_lifted": position.free.information,
-            "positional_fidelity": position.in_force.auroc,
-            "position_retention": position.free.retention,
-        }
-        if position.excess_specialisation:
-            found["excess_specialisation"] = position.excess_specialisation
-    return found

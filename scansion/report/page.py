@@ -27,7 +27,7 @@ from scansion.report.plotly_form import colour_of, figure_of
 from scansion.report.tables.budget import BUDGET_NOTE, budget_columns, budget_rows
 from scansion.report.tables.page import full_table, headline_table, probing_by_set, verdicts
 from scansion.report.tables.position import POSITION_NOTE, position_columns, position_rows
-from scansion.study.compare.figures import metric
+from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import HOW_TO_READ
 
 _ONE_SEED = (
@@ -104,6 +104,9 @@ def page(data: ReportData, sections: Sequence[tuple[str, str, list[Chart]]], dic
         how_to_read=_notes(data),
         set_apart=list(data.comparison.set_apart.items()),
         caveats=[(arm.name, caveat) for arm in data.comparison.arms for caveat in arm.caveats],
+        not_applicable=[
+            (arm.name, name, why) for arm in data.comparison.arms for name, why in arm.not_applicable.items()
+        ],
         verdicts=verdicts(data),
         baseline=data.comparison.baseline,
         arms=[
@@ -168,7 +171,7 @@ def _plan(data: ReportData) -> dict[str, Any] | None:
     plan = data.plan
     if plan is None:
         return None
-    how = metric(plan.primary_metric)
+    how = figure(plan.primary_metric)
     return {
         "hypothesis": plan.hypothesis,
         "primary_metric": plan.primary_metric,

@@ -9,7 +9,7 @@ import torch
 
 from scansion.assets import fetch
 from scansion.errors import ConfigError, ScansionError
-from scansion.evals.probing.sets import check_probing_sets, probing_assets
+from scansion.evals import evaluations
 from scansion.files import require_free_space, require_writable
 from scansion.lm import ModelFacts
 from scansion.masks import build_mask
@@ -42,15 +42,17 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> ModelFacts:
     ]
     check_folders(runs)
     fetch(plan_assets(plan))
-    if plan.sparse_probing:
-        check_probing_sets(plan.sparse_probing.datasets, plan.sparse_probing.order_corpus, plan.sparse_probing.hub)
+    planned = evaluations.build(plan.evaluations).values()
+    for evaluation in planned:
+        evaluation.check_plan(plan.corpus)
+    longest = max(evaluation.tokens_of_own_text for evaluation in planned)
     facts = source_of(plan).check()
     for arm in plan.arms():
         if arm.run in folders:
             try:
                 mask = build_mask(arm.sae.mask, plan.corpus.context_length, arm.sae.d_sae)
-                if plan.sparse_probing and mask.can_block:  # whose texts may be longer than the contexts trained on
-                    mask.table_rows(torch.tensor([plan.sparse_probing.context_length - 1]))
+                if longest and mask.can_block:  # texts of an evaluation may be longer than the contexts trained on
+                    mask.table_rows(torch.tensor([longest - 1]))
                 check_usage_source(arm.sae, facts.d_model)
             except ScansionError as error:
                 raise ConfigError(f"run {arm.run} ({arm.name}): {error}") from error
@@ -64,8 +66,7 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> ModelFacts:
 
 def plan_assets(plan: StudyPlan) -> list[str]:
     """Names of the bundled assets that the plan reads: model, text, labelled sets. None if it brings its own."""
-    probing = plan.sparse_probing
-    labelled = probing_assets(probing.datasets, probing.order_corpus, probing.hub) if probing else []
+    labelled = [asset for one in evaluations.build(plan.evaluations).values() for asset in one.assets()]
     return list(dict.fromkeys([*source_of(plan).assets(), *labelled]))
 
 

@@ -12,6 +12,9 @@ import torch
 from scansion.activations import HarvestPlan, PositionedBatch
 from scansion.corpus import Contexts
 from scansion.device import resolve_device
+from scansion.evals.core.evaluate import CoreConfig
+from scansion.evals.position import PositionConfig
+from scansion.evals.probing.config import SparseProbingConfig
 from scansion.evals.probing.sets import expand_probing_sets
 from scansion.files import human_bytes
 from scansion.lm import HookPoint, activations_at, logits
@@ -83,7 +86,8 @@ class StudyEstimate:
             f"in all {_clock(self.seconds)} and {human_bytes(self.n_bytes)} of disk"
         )
         lines.append(
-            "Estimates are from a few steps on this machine as busy as it is now; fitting probes is not counted."
+            "Estimates are from a few steps on this machine as busy as it is now. They count core, position and the texts of "
+            "sparse probing; fitting probes and other evaluations come on top."
         )
         return lines
 
@@ -146,13 +150,16 @@ def _arm(
     with torch.no_grad():
         encode_seconds = _seconds(lambda: sae(batch.x, batch.positions[:, None]), budget * 0.2)
     per_token = encode_seconds / (positions * per_position)
-    core = min(plan.core.n_contexts or len(held_out.contexts), len(held_out.contexts)) * plan.corpus.context_length
-    read = core
-    lm_tokens = plan.core.loss_contexts * plan.corpus.context_length
-    if plan.position is not None:
-        contexts = min(plan.position.n_contexts or len(held_out.contexts), len(held_out.contexts))
-        states = 2 if arm.sae.mask.family == "none" else 3 + plan.position.mask_draws
-        read += contexts * plan.corpus.context_length * states
+    read = lm_tokens = 0
+    for config in plan.evaluations.values():
+        if isinstance(config, CoreConfig):
+            lm_tokens += config.loss_contexts * plan.corpus.context_length
+        if isinstance(config, CoreConfig | PositionConfig):
+            contexts = min(config.n_contexts or len(held_out.contexts), len(held_out.contexts))
+            states = 1
+            if isinstance(config, PositionConfig):
+                states = 2 if arm.sae.mask.family == "none" else 3 + config.mask_draws
+            read += contexts * plan.corpus.context_length * states
     finished = sum((seed_folder(folder, arm, seed) / "evals" / "core.json").exists() for seed in arm.seeds)
     n_parameters = sum(p.numel() for p in sae.parameters())
     return ArmEstimate(
@@ -175,9 +182,9 @@ def _lm_rates(source: HarvestSpec, contexts: Contexts, budget: float) -> tuple[f
 
 def _probing_tokens(plan: StudyPlan) -> int:
     """Upper limit of the tokens of all probing texts; a group of data sets counts as one for each of its members."""
-    if plan.sparse_probing is None:
+    config = plan.evaluations.get("sparse_probing")
+    if not isinstance(config, SparseProbingConfig):
         return 0
-    config = plan.sparse_probing
     sets = expand_probing_sets(config.datasets, config.hub)
     return len(sets) * (config.train_size + config.test_size) * config.context_length
 

@@ -10,10 +10,9 @@ from time import monotonic
 from typing import Any
 
 from scansion.errors import BusyError, ScansionError
-from scansion.evals.position import check_position
 from scansion.files import fingerprint, one_line_io_errors
 from scansion.locks import only_writer
-from scansion.pipeline.evaluate import evaluate_runs
+from scansion.pipeline.evaluate import check_evaluations, evaluate
 from scansion.pipeline.run_results import RunResults
 from scansion.pipeline.stores import HarvestSpec, Stores, build_stores
 from scansion.progress import say
@@ -88,8 +87,7 @@ def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool) -> lis
             _write_run(plan, folder, [trial for trial in trials if trial.arm.run == index], {})
     source = source_of(plan)
     stores = build_stores(source)
-    if plan.position:
-        check_position(stores.held_out, plan.position)
+    check_evaluations(plan.evaluations, stores.held_out)
     check_runs([trial.training_run() for trial in trials], stores.train)
     if retry:
         for trial in trials:
@@ -134,15 +132,15 @@ def _train(trials: Sequence[_Trial], stores: Stores) -> None:
 def _evaluate(trials: Sequence[_Trial], plan: StudyPlan, source: HarvestSpec, stores: Stores) -> dict[Path, RunResults]:
     found: dict[Path, RunResults] = {}
 
-    def evaluate(some: Sequence[_Trial]) -> None:
+    def measure(some: Sequence[_Trial]) -> None:
         folders = {trial.arm.name: trial.folder for trial in some}
-        done = evaluate_runs(folders, stores.held_out, lambda: source.lm, plan.core, plan.sparse_probing, plan.position)
+        done = evaluate(folders, plan.evaluations, stores.held_out, lambda: source.lm)
         found.update(zip(folders.values(), done, strict=True))
 
     if trials:
         _isolated(
             trials,
-            evaluate,
+            measure,
             lambda trial, error, cause: record_failure(trial.folder, f"evaluation failed: {error}", cause),
         )
     return found

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from scansion.errors import ConfigError
 from scansion.evals.statistics import finite
-from scansion.files import fingerprint, read_json, read_json_lines, write_json
+from scansion.files import read_json, read_json_lines, write_json
 from scansion.pipeline.run_results import RunResults
 
 ArmStatus = Literal["ok", "degenerate", "failed", "unfinished"]
@@ -35,6 +35,7 @@ class ArmInfo(BaseModel):
             out of time; ``unfinished`` while seeds are missing.
         reasons: why the status is not ``ok``.
         provenance: the plan's digest, settings, model, hook point, text and evaluation data.
+        not_applicable: evaluation -> why it has no figures, where it could not be applied to this arm.
         costs: means over seeds of ``train_seconds`` and ``step_ms`` of this SAE alone; None off the CPU.
     """
 
@@ -46,6 +47,7 @@ class ArmInfo(BaseModel):
     seeds: list[int] = Field(default_factory=list[int])
     status: ArmStatus = "unfinished"
     reasons: list[str] = Field(default_factory=list[str])
+    not_applicable: dict[str, str] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
     costs: dict[str, float | None] = Field(default_factory=dict)
 
@@ -108,6 +110,9 @@ def summarise_seeds(
         seeds=seeds,
         status=status,
         reasons=reasons,
+        not_applicable={}
+        if status == "degenerate"
+        else _not_applicable({s: results[s].not_applicable() for s in seeds}),
         provenance={**plan, **(_provenance(done[0]) if done else {})},
         costs=_costs([folders[seed] for seed in seeds]),
     )
@@ -123,6 +128,14 @@ def _reasons(by_seed: Mapping[int, Sequence[str]]) -> list[str]:
         reason if len(seeds) == len(by_seed) else f"seed {', '.join(map(str, seeds))}: {reason}"
         for reason, seeds in found.items()
     ]
+
+
+def _not_applicable(by_seed: Mapping[int, Mapping[str, str]]) -> dict[str, str]:
+    names = dict.fromkeys(name for found in by_seed.values() for name in found)
+    return {
+        name: "; ".join(_reasons({seed: [found[name]] if name in found else [] for seed, found in by_seed.items()}))
+        for name in names
+    }
 
 
 def _by_name(means: Sequence[Mapping[str, float | None]]) -> dict[str, list[float | None]]:
@@ -145,11 +158,10 @@ def _standard_error(values: Sequence[float | None]) -> float | None:
 
 
 def _provenance(result: RunResults) -> dict[str, Any]:
-    parts = {"core": result.core, "sparse_probing": result.sparse_probing, "position": result.position}
     return {
         # The seed and what depends on it stand beside the values.
         **result.core.sae_metadata.model_dump(mode="json", exclude={"seed", "training", "input_scale"}),
-        "evaluated_on": {name: fingerprint(one.data) for name, one in parts.items() if one is not None},
+        "evaluated_on": result.evaluated_on(),
     }
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scansion.evals.statistics import Estimate
 from scansion.files import atomic_file, fingerprint, flatten
 from scansion.locks import only_writer
 from scansion.study.compare.comparison import SPARSITY_NOTE, Comparison, Difference, compare, figures_of
-from scansion.study.compare.figures import HEADLINE, metric
+from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import difference_text, figure_text
 from scansion.study.final_info import ArmInfo
 from scansion.study.plan import StudyPlan
@@ -91,15 +90,16 @@ def _changed(baseline: ArmRecord, record: ArmRecord) -> str:
 
 def _figures(info: ArmInfo) -> Iterator[str]:
     figures = figures_of(info)
-    shown = [f"{metric(n).label} {figure_text(figures[n], metric(n))}" for n in HEADLINE if _known(figures.get(n))]
+    shown = [
+        f"{how.label} {figure_text(one, how)}"
+        for name, one in figures.items()
+        if (how := figure(name)).headline and one.value is not None
+    ]
     if shown:
         yield f"figures: {'; '.join(shown)}"
+    yield from (f"no {name}: {why}" for name, why in info.not_applicable.items())
     if (seconds := info.costs.get("train_seconds")) is not None:
         yield f"cost: {seconds:.0f} s of training steps a seed, {info.costs['step_ms'] or 0:.1f} ms a step"
-
-
-def _known(estimate: Estimate | None) -> bool:
-    return estimate is not None and estimate.value is not None
 
 
 def conclusions(record: ArmRecord, baseline: ArmRecord | None, plan: StudyPlan) -> Iterator[str]:
@@ -122,15 +122,14 @@ def conclusions(record: ArmRecord, baseline: ArmRecord | None, plan: StudyPlan) 
     yield from _verdicts(found, record.name, plan)
 
 
-def _verdicts(found: Comparison, name: str, plan: StudyPlan) -> Iterator[str]:
-    arm = next(one for one in found.arms if one.name == name)
-    wanted = dict.fromkeys((plan.primary_metric, *HEADLINE))
-    for figure in wanted:
-        if (difference := arm.differences.get(figure)) is None:
+def _verdicts(found: Comparison, arm_name: str, plan: StudyPlan) -> Iterator[str]:
+    arm = next(one for one in found.arms if one.name == arm_name)
+    for name in dict.fromkeys((plan.primary_metric, *(name for name in arm.differences if figure(name).headline))):
+        if (difference := arm.differences.get(name)) is None:
             continue
-        smallest = plan.minimum_effect if figure == plan.primary_metric else None
-        primary = " (primary)" if figure == plan.primary_metric else ""
-        yield f"{metric(figure).label}{primary}: {verdict(difference, figure, smallest)}"
+        smallest = plan.minimum_effect if name == plan.primary_metric else None
+        primary = " (primary)" if name == plan.primary_metric else ""
+        yield f"{figure(name).label}{primary}: {verdict(difference, name, smallest)}"
     if plan.primary_metric not in arm.differences:
         yield f"the primary metric {plan.primary_metric} was not measured"
     if arm.caveats:
@@ -138,9 +137,9 @@ def _verdicts(found: Comparison, name: str, plan: StudyPlan) -> Iterator[str]:
     yield "these sentences take each figure by itself; `scansion compare` corrects for the number of runs"
 
 
-def verdict(difference: Difference, figure: str, minimum_effect: float | None = None) -> str:
+def verdict(difference: Difference, name: str, minimum_effect: float | None = None) -> str:
     """One difference in words: told from zero or not, how large, and how large one could have been found."""
-    how, n = metric(figure), len(difference.seeds)
+    how, n = figure(name), len(difference.seeds)
     shown = difference_text(difference.model_copy(update={"p_holm": None}), how)
     low, high = difference.estimate.low, difference.estimate.high
     if low is None or high is None:
@@ -153,9 +152,7 @@ def verdict(difference: Difference, figure: str, minimum_effect: float | None = 
         text = f"{shown}, not told from zero at n={n} after correction for the number of runs"
     elif difference.estimate.excludes_zero:
         up = low > 0
-        good = {None: "", "higher": ", better" if up else ", worse", "lower": ", worse" if up else ", better"}[
-            how.better
-        ]
+        good = {None: "", "up": ", better" if up else ", worse", "down": ", worse" if up else ", better"}[how.better]
         text = f"{'higher' if up else 'lower'} than the baseline's: {shown}{good} (n={n})"
     else:
         text = f"no difference detectable at n={n}: {shown}"

@@ -7,23 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from scansion.activations import HarvestConfig
 from scansion.corpus import CorpusConfig
 from scansion.errors import ConfigError, describe
-from scansion.evals.core.evaluate import CoreConfig
-from scansion.evals.position import PositionConfig, offset_for
-from scansion.evals.probing.evaluate import SparseProbingConfig
+from scansion.evals import EvaluationConfig, evaluations
 from scansion.files import fingerprint
 from scansion.lm import BUNDLED_MODEL
 from scansion.sae import AnySAEConfig, SAEConfig
-from scansion.study.compare.figures import measured_figures
 from scansion.training import TrainingConfig
 
 Model = TypeVar("Model", bound=BaseModel)
+_OWN_KEYS_BEFORE = ("core", "sparse_probing", "position")
 
 
 class ArmPlan(BaseModel):
@@ -120,15 +118,32 @@ class StudyPlan(BaseModel):
     corpus: CorpusConfig
     harvest: HarvestConfig = HarvestConfig()
     training: TrainingConfig = TrainingConfig()
-    core: CoreConfig = CoreConfig()
-    sparse_probing: SparseProbingConfig | None = None
-    position: PositionConfig | None = None
+    evaluations: dict[str, SerializeAsAny[EvaluationConfig]] = Field(
+        default_factory=dict,
+        validate_default=True,
+        description="Name -> settings of each evaluation, as `scansion evaluations` lists them; core is always run.",
+    )
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Every run is carried out once for each.")
     plugins: tuple[Path, ...] = Field(
         default=(),
         description="Python files that register masks, architectures or evaluations of your own; relative to the plan.",
     )
     runs: list[RunPlan] = Field(min_length=1, description="The first is the baseline.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_1(cls, settings: Any) -> Any:
+        """Plans used to have three evaluations, each under a key of its own; run folders hold such plans."""
+        return _with_evaluations(cast(dict[str, Any], settings)) if isinstance(settings, dict) else settings
+
+    @field_validator("evaluations", mode="before")
+    @classmethod
+    def _parse_evaluations(cls, settings: Any) -> Any:
+        return (
+            evaluations.parse_all(cast(dict[str, Any], settings or {}))
+            if isinstance(settings, dict | None)
+            else settings
+        )
 
     @model_validator(mode="after")
     def _check_runs(self) -> StudyPlan:
@@ -139,17 +154,13 @@ class StudyPlan(BaseModel):
         for seeds in (self.seeds, *(arm.seeds for arm in arms)):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"a seed is given twice: {list(seeds)}")
-        measured = measured_figures(self.core, self.sparse_probing, self.position)
+        measured = [figure for one in evaluations.build(self.evaluations).values() for figure in one.measured()]
         if self.primary_metric not in measured:
             close = get_close_matches(self.primary_metric, measured, 1)
             raise ValueError(
                 f"primary_metric {self.primary_metric!r} is not among what this plan measures"
                 + (f"; did you mean {close[0]}?" if close else f": {', '.join(measured)}")
             )
-        if self.position and self.corpus.layout == "packed":
-            raise ValueError("position is measured on contexts of one document each: set corpus.layout to 'documents'")
-        if self.position and self.position.replaced_contexts:
-            offset_for(self.corpus.context_length, self.position.offset)
         return self
 
     def arms(self) -> list[Arm]:
@@ -186,6 +197,15 @@ class StudyPlan(BaseModel):
         """A 32-digit name for everything the plan says."""
         # Plans without plugins keep the name they had before plans could have any.
         return fingerprint(self.model_dump(mode="json", exclude=None if self.plugins else {"plugins"}))
+
+
+def _with_evaluations(settings: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in settings.items() if name not in _OWN_KEYS_BEFORE}
+    before = {name: settings[name] for name in _OWN_KEYS_BEFORE if settings.get(name) is not None}
+    now: dict[str, Any] = rest.get("evaluations") or {}
+    if twice := sorted(before.keys() & now.keys()):
+        raise ValueError(f"{', '.join(twice)} is given twice; keep what is under `evaluations`")
+    return {**rest, "evaluations": {**before, **now}} if before else rest
 
 
 def _slug(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,15 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scansion.activations import ActivationStore
 from scansion.cards import card
 from scansion.errors import ConfigError
-from scansion.evals.core.evaluate import CoreResult
-from scansion.evals.position import PositionResult
-from scansion.evals.probing.result import SparseProbingResult
+from scansion.evals import EvaluationConfig, evaluations
 from scansion.evals.statistics import Estimate
 from scansion.files import read_json, write_json
 from scansion.pipeline.run_results import RunResults
 from scansion.pipeline.stores import HarvestSpec, build_stores, stores_dir
 from scansion.study.compare.comparison import figures_of
-from scansion.study.compare.figures import HEADLINE, metric
+from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import figure_text
 from scansion.study.final_info import FINAL_INFO, ArmInfo, read_final_info
 from scansion.study.plan import Arm, StudyPlan
@@ -88,12 +86,13 @@ class ArmRecord:
         return {seed: seed_folder(self.folder, self.arm, seed) for seed in self.info.seeds}
 
     def evaluations(self) -> dict[int, RunResults]:
-        """Seed -> its results, read from disk."""
-        return {seed: read_evaluations(folder) for seed, folder in self.seed_folders.items()}
+        """Seed -> its results, read from disk: of the evaluations that the plan names."""
+        configs = read_registration(self.folder).plan.evaluations
+        return {seed: read_results(folder, configs) for seed, folder in self.seed_folders.items()}
 
     def _repr_html_(self) -> str:
         """A card for notebooks."""
-        shown = {metric(name).label: figure_text(one, metric(name)) for name, one in _headline(self).items()}
+        shown = {figure(name).label: figure_text(one, figure(name)) for name, one in _headline(self).items()}
         facts = {
             "folder": str(self.folder),
             "status": "; ".join([self.info.status, *self.info.reasons]),
@@ -130,13 +129,13 @@ class StudyRecord:
     def _repr_html_(self) -> str:
         """A card for notebooks: every arm with the figures of a headline."""
         found = [(arm, _headline(arm)) for arm in self.arms]
-        names = [name for name in HEADLINE if any(name in figures for _, figures in found)]
+        names = list(dict.fromkeys(name for _, figures in found for name in figures))
         rows = [
-            [arm.name, arm.info.status, *(figure_text(figures.get(name), metric(name)) for name in names)]
+            [arm.name, arm.info.status, *(figure_text(figures.get(name), figure(name)) for name in names)]
             for arm, figures in found
         ]
         facts = {"folder": str(self.folder), "plan": self.plan.digest[:12], "asked": self.plan.hypothesis}
-        return card(self.plan.name, facts, [["run", "status", *(metric(name).label for name in names)], *rows])
+        return card(self.plan.name, facts, [["run", "status", *(figure(name).label for name in names)], *rows])
 
     def held_out(self) -> ActivationStore:
         """The activations the runs were measured on; harvested again if they are gone."""
@@ -152,7 +151,7 @@ class StudyRecord:
 
 def _headline(arm: ArmRecord) -> dict[str, Estimate]:
     found = figures_of(arm.info)
-    return {name: found[name] for name in HEADLINE if name in found and found[name].value is not None}
+    return {name: one for name, one in found.items() if figure(name).headline and one.value is not None}
 
 
 def source_of(plan: StudyPlan) -> HarvestSpec:
@@ -178,7 +177,8 @@ def register(plan: StudyPlan, run: int, folder: Path) -> None:
     earlier: list[_Earlier] = []
     if (folder / _PLAN).is_file():
         there = read_registration(folder)
-        if there.digest == plan.digest and there.run == run:
+        # Plans and not hashes: an earlier version wrote the same plan in another layout.
+        if there.plan == plan and there.run == run:
             return
         earlier = [*there.earlier, _Earlier(digest=there.digest, registered_at=there.registered_at)]
     now = datetime.now(UTC).isoformat(timespec="microseconds")
@@ -227,23 +227,19 @@ def open_runs(folders: Sequence[Path]) -> list[ArmRecord]:
     return [arm for folder in folders for arm in open_run(folder)]
 
 
-def read_evaluations(folder: Path) -> RunResults:
-    """The results in a trained run's ``evals``.
+def read_results(folder: Path, configs: Mapping[str, EvaluationConfig]) -> RunResults:
+    """The results in a trained run's ``evals``, of these evaluations as far as they have been run.
 
     Raises:
-        ConfigError: core figures are missing, or a file is not one of ours.
+        ConfigError: core figures are missing, or a file does not hold a result of this version.
     """
-    evals = folder / "evals"
-    core = _part(evals / "core.json", CoreResult)
-    if core is None:
-        raise ConfigError(f"{folder} has not been evaluated: there is no {evals / 'core.json'}")
-    return RunResults(
-        core, _part(evals / "sparse_probing.json", SparseProbingResult), _part(evals / "position.json", PositionResult)
-    )
-
-
-def _part(path: Path, kind: type[Part]) -> Part | None:
-    return _validated(path, kind) if path.is_file() else None
+    files = {
+        name: (folder / "evals" / f"{evaluation.file}.json", evaluation.result)
+        for name, evaluation in evaluations.build(configs).items()
+    }
+    if not files["core"][0].is_file():
+        raise ConfigError(f"{folder} has not been evaluated: there is no {files['core'][0]}")
+    return RunResults({name: _validated(file, kind) for name, (file, kind) in files.items() if file.is_file()})
 
 
 def _validated(path: Path, kind: type[Part]) -> Part:

@@ -42,7 +42,7 @@ def evaluated(store):
         (result,) = evaluate_core([LoadedSAE(name, sae, metadata)], store, never, CoreConfig(loss_contexts=0))
         # Changed afterwards, for an SAE of another model would not be evaluated on this store at all.
         changed = result.model_copy(update={"sae_metadata": metadata.model_copy(update=changes)})
-        return RunResults(changed, None)
+        return RunResults({"core": changed})
 
     return make
 
@@ -63,7 +63,7 @@ def probed(run: RunResults, dataset: str) -> RunResults:
         sae_metadata=run.core.sae_metadata, data={}, seed=0, pooling="mean", **figures,
         datasets=[DatasetResult(name=dataset, stand_in=None, qualified=True, **figures, tasks=[])],
     )  # fmt: skip
-    return RunResults(run.core, probing)
+    return RunResults({"core": run.core, "sparse_probing": probing})
 
 
 def test_the_probing_table_has_a_row_a_run_and_set_with_its_controls_and_what_could_be_found(evaluated) -> None:
@@ -108,7 +108,7 @@ def test_another_name_of_the_same_model_is_compared(evaluated) -> None:
 
 def test_runs_measured_differently_are_not_comparable(evaluated) -> None:
     first, second = evaluated("first"), evaluated("second")
-    second = RunResults(second.core.model_copy(update={"data": {**second.core.data, "store": "other"}}), None)
+    second = RunResults({"core": second.core.model_copy(update={"data": {**second.core.data, "store": "other"}})})
     assert "core was measured on other data" in summarise([first, second]).set_apart[0][1]
 
 

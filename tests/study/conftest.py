@@ -45,12 +45,14 @@ def settings_of(lm_folder: Path, documents: Path) -> dict[str, Any]:
             "held_out_fraction": 0.25,
         },
         "training": {"tokens": 1500, "batch_tokens": 75, "lr": 1e-3, "device": "cpu"},
-        "core": {"loss_contexts": 4},
-        "sparse_probing": {
-            "datasets": ["1_words"], "train_size": 40, "test_size": 20, "context_length": 16, "k_values": [1, 3],
-        },
-        "position": {
-            "null_draws": 20, "max_null_draws": 100, "groups": 4, "mask_draws": 1, "replaced_contexts": 6,
+        "evaluations": {
+            "core": {"loss_contexts": 4},
+            "sparse_probing": {
+                "datasets": ["1_words"], "train_size": 40, "test_size": 20, "context_length": 16, "k_values": [1, 3],
+            },
+            "position": {
+                "null_draws": 20, "max_null_draws": 100, "groups": 4, "mask_draws": 1, "replaced_contexts": 6,
+            },
         },
         "runs": [
             {"name": "plain", "sae": {"architecture": "topk", "d_sae": 32, "k": 4}},

@@ -30,7 +30,7 @@ def plan(settings: dict[str, Any]) -> StudyPlan:
             **settings,
             "sparse_probing": None,
             "position": None,
-            "core": {"loss_contexts": 0},
+            "evaluations": {"core": {"loss_contexts": 0}},
             "seeds": [0, 1, 5],
             "runs": [
                 {"name": "plain", "sae": TOPK, "seeds": [0, 1, 5, 7]},
@@ -217,8 +217,8 @@ def test_one_reason_is_said_once_whatever_the_number_of_seeds() -> None:
 
 def test_a_mask_too_short_for_the_probing_texts_is_found_beforehand(settings: dict[str, Any], tmp_path: Path) -> None:
     plain, masked, _ = settings["runs"]
-    longer = {**settings["sparse_probing"], "context_length": 17}
-    plan = StudyPlan.model_validate({**settings, "runs": [plain, masked], "sparse_probing": longer})
+    longer = {"sparse_probing": {**settings["evaluations"]["sparse_probing"], "context_length": 17}}
+    plan = StudyPlan.model_validate({**settings, "runs": [plain, masked], "evaluations": longer})
     check_plan(plan, {0: tmp_path / "run_0"})
     with pytest.raises(ConfigError, match=r"run 1 \(masked\): position 16 lies outside this mask of 16 positions"):
         check_plan(plan, {1: tmp_path / "run_1"})

@@ -14,7 +14,7 @@ import yaml
 @pytest.fixture
 def plan(settings: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "plan.yaml"
-    quick = {**settings, "sparse_probing": None, "position": None, "core": {"loss_contexts": 0}}
+    quick = {**settings, "evaluations": {"core": {"loss_contexts": 0}}}
     path.write_text(yaml.safe_dump({**quick, "hypothesis": "masks help", "minimum_effect": 0.5}))
     return path
 

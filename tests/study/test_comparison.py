@@ -12,7 +12,7 @@ from scansion.errors import ConfigError
 from scansion.evals.statistics import Estimate
 from scansion.study import ArmInfo, compare
 from scansion.study.compare.comparison import SPARSITY_NOTE, Comparison, Difference, holm
-from scansion.study.compare.figures import metric
+from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import (
     difference_text,
     figure_text,
@@ -239,7 +239,7 @@ def test_verdicts_heed_the_correction() -> None:
 
 
 def test_no_zero_has_a_sign() -> None:
-    how = metric("fve")
+    how = figure("fve")
     assert figure_text(Estimate(value=-0.0001, low=-0.0004, high=0.0002), how) == "0.000 [0.000, 0.000]"
     assert difference_text(made(-0.0001, -0.0004, 0.0002), how) == "+0.000 [+0.000, +0.000]"
 

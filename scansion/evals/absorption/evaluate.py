@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from joblib import Parallel, delayed
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from threadpoolctl import threadpool_limits
 
 from scansion.errors import EvalError
@@ -24,14 +24,15 @@ from scansion.evals.absorption.rates import Absorption, absorption, f1, main_fea
 from scansion.evals.absorption.result import AbsorptionResult, LetterAbsorption
 from scansion.evals.base import LoadedSAE, Status, reasons_before_running, require_sae_matches_lm
 from scansion.evals.probing.accuracy import over_tasks
+from scansion.evals.registry import EvaluationConfig
 from scansion.lm import HookPoint, LanguageModel
 from scansion.progress import progress
 
 
-class AbsorptionConfig(BaseModel):
+class AbsorptionConfig(EvaluationConfig):
     """Words, prompts and thresholds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    evaluation: ClassVar[str] = "absorption"
 
     words_per_letter: int = Field(
         default=150, ge=10, description="Words of the vocabulary for each first letter, at most."

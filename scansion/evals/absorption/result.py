@@ -53,14 +53,3 @@ class AbsorptionResult(EvalResult):
     sae_f1: float | None = None
     position: int
     letters: list[LetterAbsorption]
-
-    def headline(self) -> dict[str, float | None]:
-        """Absorption, and how well letters are found at all."""
-        if self.status != "ok" or not self.absorption_fraction or not self.full_absorption_rate:
-            return {}
-        return {
-            "absorption_fraction": self.absorption_fraction.value,
-            "full_absorption_rate": self.full_absorption_rate.value,
-            "main_features": self.mean_main_features,
-            "letter_f1": self.sae_f1,
-        }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from scansion.evals.base import (
 )
 from scansion.evals.core.duplicates import duplicate_share
 from scansion.evals.core.loss import LossTally, loss_by_splicing
+from scansion.evals.registry import EvaluationConfig
 from scansion.evals.statistics import Estimate, finite
 from scansion.lm import LanguageModel
 from scansion.progress import Advance, progress
@@ -35,10 +36,10 @@ DENSE_RATE = 0.1
 DENSITY_EDGES = [round(-6 + 0.25 * i, 2) for i in range(25)]
 
 
-class CoreConfig(BaseModel):
+class CoreConfig(EvaluationConfig):
     """What the core evaluation reads."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    evaluation: ClassVar[str] = "core"
 
     n_contexts: int | None = Field(default=None, ge=2, description="Held-out contexts to reconstruct; default all.")
     loss_contexts: int = Field(
@@ -105,14 +106,6 @@ class CoreResult(EvalResult):
     positions: list[int]
     by_position: dict[str, list[float | None]]
 
-    def headline(self) -> dict[str, float | None]:
-        """Reconstruction, sparsity and, if the language model was run, loss."""
-        names = ["normalised_mse", "cosine", "l0", "l1", "dead_share", "dense_share", "duplicate_share"]
-        figures: dict[str, float | None] = {"fve": self.fve.value, **{name: getattr(self, name) for name in names}}
-        if self.ce_loss_recovered:
-            figures |= {"ce_loss_recovered": self.ce_loss_recovered.value, "ce_loss": self.ce_loss, "kl": self.kl}
-        return figures
-
 
 def evaluate_core(
     subjects: Sequence[LoadedSAE],
@@ -125,14 +118,16 @@ def evaluate_core(
     Args:
         subjects: SAEs for the store's model and hook point.
         store: held-out activations.
-        load_lm: called only if ``config.loss_contexts`` is above 0; may be None otherwise.
+        load_lm: called only if ``config.loss_contexts`` is above 0 and the activations come from a language model; may
+            be None otherwise.
         config: how much to read.
 
     Raises:
         EvalError: an SAE belongs to another model or hook point, the LM is no longer the one the store was made with, or
             the loss is wanted without an LM.
     """
-    if config.loss_contexts and load_lm is None:
+    has_loss = config.loss_contexts > 0 and not store.identity.is_planted
+    if has_loss and load_lm is None:
         raise EvalError("loss recovered needs the language model; give load_lm, or set loss_contexts to 0")
     require_same_source(subjects, store)
     positions = store.used_positions(config.use_position_0)
@@ -148,7 +143,7 @@ def evaluate_core(
                 tally.add(subject.sae, x, positions, slice(start, stop), means)
                 advance(stop - start)
     losses: list[LossTally] | None = None
-    if config.loss_contexts and load_lm:
+    if has_loss and load_lm:
         lm = load_lm()
         require_same_model(lm, store)
         losses = loss_by_splicing(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,14 +17,15 @@ from scansion.evals.base import EvalResult, LoadedSAE, Status, reasons_before_ru
 from scansion.evals.interp.chat import ChatEndpoint, Messages
 from scansion.evals.interp.examples import Decode, Example, ExampleCounts, FeatureExamples, gather_examples
 from scansion.evals.interp.firing import firing_of_sample
+from scansion.evals.registry import EvaluationConfig
 from scansion.evals.statistics import Estimate
 from scansion.progress import progress
 
 
-class AutoInterpConfig(BaseModel):
+class AutoInterpConfig(EvaluationConfig):
     """Which features, which endpoint. The key is read from OPENAI_API_KEY and is never part of a result."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    evaluation: ClassVar[str] = "autointerp"
 
     base_url: str = Field(
         default_factory=lambda: os.environ.get("OPENAI_BASE_URL", ""),
@@ -81,12 +83,6 @@ class AutoInterpResult(EvalResult):
     balanced_accuracy: Estimate | None
     n_unread: int
     features: list[FeatureInterpreted]
-
-    def headline(self) -> dict[str, float | None]:
-        """The detection score as SAEBench has it, and balanced."""
-        if self.status != "ok" or self.score is None or self.balanced_accuracy is None:
-            return {}
-        return {"score": self.score.value, "balanced_accuracy": self.balanced_accuracy.value}
 
 
 def evaluate_autointerp(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -12,6 +13,7 @@ from scipy.stats import rankdata
 from scansion.activations import ActivationStore
 from scansion.evals.base import EvalResult, LoadedSAE, reasons_before_running, status_of
 from scansion.evals.interp.firing import Firing, firing_of_sample
+from scansion.evals.registry import EvaluationConfig
 from scansion.evals.statistics import Estimate
 
 # A token seen this often counts half by its own rate and half by the feature's overall rate.
@@ -19,10 +21,10 @@ _SMOOTHING = 2.0
 _LEAST_SCORED = 5
 
 
-class OfflineInterpConfig(BaseModel):
+class OfflineInterpConfig(EvaluationConfig):
     """Which features, and how much they must fire."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    evaluation: ClassVar[str] = "autointerp_offline"
 
     n_features: int = Field(default=200, ge=1, description="Features drawn at random from those that fire enough.")
     least_firings: int = Field(default=15, ge=2, description="Tokens a feature must fire on to be drawn.")
@@ -68,17 +70,6 @@ class OfflineInterpResult(EvalResult):
     null_95: float | None
     share_above_null: float | None
     features: list[FeatureForetold]
-
-    def headline(self) -> dict[str, float | None]:
-        """AUROC, balanced accuracy, and the null."""
-        if self.status != "ok" or self.auroc is None or self.balanced_accuracy is None:
-            return {}
-        return {
-            "auroc": self.auroc.value,
-            "balanced_accuracy": self.balanced_accuracy.value,
-            "null_auroc": self.null_auroc,
-            "share_above_null": self.share_above_null,
-        }
 
 
 def evaluate_offline_interp(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import ClassVar
+
+from pydantic import Field
+
+from scansion.evals.registry import EvaluationConfig
 
 
-class PositionConfig(BaseModel):
+class PositionConfig(EvaluationConfig):
     """How much text is read, and how many draws stand behind each null and control."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    evaluation: ClassVar[str] = "position"
 
     n_contexts: int | None = Field(default=None, ge=2, description="Held-out contexts to read; default all.")
     batch_contexts: int = Field(default=16, ge=8, multiple_of=8, description="Contexts encoded at once; 8 a byte.")

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from scansion.evals.base import EvalResult
 from scansion.evals.position.budget import Budget
-from scansion.evals.position.replacement import Replacement
+from scansion.evals.position.replacement import ReplacedFigures, Replacement
 from scansion.evals.statistics import Estimate
 from scansion.sae import AnySAEConfig
 
@@ -123,23 +123,7 @@ class PositionResult(EvalResult):
         """The SAE with nothing to hold its features back: lifted, or as it is if no mask does."""
         return self.states.get("lifted", self.in_force)
 
-    def headline(self) -> dict[str, float | None]:
-        """The figures of tables, by name."""
-        excess, replacement = self.excess_specialisation, self.replacement
-        moved = None if replacement is None else replacement.states.get("lifted", replacement.states["in_force"])
-        return {
-            "position_information": self.in_force.information.value,
-            "position_information_lifted": self.free.information.value,
-            "position_share_lifted": self.free.information_share,
-            "position_l0_lifted": self.free.l0,
-            "excess_specialisation": None if excess is None else excess.value,
-            "positional_fidelity": self.in_force.auroc.value,
-            "positional_overlap": self.in_force.overlap.value,
-            "position_retention": self.free.retention.value,
-            "position_retention_chance": self.free.retention_chance,
-            "positional_features": self.free.significant_share,
-            "start_similarity": None if self.since_start is None else self.since_start.similarity,
-            "stay_share": None if moved is None else moved.stay_share,
-            "move_share": None if moved is None else moved.move_share,
-            "sink_fve": self.sink_fve,
-        }
+    @property
+    def moved(self) -> ReplacedFigures | None:
+        """What moving the text showed of the free SAE; None if it was not done."""
+        return self.replacement and self.replacement.states.get("lifted", self.replacement.states["in_force"])

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from scansion.corpus import CorpusConfig
 from scansion.evals.probing.pooling import Pooling
+from scansion.evals.registry import EvaluationConfig
 
 DEFAULT_DATASETS = ("ag_news", "code", "amazon_stars", "occupations", "sst2")
 
 
-class SparseProbingConfig(BaseModel):
+class SparseProbingConfig(EvaluationConfig):
     """Which data sets, how much of them, and which probes. The defaults are SAEBench's, but for data sets and k."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    evaluation: ClassVar[str] = "sparse_probing"
 
     datasets: tuple[str, ...] = Field(
         default=DEFAULT_DATASETS,

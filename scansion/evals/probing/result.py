@@ -108,13 +108,3 @@ class SparseProbingResult(EvalResult):
             "sae_test_accuracy": self.sae_test_accuracy.value,
             **{f"sae_top_{k}_test_accuracy": estimate.value for k, estimate in self.sae_top_k.items()},
         }
-
-    def headline(self) -> dict[str, float | None]:
-        """The overall accuracies under SAEBench's names, then the controls."""
-        return {
-            **self.saebench_headline(),
-            "bag_of_words_test_accuracy": self.bag_test_accuracy.value,
-            "random_sae_test_accuracy": self.random_test_accuracy.value,
-            "sae_test_accuracy_gain": self.gain_test_accuracy.value,
-            **{f"sae_top_{k}_test_accuracy_gain": estimate.value for k, estimate in self.gain_top_k.items()},
-        }

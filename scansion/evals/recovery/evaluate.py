@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from scansion.activations import ActivationStore
 from scansion.errors import EvalError
 from scansion.evals.base import EvalResult, LoadedSAE
 from scansion.evals.recovery.recovery import evaluate_recovery
 from scansion.evals.recovery.result import RecoveryResult
+from scansion.evals.registry import EvaluationConfig
 from scansion.synth.config import SynthConfig
 from scansion.synth.dictionary import PlantedDictionary
 from scansion.synth.store import MODEL
 
 
-class SyntheticConfig(BaseModel):
+class SyntheticConfig(EvaluationConfig):
     """Nothing can be set: the store says which world it holds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    evaluation: ClassVar[str] = "synthetic"
 
 
 class SyntheticResult(EvalResult):
@@ -27,25 +29,6 @@ class SyntheticResult(EvalResult):
 
     eval: str = "synthetic"
     recovery: RecoveryResult
-
-    def headline(self) -> dict[str, float | None]:
-        """Mean largest cosine, its chance level, the share recovered, and the match of position profiles."""
-        groups = self.recovery.groups
-        if self.status != "ok" or "all" not in groups:
-            return {}
-        found: dict[str, float | None] = {
-            "mmcs": groups["all"].mmcs,
-            "mmcs_chance": self.recovery.mmcs_chance,
-            "recovered": groups["all"].recovered,
-        }
-        if "bound" in groups:
-            profile = groups["bound"].firing
-            found |= {
-                "recovered_bound": groups["bound"].recovered,
-                "profile_overlap": profile.overlap,
-                "profile_overlap_chance": profile.overlap_chance,
-            }
-        return found
 
 
 def evaluate_synthetic(

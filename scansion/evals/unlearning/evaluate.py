@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from scansion.corpus.config import CorpusConfig
 from scansion.device import dtype_name
 from scansion.evals.base import LoadedSAE, Status, reasons_before_running, require_sae_matches_lm
+from scansion.evals.registry import EvaluationConfig
 from scansion.evals.statistics import Estimate
 from scansion.evals.unlearning.answering import answer, clamp, firing_rates, fits
 from scansion.evals.unlearning.questions import Question, UnlearningData, bundled_questions, hub_questions
@@ -22,10 +23,10 @@ from scansion.lm import HookPoint, LanguageModel
 from scansion.progress import progress
 
 
-class UnlearningConfig(BaseModel):
+class UnlearningConfig(EvaluationConfig):
     """Which questions, and which interventions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    evaluation: ClassVar[str] = "unlearning"
 
     source: Literal["stand_in", "hub"] = Field(
         default="stand_in", description="Questions: 'stand_in' from sae-probes, or 'hub' for WMDP and MMLU."

@@ -60,18 +60,6 @@ class UnlearningResult(EvalResult):
     interventions: list[Intervention]
     control: Intervention | None
 
-    def headline(self) -> dict[str, float | None]:
-        """The score, as it is and held out, what other features take, and the untouched accuracies."""
-        if self.status != "ok":
-            return {}
-        return {
-            "unlearning": self.score,
-            "unlearning_held_out": None if self.held_out is None else self.held_out.value,
-            "unlearning_control": None if self.control is None else 1 - self.control.forget_kept,
-            "forget_accuracy": self.forget_accuracy,
-            "retain_accuracy": self.retain_accuracy,
-        }
-
 
 def best_setting(forget: Bool[np.ndarray, "settings n"], retain: Bool[np.ndarray, "settings m"]) -> int | None:
     """The setting that forgets most of those that keep enough; None where none of these forgets anything.

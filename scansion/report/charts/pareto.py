@@ -5,9 +5,7 @@ from __future__ import annotations
 from scansion.evals.statistics import Estimate
 from scansion.report.charts.chart import Axis, Chart, Series, split
 from scansion.report.data import ReportArm, ReportData
-from scansion.study.compare.figures import metric
-
-_NAMES = {"train_seconds": "training time of this SAE alone, s", "l0": "L0, active features a token"}
+from scansion.study.compare.figures import figure
 
 
 def pareto_charts(data: ReportData) -> list[Chart]:
@@ -32,13 +30,13 @@ def _chart(data: ReportData, x: str, y: str, on_front: list[str]) -> Chart | Non
         return None
     corners.sort()
     front = Series("front", None, [one[0] for one in corners], [one[1] for one in corners], "front")
-    title = f"{metric(y).label} against {'training time' if x == 'train_seconds' else metric(x).label}"
+    title = f"{figure(y).label} against {figure(x).label}"
     return Chart(
         key=f"pareto_{y}_{x}",
         title=title,
         note="Up and to the left is better; the grey staircase joins the arms that no other beats on both.",
-        x=Axis(_NAMES.get(x, metric(x).label)),
-        y=Axis(metric(y).label),
+        x=Axis(figure(x).label),
+        y=Axis(figure(y).label),
         series=(front, *series),
     )
 

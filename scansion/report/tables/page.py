@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scansion.evals import Figure
 from scansion.evals.probing.result import SparseProbingResult
 from scansion.report.data import ReportArm, ReportData
 from scansion.report.tables.summary import with_gain
 from scansion.study.compare.comparison import ComparedArm, Difference
-from scansion.study.compare.figures import HEADLINE, Metric, metric
+from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import difference_text, figure_text
 from scansion.study.notes import verdict
 
@@ -41,14 +42,14 @@ class Row:
 
 def headline_table(data: ReportData) -> tuple[list[str], list[Row]]:
     """Headings and rows of the figures that a headline shows; those that no arm has are left out."""
-    return _table(data, [name for name in HEADLINE if name in _known(data)])
+    return _table(data, [name for name in _known(data) if figure(name).headline])
 
 
 def full_table(data: ReportData) -> tuple[list[str], list[Row]]:
     """Every figure: a row for each, a column for each arm."""
     names = _known(data)
     _, rows = _table(data, names)
-    turned = [Row(metric(name).label, "", [row.cells[index] for row in rows]) for index, name in enumerate(names)]
+    turned = [Row(figure(name).label, "", [row.cells[index] for row in rows]) for index, name in enumerate(names)]
     return [row.name for row in rows], turned
 
 
@@ -58,7 +59,7 @@ def verdicts(data: ReportData) -> list[tuple[str, str]]:
         return []
     name, smallest = data.plan.primary_metric, data.plan.minimum_effect
     return [
-        (arm.name, f"{metric(name).label}: {verdict(arm.differences[name], name, smallest)}.")
+        (arm.name, f"{figure(name).label}: {verdict(arm.differences[name], name, smallest)}.")
         for arm in data.comparison.arms
         if name in arm.differences
     ]
@@ -92,7 +93,7 @@ def _known(data: ReportData) -> list[str]:
 def _table(data: ReportData, names: list[str]) -> tuple[list[str], list[Row]]:
     compared = {arm.name: arm for arm in data.comparison.arms}
     rows = [Row(arm.name, _about(arm), [_cell(arm, compared[arm.name], name) for name in names]) for arm in data.sound]
-    return [metric(name).label for name in names], rows
+    return [figure(name).label for name in names], rows
 
 
 def _about(arm: ReportArm) -> str:
@@ -102,7 +103,7 @@ def _about(arm: ReportArm) -> str:
 
 
 def _cell(arm: ReportArm, compared: ComparedArm, name: str) -> Cell:
-    how = metric(name)
+    how = figure(name)
     value, _, interval = figure_text(arm.figures().get(name), how).partition(" ")
     difference = compared.differences.get(name)
     shown = difference_text(difference, how) if difference is not None else ""
@@ -110,9 +111,9 @@ def _cell(arm: ReportArm, compared: ComparedArm, name: str) -> Cell:
     return Cell(value, interval, gap + " *" * shown.endswith("*"), spread, _tone(difference, how))
 
 
-def _tone(difference: Difference | None, how: Metric) -> str:
+def _tone(difference: Difference | None, how: Figure) -> str:
     if difference is None or not difference.significant or difference.estimate.value is None:
         return ""
     if how.better is None:
         return "different"
-    return "better" if (difference.estimate.value > 0) == (how.better == "higher") else "worse"
+    return "better" if (difference.estimate.value > 0) == (how.better == "up") else "worse"

@@ -11,8 +11,9 @@ from rich.text import Text
 from scansion.evals.probing.result import SparseProbingResult
 from scansion.evals.statistics import Estimate
 from scansion.pipeline.run_results import RunResults
+from scansion.study.compare.figures import figure
 
-_CORE_COLUMNS = ("FVE", "L0", "dead", "CE recovered")
+_CORE = ("fve", "l0", "dead_share", "ce_loss_recovered")
 _SHOWN_KS = (1, 5, 20)
 
 
@@ -54,9 +55,8 @@ def summarise(runs: Sequence[RunResults]) -> Summary:
         else:
             comparable.append(run)
     ks = shown_ks([run.sparse_probing for run in comparable if run.sparse_probing])
-    columns = ["run", "SAE", "mask", *_CORE_COLUMNS, *(f"probe k={k}" for k in ks)]
-    if ks:
-        columns += ["probe all", "LM probe"]
+    probed = (*(f"sae_top_{k}_test_accuracy" for k in ks), "sae_test_accuracy", "llm_test_accuracy") if ks else ()
+    columns = ["run", "SAE", "mask", *(figure(name).label for name in (*_CORE, *probed))]
     return Summary(columns, [_row(run, ks) for run in comparable], set_apart, _notes(comparable, bool(ks)))
 
 
@@ -74,7 +74,7 @@ def _row(run: RunResults, ks: Sequence[int]) -> list[str]:
     if ks and probing:
         cells += [with_gain(probing.sae_top_k[k], probing.gain_top_k[k]) for k in ks]
         cells += [with_gain(probing.sae_test_accuracy, probing.gain_test_accuracy), _cell(probing.lm_test_accuracy)]
-    return cells + ["-"] * (len(_CORE_COLUMNS) + 3 + (len(ks) + 2 if ks else 0) - len(cells))
+    return cells + ["-"] * (len(_CORE) + 3 + (len(ks) + 2 if ks else 0) - len(cells))
 
 
 def _cell(estimate: Estimate | None) -> str:

@@ -52,7 +52,11 @@ class Difference(BaseModel):
 
 
 class ComparedArm(BaseModel):
-    """One arm that may be compared: figures over its seeds, and differences from the baseline (none of its own)."""
+    """One arm that may be compared: figures over its seeds, and differences from the baseline (none of its own).
+
+    Attributes:
+        not_applicable: evaluation -> why it gave this arm no figures.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,6 +66,7 @@ class ComparedArm(BaseModel):
     figures: dict[str, Estimate]
     differences: dict[str, Difference]
     caveats: list[str]
+    not_applicable: dict[str, str] = {}
 
 
 class Front(BaseModel):
@@ -142,6 +147,7 @@ def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Compar
             figures=figures_of(info),
             differences=differences[name],
             caveats=_caveats(info, comparable[reference]) if reference and name != reference else [],
+            not_applicable=info.not_applicable,
         )
         for name, info in comparable.items()
     ]

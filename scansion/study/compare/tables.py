@@ -8,10 +8,11 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from scansion.evals import Figure
 from scansion.evals.statistics import Estimate
 from scansion.files import atomic_file, write_json
 from scansion.study.compare.comparison import ComparedArm, Comparison, Difference
-from scansion.study.compare.figures import HEADLINE, Metric, metric
+from scansion.study.compare.figures import figure
 from scansion.study.final_info import ArmInfo
 
 HOW_TO_READ = (
@@ -51,21 +52,29 @@ def lines_below(comparison: Comparison) -> list[str]:
         lines = [ONE_SEED if all(len(arm.seeds) < 2 for arm in comparison.arms) else HOW_TO_READ]
     lines += [f"{name}: {why}" for name, why in comparison.set_apart.items()]
     lines += [f"{arm.name}: {'; '.join(arm.caveats)}" for arm in comparison.arms if arm.caveats]
+    lines += [f"{arm.name}: no {name}: {why}" for arm in comparison.arms for name, why in arm.not_applicable.items()]
     lines += _detectable_line(comparison)
     for front in comparison.fronts:
         near = f" Off this front, but not told from it by seeds: {', '.join(front.near)}." if front.near else ""
         lines.append(
-            f"No run has, on average, both more {_label(front.y)} and less {_label(front.x)} than: "
+            f"No run has, on average, both more {figure(front.y).label} and less {figure(front.x).label} than: "
             f"{', '.join(front.arms)}.{near}"
         )
     return lines + comparison.notes
 
 
+def shown_figures(comparison: Comparison, *, every: bool = False) -> list[str]:
+    """Names of the figures that a table shows: those of a headline, or every one; only what some arm has a value of."""
+    names = dict.fromkeys(name for arm in comparison.arms for name in arm.figures)
+    known = [name for name in names if any(_known(arm.figures.get(name)) for arm in comparison.arms)]
+    return [name for name in known if every or figure(name).headline]
+
+
 def _detectable_line(comparison: Comparison) -> list[str]:
     """How small a difference of each headline figure could have been found; nothing at one seed."""
     found: list[str] = []
-    for name in HEADLINE:
-        how = metric(name)
+    for name in shown_figures(comparison):
+        how = figure(name)
         sizes = [
             one.detectable * how.scale
             for arm in comparison.arms
@@ -107,14 +116,13 @@ def write_comparison(comparison: Comparison, infos: Mapping[str, ArmInfo], folde
 def _both(comparison: Comparison, every: bool) -> list[tuple[str, list[list[str]]]]:
     """Title -> heading and rows, of the figures and of the differences; empty tables are left out."""
     arms = comparison.arms
-    shown = [name for name in dict.fromkeys(name for arm in arms for name in arm.figures) if every or name in HEADLINE]
-    shown = [name for name in shown if any(_known(arm.figures.get(name)) for arm in arms)]
-    headings = ["run", "features", *(_label(name) for name in shown)]
+    shown = shown_figures(comparison, every=every)
+    headings = ["run", "features", *(figure(name).label for name in shown)]
     figures = [
-        [arm.name, _width(arm), *(figure_text(arm.figures.get(name), metric(name)) for name in shown)] for arm in arms
+        [arm.name, _width(arm), *(figure_text(arm.figures.get(name), figure(name)) for name in shown)] for arm in arms
     ]
     differences = [
-        [arm.name, _width(arm), *(difference_text(arm.differences.get(name), metric(name)) for name in shown)]
+        [arm.name, _width(arm), *(difference_text(arm.differences.get(name), figure(name)) for name in shown)]
         for arm in arms
         if arm.differences
     ]
@@ -122,7 +130,7 @@ def _both(comparison: Comparison, every: bool) -> list[tuple[str, list[list[str]
     return tables + ([(f"Less those of {comparison.baseline}", [headings, *differences])] if differences else [])
 
 
-def figure_text(estimate: Estimate | None, how: Metric) -> str:
+def figure_text(estimate: Estimate | None, how: Figure) -> str:
     """``0.885 [0.881, 0.889]``, in the metric's own unit; ``-`` where there is none."""
     if estimate is None or estimate.value is None:
         return "-"
@@ -130,7 +138,7 @@ def figure_text(estimate: Estimate | None, how: Metric) -> str:
     return str(value) if low is None else f"{value} [{low}, {high}]"
 
 
-def difference_text(difference: Difference | None, how: Metric) -> str:
+def difference_text(difference: Difference | None, how: Figure) -> str:
     """``-0.064 [-0.070, -0.058] *``; the star says that it is told from zero after correction."""
     if difference is None or difference.estimate.value is None:
         return "-"
@@ -144,10 +152,6 @@ def _three(estimate: Estimate) -> tuple[float | None, float | None, float | None
 
 def _known(estimate: Estimate | None) -> bool:
     return estimate is not None and estimate.value is not None
-
-
-def _label(name: str) -> str:
-    return "training seconds" if name == "train_seconds" else metric(name).label
 
 
 def _width(arm: ComparedArm) -> str:

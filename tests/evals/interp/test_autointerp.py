@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from scansion.errors import EvalError
+from scansion.evals import figures_in
 from scansion.evals.base import LoadedSAE
 from scansion.evals.interp.autointerp import AutoInterpConfig, detection_scores, evaluate_autointerp, read_numbers
 from scansion.evals.interp.chat import ChatEndpoint
@@ -218,11 +219,11 @@ def test_an_honest_judge_scores_well_and_a_mute_one_not_at_all(serve, store, sub
     assert "key" not in json.dumps(layout["eval_config"])
     mute = AutoInterpConfig(base_url=serve(lambda _: "no idea").url, model="mute", n_features=3, least_firings=8)
     (unread,) = evaluate_autointerp([subject], store, lambda token: f" w{token}", mute, SMALL)
-    assert unread.status == "inapplicable" and unread.headline() == {} and unread.n_unread == len(unread.features)
+    assert unread.status == "inapplicable" and not figures_in(unread) and unread.n_unread == len(unread.features)
 
 
 def test_the_offline_result_says_when_there_is_nothing_to_score(store, subject: LoadedSAE) -> None:
     (result,) = evaluate_offline_interp([subject], store, OfflineInterpConfig(n_features=8))
-    assert result.status == "ok" and result.auroc is not None and 0 < result.headline()["auroc"] <= 1
+    assert result.status == "ok" and result.auroc is not None and 0 < figures_in(result)["token_auroc"].value <= 1
     (nothing,) = evaluate_offline_interp([subject], store, OfflineInterpConfig(least_firings=100_000))
-    assert nothing.status == "degenerate" and nothing.headline() == {}
+    assert nothing.status == "degenerate" and not figures_in(nothing)

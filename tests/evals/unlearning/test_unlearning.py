@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from scansion.errors import EvalError
+from scansion.evals import figures_in
 from scansion.evals.unlearning import questions as questions_module
 from scansion.evals.unlearning.answering import answer, clamp, firing_rates
 from scansion.evals.unlearning.evaluate import UnlearningConfig, evaluate_unlearning, features_to_clamp
@@ -161,7 +162,7 @@ def test_a_model_that_guesses_gets_no_score_and_one_that_knows_does(
     config = UnlearningConfig(n_questions=20, n_texts=10, n_features=(2,), multipliers=(0.0,), context_length=32)
     (guessed,) = evaluate_unlearning([make_subject()], lm, POINT, config)
     assert guessed.status == "inapplicable" and "not clearly more than guessing" in guessed.reasons[0]
-    assert guessed.score is None and guessed.headline() == {}
+    assert guessed.score is None and not figures_in(guessed)
     data = bundled_questions(20, 10, seed=0)
 
     def known(asked: list[Question]) -> list[Question]:
@@ -227,4 +228,4 @@ def test_features_drawn_at_random_are_clamped_for_comparison(
     assert result.control.features == drawn and value == -7.0 and len(drawn) == 2
     assert set(drawn).isdisjoint(chosen)
     assert not set(drawn) <= set(result.interventions[3].features), "drawn, not the next by rank"
-    assert result.headline()["unlearning_control"] == 0.5
+    assert figures_in(result)["unlearning_control"].value == 0.5

@@ -1,4 +1,4 @@
-"""Further evaluations by name: refused before anything heavy, kept in the run's folder, not done twice."""
+"""Evaluations by name: refused before anything heavy, kept in the run's folder, not done twice."""
 
 from __future__ import annotations
 
@@ -7,33 +7,40 @@ from pathlib import Path
 import pytest
 import torch
 
+from scansion.cli.evaluating import parse_evaluations
 from scansion.errors import ConfigError, EvalError
-from scansion.evals.base import LoadedSAE
-from scansion.evals.core.evaluate import CoreConfig
+from scansion.evals import LoadedSAE, evaluations, figures_in
 from scansion.evals.position import PositionConfig, evaluate_position
 from scansion.evals.recovery.evaluate import SyntheticConfig, evaluate_synthetic
 from scansion.files import read_json
-from scansion.pipeline.extras import EXTRAS, check_store, evaluate_extras, lines, parse_extras
+from scansion.pipeline.evaluate import check_evaluations, evaluate
+from scansion.report import measured_table
 from scansion.sae import ReluConfig, SAEMetadata, build_sae, load_sae, save_sae
 from scansion.synth import PlantedDictionary, SynthConfig, plant_store
 from tests.evals.probing.constructed import make_subject
 
 
 def test_names_and_settings_are_checked(tmp_path: Path) -> None:
-    assert parse_extras("") == {}
-    assert list(parse_extras(" tpp, absorption ")) == ["tpp", "absorption"]
+    assert list(parse_evaluations("")) == ["core"], "core is always run"
+    assert list(parse_evaluations(" tpp, absorption ")) == ["core", "tpp", "absorption"]
     settings = tmp_path / "settings.yaml"
     settings.write_text("absorption: {examples: 7}")
-    assert parse_extras("absorption", settings)["absorption"].model_dump()["examples"] == 7
+    for given in (str(settings), "absorption: {examples: 7}"):
+        assert parse_evaluations("absorption", given)["absorption"].model_dump()["examples"] == 7
     settings.write_text("absorption: {example: 7}")
-    for names, file, what in (
-        ("absorbtion", None, "no evaluation is called absorbtion; there are absorption"),
-        ("absorption", settings, "absorption: example: Extra inputs"),
-        ("tpp", settings, "should hold settings of tpp"),
-        ("tpp", tmp_path / "none.yaml", "there is no settings file"),
+    for names, given, what in (
+        ("absorbtion", "", "no evaluation is called 'absorbtion'; did you mean absorption"),
+        ("absorption", str(settings), "absorption: example: Extra inputs"),
+        (
+            "tpp",
+            str(settings),
+            "--settings names absorption, which --evaluations does not ask for; it asks for core, tpp",
+        ),
+        ("tpp", str(tmp_path / "none.yaml"), "there is no settings file"),
+        ("tpp", "tpp: {n_values: [", "--settings is not valid YAML"),
     ):
         with pytest.raises(ConfigError, match=what):
-            parse_extras(names, file)
+            parse_evaluations(names, given)
 
 
 def test_an_evaluation_wrong_as_a_whole_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,13 +48,13 @@ def test_an_evaluation_wrong_as_a_whole_is_said_plainly(monkeypatch: pytest.Monk
     with pytest.raises(
         ConfigError, match=r"^autointerp: settings: autointerp asks a language model: set OPENAI_BASE_URL"
     ):
-        parse_extras("autointerp")
+        parse_evaluations("autointerp")
 
 
 def test_what_a_store_cannot_answer_is_refused_before_anything_heavy(tmp_path: Path, store) -> None:
     with pytest.raises(ConfigError, match="whose true features nobody knows"):
-        check_store(store, ["synthetic"], CoreConfig(), probing=True)
-    check_store(store, ["tpp"], CoreConfig(), probing=True)
+        check_evaluations(evaluations.parse_all({"synthetic": None}), store)
+    check_evaluations(evaluations.parse_all({"tpp": None}), store)
     world = SynthConfig(
         d_in=16,
         n_features=16,
@@ -59,14 +66,9 @@ def test_what_a_store_cannot_answer_is_refused_before_anything_heavy(tmp_path: P
         zipf_exponent=0,
     )
     planted = plant_store(PlantedDictionary.plant(world), "held_out", tmp_path / "held_out")
-    with pytest.raises(ConfigError, match=r"--core.loss-contexts 0; --no-probing; leave out tpp$"):
-        check_store(planted, ["tpp", "synthetic"], CoreConfig(), probing=True)
-    check_store(planted, ["synthetic"], CoreConfig(loss_contexts=0), probing=False)
-
-
-def test_results_carry_the_name_they_are_asked_for_by() -> None:
-    for name, extra in EXTRAS.items():
-        assert extra.result.model_fields["eval"].default == name
+    with pytest.raises(ConfigError, match=r"neither text nor a language model: leave out sparse_probing, tpp$"):
+        check_evaluations(evaluations.parse_all({"sparse_probing": {}, "tpp": {}, "synthetic": {}}), planted)
+    check_evaluations(evaluations.parse_all({"synthetic": {}}), planted)
 
 
 def perfect_sae(planted: PlantedDictionary):
@@ -105,17 +107,21 @@ def test_synthetic_runs_are_scored_against_the_world_their_store_names(tmp_path:
     def no_lm():
         pytest.fail("the LM was asked for")
 
-    extras = parse_extras("synthetic,autointerp_offline")
-    first = evaluate_extras(extras, {"run": tmp_path / "run"}, held_out, no_lm)
+    configs = evaluations.parse_all({"synthetic": {}, "autointerp_offline": {}})
+    (first,) = evaluate({"run": tmp_path / "run"}, configs, held_out, no_lm)
+    assert first.core.ce_loss is None, "planted activations have no language model"
     subject = LoadedSAE("run", *load_sae(tmp_path / "run" / "sae"))
     ((position, _),) = evaluate_position([subject], held_out, no_lm, PositionConfig(use_position_0=True))
     assert position.replacement is None and "no language model can read moved text" in str(position.no_replacement)
-    assert first[0].headline()["mmcs"] == pytest.approx(1.0, abs=1e-5)
-    assert first[0].headline()["recovered"] == 1.0 > first[0].headline()["mmcs_chance"]
+    synthetic = first.results["synthetic"]
+    assert figures_in(synthetic)["mmcs"].value == pytest.approx(1.0, abs=1e-5)
+    assert figures_in(synthetic)["recovered"].value == 1.0 > figures_in(synthetic)["mmcs_chance"].value
+    assert first.means()["mmcs"] == figures_in(synthetic)["mmcs"].value, "beside those of core"
     assert read_json(tmp_path / "run" / "evals" / "synthetic.json")["eval"] == "synthetic"
-    assert evaluate_extras(extras, {"run": tmp_path / "run"}, held_out, no_lm) == first
-    printed = lines(first)
-    assert printed[0].startswith("synthetic: run: mmcs 1.000") and printed[1].startswith("  note: ")
+    assert evaluate({"run": tmp_path / "run"}, configs, held_out, no_lm) == [first]
+    table = measured_table("synthetic", [first])
+    assert table is not None and table.columns[:2] == ["run", "MMCS"] and table.rows[0][:2] == ["run", "1.000"]
+    assert table.notes[0] == "activations are made from known features, not from a language model"
     with pytest.raises(EvalError, match="whose true features nobody knows"):
         evaluate_synthetic([make_subject()], store, SyntheticConfig())
-    assert LoadedSAE("run", perfect_sae(planted), metadata).fingerprint == first[0].sae_fingerprint
+    assert LoadedSAE("run", perfect_sae(planted), metadata).fingerprint == synthetic.sae_fingerprint

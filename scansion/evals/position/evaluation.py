@@ -1,0 +1,104 @@
+"""The position evaluation: its figures, and how it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scansion.activations import ActivationStore
+from scansion.corpus import CorpusConfig
+from scansion.errors import ConfigError
+from scansion.evals.base import LoadedSAE
+from scansion.evals.position.config import PositionConfig
+from scansion.evals.position.evaluate import check_position, evaluate_position
+from scansion.evals.position.moving import offset_for
+from scansion.evals.position.profiles import Profiles, save_profiles
+from scansion.evals.position.result import PositionResult
+from scansion.evals.registry import Evaluation, Figure, LoadLM, evaluations
+
+
+@evaluations.register(PositionConfig)
+class Position(Evaluation[PositionConfig, PositionResult]):
+    """How firing depends on the position: with the mask in use, lifted, permuted, and with the text moved."""
+
+    result = PositionResult
+    needs_lm = False  # only to move the text, and not on planted activations
+    decides = True
+    figures = (
+        Figure(
+            "position_information",
+            "position, mbit",
+            read=lambda result: result.in_force.information,
+            headline=True,
+            scale=1000,
+            digits=2,
+        ),
+        Figure(
+            "position_information_lifted",
+            "position, mask lifted, mbit",
+            read=lambda result: result.free.information,
+            headline=True,
+            scale=1000,
+            digits=2,
+        ),
+        Figure(
+            "position_share_lifted",
+            "position, % of entropy, lifted",
+            read=lambda result: result.free.information_share,
+            headline=True,
+            scale=100,
+            digits=2,
+        ),
+        Figure("position_l0_lifted", "L0, mask lifted", read=lambda result: result.free.l0, digits=1),
+        Figure("excess_specialisation", "excess over permuted, mbit", "up", headline=True, scale=1000, digits=2),
+        Figure(
+            "positional_fidelity",
+            "fidelity (AUROC of mask)",
+            "up",
+            read=lambda result: result.in_force.auroc,
+            headline=True,
+        ),
+        Figure("positional_overlap", "overlap with mask", "up", read=lambda result: result.in_force.overlap),
+        Figure(
+            "position_retention",
+            "retention, mask lifted",
+            "up",
+            read=lambda result: result.free.retention,
+            headline=True,
+        ),
+        Figure("position_retention_chance", "retention, chance", read=lambda result: result.free.retention_chance),
+        Figure("positional_features", "positional features", read=lambda result: result.free.significant_share),
+        Figure(
+            "start_similarity",
+            "likeness to start",
+            read=lambda result: result.since_start and result.since_start.similarity,
+        ),
+        Figure("stay_share", "stay when moved", read=lambda result: result.moved and result.moved.stay_share),
+        Figure("move_share", "move with text", read=lambda result: result.moved and result.moved.move_share),
+        Figure("sink_fve", "FVE of the sink alone"),
+    )
+
+    def __init__(self, config: PositionConfig) -> None:
+        super().__init__(config)
+        self._profiles: dict[str, Profiles] = {}
+
+    def check_plan(self, corpus: CorpusConfig) -> None:
+        """Raise unless contexts hold one document each and are long enough to be moved."""
+        if corpus.layout == "packed":
+            raise ConfigError("position is measured on contexts of one document each: set corpus.layout to 'documents'")
+        if self.config.replaced_contexts:
+            offset_for(corpus.context_length, self.config.offset)
+
+    def check(self, held_out: ActivationStore) -> None:
+        """See :func:`check_position`."""
+        check_position(held_out, self.config)
+
+    def run(self, saes: Sequence[LoadedSAE], held_out: ActivationStore, load_lm: LoadLM) -> Sequence[PositionResult]:
+        """See :func:`evaluate_position`."""
+        measured = evaluate_position(saes, held_out, load_lm, self.config)
+        self._profiles = {result.sae: profiles for result, profiles in measured}
+        return [result for result, _ in measured]
+
+    def save_more(self, sae: LoadedSAE, folder: Path) -> None:
+        """Write the firing profiles, which maps are drawn from."""
+        save_profiles(self._profiles.pop(sae.name), folder)
