@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scansion.evals import evaluations
 from scansion.masks import MASKS
 from scansion.registry import PLUGINS
 from tests.study.conftest import settings_of
@@ -22,6 +23,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def nothing_registered_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Plugins of one test are unknown to the next."""
     monkeypatch.setattr(MASKS, "_items", dict(MASKS._items))
+    monkeypatch.setattr(evaluations, "_items", dict(evaluations._items))
     monkeypatch.setenv(PLUGINS, "")
     monkeypatch.setenv("SCANSION_CACHE", str(tmp_path / "cache"))
     yield
@@ -36,7 +38,8 @@ def forget_plugins() -> None:
 
 def write_plan(folder: Path, lm_folder: Path, documents: Path, **changes: object) -> Path:
     """A plan of two runs, one without and one with a mask of one's own."""
-    settings = {**settings_of(lm_folder, documents), "sparse_probing": None}
+    settings = settings_of(lm_folder, documents)
+    del settings["evaluations"]["sparse_probing"]
     masked = {"architecture": "topk", "d_sae": 32, "k": 4, "mask": {"family": "periodic", "period": 2}}
     settings["runs"] = [settings["runs"][0], {"name": "taking turns", "sae": masked}]
     folder.mkdir(exist_ok=True)
@@ -67,8 +70,8 @@ def test_a_mask_from_a_plan_to_the_page(
     plugin = ["--plugin", EXAMPLES / "periodic_mask.py"]
     trained = out / "run_1/seed_0"
     held_out = next((tmp_path / "cache").glob("stores/*held_out*"))
-    status, printed, err = run(*plugin, "eval", trained, "--held-out", held_out, "--no-probing", "--no-positions",
-                               "--core.loss-contexts", 0)  # fmt: skip
+    status, printed, err = run(*plugin, "eval", trained, "--held-out", held_out, "--evaluations", "core",
+                               "--settings", "core: {loss_contexts: 0}")  # fmt: skip
     assert status == 0 and "periodic" in printed, err
     status, printed, err = run(*plugin, "compile", trained, "--bands", 1, "--held-out", held_out,
                                "--out", tmp_path / "compiled")  # fmt: skip
@@ -107,3 +110,31 @@ def test_experiment_takes_plugins(lm_folder: Path, documents: Path, tmp_path: Pa
         experiment.main()
     assert exit_.value.code == 0, capsys.readouterr().err
     assert "taking turns: ok" in capsys.readouterr().out
+
+
+def test_an_evaluation_from_a_plan_to_the_page(run, lm_folder: Path, documents: Path, tmp_path: Path) -> None:
+    settings = settings_of(lm_folder, documents)
+    settings |= {"evaluations": {"core": {"loss_contexts": 0}, "evenness": {"n_contexts": 8}}}
+    settings |= {"runs": settings["runs"][:2], "primary_metric": "evenness"}
+    plan, out = tmp_path / "plan.yaml", tmp_path / "study"
+    plan.write_text(yaml.safe_dump(settings))
+    status, _, err = run("study", "run", plan, "--out", out)
+    assert status == 2 and "no evaluation is called 'evenness'" in err and "--plugin FILE.py" in err, err
+    plugin = ["--plugin", EXAMPLES / "evaluation.py"]
+    status, printed, err = run(*plugin, "study", "run", plan, "--out", out)
+    assert status == 0 and "evenness of activity" in printed, err
+    info = json.loads((out / "run_0/final_info.json").read_text())["plain"]
+    assert 0 < info["means"]["evenness"] < 1 and "evenness" in info["provenance"]["evaluated_on"]
+    assert "evenness of activity (primary)" in (out / "notes.txt").read_text()
+    page = (out / "report/index.html").read_text()
+    assert "Other evaluations" in page and "How many features carry the activity" in page
+    status, printed, err = run(*plugin, "compare", out / "run_0", out / "run_1")
+    assert status == 0 and "evenness of activity" in printed, err
+    held_out = next((tmp_path / "cache").glob("stores/*held_out*"))
+    status, printed, err = run(*plugin, "eval", out / "run_0/seed_0", "--held-out", held_out,
+                               "--evaluations", "core,evenness",
+                               "--settings", "core: {loss_contexts: 0}, evenness: {n_contexts: 8}")  # fmt: skip
+    assert status == 0 and "evenness: 1 of 1 already evaluated" in err and "evenness of activity" in printed, err
+    status, printed, _ = run(*plugin, "evaluations", "evenness")
+    assert "measures evenness (evenness of activity; higher is better)" in printed
+    assert "set n_contexts = 64: Held-out contexts to encode." in printed

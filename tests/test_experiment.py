@@ -18,7 +18,8 @@ from tests.study.conftest import settings_of
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys, lm_folder: Path, documents: Path, tmp_path: Path):
     """``run("--out_dir=run_0")`` -> (exit status or message, stdout, stderr), on a tiny plan."""
-    settings = {**settings_of(lm_folder, documents), "sparse_probing": None}
+    settings = settings_of(lm_folder, documents)
+    del settings["evaluations"]["sparse_probing"]
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.setattr(experiment, "PLAN", tmp_path / "plan.yaml")
     monkeypatch.setenv("SCANSION_CACHE", str(tmp_path / "cache"))
@@ -69,7 +70,7 @@ def test_the_folder_must_be_given_and_nothing_else(run) -> None:
 def test_runs_at_the_same_time_share_a_harvest_and_keep_every_note(
     tmp_path: Path, lm_folder: Path, documents: Path
 ) -> None:
-    settings = {**settings_of(lm_folder, documents), "sparse_probing": None, "position": None}
+    settings = {**settings_of(lm_folder, documents), "evaluations": {"core": {"loss_contexts": 4}}}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(settings))
     code = "import sys, experiment; experiment.PLAN = sys.argv.pop(1); experiment.main()"
     runs = [

@@ -25,16 +25,13 @@ from scansion.report import (
     PROBING_NOTE,
     FeatureConfig,
     budget_table,
-    measured_table,
+    other_tables,
     position_table,
     probing_table,
     runs_data,
     summarise,
     write_report,
 )
-
-# Evaluations with tables of their own, which show more than their figures.
-_SHOWN_APART = ("core", "sparse_probing", "position")
 
 
 @app.command(name="eval")
@@ -172,9 +169,8 @@ def present(results: list[RunResults]) -> None:
         if table is not None:
             table_console(200).print(table)
             output.print(note, markup=False)
-    for name in dict.fromkeys(name for run in sound for name in run.results if name not in _SHOWN_APART):
-        if (measured := measured_table(name, sound)) is not None:
-            if measured.rows:
-                table_console(200).print(measured.table())
-            for note in measured.notes:
-                output.print(f"{name}: {note}", markup=False)
+    for measured in other_tables(sound):
+        if measured.rows:
+            table_console(200).print(measured.table())
+        for note in measured.notes:
+            output.print(f"{measured.name}: {note}", markup=False)

@@ -25,6 +25,7 @@ from scansion.report.document import add_plotly, render
 from scansion.report.features import FeatureConfig, pack_features
 from scansion.report.plotly_form import colour_of, figure_of
 from scansion.report.tables.budget import BUDGET_NOTE, budget_columns, budget_rows
+from scansion.report.tables.measured import other_tables
 from scansion.report.tables.page import full_table, headline_table, probing_by_set, verdicts
 from scansion.report.tables.position import POSITION_NOTE, position_columns, position_rows
 from scansion.study.compare.figures import figure
@@ -89,6 +90,8 @@ def page(data: ReportData, sections: Sequence[tuple[str, str, list[Chart]]], dic
     if len(chunks.texts) > 1 or charts_of(sections):
         add_plotly(chunks)
     links = [("summary", "Summary"), *((key, title) for key, title, _ in sections)]
+    measured = other_tables([arm.results[0] for arm in data.sound])
+    links += [("evaluations", "Other evaluations")] if measured else []
     links += [("maps", "Masks")] if dictionaries.maps else []
     links += [("features", "Features")] if dictionaries.pages else []
     return render(
@@ -124,6 +127,7 @@ def page(data: ReportData, sections: Sequence[tuple[str, str, list[Chart]]], dic
             for arm in data.sound
             if arm.results[0].sparse_probing
         ],
+        measured=measured,
         commands=data.commands,
         store=data.held_out.identity.model_dump_json(indent=1),
         provenance=[(arm.name, arm.info.status, _provenance(arm.info.model_dump(mode="json"))) for arm in data.arms],

@@ -16,6 +16,10 @@ from scansion.study.compare.tables import figure_text
 MEASURED_NOTE = "Brackets hold 95% intervals of one trained SAE; they do not cover the variation between seeds."
 
 
+# Evaluations with tables of their own, which show more than their figures.
+_SHOWN_APART = ("core", "sparse_probing", "position")
+
+
 @dataclass(frozen=True)
 class MeasuredTable:
     """One evaluation of some runs, as text.
@@ -42,6 +46,12 @@ class MeasuredTable:
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table
+
+
+def other_tables(runs: Sequence[RunResults]) -> list[MeasuredTable]:
+    """The table of every evaluation of these runs but those with tables of their own (core, probing, position)."""
+    names = dict.fromkeys(name for run in runs for name in run.results if name not in _SHOWN_APART)
+    return [table for name in names if (table := measured_table(name, runs)) is not None]
 
 
 def measured_table(name: str, runs: Sequence[RunResults]) -> MeasuredTable | None:
