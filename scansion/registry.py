@@ -2,7 +2,8 @@
 
 ``@masks.register(MyConfig)`` makes ``MyConfig``'s name known to plans, flags, saved SAEs, tables and pages. Third-party
 classes come in two ways: a package's entry points (groups ``scansion.masks``, ``scansion.architectures``,
-``scansion.evaluations``), or a Python file given as ``--plugin FILE.py``.
+``scansion.evaluations``; ``scansion.hook_points`` for functions with ``hook_site``), or a Python file given as
+``--plugin FILE.py``.
 """
 
 from __future__ import annotations
@@ -50,7 +51,6 @@ class Registry(Generic[Config, Item]):
         self.base = base
         self.group = group
         self._items: dict[str, tuple[type[Config], Item]] = {}
-        self._found_plugins = False
 
     def register(self, config: type[Config]) -> Callable[[Class], Class]:
         """Class decorator that registers the class under its config's name.
@@ -90,12 +90,12 @@ class Registry(Generic[Config, Item]):
 
     def names(self) -> list[str]:
         """All names, in the order of registration."""
-        self._load_plugins()
+        load_plugins(self.group)
         return list(self._items)
 
     def configs(self) -> Iterator[type[Config]]:
         """All config classes, in the order of registration."""
-        self._load_plugins()
+        load_plugins(self.group)
         return (config for config, _ in self._items.values())
 
     def config_called(self, name: object) -> type[Config]:
@@ -139,7 +139,7 @@ class Registry(Generic[Config, Item]):
 
     def _find(self, name: object) -> tuple[type[Config], Item]:
         if name not in self._items:
-            self._load_plugins()
+            load_plugins(self.group)
         if name not in self._items:
             close = get_close_matches(str(name), self._items, 1)
             hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(self._items)}."
@@ -148,17 +148,26 @@ class Registry(Generic[Config, Item]):
             )
         return self._items[str(name)]
 
-    def _load_plugins(self) -> None:
-        if self._found_plugins:
-            return
-        self._found_plugins = True
-        for path in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
-            load_plugin(Path(path))
-        for point in entry_points(group=self.group):
-            try:
-                point.load()
-            except Exception as error:  # another package's code may raise anything; say whose it was
-                raise ConfigError(f"the {self.group} plugin {point.value} could not be loaded: {error}") from error
+
+_LOADED_GROUPS: set[str] = set()
+
+
+def load_plugins(group: str) -> None:
+    """Load the plugins named in the environment and the entry points of a group; a second call does nothing.
+
+    Raises:
+        ConfigError: one of them could not be loaded.
+    """
+    if group in _LOADED_GROUPS:
+        return
+    _LOADED_GROUPS.add(group)
+    for path in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+        load_plugin(Path(path))
+    for point in entry_points(group=group):
+        try:
+            point.load()
+        except Exception as error:  # another package's code may raise anything; say whose it was
+            raise ConfigError(f"the {group} plugin {point.value} could not be loaded: {error}") from error
 
 
 def load_plugin(path: Path) -> None:

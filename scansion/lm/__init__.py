@@ -1,17 +1,18 @@
 """Language models: load one, name a hook point in it, and run it up to there or through a replacement."""
 
+from scansion.lm.facts import ModelFacts
 from scansion.lm.forward import activations_at, logits
 from scansion.lm.hook_points import HookPoint
 from scansion.lm.identity import BUNDLED_MODEL, ModelId
 from scansion.lm.load import (
     BUNDLED_MODEL_ASSET,
     LanguageModel,
-    ModelFacts,
     lm_dtype,
     load_language_model,
     load_tokenizer,
     model_facts,
 )
+from scansion.lm.sites import hook_site
 from scansion.lm.unembedding import unembed
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ModelFacts",
     "ModelId",
     "activations_at",
+    "hook_site",
     "lm_dtype",
     "load_language_model",
     "load_tokenizer",

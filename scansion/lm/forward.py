@@ -43,6 +43,12 @@ def activations_at(lm: LanguageModel, hook_point: HookPoint, contexts: Contexts)
         try:
             lm.model.base_model(**_inputs(lm, contexts))
         except _Reached as reached:
+            given, expected = reached.activation.shape[-1], hook_point.width(lm.facts)
+            if given != expected:
+                raise ModelError(
+                    f"activations at {hook_point} of {lm.facts.name} are {given} wide; expected {expected}; "
+                    "give hook_site(..., width=...) of the site the right width"
+                ) from None
             return reached.activation
     raise ModelError(f"the forward pass of {lm.facts.name} never came past {hook_point}")
 
@@ -76,7 +82,7 @@ class _edit:
 
     def __init__(self, lm: LanguageModel, hook_point: HookPoint, function: Callable[[Tensor], Tensor]) -> None:
         module = hook_point.module(lm.model)
-        if hook_point.site == "resid_pre":
+        if hook_point.kind.side == "input":
             self._handle = module.register_forward_pre_hook(self._on_input, with_kwargs=True)
         else:
             self._handle = module.register_forward_hook(self._on_output)

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, cast
 
 from torch import nn
 
-from scansion.errors import ModelError
+from scansion.errors import ConfigError, ModelError
 from scansion.lm.blocks import decoder_blocks
-
-Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
+from scansion.lm.facts import ModelFacts
+from scansion.lm.sites import Site, find_site, site_names
 
 # Every accepted spelling, for layer 5. HF prefixes are those of Llama, Gemma, Qwen, GPT-NeoX and GPT-2.
-_SPELLINGS: tuple[tuple[re.Pattern[str], Site | None], ...] = (
-    (re.compile(r"(?P<site>resid_pre|resid_post|attn_out|mlp_out)\.(?P<layer>\d+)"), None),
-    (re.compile(r"blocks\.(?P<layer>\d+)\.hook_(?P<site>resid_pre|resid_post|attn_out|mlp_out)"), None),
-    (re.compile(r"(model\.|gpt_neox\.|transformer\.)?(layers|h)\.(?P<layer>\d+)"), "resid_post"),
-    (re.compile(r"(model\.|gpt_neox\.|transformer\.)?(layers|h)\.(?P<layer>\d+)\.mlp"), "mlp_out"),
-    (
-        re.compile(r"(model\.|gpt_neox\.|transformer\.)?(layers|h)\.(?P<layer>\d+)\.(self_attn|attention|attn)"),
-        "attn_out",
-    ),
+_HF = r"(?:model\.|gpt_neox\.|transformer\.)?(?:layers|h)\.(?P<layer>\d+)"
+_SPELLINGS: tuple[tuple[re.Pattern[str], str | None], ...] = (
+    (re.compile(r"(?P<site>[a-z][a-z0-9_]*)\.(?P<layer>\d+)"), None),
+    (re.compile(r"blocks\.(?P<layer>\d+)\.hook_(?P<site>[a-z][a-z0-9_]*)"), None),
+    (re.compile(_HF), "resid_post"),
+    (re.compile(_HF + r"\.mlp"), "mlp_out"),
+    (re.compile(_HF + r"\.(?:self_attn|attention|attn)"), "attn_out"),
 )
 
 
@@ -32,11 +29,11 @@ class HookPoint:
 
     ``resid_pre`` and ``resid_post`` are the residual stream before and after the block; ``attn_out`` and ``mlp_out``
     are what attention and MLP add to it (so in Gemma 2 and 3 they are taken after the sandwich norm, as
-    TransformerLens does).
+    TransformerLens does). :func:`scansion.lm.hook_site` adds sites.
     """
 
     layer: int
-    site: Site = "resid_post"
+    site: str = "resid_post"
 
     @classmethod
     def parse(cls, text: str) -> HookPoint:
@@ -46,11 +43,14 @@ class HookPoint:
             ModelError: the text is none of the accepted spellings.
         """
         for pattern, site in _SPELLINGS:
-            if match := pattern.fullmatch(text.strip()):
-                return cls(int(match["layer"]), site or cast(Site, match["site"]))
+            match = pattern.fullmatch(text.strip())
+            name = site or (match["site"] if match else "")
+            if match and find_site(name):
+                return cls(int(match["layer"]), name)
         raise ModelError(
             f"hook point {text!r} is not understood; write for example 'layers.5' (residual stream after layer 5), "
-            "'layers.5.mlp', 'layers.5.self_attn', 'blocks.5.hook_resid_post' or 'resid_post.5'"
+            "'layers.5.mlp', 'layers.5.self_attn', 'blocks.5.hook_resid_post' or 'resid_post.5'; "
+            f"the sites are {', '.join(site_names())}, and your own if you name its file with --plugin FILE.py"
         )
 
     def __str__(self) -> str:
@@ -61,6 +61,17 @@ class HookPoint:
         """The same place in TransformerLens spelling, for example ``blocks.5.hook_resid_post``."""
         return f"blocks.{self.layer}.hook_{self.site}"
 
+    @property
+    def kind(self) -> Site:
+        """What the site is.
+
+        Raises:
+            ConfigError: there is no site of this name.
+        """
+        if site := find_site(self.site):
+            return site
+        raise ConfigError(f"there is no hook site {self.site!r}; there are {', '.join(site_names())}")
+
     def check(self, n_layers: int, model_name: str) -> None:
         """Raise :class:`ModelError` if the model has no such layer."""
         if self.layer >= n_layers:
@@ -69,21 +80,31 @@ class HookPoint:
                 f"numbered 0 to {n_layers - 1}"
             )
 
+    def width(self, facts: ModelFacts) -> int:
+        """The width d_in of the activations at this point.
+
+        Raises:
+            ModelError: the site's own function cannot say it of this model.
+        """
+        width = self.kind.width
+        if width is None:
+            return facts.d_model
+        try:
+            return int(width(facts.config))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"the width of the hook site {self.site} is not to be had of {facts.name}: {error}"
+            ) from error
+
     def module(self, model: nn.Module) -> nn.Module:
-        """The module whose input (``resid_pre``) or output (all other sites) is the activation at this point."""
+        """The module whose input or output, see :attr:`kind`, is the activation at this point.
+
+        Raises:
+            ModelError: the model has no such layer, or its blocks have no such part.
+        """
         blocks = decoder_blocks(model)
         self.check(len(blocks), type(model).__name__)
-        block = blocks[self.layer]
-        if self.site in ("resid_pre", "resid_post"):
-            return block
-        children = dict(block.named_children())
-        # Gemma 2 and 3 normalise what a sublayer adds; only there is this norm a sibling of `pre_feedforward_layernorm`.
-        sandwich = "pre_feedforward_layernorm" in children
-        if self.site == "attn_out":
-            candidates = ("post_attention_layernorm",) if sandwich else ("self_attn", "attention", "attn")
-        else:
-            candidates = ("post_feedforward_layernorm",) if sandwich else ("mlp",)
-        for name in candidates:
-            if name in children:
-                return children[name]
-        raise ModelError(f"{type(block).__name__} has no {' or '.join(candidates)}; its parts are {sorted(children)}")
+        try:
+            return self.kind.module(blocks[self.layer])
+        except AttributeError as error:  # of a site that was written for another family
+            raise ModelError(f"the hook site {self.site} does not fit {type(model).__name__}: {error}") from error

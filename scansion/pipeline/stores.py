@@ -63,6 +63,7 @@ class HarvestSpec:
         check_source(self.corpus)
         facts = model_facts(self.model, self.revision)
         hook_point.check(facts.n_layers, self.model)
+        hook_point.width(facts)
         facts.check_context_length(self.corpus.context_length)
         return facts
 
@@ -117,12 +118,13 @@ def _plan(
     provenance: dict[str, object],
     folder: Path | None,
 ) -> HarvestPlan:
+    hook_point = HookPoint.parse(source.hook_point)
     identity = StoreIdentity(
         model=source.model,
         model_revision=facts.revision,
         model_dtype=dtype_name(lm_dtype(source.lm_dtype, resolve_device(source.device))),
-        hook_point=str(HookPoint.parse(source.hook_point)),
-        d_in=facts.d_model,
+        hook_point=str(hook_point),
+        d_in=hook_point.width(facts),
         context_length=contexts.length,
         n_contexts=len(contexts),
         contexts=contexts.fingerprint,

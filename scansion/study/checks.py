@@ -11,7 +11,7 @@ from scansion.assets import fetch
 from scansion.errors import ConfigError, ScansionError
 from scansion.evals import evaluations
 from scansion.files import require_free_space, require_writable
-from scansion.lm import ModelFacts
+from scansion.lm import HookPoint, ModelFacts
 from scansion.masks import build_mask
 from scansion.study.plan import StudyPlan
 from scansion.study.record import seed_folder, source_of
@@ -47,18 +47,19 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> ModelFacts:
         evaluation.check_plan(plan.corpus)
     longest = max(evaluation.tokens_of_own_text for evaluation in planned)
     facts = source_of(plan).check()
+    d_in = HookPoint.parse(plan.hook_point).width(facts)
     for arm in plan.arms():
         if arm.run in folders:
             try:
                 mask = build_mask(arm.sae.mask, plan.corpus.context_length, arm.sae.d_sae)
                 if longest and mask.can_block:  # texts of an evaluation may be longer than the contexts trained on
                     mask.table_rows(torch.tensor([longest - 1]))
-                check_usage_source(arm.sae, facts.d_model)
+                check_usage_source(arm.sae, d_in)
             except ScansionError as error:
                 raise ConfigError(f"run {arm.run} ({arm.name}): {error}") from error
     for folder in folders.values():
         require_writable(folder)
-    missing = sum(sae_bytes(2 * facts.d_model * run.sae.d_sae) for run in runs if not (run.folder / "sae").exists())
+    missing = sum(sae_bytes(2 * d_in * run.sae.d_sae) for run in runs if not (run.folder / "sae").exists())
     if missing:
         require_free_space(next(iter(folders.values())), missing, "what is trained")
     return facts

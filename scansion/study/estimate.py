@@ -102,7 +102,7 @@ def estimate(plan: StudyPlan, folders: Mapping[int, Path]) -> StudyEstimate:
     Raises:
         ScansionError: the first thing in the plan that does not fit.
     """
-    facts = check_plan(plan, folders)
+    check_plan(plan, folders)
     source = source_of(plan)
     train, held_out = harvest_plans(source)
     harvested = (train.finished_store() is not None, held_out.finished_store() is not None)
@@ -121,7 +121,9 @@ def estimate(plan: StudyPlan, folders: Mapping[int, Path]) -> StudyEstimate:
         held_out=held_out,
         harvested=harvested,
         harvest_seconds=missing / hooked,
-        arms=[_arm(plan, arm, folders[arm.run], facts.d_model, positions, held_out, whole, budget) for arm in arms],
+        arms=[
+            _arm(plan, arm, folders[arm.run], train.identity.d_in, positions, held_out, whole, budget) for arm in arms
+        ],
         probing_seconds=_probing_tokens(plan) / hooked,
     )
 

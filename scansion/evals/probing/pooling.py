@@ -70,7 +70,7 @@ def pool_texts(
     """
     width = n_bands if pooling == "bands" else 1
     every = [*saes, *controls]
-    sizes = [reader.lm.facts.d_model, *(sae.d_sae for sae in every)]
+    sizes = [reader.d_in, *(sae.d_sae for sae in every)]
     tables = [np.zeros((len(texts), width * size), dtype=np.float32) for size in sizes]
     tokens: list[tuple[np.ndarray, np.ndarray]] = []
     for index, block in enumerate(reader.blocks(texts, what)):

@@ -80,7 +80,7 @@ class TextReader:
         """
         bos_id, pad_id = _bos_and_padding(self.lm.tokenizer)
         lists = self._token_lists(texts, bos_id, what)
-        per_token = self.lm.facts.d_model * resolve_dtype(self.dtype).itemsize
+        per_token = self.d_in * resolve_dtype(self.dtype).itemsize
         self.cache.announce(what, sum(map(len, lists)) * per_token)
         with progress(what, len(texts), "texts") as advance:
             for rows in _in_blocks(list(map(len, lists)), BLOCK_BYTES // per_token):
@@ -92,6 +92,11 @@ class TextReader:
                     self.cache.keep(key, tensors)
                 yield Block(rows, **tensors)
                 advance(len(rows))
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return self.hook_point.width(self.lm.facts)
 
     @property
     def source(self) -> list[str | int]:
@@ -142,7 +147,7 @@ class TextReader:
             x = activations_at(self.lm, self.hook_point, contexts).cpu() if counted.any() else None
             for place, index in enumerate(chosen):
                 at = counted[place]
-                row = torch.zeros(0, self.lm.facts.d_model) if x is None else x[place, at]
+                row = torch.zeros(0, self.d_in) if x is None else x[place, at]
                 parts[index] = row.to(dtype), contexts.positions[place, at], contexts.tokens[place, at]
         x, positions, tokens = (torch.cat([parts[index][i] for index in range(len(lists))]) for i in range(3))
         if not bool(torch.isfinite(x).all()):

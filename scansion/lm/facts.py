@@ -1,0 +1,47 @@
+"""What can be known of a model without loading its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from scansion.errors import ModelError
+from scansion.lm.identity import ModelId
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What can be known of a model before its weights are read.
+
+    Attributes:
+        name: as the user gave it.
+        revision: the hub's commit, or a fingerprint of the local files.
+        location: folder or hub name that transformers loads from.
+        gguf_file: file name inside ``location`` when the weights are GGUF.
+        family: transformers' ``model_type``, for example ``llama``.
+        n_layers, d_model, max_positions: sizes from the configuration.
+        config: transformers' configuration of the text part.
+    """
+
+    name: str
+    revision: str
+    location: str
+    gguf_file: str | None
+    family: str
+    n_layers: int
+    d_model: int
+    max_positions: int
+    config: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def id(self) -> ModelId:
+        """What decides whether another model is this one."""
+        return ModelId(self.name, self.revision)
+
+    def check_context_length(self, length: int) -> None:
+        """Raise :class:`ModelError` if the model cannot read contexts of ``length`` tokens."""
+        if length > self.max_positions:
+            raise ModelError(
+                f"a context of {length} tokens is longer than {self.name} allows ({self.max_positions}); "
+                "ask for a shorter context"
+            )

@@ -1,0 +1,116 @@
+"""Sites: what a hook point can be in a transformer block. A function with :func:`hook_site` adds one's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from scansion.errors import ConfigError, ModelError
+from scansion.registry import load_plugins
+
+FindModule = Callable[[nn.Module], nn.Module]
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One kind of place in every block.
+
+    Attributes:
+        name: as in the hook point ``name.5``.
+        module: from a block to the module that is hooked.
+        side: whether the activation is that module's first input or its (first) output.
+        width: the activation's width by the model's configuration; None if it is the residual stream's.
+    """
+
+    name: str
+    module: FindModule
+    side: Side
+    width: Callable[[Any], int] | None
+
+
+_SITES: dict[str, Site] = {}
+
+
+def hook_site(
+    name: str, side: Side = "output", width: Callable[[Any], int] | None = None
+) -> Callable[[FindModule], FindModule]:
+    """Decorator of a function from a transformer block to the module to hook.
+
+    Args:
+        name: lower-case letters, digits and underscores; ``--hook-point name.5`` is then the site in block 5.
+        side: read the module's ``input`` or its ``output``.
+        width: from the model's transformers configuration to the width of the activation; default the hidden size.
+
+    Raises:
+        ConfigError: the name is taken, or has other characters in it.
+
+    Example:
+        >>> @hook_site("attn_norm")
+        ... def attn_norm(block):
+        ...     return block.input_layernorm
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ConfigError(f"a hook site cannot be called {name!r}; use lower-case letters, digits and underscores")
+
+    def keep(module: FindModule) -> FindModule:
+        taken = _SITES.get(name)
+        if taken is not None and taken.module.__qualname__ != module.__qualname__:
+            raise ConfigError(f"there is a hook site called {name!r} already; choose another name")
+        _SITES[name] = Site(name, module, side, width)
+        return module
+
+    return keep
+
+
+def find_site(name: str) -> Site | None:
+    """The site of this name, plugins' included; None if there is none."""
+    if name not in _SITES:
+        load_plugins("scansion.hook_points")
+    return _SITES.get(name)
+
+
+def site_names() -> list[str]:
+    """All names, in the order of registration."""
+    load_plugins("scansion.hook_points")
+    return list(_SITES)
+
+
+def child_of(block: nn.Module, *names: str) -> nn.Module:
+    """The first of a module's children with one of these names.
+
+    Raises:
+        ModelError: it has none of them; says what it has.
+    """
+    children = dict(block.named_children())
+    for name in names:
+        if name in children:
+            return children[name]
+    raise ModelError(f"{type(block).__name__} has no {' or '.join(names)}; its parts are {sorted(children)}")
+
+
+@hook_site("resid_pre", side="input")
+def _residual_before(block: nn.Module) -> nn.Module:
+    return block
+
+
+@hook_site("resid_post")
+def _residual_after(block: nn.Module) -> nn.Module:
+    return block
+
+
+# Gemma 2 and 3 normalise what a sublayer adds; only there is this norm a sibling of `pre_feedforward_layernorm`.
+@hook_site("attn_out")
+def _added_by_attention(block: nn.Module) -> nn.Module:
+    sandwich = hasattr(block, "pre_feedforward_layernorm")
+    return child_of(block, *(("post_attention_layernorm",) if sandwich else ("self_attn", "attention", "attn")))
+
+
+@hook_site("mlp_out")
+def _added_by_mlp(block: nn.Module) -> nn.Module:
+    sandwich = hasattr(block, "pre_feedforward_layernorm")
+    return child_of(block, "post_feedforward_layernorm" if sandwich else "mlp")
