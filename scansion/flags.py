@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import yaml
 from pydantic import BaseModel
@@ -22,13 +21,13 @@ class SAEFlags:
     Parameters
     ----------
     architecture
-        relu, topk, batch_topk, jumprelu, matryoshka, temporal or switch.
+        relu, topk, batch_topk, gated, jumprelu, matryoshka, temporal, switch, or one of a plugin.
     d_sae
         Number of features.
     k
-        Active features a token (all but relu and jumprelu); default 32.
+        Active features per token (all but relu, gated and jumprelu); default 32.
     l1_coefficient
-        Weight of the L1 penalty (relu); default 0.04.
+        Weight of the L1 penalty (relu, gated); default 0.04.
     l0_coefficient
         Weight of the number of active features (jumprelu); default 0.001.
     mask
@@ -38,7 +37,7 @@ class SAEFlags:
         Experts a learnt router chooses from (switch); default 8.
     """
 
-    architecture: Literal["relu", "topk", "batch_topk", "jumprelu", "matryoshka", "temporal", "switch"] = "topk"
+    architecture: str = "topk"
     d_sae: int = 2304
     k: int | None = None
     l1_coefficient: float | None = None

@@ -115,7 +115,7 @@ class Registry(Generic[Config, Item]):
         known, item = self._find(self.name_of(config))
         if type(config) is not known:
             raise ConfigError(
-                f"{type(config).__name__} is not registered: give it a {self.field} of its own and decorate its class "
+                f"{type(config).__name__} is not registered: give it its own {self.field} and decorate its class "
                 f"with register({type(config).__name__})"
             )
         return item

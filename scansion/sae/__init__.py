@@ -1,6 +1,16 @@
-"""Sparse autoencoders: an encoder, an activation function, a decoder, and a positional mask between the first two."""
+"""Sparse autoencoders: an encoder, an activation function, a decoder, and a positional mask between the first two.
+
+An architecture of one's own is two classes and a decorator (see ``examples/architecture.py``):
+
+    class MyConfig(SAEConfig, frozen=True):
+        architecture: Literal["mine"] = "mine"
+
+    @register_architecture(MyConfig)
+    class MySAE(SAE): ...
+"""
 
 from scansion.sae.architectures.batch_topk import BatchTopKConfig, BatchTopKSAE
+from scansion.sae.architectures.gated import GatedConfig, GatedSAE
 from scansion.sae.architectures.jumprelu import JumpReluConfig, JumpReluSAE
 from scansion.sae.architectures.matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from scansion.sae.architectures.relu import ReluConfig, ReluSAE
@@ -11,15 +21,25 @@ from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.forward import ForwardPass, Losses, Part
 from scansion.sae.io import WEIGHTS, load_sae, save_sae
 from scansion.sae.metadata import SAEMetadata
-from scansion.sae.registry import AnySAEConfig, build_sae, parse_sae_config, uses_pairs
+from scansion.sae.registry import (
+    ARCHITECTURES,
+    AnySAEConfig,
+    build_sae,
+    parse_sae_config,
+    register_architecture,
+    uses_pairs,
+)
 
 __all__ = [
+    "ARCHITECTURES",
     "SAE",
     "WEIGHTS",
     "AnySAEConfig",
     "BatchTopKConfig",
     "BatchTopKSAE",
     "ForwardPass",
+    "GatedConfig",
+    "GatedSAE",
     "JumpReluConfig",
     "JumpReluSAE",
     "Losses",
@@ -39,6 +59,7 @@ __all__ = [
     "build_sae",
     "load_sae",
     "parse_sae_config",
+    "register_architecture",
     "save_sae",
     "uses_pairs",
 ]

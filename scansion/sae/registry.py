@@ -1,51 +1,37 @@
-"""The architectures, by name."""
+"""The architectures, by name: built-in ones, those of installed packages and those of ``--plugin FILE.py``."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 
-from scansion.sae.architectures.batch_topk import BatchTopKConfig, BatchTopKSAE
-from scansion.sae.architectures.jumprelu import JumpReluConfig, JumpReluSAE
-from scansion.sae.architectures.matryoshka import MatryoshkaConfig, MatryoshkaSAE
-from scansion.sae.architectures.relu import ReluConfig, ReluSAE
-from scansion.sae.architectures.switch import SwitchConfig, SwitchSAE
-from scansion.sae.architectures.temporal import TemporalConfig, TemporalSAE
-from scansion.sae.architectures.topk import TopKConfig, TopKSAE
+from scansion.registry import Registry
 from scansion.sae.base import SAE, SAEConfig
 
-AnySAEConfig = Annotated[
-    ReluConfig | TopKConfig | BatchTopKConfig | JumpReluConfig | MatryoshkaConfig | TemporalConfig | SwitchConfig,
-    Field(discriminator="architecture"),
-]
-"""Any architecture's settings, told apart by ``architecture``."""
+ARCHITECTURES: Registry[SAEConfig, type[SAE]] = Registry(
+    "architecture", "architecture", SAEConfig, "scansion.architectures"
+)
+"""Name -> settings and SAE class."""
 
-_ARCHITECTURES: dict[type[SAEConfig], type[SAE]] = {
-    ReluConfig: ReluSAE,
-    TopKConfig: TopKSAE,
-    BatchTopKConfig: BatchTopKSAE,
-    JumpReluConfig: JumpReluSAE,
-    MatryoshkaConfig: MatryoshkaSAE,
-    TemporalConfig: TemporalSAE,
-    SwitchConfig: SwitchSAE,
-}
-_ADAPTER: TypeAdapter[SAEConfig] = TypeAdapter(AnySAEConfig)
+register_architecture = ARCHITECTURES.register
+"""Class decorator: ``@register_architecture(MySAEConfig)`` makes an architecture known to plans, flags and saved SAEs."""
 
 
 def parse_sae_config(settings: dict[str, Any]) -> SAEConfig:
-    """Settings as read from JSON -> the config of their ``architecture``.
+    """Settings as read from JSON or YAML -> the config of their ``architecture``.
 
     Raises:
-        pydantic.ValidationError: an unknown architecture, an unknown key, or a value out of range.
+        pydantic.ValidationError: an unknown key, or a value out of range.
+        ConfigError: an unknown architecture.
     """
-    return _ADAPTER.validate_python(settings)
+    return ARCHITECTURES.parse(settings)
 
 
 def uses_pairs(config: SAEConfig) -> bool:
     """Whether an SAE of this config learns from pairs of adjacent tokens."""
-    return _ARCHITECTURES[type(config)].uses_pairs
+    return ARCHITECTURES.of(config).uses_pairs
 
 
 def build_sae(config: SAEConfig, d_in: int, n_positions: int, generator: torch.Generator) -> SAE:
@@ -56,5 +42,22 @@ def build_sae(config: SAEConfig, d_in: int, n_positions: int, generator: torch.G
         d_in: width of the activations.
         n_positions: context length L, the length of the mask.
         generator: source of the initial decoder directions.
+
+    Raises:
+        ConfigError: the mask does not fit these sizes, or the architecture is not registered.
     """
-    return _ARCHITECTURES[type(config)](config, d_in, n_positions, generator)
+    return ARCHITECTURES.of(config)(config, d_in, n_positions, generator)
+
+
+def _parsed(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    try:
+        return parse_sae_config(cast(dict[str, Any], value))
+    except ValidationError as error:  # on one line, because it becomes part of the error of the config around it
+        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        raise ValueError("; ".join(problems)) from error
+
+
+AnySAEConfig = Annotated[SerializeAsAny[SAEConfig], BeforeValidator(_parsed)]
+"""The settings of any architecture, chosen by ``architecture``; those registered later are included."""

@@ -19,6 +19,7 @@ from scansion.masks import (
 from scansion.sae import (
     SAE,
     BatchTopKConfig,
+    GatedConfig,
     JumpReluConfig,
     MatryoshkaConfig,
     ReluConfig,
@@ -58,6 +59,7 @@ ARCHITECTURES = {
     "jumprelu": lambda mask: JumpReluConfig(
         d_sae=D_SAE, mask=mask, initial_threshold=0.1, bandwidth=0.5, l0_coefficient=0.1
     ),
+    "gated": lambda mask: GatedConfig(d_sae=D_SAE, mask=mask, l1_coefficient=0.1),
     "matryoshka": lambda mask: MatryoshkaConfig(d_sae=D_SAE, k=5, prefixes=(0.25, 0.5, 1.0), mask=mask),
     "switch": lambda mask: SwitchConfig(d_sae=D_SAE, k=5, n_experts=3, mask=mask),
 }
@@ -79,6 +81,9 @@ def make_sae(architecture: str, mask: MaskConfig | None = None, seed: int = 0) -
         sae.b_dec.copy_(0.1 * torch.randn(sae.b_dec.shape, generator=generator))
         if architecture == "jumprelu":
             sae.log_threshold.add_(0.3 * torch.randn(D_SAE, generator=generator))
+        if architecture == "gated":
+            sae.r_mag.add_(0.3 * torch.randn(D_SAE, generator=generator))
+            sae.b_mag.add_(0.1 * torch.randn(D_SAE, generator=generator))
     return sae
 
 

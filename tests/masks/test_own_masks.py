@@ -128,7 +128,7 @@ def test_a_derived_config_needs_a_name_of_its_own() -> None:
     class WiderBands(BandMaskConfig, frozen=True):
         width: int = 1
 
-    with pytest.raises(ConfigError, match=r"WiderBands is not registered: give it a family of its own"):
+    with pytest.raises(ConfigError, match=r"WiderBands is not registered: give it its own family"):
         build_mask(WiderBands(), L, D_SAE)
     with pytest.raises(ConfigError, match="is not registered"):
         build_sae(TopKConfig(d_sae=D_SAE, k=4, mask=WiderBands()), 4, L, torch.Generator())

@@ -8,10 +8,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from scansion.errors import ScansionError, ShapeError
+from scansion.errors import ConfigError, ScansionError, ShapeError
 from scansion.masks import RandomHardMaskConfig
 from scansion.sae import (
     BatchTopKConfig,
+    GatedConfig,
     JumpReluConfig,
     ReluConfig,
     SAEMetadata,
@@ -31,6 +32,7 @@ CONFIGS = {
     "topk": TopKConfig(d_sae=D_SAE, k=4),
     "topk, masked": TopKConfig(d_sae=D_SAE, k=4, mask=MASK),
     "batch_topk": BatchTopKConfig(d_sae=D_SAE, k=4),
+    "gated": GatedConfig(d_sae=D_SAE),
     "jumprelu": JumpReluConfig(d_sae=D_SAE, initial_threshold=0.2, bandwidth=0.3),
 }
 METADATA = SAEMetadata(
@@ -182,5 +184,5 @@ def test_errors_name_the_argument_the_expected_and_the_given_shape(as_users_run_
 def test_a_setting_of_another_architecture_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"k\n.*Extra inputs are not permitted"):
         parse_sae_config({"architecture": "relu", "d_sae": 4, "k": 3})
-    with pytest.raises(ValidationError, match="does not match any of the expected tags"):
+    with pytest.raises(ConfigError, match="no architecture is called 'transcoder'; there are topk, batch_topk"):
         parse_sae_config({"architecture": "transcoder", "d_sae": 4})

@@ -14,6 +14,7 @@ from scansion.execution import Encoder, SparseActs, most_active, select_over_bat
 from scansion.sae.architectures.topk import TopKKindConfig, TopKKindSAE
 from scansion.sae.base import SAEConfig
 from scansion.sae.forward import ForwardPass
+from scansion.sae.registry import register_architecture
 
 # Share of the running threshold above which a batch's places are sure to be taken, nearly always.
 FLOOR = 0.8
@@ -33,6 +34,7 @@ class BatchTopKConfig(BatchTopKKindConfig, frozen=True):
     architecture: Literal["batch_topk"] = "batch_topk"
 
 
+@register_architecture(BatchTopKConfig)
 class BatchTopKSAE(TopKKindSAE):
     """Tokens compete for k x batch places in training; in use a feature fires above a threshold learnt meanwhile.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.forward import ForwardPass, sum_over
+from scansion.sae.registry import register_architecture
 
 
 class JumpReluConfig(SAEConfig, frozen=True):
@@ -25,6 +26,7 @@ class JumpReluConfig(SAEConfig, frozen=True):
     )
 
 
+@register_architecture(JumpReluConfig)
 class JumpReluSAE(SAE):
     """``acts = pre_acts`` where ``pre_acts`` exceeds the feature's threshold, else 0; the penalty counts active features."""
 

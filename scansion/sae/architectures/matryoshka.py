@@ -15,6 +15,7 @@ from scansion.execution import Encoder
 from scansion.masks import gated_product
 from scansion.sae.architectures.batch_topk import BatchTopKKindConfig, BatchTopKSAE
 from scansion.sae.forward import ForwardPass, Part, squared_norm
+from scansion.sae.registry import register_architecture
 
 
 class NestedConfig(BatchTopKKindConfig, frozen=True):
@@ -84,5 +85,6 @@ class NestedSAE(BatchTopKSAE):
         return acts @ W_dec if weights is None else gated_product(acts, W_dec, weights[..., places])
 
 
+@register_architecture(MatryoshkaConfig)
 class MatryoshkaSAE(NestedSAE):
     """Nested dictionaries and nothing else."""

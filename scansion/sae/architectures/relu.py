@@ -21,6 +21,7 @@ from scansion.execution import (
 )
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.forward import ForwardPass, Part
+from scansion.sae.registry import register_architecture
 
 
 class ReluConfig(SAEConfig, frozen=True):
@@ -32,6 +33,7 @@ class ReluConfig(SAEConfig, frozen=True):
     )
 
 
+@register_architecture(ReluConfig)
 class ReluSAE(SAE):
     """``acts = relu(pre_acts)``; the penalty is the coefficient times the sum of activations of a token."""
 

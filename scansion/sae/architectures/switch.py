@@ -16,6 +16,7 @@ from scansion.masks.base import MaskedActs
 from scansion.sae.architectures.topk import TopKKindConfig, TopKSAE
 from scansion.sae.base import SAEConfig
 from scansion.sae.forward import ForwardPass, Losses, Part
+from scansion.sae.registry import register_architecture
 from scansion.shapes import require_shape
 
 
@@ -35,6 +36,7 @@ class SwitchConfig(TopKKindConfig, frozen=True):
         return self
 
 
+@register_architecture(SwitchConfig)
 class SwitchSAE(TopKSAE):
     """Features are dealt out to the experts in turn; a token may use those of its most probable expert only.
 

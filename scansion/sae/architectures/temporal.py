@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from scansion.sae.architectures.matryoshka import NestedConfig, NestedSAE
 from scansion.sae.forward import ForwardPass, Part
+from scansion.sae.registry import register_architecture
 
 
 class TemporalConfig(NestedConfig, frozen=True):
@@ -27,6 +28,7 @@ class TemporalConfig(NestedConfig, frozen=True):
     )
 
 
+@register_architecture(TemporalConfig)
 class TemporalSAE(NestedSAE):
     """A Matryoshka SAE of two levels whose first level should tell which token came just before which."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from scansion.execution import Encoder, SparseActs, largest_positive, most_active, select_top_k
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.forward import ForwardPass, sum_over
+from scansion.sae.registry import register_architecture
 from scansion.shapes import require_shape
 
 
@@ -52,6 +53,7 @@ class TopKKindSAE(SAE):
         return self.config.auxiliary_coefficient * relative
 
 
+@register_architecture(TopKConfig)
 class TopKSAE(TopKKindSAE):
     """``acts`` = the k largest positive pre-activations of each token; the rest are 0."""
 

@@ -1,0 +1,74 @@
+"""Gated SAE (Rajamanoharan et al. 2024, arXiv 2404.16014): one path says which features fire, another how strongly."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from scansion.sae.base import SAE, SAEConfig
+from scansion.sae.forward import ForwardPass, sum_over
+from scansion.sae.registry import register_architecture
+
+
+class GatedConfig(SAEConfig, frozen=True):
+    """Settings of :class:`GatedSAE`."""
+
+    architecture: Literal["gated"] = "gated"
+    l1_coefficient: float = Field(
+        default=0.04, ge=0, description="Weight of the L1 penalty on the gates, for inputs scaled to unit mean norm."
+    )
+
+
+@register_architecture(GatedConfig)
+class GatedSAE(SAE):
+    """``acts = 1[gate > 0] * relu(exp(r_mag) * gate + b_mag)``, where ``gate`` are the pre-activations.
+
+    ``b_enc`` is the paper's b_gate, and ``b_mag + exp(r_mag) * b_enc`` its b_mag: the same functions, written so that the
+    weight of a soft mask scales both paths (``b_mag`` is added after it). They share the encoder up to a scale per
+    feature. The penalty acts on the gates alone, so that it does not shrink the activations. A masked feature's gate is
+    closed.
+    """
+
+    config: GatedConfig
+    revival = "resample"
+
+    def __init__(self, config: SAEConfig, d_in: int, n_positions: int, generator: torch.Generator) -> None:
+        super().__init__(config, d_in, n_positions, generator)
+        self.r_mag: Float[Tensor, "d_sae"] = nn.Parameter(torch.zeros(self.d_sae))
+        self.b_mag: Float[Tensor, "d_sae"] = nn.Parameter(torch.zeros(self.d_sae))
+
+    def activate(
+        self, pre_acts: Float[Tensor, "*batch w"], features: Int[Tensor, "w"] | None = None
+    ) -> Float[Tensor, "*batch w"]:
+        r_mag, b_mag = (each if features is None else each[features] for each in (self.r_mag, self.b_mag))
+        is_open = pre_acts > 0
+        # A closed gate may be minus infinity, which times a gradient of 0 would be NaN: compute with 0 in its place.
+        return (r_mag.exp() * pre_acts.where(is_open, 0.0) + b_mag).relu().where(is_open, 0.0)
+
+    def sparsity_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
+        gates = sum_over(part.pre_acts.relu() for part in forward.parts)
+        return self.config.l1_coefficient * gates / forward.n_tokens
+
+    def auxiliary_loss(self, forward: ForwardPass, dead: Bool[Tensor, "d_sae"]) -> Float[Tensor, ""]:
+        """The squared error of what the gates alone reconstruct, by a decoder that does not learn from it.
+
+        It is what teaches the gates, to which the step function of the reconstruction sends no gradient.
+        """
+        W_dec, bias = self.W_dec.detach(), self.bias_at(forward.positions[:, None]).detach()
+        target = forward.x - bias
+        errors = [
+            (target[part.rows] - part.pre_acts.relu() @ part.of_features(W_dec)).square() for part in forward.parts
+        ]
+        return sum_over(errors) / forward.n_tokens
+
+    def feature_axes(self) -> list[tuple[Tensor, int]]:
+        return [*super().feature_axes(), (self.r_mag, 0), (self.b_mag, 0)]
+
+    def fold_scale(self, scale: float) -> None:
+        super().fold_scale(scale)
+        with torch.no_grad():
+            self.b_mag /= scale
