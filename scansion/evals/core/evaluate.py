@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -268,7 +268,7 @@ def _result(
         }
     return CoreResult(
         sae=subject.name,
-        sae_config=cast(AnySAEConfig, subject.sae.config),
+        sae_config=subject.sae.config,
         status=status_of(reasons),
         reasons=reasons,
         sae_fingerprint=subject.fingerprint,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ from scansion.evals.position.states import acts_in_forward, measured_mask, permu
 from scansion.evals.statistics import Estimate, finite
 from scansion.lm import LanguageModel
 from scansion.progress import Advance, progress
-from scansion.sae import SAE, AnySAEConfig
+from scansion.sae import SAE
 
 # Draws of a null of which only the mean over features is used.
 _MEAN_ONLY_DRAWS = 20
@@ -124,7 +123,7 @@ def _evaluate(
     reasons = reasons_before_running(subject) + _reasons_from_activity(sae, text, firings["in_force"])
     result = PositionResult(
         sae=subject.name,
-        sae_config=cast(AnySAEConfig, sae.config),
+        sae_config=sae.config,
         status=status_of(reasons),
         reasons=reasons,
         sae_fingerprint=subject.fingerprint,
