@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -25,10 +25,11 @@ from scansion.evals.base import (
 )
 from scansion.evals.core.duplicates import duplicate_share
 from scansion.evals.core.loss import LossTally, loss_by_splicing
+from scansion.evals.reading.contexts import ContextBatch, read_contexts
 from scansion.evals.registry import EvaluationConfig
 from scansion.evals.statistics import Estimate, finite
 from scansion.lm import LanguageModel
-from scansion.progress import Advance, progress
+from scansion.progress import progress
 from scansion.sae import SAE, AnySAEConfig
 
 DENSE_RATE = 0.1
@@ -135,13 +136,11 @@ def evaluate_core(
     valid = store.valid[positions][:, :n_contexts]
     tallies = [_Tally(subject.sae, valid) for subject in subjects]
     with progress("reconstruct held-out", n_contexts * (1 + len(subjects)), "contexts") as advance, torch.no_grad():
-        means = _Means(store, positions, valid, config.batch_contexts, advance)
-        for start in range(0, n_contexts, config.batch_contexts):
-            stop = min(start + config.batch_contexts, n_contexts)
-            x = store.contexts(start, stop).at(positions).x.float()
+        means = _Means(read_contexts(store, positions, n_contexts, config.batch_contexts, advance), valid, store.d_in)
+        for part in read_contexts(store, positions, n_contexts, config.batch_contexts):
             for subject, tally in zip(subjects, tallies, strict=True):
-                tally.add(subject.sae, x, positions, slice(start, stop), means)
-                advance(stop - start)
+                tally.add(subject.sae, part, means)
+                advance(len(part))
     losses: list[LossTally] | None = None
     if has_loss and load_lm:
         lm = load_lm()
@@ -178,15 +177,10 @@ def saebench_explained_variance(mean_error: float, mean_square: float, d_in: int
 class _Means:
     """Mean activation of the evaluated tokens, overall and at each position: what variance is measured around."""
 
-    def __init__(
-        self, store: ActivationStore, positions: Tensor, valid: Bool[Tensor, "P C"], batch: int, advance: Advance
-    ) -> None:
-        sums = torch.zeros(len(positions), store.d_in, dtype=torch.float64)
-        for start in range(0, valid.shape[1], batch):
-            stop = min(start + batch, valid.shape[1])
-            x = store.contexts(start, stop).at(positions).x.double()
-            sums += (x * valid[:, start:stop, None]).sum(dim=1)
-            advance(stop - start)
+    def __init__(self, parts: Iterable[ContextBatch], valid: Bool[Tensor, "P C"], d_in: int) -> None:
+        sums = torch.zeros(len(valid), d_in, dtype=torch.float64)
+        for part in parts:
+            sums += (part.batch.x.double() * part.valid[..., None]).sum(dim=1)
         self.overall: Float[Tensor, "1 1 d_in"] = (sums.sum(dim=0) / valid.sum()).float()[None, None]
         self.by_position: Float[Tensor, "P 1 d_in"] = (sums / valid.sum(dim=1, keepdim=True)).float()[:, None]
 
@@ -205,12 +199,9 @@ class _Tally:
         self.output_sum = torch.zeros(sae.d_in, dtype=torch.float64)
         self.output_square = 0.0
 
-    def add(self, sae: SAE, x: Float[Tensor, "P n d_in"], positions: Tensor, contexts: slice, means: _Means) -> None:
-        device = sae.W_dec.device
-        valid = self.valid[:, contexts]
-        places = positions.to(device)[:, None]
-        acts = sae.encode(x.to(device), places)
-        x_hat = sae.decode(acts, places).cpu()
+    def add(self, sae: SAE, part: ContextBatch, means: _Means) -> None:
+        x, valid, acts = part.batch.x, part.valid, part.encode(sae)
+        x_hat = sae.decode(acts, part.batch.token_positions.to(acts.device)).cpu()
         active = acts > 0
         figures = {
             "error": (x - x_hat).square().sum(dim=-1),
@@ -222,9 +213,9 @@ class _Tally:
             "l1": acts.sum(dim=-1).cpu(),
         }
         for name, figure in figures.items():
-            self.squares[name][:, contexts] = torch.where(valid, figure.double(), 0.0)
-        self.fired += (active & valid.to(device)[..., None]).sum(dim=(0, 1)).cpu()
-        self.allowed += valid.sum(dim=1) @ sae.mask.can_fire(positions.to(device)).long().cpu()
+            self.squares[name][:, part.contexts] = torch.where(valid, figure.double(), 0.0)
+        self.fired += active.sum(dim=(0, 1)).cpu()
+        self.allowed += valid.sum(dim=1) @ sae.mask.can_fire(part.batch.positions.to(acts.device)).long().cpu()
         seen = x_hat[valid].double()
         self.output_sum += seen.sum(dim=0)
         self.output_square += float(seen.square().sum())

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from scansion.activations import ActivationStore
 from scansion.evals.base import LoadedSAE
+from scansion.evals.reading.contexts import read_contexts
 from scansion.progress import progress
 
 _BATCH_CONTEXTS = 16
@@ -48,26 +49,16 @@ def firing_of_sample(
     Reads the store twice: to count, and to keep what the drawn ones do. Fewer features come back where fewer fired.
     """
     sae, places = subject.sae, store.used_positions(use_position_0)
-    device = sae.W_enc.device
     counts = torch.zeros(sae.d_sae, dtype=torch.int64)
-    spans = [
-        (start, min(start + _BATCH_CONTEXTS, store.n_contexts)) for start in range(0, store.n_contexts, _BATCH_CONTEXTS)
-    ]
-
-    def encoded(start: int, stop: int) -> torch.Tensor:
-        acts = sae.encode(store.contexts(start, stop).at(places))
-        return acts * store.valid[places][:, start:stop, None].to(device)
-
+    parts: list[torch.Tensor] = []
     with progress(f"firing {subject.name}", 2 * store.n_contexts, "contexts") as advance:
-        for start, stop in spans:
-            counts += (encoded(start, stop) > 0).sum(dim=(0, 1)).cpu()
-            advance(stop - start)
+        for part in read_contexts(store, places, store.n_contexts, _BATCH_CONTEXTS, advance):
+            counts += (part.encode(sae) > 0).sum(dim=(0, 1)).cpu()
         alive = torch.nonzero(counts >= least).squeeze(1).numpy()
         drawn = np.sort(np.random.default_rng(seed).permutation(alive)[:n_features])
-        parts: list[torch.Tensor] = []
-        for start, stop in spans:
-            parts.append(encoded(start, stop)[..., torch.from_numpy(drawn).to(device)].float().cpu())
-            advance(stop - start)
+        for part in read_contexts(store, places, store.n_contexts, _BATCH_CONTEXTS, advance):
+            acts = part.encode(sae)
+            parts.append(acts[..., torch.from_numpy(drawn).to(acts.device)].float().cpu())
     tokens = store.tokens.long()
     before = torch.cat([torch.full_like(tokens[:1], -1), tokens[:-1]])
     return Firing(
@@ -78,5 +69,5 @@ def firing_of_sample(
         tokens=tokens[places].numpy(),
         previous=before[places].numpy(),
         documents=store.doc_ids[places].long().numpy(),
-        allowed=sae.mask.can_fire(places.to(device)).cpu().numpy()[:, drawn],
+        allowed=sae.mask.can_fire(places.to(sae.W_enc.device)).cpu().numpy()[:, drawn],
     )

@@ -32,6 +32,7 @@ from scansion.evals.position.replacement import Replacement, ShiftEffect, all_re
 from scansion.evals.position.result import PositionResult, SinceStart
 from scansion.evals.position.sink import sink_fve
 from scansion.evals.position.states import acts_in_forward, measured_mask, permuted, rebuild_start, weights_at
+from scansion.evals.reading.contexts import read_contexts
 from scansion.evals.statistics import Estimate, finite
 from scansion.lm import LanguageModel
 from scansion.progress import Advance, progress
@@ -217,10 +218,8 @@ def _replace(
 @torch.no_grad()
 def _reasons_from_activity(sae: SAE, text: Text, firing: Firing) -> list[str]:
     """Dead and constant dictionaries. The first contexts are enough to tell that an output never changes."""
-    batch = text.store.contexts(0, min(8, text.n_contexts)).at(text.positions)
-    x = batch.x.float()
-    there = torch.arange(len(x))[:, None] < torch.from_numpy(text.lengths[: x.shape[1]])
-    x_hat = sae(batch).cpu()[there].double()
-    variances = [float(values.var(dim=0, correction=0).sum()) for values in (x_hat, x[there].double())]
+    (part,) = read_contexts(text.store, text.positions, min(8, text.n_contexts), 8)
+    x, x_hat = (values[part.valid].double() for values in (part.batch.x, sae(part.batch).cpu()))
+    variances = [float(values.var(dim=0, correction=0).sum()) for values in (x_hat, x)]
     n_alive = int((firing.counts.sum(axis=(0, 1)) > 0).sum())
     return reasons_from_activity(n_alive, *variances)

@@ -15,6 +15,7 @@ from scansion.activations import ActivationStore
 from scansion.errors import EvalError
 from scansion.evals.position.config import PositionConfig
 from scansion.evals.position.groups import deal_documents
+from scansion.evals.reading.contexts import read_contexts
 from scansion.progress import Advance
 from scansion.sae import SAE
 
@@ -195,14 +196,10 @@ def record(sae: SAE, text: Text, batch_contexts: int, advance: Advance) -> Firin
     counts, mass = (torch.zeros(P, text.n_groups, F, device=device) for _ in range(2))
     bits = np.zeros((P, -(-text.n_contexts // 8), F), dtype=np.uint8)
     member = torch.from_numpy(text.groups == np.arange(text.n_groups)[:, None]).float().to(device)
-    lengths = torch.from_numpy(text.lengths).to(device)
-    for start in range(0, text.n_contexts, batch_contexts):
-        stop = min(start + batch_contexts, text.n_contexts)
-        there = torch.arange(P, device=device)[:, None] < lengths[start:stop]
-        acts = sae.encode(text.store.contexts(start, stop).at(text.positions)) * there[..., None]
+    for part in read_contexts(text.store, text.positions, text.n_contexts, batch_contexts, advance):
+        acts, contexts = part.encode(sae), part.contexts
         fired = acts > 0
-        counts += member[:, start:stop] @ fired.float()
-        mass += member[:, start:stop] @ acts
-        bits[:, start // 8 : -(-stop // 8)] = np.packbits(fired.cpu().numpy(), axis=1)
-        advance(stop - start)
+        counts += member[:, contexts] @ fired.float()
+        mass += member[:, contexts] @ acts
+        bits[:, contexts.start // 8 : -(-contexts.stop // 8)] = np.packbits(fired.cpu().numpy(), axis=1)
     return Firing(text, counts.cpu().numpy(), mass.cpu().numpy(), text.tokens_by_group(), bits)

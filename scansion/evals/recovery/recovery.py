@@ -13,9 +13,10 @@ from scansion.activations import ActivationStore
 from scansion.errors import EvalError
 from scansion.evals.base import LoadedSAE, reasons_before_running, reasons_from_activity, status_of
 from scansion.evals.core.duplicates import duplicate_share
+from scansion.evals.reading.contexts import read_contexts
 from scansion.evals.recovery.matching import cosines, effective_positions, one_to_one, profile_overlap, support_iou
 from scansion.evals.recovery.result import RECOVERED_COSINE, GroupRecovery, ProfileMatch, RecoveryResult
-from scansion.progress import progress
+from scansion.progress import Advance, progress
 from scansion.synth.dictionary import PlantedDictionary
 from scansion.synth.generation import PlantedData
 from scansion.synth.store import planted_identity
@@ -47,9 +48,8 @@ def evaluate_recovery(
     results: list[RecoveryResult] = []
     with progress("recovery", held_out.n_contexts * len(subjects), "contexts") as advance, torch.no_grad():
         for subject in subjects:
-            activity = _observe(subject, held_out)
+            activity = _observe(subject, held_out, advance)
             results.append(_result(subject, planted, true_counts, activity, held_out))
-            advance(held_out.n_contexts)
     return results
 
 
@@ -71,16 +71,17 @@ class _Activity:
     input_variance: float
 
 
-def _observe(subject: LoadedSAE, held_out: ActivationStore) -> _Activity:
+def _observe(subject: LoadedSAE, held_out: ActivationStore, advance: Advance) -> _Activity:
     sae = subject.sae
     counts = torch.zeros(held_out.n_positions, sae.d_sae, dtype=torch.int64)
     sums = {name: torch.zeros(sae.d_in, dtype=torch.float64) for name in ("x", "x_hat")}
     squares = dict.fromkeys(sums, 0.0)
-    for start in range(0, held_out.n_contexts, _BATCH_CONTEXTS):
-        batch = held_out.contexts(start, start + _BATCH_CONTEXTS)
-        acts, places = sae.encode(batch), batch.token_positions.to(sae.W_dec.device)
+    every = torch.arange(held_out.n_positions)
+    for part in read_contexts(held_out, every, held_out.n_contexts, _BATCH_CONTEXTS, advance):
+        acts = part.encode(sae)
+        x_hat = sae.decode(acts, part.batch.token_positions.to(acts.device)).cpu()
         counts += (acts > 0).sum(dim=1).cpu()
-        for name, tensor in (("x", batch.x.float()), ("x_hat", sae.decode(acts, places).cpu())):
+        for name, tensor in (("x", part.batch.x), ("x_hat", x_hat)):
             sums[name] += tensor.sum(dim=(0, 1), dtype=torch.float64)
             squares[name] += float(tensor.double().square().sum())
     n = held_out.n_contexts * held_out.n_positions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from scansion.evals.position.agreement import auroc
 from scansion.evals.position.firing import Profile
 from scansion.evals.position.information import information
 from scansion.evals.position.states import weights_at
+from scansion.evals.reading.contexts import read_contexts
 from scansion.masks import NoMask
 from scansion.progress import progress
 
@@ -97,19 +97,18 @@ def gather_features(
     counts, mass = (torch.zeros(P, F, dtype=torch.float64) for _ in range(2))
     strongest, found = torch.zeros(K, F), torch.full((K, F), -1, dtype=torch.int64)
     with progress(f"features of {subject.name}", 2 * n_contexts, "contexts") as advance:
-        for start, acts in _encoded(subject, store, places, n_contexts, config.batch_contexts):
+        for part in read_contexts(store, places, n_contexts, config.batch_contexts, advance):
+            acts = part.encode(sae).cpu()
             counts += (acts > 0).sum(dim=1)
             mass += acts.sum(dim=1)
-            names = torch.arange(start, start + acts.shape[1])[:, None].expand(-1, F)
+            names = torch.arange(part.contexts.start, part.contexts.stop)[:, None].expand(-1, F)
             pooled = torch.cat([strongest, acts.amax(dim=0)])
             strongest, order = pooled.topk(K, dim=0)
             found = torch.cat([found, names]).gather(0, order)
-            advance(acts.shape[1])
         found[strongest <= 0] = -1
         parts: list[tuple[Tensor, Tensor]] = []
-        for start, acts in _encoded(subject, store, places, n_contexts, config.batch_contexts):
-            parts.append(_firings(acts, start, found, places))
-            advance(acts.shape[1])
+        for part in read_contexts(store, places, n_contexts, config.batch_contexts, advance):
+            parts.append(_firings(part.encode(sae).cpu(), part.contexts.start, found, places))
     tokens = store.valid[places][:, :n_contexts].sum(dim=1)
     profile = Profile(counts.numpy(), mass.numpy(), tokens.numpy())
     alive = profile.counts.sum(axis=0) > 0
@@ -138,16 +137,6 @@ def specialisation(profile: Profile) -> Float[np.ndarray, "F"]:
     """
     bias = (len(profile.tokens) - 1) / (2 * max(int(profile.tokens.sum()), 1) * np.log(2))
     return np.maximum(information(profile) - bias, 0.0)
-
-
-def _encoded(
-    subject: LoadedSAE, store: ActivationStore, places: Int[Tensor, "P"], n_contexts: int, batch: int
-) -> Iterator[tuple[int, Float[Tensor, "P n F"]]]:
-    """The activations of every feature, some contexts at a time with the index of the first; 0 where not valid."""
-    for start in range(0, n_contexts, batch):
-        stop = min(start + batch, n_contexts)
-        acts = subject.sae.encode(store.contexts(start, stop).at(places)).cpu()
-        yield start, acts * store.valid[places][:, start:stop, None]
 
 
 def _firings(

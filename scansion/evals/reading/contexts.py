@@ -1,0 +1,65 @@
+"""Contexts of a held-out store, some at a time: the one loop by which evaluations read activations and encode them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from scansion.activations import ActivationStore, PositionedBatch
+from scansion.progress import Advance
+from scansion.sae import SAE
+
+
+@dataclass(frozen=True, eq=False)
+class ContextBatch:
+    """Some successive contexts at the positions used.
+
+    Attributes:
+        contexts: their indices in the store.
+        batch: their activations in float32, on the CPU.
+        valid: False where a context does not reach a position.
+    """
+
+    contexts: slice
+    batch: PositionedBatch
+    valid: Bool[Tensor, "P n"]
+
+    def __len__(self) -> int:
+        """Number of contexts n."""
+        return self.batch.x.shape[1]
+
+    @torch.no_grad()
+    def encode(self, sae: SAE) -> Float[Tensor, "P n d_sae"]:
+        """Feature activations on the SAE's device; 0 where a token is not valid."""
+        acts = sae.encode(self.batch)
+        return acts * self.valid.to(acts.device)[..., None]
+
+
+@torch.no_grad()
+def read_contexts(
+    store: ActivationStore,
+    positions: Int[Tensor, "P"],
+    n_contexts: int,
+    batch_size: int,
+    advance: Advance | None = None,
+) -> Iterator[ContextBatch]:
+    """The first contexts of a store, in order.
+
+    Args:
+        store: held-out activations.
+        positions: the positions to read, ascending; :meth:`ActivationStore.used_positions` leaves position 0 out.
+        n_contexts: contexts to read, at most as many as the store has.
+        batch_size: contexts per batch.
+        advance: called after each batch has been used, with the number of its contexts.
+    """
+    valid = store.valid[positions]
+    for start in range(0, n_contexts, batch_size):
+        contexts = slice(start, min(start + batch_size, n_contexts))
+        batch = store.contexts(contexts.start, contexts.stop).at(positions).float()
+        yield ContextBatch(contexts, batch, valid[:, contexts])
+        if advance:
+            advance(contexts.stop - contexts.start)
