@@ -100,6 +100,27 @@ def read_json(path: Path) -> Any:
         raise ScansionError(f"{path} is not valid JSON ({error}); delete it and run the same command again") from error
 
 
+def require_known_format(value: Any, path: Path, known: int = 1) -> Any:
+    """Return what was read from ``path``, unless a later version of Scansion wrote it in a format of its own.
+
+    Args:
+        value: what the file holds. A mapping without ``format_version`` is in format 1; other values are passed through.
+        path: for the message.
+        known: the latest format that this version reads.
+
+    Raises:
+        ScansionError: the format is later than ``known``.
+    """
+    if not isinstance(value, dict):
+        return value
+    there = cast(dict[str, Any], value).get("format_version", 1)
+    if there != known and there not in range(1, known):
+        raise ScansionError(
+            f"{path} is in format {there}, and this version of Scansion reads up to format {known}; update scansion"
+        )
+    return cast(dict[str, Any], value)
+
+
 def read_json_lines(path: Path) -> list[Any]:
     """One value a line; none if there is no such file. A line that is not JSON is named."""
     values: list[Any] = []

@@ -17,7 +17,7 @@ from scansion.activations.batch import PositionedBatch
 from scansion.activations.shard import SIDE_TENSORS, STATS_TENSORS, Shard
 from scansion.device import DTYPES
 from scansion.errors import StoreError
-from scansion.files import fingerprint, read_json
+from scansion.files import fingerprint, read_json, require_known_format
 from scansion.lm.identity import ModelId
 from scansion.progress import progress
 from scansion.shapes import require_shape
@@ -97,14 +97,17 @@ class ActivationStore:
 
     Raises:
         StoreError: there is no finished store there.
+        ScansionError: a later version of Scansion wrote it.
     """
 
     def __init__(self, folder: Path) -> None:
         if not (folder / MANIFEST).exists():
             state = "an unfinished store; run the same harvest again to finish it" if folder.exists() else "nothing"
             raise StoreError(f"no activation store at {folder}: there is {state}")
+        manifest = read_json(folder / MANIFEST)
+        require_known_format(manifest.get("identity"), folder / MANIFEST, FORMAT_VERSION)
         try:
-            self.manifest = StoreManifest.model_validate(read_json(folder / MANIFEST))
+            self.manifest = StoreManifest.model_validate(manifest)
         except ValidationError as error:
             raise StoreError(f"{folder / MANIFEST} is not a manifest of format {FORMAT_VERSION}: {error}") from error
         self.folder = folder

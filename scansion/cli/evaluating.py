@@ -15,6 +15,7 @@ from scansion.cli.app import app, output, table_console
 from scansion.errors import ConfigError
 from scansion.evals import EvaluationConfig
 from scansion.evals import evaluations as registered
+from scansion.files import require_known_format
 from scansion.flags import setting_lines
 from scansion.lm import LanguageModel, load_language_model
 from scansion.pipeline.evaluate import evaluate
@@ -72,7 +73,7 @@ def evaluate_runs(
         config = run / "config.yaml"
         if not config.is_file():
             raise ConfigError(f"{run} is not a run: it has no config.yaml; give the folder that `scansion train` wrote")
-        name = yaml.safe_load(config.read_text(encoding="utf-8"))["name"]
+        name = require_known_format(yaml.safe_load(config.read_text(encoding="utf-8")), config)["name"]
         if name in folders:
             raise ConfigError(f"{run} and {folders[name]} are both called {name!r}; rename one")
         folders[name] = run

@@ -13,7 +13,7 @@ from scansion.errors import ConfigError
 from scansion.evals import Evaluation, EvaluationConfig, evaluations
 from scansion.evals.base import EvalResult, LoadedSAE
 from scansion.evals.registry import LoadLM
-from scansion.files import read_json, write_json
+from scansion.files import read_json, require_known_format, write_json
 from scansion.pipeline.run_results import RunResults
 from scansion.progress import say
 from scansion.sae import load_sae
@@ -117,7 +117,7 @@ def _read(file: Path, kind: type[Result], sae: LoadedSAE, data: dict[str, object
     if not file.exists():
         return None
     try:
-        result = kind.model_validate(read_json(file))
+        result = kind.model_validate(require_known_format(read_json(file), file))
     except ValidationError:  # written by another version: evaluate again
         return None
     same = result.sae_fingerprint == sae.fingerprint and all(result.data.get(key) == data[key] for key in data)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from scansion.errors import ScansionError
-from scansion.files import atomic_folder, read_json, write_json
+from scansion.files import atomic_folder, read_json, require_known_format, write_json
 from scansion.sae.base import SAE
 from scansion.sae.metadata import SAEMetadata
 from scansion.sae.registry import build_sae, parse_sae_config
@@ -49,9 +49,9 @@ def load_sae(folder: Path, device: str | torch.device = "cpu") -> tuple[SAE, SAE
     """
     if not (folder / "cfg.json").exists():
         raise ScansionError(f"{folder} holds no SAE (no cfg.json); give the 'sae' folder inside a run")
-    settings = read_json(folder / "cfg.json")
-    if settings.pop("format_version", None) != FORMAT_VERSION:
-        raise ScansionError(f"{folder} is not in format {FORMAT_VERSION}, the one this version of Scansion reads")
+    settings = require_known_format(read_json(folder / "cfg.json"), folder / "cfg.json", FORMAT_VERSION)
+    if settings.pop("format_version", None) is None:  # other tools write a cfg.json too
+        raise ScansionError(f"{folder / 'cfg.json'} is not of an SAE that Scansion saved: it has no format_version")
     metadata = SAEMetadata.model_validate(settings.pop("metadata"))
     d_in, n_positions = settings.pop("d_in"), settings.pop("n_positions")
     sae = build_sae(parse_sae_config(settings), d_in, n_positions, torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from scansion.errors import ConfigError
 from scansion.evals.statistics import finite
-from scansion.files import read_json, read_json_lines, write_json
+from scansion.files import read_json, read_json_lines, require_known_format, write_json
 from scansion.pipeline.run_results import RunResults
 
 ArmStatus = Literal["ok", "degenerate", "failed", "unfinished"]
@@ -65,7 +65,7 @@ def read_final_info(folder: Path) -> dict[str, ArmInfo]:
     if not path.is_file():
         raise ConfigError(f"{folder} is not a run of a study: it has no {FINAL_INFO}")
     try:
-        return _ADAPTER.validate_python(read_json(path))
+        return _ADAPTER.validate_python(require_known_format(read_json(path), path))
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise ConfigError(f"{path} does not say what a run says ({where}: {error.errors()[0]['msg']})") from error

@@ -16,7 +16,7 @@ from scansion.cards import card
 from scansion.errors import ConfigError
 from scansion.evals import EvaluationConfig, evaluations
 from scansion.evals.statistics import Estimate
-from scansion.files import read_json, write_json
+from scansion.files import read_json, require_known_format, write_json
 from scansion.pipeline.run_results import RunResults
 from scansion.pipeline.stores import HarvestSpec, build_stores, stores_dir
 from scansion.study.compare.comparison import figures_of
@@ -244,7 +244,7 @@ def read_results(folder: Path, configs: Mapping[str, EvaluationConfig]) -> RunRe
 
 def _validated(path: Path, kind: type[Part]) -> Part:
     try:
-        return kind.model_validate(read_json(path))
+        return kind.model_validate(require_known_format(read_json(path), path))
     except ValidationError as error:
         first = error.errors()[0]
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

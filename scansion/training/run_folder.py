@@ -21,6 +21,7 @@ from scansion.files import (
     flatten,
     read_json,
     remove_leftovers,
+    require_known_format,
     require_writable,
     write_json,
 )
@@ -92,7 +93,8 @@ class RunFolder:
     @staticmethod
     def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
         """What :meth:`save_checkpoint` was given."""
-        return load_file(path / "state.safetensors"), read_json(path / "state.json")
+        counters = require_known_format(read_json(path / "state.json"), path / "state.json")
+        return load_file(path / "state.safetensors"), counters
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""
@@ -125,7 +127,7 @@ def require_same_run(path: Path, config: dict[str, Any]) -> None:
     file = path / _CONFIG
     if not file.is_file():
         return
-    there: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    there: Any = require_known_format(yaml.safe_load(file.read_text(encoding="utf-8")), file)
     there = cast(dict[str, Any], there) if isinstance(there, dict) else {}
     old, new = flatten({name: there.get(name) for name in config}), flatten(config)
     changed = [
