@@ -12,7 +12,8 @@ A family of one's own is two classes and a decorator (see ``examples/periodic_ma
 from scansion.masks.adaptive import AdaptiveMask, AdaptiveMaskConfig
 from scansion.masks.application import gated_product
 from scansion.masks.bands import BandMask, BandMaskConfig
-from scansion.masks.base import ActsOn, Bands, MaskConfig, PositionalMask
+from scansion.masks.base import MaskConfig, PositionalMask
+from scansion.masks.gate import ActsOn, Bands, Gate
 from scansion.masks.hard import HardMask
 from scansion.masks.importance import ImportanceMask, ImportanceMaskConfig
 from scansion.masks.learnt import LearntConfig, LearntMask
@@ -34,6 +35,7 @@ __all__ = [
     "BandMask",
     "BandMaskConfig",
     "Bands",
+    "Gate",
     "HardMask",
     "ImportanceMask",
     "ImportanceMaskConfig",

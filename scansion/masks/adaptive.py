@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from scansion.errors import ConfigError
-from scansion.masks.base import ActsOn
+from scansion.masks.gate import ActsOn
 from scansion.masks.learnt import LearntConfig, LearntMask
 from scansion.masks.registry import register_mask
 from scansion.masks.schedule import MaskUpdates, Temperature

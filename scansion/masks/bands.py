@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from scansion.errors import ConfigError
-from scansion.masks.base import Bands, MaskConfig
+from scansion.masks.base import MaskConfig
+from scansion.masks.gate import Bands, Gate
 from scansion.masks.hard import HardMask
 from scansion.masks.registry import register_mask
 
@@ -118,8 +119,9 @@ class BandMask(HardMask):
         """Number of bands."""
         return len(self._bands.sizes)
 
-    def bands(self) -> Bands | None:
-        return self._bands if self.config.acts_on in ("forward", "both", "straight_through") else None
+    @property
+    def gate(self) -> Gate:
+        return Gate.of(self.config.acts_on, binary=True, bands=self._bands)
 
     @property
     def n_decoder_biases(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 
 from scansion.errors import ShapeError
 from scansion.masks.application import gate_gradient, mask_pre_acts, straight_through
+from scansion.masks.gate import ActsOn, Bands, Gate
 from scansion.readings import Reading
-
-ActsOn = Literal["forward", "gradient", "both", "straight_through", "placebo"]
 
 
 class MaskConfig(BaseModel, extra="forbid", frozen=True):
@@ -45,23 +43,6 @@ class MaskConfig(BaseModel, extra="forbid", frozen=True):
     def usage_source(self) -> Path | None:
         """Folder of a trained SAE whose weights, and whose use of positions, training starts from; None for none."""
         return None
-
-
-@dataclass(frozen=True)
-class Bands:
-    """Block structure of a hard mask: contiguous bands of positions, each owning a contiguous block of features.
-
-    The shared features come first, then the blocks in the order of the bands.
-
-    Attributes:
-        edges: ascending, from 0 to L; band g holds positions edges[g] to edges[g + 1] (exclusive).
-        shared: number of features that every position may use.
-        sizes: number of features each band owns.
-    """
-
-    edges: tuple[int, ...]
-    shared: int
-    sizes: tuple[int, ...]
 
 
 class MaskedActs(NamedTuple):
@@ -121,19 +102,25 @@ class PositionalMask(nn.Module, ABC):
         return bool(((weights == 0) | (weights == 1)).all())
 
     @property
+    def gate(self) -> Gate:
+        """How this mask acts on a training step."""
+        # Features that are all shared have weight 1 everywhere, which is no mask.
+        return Gate("none") if self.n_shared == self.d_sae else Gate.of(self.config.acts_on, binary=False)
+
+    @property
     def is_binary_gate(self) -> bool:
-        """Whether all this mask does in training is to keep features from firing where not :meth:`allowed`, or nothing."""
-        return self.config.acts_on == "placebo" or self.n_shared == self.d_sae
+        """True if the mask only blocks features, or does nothing (no weighting, no gradient gating)."""
+        return self.gate.only_blocks
 
     @property
     def treats_positions_alike(self) -> bool:
         """True if the mask changes nothing at any position: a placebo, or every feature shared."""
-        return self.config.acts_on == "placebo" or self.n_shared == self.d_sae
+        return self.gate.kind == "none"
 
     @property
     def can_block(self) -> bool:
-        """Whether there can be a position at which some feature is not :meth:`allowed`."""
-        return self.config.acts_on not in ("gradient", "placebo")
+        """True if there can be a position at which some feature cannot fire."""
+        return self.gate.can_block
 
     @property
     def reorders_features(self) -> bool:
@@ -184,17 +171,15 @@ class PositionalMask(nn.Module, ABC):
 
     def can_fire(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
         """Where a feature can fire at all, given where the mask acts."""
-        match self.config.acts_on:
-            case "forward" | "both":
-                return self(positions) > 0
-            case "straight_through":
-                return self.is_open(positions)
-            case "gradient" | "placebo":
-                return torch.ones(*positions.shape, self.d_sae, dtype=torch.bool, device=positions.device)
+        gate = self.gate
+        if not gate.forward:
+            return torch.ones(*positions.shape, self.d_sae, dtype=torch.bool, device=positions.device)
+        return self(positions) > 0 if gate.kind == "weights" else self.is_open(positions)
 
     def gets_gradient(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
         """Where a feature's own weights can receive gradient."""
-        return self(positions) > 0 if self.config.acts_on == "gradient" else self.can_fire(positions)
+        gate = self.gate
+        return self(positions) > 0 if gate.gradient and not gate.forward else self.can_fire(positions)
 
     def apply_to(
         self,
@@ -209,27 +194,26 @@ class PositionalMask(nn.Module, ABC):
             positions: broadcasts against the leading axes of ``pre_acts``.
             activate: the activation function; takes minus infinity to 0.
         """
-        match self.config.acts_on:
-            case "placebo":
-                return MaskedActs(pre_acts, activate(pre_acts))
-            case "forward":
-                masked = mask_pre_acts(pre_acts, self._factors(positions))
-                return MaskedActs(masked, activate(masked))
-            case "both":
-                masked = mask_pre_acts(pre_acts, self._factors(positions))
-                return MaskedActs(masked, gate_gradient(activate(masked), self(positions)))
-            case "gradient":
-                weights = self(positions)
-                seen = mask_pre_acts(gate_gradient(pre_acts, weights), weights > 0)
-                return MaskedActs(seen, gate_gradient(activate(pre_acts), weights))
-            case "straight_through":
-                masked = mask_pre_acts(pre_acts, self.is_open(positions))
-                acts = activate(masked)
-                if torch.is_grad_enabled():
-                    with torch.no_grad():
-                        let_in = torch.maximum(acts, activate(pre_acts))
-                    acts = straight_through(acts, self(positions), let_in)
-                return MaskedActs(masked, acts)
+        gate = self.gate
+        if gate.kind == "none":
+            return MaskedActs(pre_acts, activate(pre_acts))
+        if gate.kind == "straight_through":
+            masked = mask_pre_acts(pre_acts, self.is_open(positions))
+            acts = activate(masked)
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    let_in = torch.maximum(acts, activate(pre_acts))
+                acts = straight_through(acts, self(positions), let_in)
+            return MaskedActs(masked, acts)
+        if gate.forward:
+            masked = mask_pre_acts(pre_acts, self._factors(positions))
+            acts = activate(masked)
+            return MaskedActs(masked, gate_gradient(acts, self(positions)) if gate.gradient else acts)
+        # Activations stay as they are. A penalty or an auxiliary loss must still not train a feature where it is closed,
+        # so it sees minus infinity there.
+        weights = self(positions)
+        seen = mask_pre_acts(gate_gradient(pre_acts, weights), weights > 0)
+        return MaskedActs(seen, gate_gradient(activate(pre_acts), weights))
 
     def _factors(self, positions: Int[Tensor, "..."]) -> Tensor:
         """What pre-activations are multiplied by: weights, or truth values where that is all they are."""
@@ -237,12 +221,12 @@ class PositionalMask(nn.Module, ABC):
 
     @property
     def gates_decoder(self) -> bool:
-        """Whether the decoder's gradient must be masked too: where the forward pass has not already done so."""
-        return self.config.acts_on in ("gradient", "both")
+        """True if the gradient of the decoder must be multiplied by the weights as well."""
+        return self.gate.gates_decoder
 
     def bands(self) -> Bands | None:
-        """The block structure in force in the forward pass, or None if there is none."""
-        return None
+        """The block structure in the forward pass, or None if there is none."""
+        return self.gate.bands
 
     @property
     def n_decoder_biases(self) -> int:

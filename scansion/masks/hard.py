@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scansion.masks.base import MaskConfig, PositionalMask
+from scansion.masks.gate import Gate
 
 
 class HardMask(PositionalMask):
@@ -31,13 +32,8 @@ class HardMask(PositionalMask):
         return True
 
     @property
-    def is_binary_gate(self) -> bool:
-        return self.config.acts_on != "gradient"
-
-    @property
-    def gates_decoder(self) -> bool:
-        """Only where the forward pass is untouched: elsewhere a closed feature's zero activation does it."""
-        return self.config.acts_on == "gradient"
+    def gate(self) -> Gate:
+        return Gate.of(self.config.acts_on, binary=True)
 
     def bound_weights(self) -> Float[Tensor, "L d_bound"]:
         return self.open[:, self.n_shared :].float()
@@ -47,9 +43,6 @@ class HardMask(PositionalMask):
 
     def is_open(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
         return self.open[self.table_rows(positions)]
-
-    def can_fire(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
-        return self.is_open(positions) if self.can_block else super().can_fire(positions)
 
     def _factors(self, positions: Int[Tensor, "..."]) -> Tensor:
         return self.is_open(positions)

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scansion.masks.base import ActsOn, MaskConfig, MaskedActs, PositionalMask
+from scansion.masks.base import MaskConfig, MaskedActs, PositionalMask
+from scansion.masks.gate import ActsOn
 from scansion.masks.registry import register_mask
 
 

@@ -65,7 +65,7 @@ def read_dictionaries(
             lens = _lens(subject, lm, config.lens_tokens)
             pages.append(FeaturePages(arm.name, seed, features, neighbours, lens, _mask_note(arm)))
             rates = rates or {"firing": features.profile.rates}
-        if rates or subject.sae.config.mask.family != "none":
+        if rates or subject.sae.config.mask.has_weights:
             maps.append(maps_of(subject, data.held_out, rates))
     if config is None or lm is None:
         return Dictionaries(maps, pages)
@@ -99,6 +99,6 @@ def _mask_note(arm: ReportArm) -> str:
     settings = mask.model_dump(mode="json", exclude_defaults=True)
     settings.pop("family", None)
     said = ", ".join(f"{name} {value}" for name, value in settings.items())
-    if mask.family == "none":
+    if not mask.has_weights:
         return "Solid: share of the tokens at each position on which it fires."
     return f"Solid: share of tokens on which it fires. Dotted: its mask ({mask.family}{', ' + said if said else ''})."

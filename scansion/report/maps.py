@@ -14,7 +14,6 @@ from scansion.evals.base import LoadedSAE
 from scansion.evals.position import load_profiles
 from scansion.evals.position.profiles import PROFILES, Profiles
 from scansion.evals.position.states import rebuild_start, weights_at
-from scansion.masks import NoMask
 
 ROWS = 192
 """Most features shown of a dictionary."""
@@ -54,7 +53,7 @@ def maps_of(subject: LoadedSAE, store: ActivationStore, rates: Mapping[str, Floa
     sae, places = subject.sae, store.used_positions(subject.metadata.use_position_0)
     tables: dict[str, np.ndarray] = {}
     missing = ""
-    if not isinstance(sae.mask, NoMask):
+    if sae.config.mask.has_weights:
         start = rebuild_start(subject, store)
         if isinstance(start, str):
             missing = f" The mask before training cannot be shown: {start}."

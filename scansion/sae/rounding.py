@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scansion.errors import ConfigError
-from scansion.masks import BandMask, BandMaskConfig
+from scansion.masks import BandMaskConfig
 from scansion.sae.base import SAE
 from scansion.sae.registry import build_sae
 
@@ -46,10 +46,9 @@ def round_to_bands(sae: SAE, n_bands: int, keep: float = 0.5) -> Rounded:
         ConfigError: the mask does not act in the forward pass, has decoder biases a band, or ``n_bands`` or ``keep``
             does not fit.
     """
-    acts_on = sae.config.mask.acts_on
-    if acts_on in ("placebo", "gradient") or sae.b_dec.ndim != 1:
+    if not sae.mask.gate.forward or sae.b_dec.ndim != 1:
         raise ConfigError(
-            f"a mask that acts on {acts_on!r} or has decoder biases of its own cannot be rounded to bands"
+            f"a mask that acts on {sae.config.mask.acts_on!r} or has decoder biases of its own cannot be rounded to bands"
         )
     if not 0 < keep <= 1:
         raise ConfigError(f"keep should lie in (0, 1], not {keep}")
@@ -70,8 +69,7 @@ def round_to_bands(sae: SAE, n_bands: int, keep: float = 0.5) -> Rounded:
     own.update({name: tensor for name, tensor in sae.state_dict().items() if not name.startswith("mask.")})
     new.load_state_dict(own)
     new.permute_features(order)
-    assert isinstance(new.mask, BandMask)
-    kept = new.mask.open.float()
+    kept = new.mask(torch.arange(new.n_positions))
     ordered = weights[:, order]
     inside = (ordered * kept).sum(dim=0)
     factor = inside / kept.sum(dim=0).clamp_min(1)
@@ -83,6 +81,6 @@ def round_to_bands(sae: SAE, n_bands: int, keep: float = 0.5) -> Rounded:
 
 def _weights_in_force(sae: SAE) -> Float[Tensor, "L d_sae"]:
     positions = torch.arange(sae.n_positions, device=sae.W_dec.device)
-    if sae.config.mask.acts_on == "straight_through":
+    if sae.mask.gate.kind == "straight_through":
         return sae.mask.is_open(positions).float().cpu()
     return sae.mask(positions).float().cpu()

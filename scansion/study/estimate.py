@@ -160,7 +160,7 @@ def _arm(
             contexts = min(config.n_contexts or len(held_out.contexts), len(held_out.contexts))
             states = 1
             if isinstance(config, PositionConfig):
-                states = 2 if arm.sae.mask.family == "none" else 3 + config.mask_draws
+                states = 3 + config.mask_draws if arm.sae.mask.has_weights else 2
             read += contexts * plan.corpus.context_length * states
     finished = sum((seed_folder(folder, arm, seed) / "evals" / "core.json").exists() for seed in arm.seeds)
     n_parameters = sum(p.numel() for p in sae.parameters())

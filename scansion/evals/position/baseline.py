@@ -23,7 +23,7 @@ def excess_over_unmasked(results: Sequence[PositionResult]) -> list[OverUnmasked
 
     Information grows with how often features fire, so that SAEs whose L0 differ by more than a tenth are not compared.
     """
-    baseline = next((one for one in results if one.sae_config.mask.family == "none" and one.status == "ok"), None)
+    baseline = next((one for one in results if not one.sae_config.mask.has_weights and one.status == "ok"), None)
     return [_compared(one, baseline) for one in results]
 
 

@@ -7,7 +7,6 @@ from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from scansion.masks import NoMask
 from scansion.sae import SAE
 from scansion.sae.architectures.switch import SwitchSAE
 
@@ -45,7 +44,7 @@ def budget_of(sae: SAE, positions: Int[Tensor, "P"], l0_by_position: list[float]
         execution = "banded"
         band = torch.searchsorted(torch.tensor(bands.edges[1:-1]), positions.cpu(), right=True)
         operations = per_feature * float((bands.shared + torch.tensor(bands.sizes)[band]).double().mean())
-    elif isinstance(sae, SwitchSAE) and isinstance(sae.mask, NoMask):
+    elif isinstance(sae, SwitchSAE) and not sae.config.mask.has_weights:
         execution = "routed"
         experts = sae.config.n_experts
         operations = float(per_feature * sae.d_sae / experts + 2 * sae.d_in * experts)

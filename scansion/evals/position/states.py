@@ -17,7 +17,7 @@ from scansion.sae import SAE, build_sae
 
 def acts_in_forward(sae: SAE) -> bool:
     """Whether the mask changes what fires: not if there is none, it is a placebo, or it only gates gradients."""
-    return sae.config.mask.acts_on in ("forward", "both", "straight_through")
+    return sae.mask.gate.forward
 
 
 def measured_mask(sae: SAE, seed: int) -> tuple[PositionalMask, bool]:
@@ -35,7 +35,7 @@ def measured_mask(sae: SAE, seed: int) -> tuple[PositionalMask, bool]:
 def weights_at(mask: PositionalMask, positions: Int[Tensor, "P"]) -> Float[np.ndarray, "P F"]:
     """The mask as it acts: rounded where only the rounded mask does."""
     places = positions.to(next(iter(mask.state_dict().values()), positions).device)
-    rounded = mask.config.acts_on == "straight_through"
+    rounded = mask.gate.kind == "straight_through"
     return (mask.is_open(places) if rounded else mask(places)).double().cpu().numpy()
 
 

@@ -17,7 +17,6 @@ from scansion.evals.position.firing import Profile
 from scansion.evals.position.information import information
 from scansion.evals.position.states import weights_at
 from scansion.evals.reading.contexts import read_contexts
-from scansion.masks import NoMask
 from scansion.progress import progress
 
 
@@ -112,7 +111,7 @@ def gather_features(
     tokens = store.valid[places][:, :n_contexts].sum(dim=1)
     profile = Profile(counts.numpy(), mass.numpy(), tokens.numpy())
     alive = profile.counts.sum(axis=0) > 0
-    mask = None if isinstance(sae.mask, NoMask) else weights_at(sae.mask, places)
+    mask = weights_at(sae.mask, places) if sae.config.mask.has_weights else None
     allowed = (tokens.double() @ sae.mask.can_fire(places.to(sae.W_dec.device)).double().cpu()).numpy()
     bound = np.arange(F) >= sae.mask.n_shared
     return Features(

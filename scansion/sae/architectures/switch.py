@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from scansion.execution import BandRows, banded_decode, banded_encode
-from scansion.masks import NoMask
 from scansion.masks.base import MaskedActs
 from scansion.sae.architectures.topk import TopKKindConfig, TopKSAE
 from scansion.sae.base import SAEConfig
@@ -84,7 +83,7 @@ class SwitchSAE(TopKSAE):
         dead: Bool[Tensor, "d_sae"],
         previous: Float[Tensor, "P_less_1 n d_in"] | None = None,
     ) -> Losses:
-        if isinstance(self.mask, NoMask):
+        if not self.config.mask.has_weights:
             return self._routed_losses(x, positions, dead)
         return self.dense_losses(x, positions, dead)
 
