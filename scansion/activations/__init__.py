@@ -1,4 +1,4 @@
-"""Activations that keep their position: harvested once into a store on disk, streamed to everything downstream."""
+"""Activations that keep their position: harvested once into a store on disk, then streamed to training and evaluation."""
 
 from scansion.activations.batch import PositionedBatch
 from scansion.activations.harvesting import HarvestConfig, HarvestPlan, harvest

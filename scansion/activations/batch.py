@@ -1,4 +1,4 @@
-"""Activations that keep their position: what a store and a stream hand out, and what an SAE encodes."""
+"""A batch of activations that keep their position: stores and streams return it, and an SAE encodes it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PositionedBatch:
     Attributes:
         x: activations.
         positions: ascending, in [0, L).
-        previous: the token before each one, for all rows but the first; None unless the stream was built with it.
+        previous: the activation one position earlier, for all rows but the first; None unless the stream was built with it.
     """
 
     x: Float[Tensor, "P n d_in"]
@@ -42,7 +42,7 @@ class PositionedBatch:
 
     @cached_property
     def variance(self) -> Float[Tensor, ""]:
-        """Mean squared distance of a token from the mean of all; computed once, however many SAEs see the batch."""
+        """Mean squared distance of a token from the mean of all tokens; cached because several SAEs may read the batch."""
         flat = self.x.flatten(0, 1)
         return torch.linalg.vector_norm(flat - flat.mean(dim=0), dim=1).square().mean()
 
@@ -64,7 +64,7 @@ class PositionedBatch:
         return PositionedBatch(self.x.float(), self.positions, None if self.previous is None else self.previous.float())
 
     def to(self, device: torch.device, positions: Int[Tensor, "P"] | None = None) -> PositionedBatch:
-        """The same batch on another device; ``positions`` are its own, if they are there already."""
+        """The same batch on another device; pass ``positions`` if its positions are on that device already."""
         return PositionedBatch(
             self.x.to(device, non_blocking=True),
             self.positions.to(device, non_blocking=True) if positions is None else positions,

@@ -1,4 +1,4 @@
-"""Filling a store's folder: shard by shard, resumable at any moment, the manifest last."""
+"""Fill a store's folder: shard by shard, resumable after every shard; the manifest is written last."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLAN = "plan.json"
 
 
 def finished_store(folder: Path, identity: StoreIdentity) -> ActivationStore | None:
-    """The store of ``identity`` in ``folder``, if it is there and whole.
+    """The finished store of ``identity`` in ``folder``, or None.
 
     Raises:
         StoreError: the folder holds a finished store of something else.
@@ -28,10 +28,10 @@ def finished_store(folder: Path, identity: StoreIdentity) -> ActivationStore | N
 
 
 def resumed_settings(folder: Path, identity: StoreIdentity, settings: dict[str, Any]) -> dict[str, Any]:
-    """Write down what is about to be filled, or return the settings of an interrupted filling of the same thing.
+    """Write the plan of a new store and return ``settings``; if an interrupted one is there, return its settings.
 
     Raises:
-        StoreError: the folder was begun as something else.
+        StoreError: the folder holds an unfinished store of something else.
     """
     remove_leftovers(folder)
     path = folder / PLAN
@@ -44,7 +44,7 @@ def resumed_settings(folder: Path, identity: StoreIdentity, settings: dict[str, 
 
 
 def missing_shards(folder: Path, n_contexts: int, contexts_per_shard: int) -> dict[Path, tuple[int, int]]:
-    """The shards not on disk yet: path -> (first context, one past the last)."""
+    """The shards that are not on disk yet: path -> (first context, one past the last)."""
     return {
         path: (index * contexts_per_shard, min((index + 1) * contexts_per_shard, n_contexts))
         for index, path in enumerate(_shard_paths(folder, n_contexts, contexts_per_shard))
@@ -53,13 +53,13 @@ def missing_shards(folder: Path, n_contexts: int, contexts_per_shard: int) -> di
 
 
 def seal(folder: Path, identity: StoreIdentity, n_tokens: int, contexts_per_shard: int) -> ActivationStore:
-    """Write the manifest, whose presence says that the store is whole, and open the store.
+    """Write the manifest, which marks the store as finished, and open the store.
 
     Args:
         folder: holds every shard.
-        identity: what the store is of.
-        n_tokens: valid tokens in all.
-        contexts_per_shard: how the context axis was cut.
+        identity: what the store holds.
+        n_tokens: valid tokens in the whole store.
+        contexts_per_shard: contexts in every shard but the last.
     """
     paths = _shard_paths(folder, identity.n_contexts, contexts_per_shard)
     manifest = StoreManifest(
@@ -76,8 +76,8 @@ def _shard_paths(folder: Path, n_contexts: int, contexts_per_shard: int) -> list
     return [folder / f"shard-{index:05d}.safetensors" for index in range(math.ceil(n_contexts / contexts_per_shard))]
 
 
-def _require_same(there: StoreIdentity, wanted: StoreIdentity, folder: Path) -> None:
-    if different := there.differences(wanted):
+def _require_same(written: StoreIdentity, wanted: StoreIdentity, folder: Path) -> None:
+    if different := written.differences(wanted):
         raise StoreError(
             f"{folder} holds other activations ({'; '.join(different)}); choose another folder or delete it"
         )

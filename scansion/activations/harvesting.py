@@ -1,4 +1,4 @@
-"""Harvest: run the LM over contexts once and keep what passes the hook point, shard by shard, resumable at any moment."""
+"""Harvest: run the LM over contexts once and store the activations at the hook point, shard by shard, resumable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scansion.progress import Advance, progress, say
 
 
 class HarvestConfig(BaseModel):
-    """How activations are computed and laid out on disk. None of it changes what a store is of, except ``dtype``."""
+    """How activations are computed and laid out on disk. Only ``dtype`` changes what the store holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,11 +38,11 @@ class HarvestConfig(BaseModel):
 
 @dataclass(frozen=True)
 class HarvestPlan:
-    """A harvest that has not started: what it is of and where it goes.
+    """A harvest that has not started: what it will store and where.
 
     Attributes:
-        identity: what the store will be of.
-        folder: where it will lie.
+        identity: what the store will hold.
+        folder: the store's folder.
         contexts: the text, in the order of the store's context axis.
         config: layout and batch size.
     """
@@ -54,12 +54,12 @@ class HarvestPlan:
 
     @property
     def n_bytes(self) -> int:
-        """Disk use of the finished store."""
+        """Bytes of the finished store on disk."""
         per_token = self.identity.d_in * DTYPES[self.config.dtype].itemsize + SIDE_BYTES
         return self.identity.n_contexts * self.identity.context_length * per_token
 
     def finished_store(self) -> ActivationStore | None:
-        """The store this plan would make, if it is there already.
+        """The store this plan would make, if it is finished already, or None.
 
         Raises:
             StoreError: the folder holds a finished store of something else.
@@ -67,7 +67,7 @@ class HarvestPlan:
         return finished_store(self.folder, self.identity)
 
     def check(self) -> None:
-        """Raise unless the harvest could run to its end: types, a writable folder, disk space."""
+        """Raise unless the harvest can finish: a known type, a writable folder, enough disk space."""
         resolve_dtype(self.config.dtype)
         require_writable(self.folder)
         written = sum(file.stat().st_size for file in self.folder.glob("shard-*.safetensors"))
@@ -75,17 +75,17 @@ class HarvestPlan:
 
 
 def harvest(plan: HarvestPlan, load_lm: Callable[[], LanguageModel]) -> ActivationStore:
-    """Return the store of ``plan``, computing what is not on disk yet.
+    """Return the store of ``plan``, computing the shards that are not on disk yet.
 
-    A harvest killed at any moment resumes at the first missing shard and ends with the same bytes. If another process
-    is harvesting there, it is waited for.
+    A harvest that was killed resumes at the first missing shard and ends with the same bytes. If another process is
+    harvesting into the folder, this one waits.
 
     Args:
         plan: what to compute and where.
         load_lm: called only if something must be computed.
 
     Raises:
-        StoreError: the folder holds something else.
+        StoreError: the folder holds other activations.
         ScansionError: the folder is not writable or the disk is too small.
     """
     if store := plan.finished_store():
@@ -99,7 +99,7 @@ def harvest(plan: HarvestPlan, load_lm: Callable[[], LanguageModel]) -> Activati
 
 
 def _fill(plan: HarvestPlan, load_lm: Callable[[], LanguageModel]) -> None:
-    # An interrupted harvest goes on with the layout it was begun with.
+    # An interrupted harvest resumes with the layout it was started with.
     settings = resumed_settings(plan.folder, plan.identity, plan.config.model_dump(mode="json"))
     config = HarvestConfig.model_validate(settings)
     length, d_in, n_contexts = plan.identity.context_length, plan.identity.d_in, plan.identity.n_contexts
@@ -131,13 +131,13 @@ def _compute_shard(
         batch = contexts[start : start + config.lm_batch_size]
         acts = activations_at(lm, hook_point, batch).cpu()
         row, column = batch.valid.nonzero(as_tuple=True)
-        # A token goes to the place its position names, wherever padding has put it in the batch.
-        place = (batch.positions[row, column].long(), row + start)
-        buffer.acts[place] = acts[row, column].to(buffer.acts.dtype)
-        buffer.tokens[place] = batch.tokens[row, column]
-        buffer.doc_ids[place] = batch.doc_ids[row, column]
-        buffer.doc_positions[place] = batch.doc_positions[row, column]
-        buffer.valid[place] = True
+        # A token is stored at its position, wherever padding has put it in the batch.
+        cell = (batch.positions[row, column].long(), row + start)
+        buffer.acts[cell] = acts[row, column].to(buffer.acts.dtype)
+        buffer.tokens[cell] = batch.tokens[row, column]
+        buffer.doc_ids[cell] = batch.doc_ids[row, column]
+        buffer.doc_positions[cell] = batch.doc_positions[row, column]
+        buffer.valid[cell] = True
         advance(len(row))
     if not bool(torch.isfinite(buffer.acts).all()):
         raise StoreError(

@@ -20,7 +20,7 @@ from scansion.errors import StoreError
 from scansion.files import atomic_file
 
 SIDE_TENSORS = ("tokens", "valid", "doc_ids", "doc_positions")
-SIDE_BYTES = 4 + 1 + 4 + 4  # of one token in these
+SIDE_BYTES = 4 + 1 + 4 + 4  # of one token in the side tensors
 STATS_TENSORS = ("count", "norm_sum", "square_sum", "act_sum")
 _NUMPY_TYPES = {"F32": np.dtype("<i4"), "BF16": np.dtype("<i2"), "F16": np.dtype("<i2")}
 _TORCH_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -28,7 +28,7 @@ _TORCH_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float
 
 @dataclass(frozen=True)
 class Shard:
-    """The activations of ``n_contexts`` successive contexts, as a file whose presence means that it is whole."""
+    """The activations of ``n_contexts`` successive contexts, in one file. A file that is there is complete."""
 
     path: Path
 
@@ -47,7 +47,7 @@ class Shard:
 
     @property
     def digest(self) -> str:
-        """The fingerprint of the tensors, taken when they were written."""
+        """The fingerprint that the tensors had when they were written."""
         metadata = self._header[1].get("__metadata__", {})
         return str(metadata.get("digest", ""))
 
@@ -66,35 +66,35 @@ class Shard:
 
     @property
     def n_contexts(self) -> int:
-        """How many contexts the shard holds."""
+        """Number of contexts in the shard."""
         return self._bits.shape[1]
 
     def rows(self, positions: np.ndarray, contexts: np.ndarray) -> Float[Tensor, "m d_in"]:
-        """Copy out the activations at m (position, context) pairs; contexts count from the shard's own first."""
+        """Copy the activations at m (position, context) pairs; the shard's first context is number 0."""
         bits = torch.from_numpy(self._bits[positions, contexts])
         return bits.view(_TORCH_TYPES[str(self._header[1]["acts"]["dtype"])])
 
     def contexts(self, start: int, stop: int) -> Float[Tensor, "L n d_in"]:
-        """Copy out whole contexts, counted from the shard's own first."""
+        """Copy whole contexts ``start`` to ``stop`` (exclusive); the shard's first context is number 0."""
         bits = torch.from_numpy(np.array(self._bits[:, start:stop]))
         return bits.view(_TORCH_TYPES[str(self._header[1]["acts"]["dtype"])])
 
     def tensors(self, names: tuple[str, ...]) -> dict[str, Tensor]:
-        """Read some of the small tensors beside the activations."""
+        """Read the named side or statistics tensors."""
         with safe_open(self.path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in names}
 
     def verify(self) -> None:
         """Re-read every byte and raise :class:`StoreError` if the shard is not what was written."""
         with safe_open(self.path, framework="pt") as file:
-            found = _digest({name: file.get_tensor(name) for name in ("acts", *SIDE_TENSORS, *STATS_TENSORS)})
-        if found != self.digest:
+            digest = _digest({name: file.get_tensor(name) for name in ("acts", *SIDE_TENSORS, *STATS_TENSORS)})
+        if digest != self.digest:
             raise StoreError(f"{self.path} is damaged: its contents do not match their fingerprint; harvest again")
 
 
 @dataclass
 class ShardBuffer:
-    """A shard while it is being filled, in memory; positions no context reaches stay invalid and zero."""
+    """A shard being filled in memory; positions that a context does not reach stay invalid and zero."""
 
     acts: Float[Tensor, "L n d_in"]
     tokens: Int[Tensor, "L n"]
@@ -127,12 +127,12 @@ class ShardBuffer:
             "doc_positions": self.doc_positions,
             **self._statistics(),
         }
-        # Not safetensors' save_file, whose own temporary file would outlive a kill under a name that nobody clears away.
+        # Not safetensors' save_file: if killed, it leaves a temporary file under a name that remove_leftovers does not know.
         with atomic_file(path) as temporary:
             temporary.write_bytes(save(tensors, metadata={"digest": _digest(tensors)}))
 
     def _statistics(self) -> dict[str, Tensor]:
-        """Sums over valid tokens at each position, in float64, of what is stored (so after rounding)."""
+        """Sums over valid tokens at each position, in float64, of the stored (rounded) values."""
         length, _, d_in = self.acts.shape
         norm_sum, square_sum = (torch.zeros(length, dtype=torch.float64) for _ in range(2))
         act_sum = torch.zeros(length, d_in, dtype=torch.float64)

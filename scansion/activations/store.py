@@ -1,4 +1,4 @@
-"""The activation store: a folder of position-major shards and a manifest that says exactly what they are."""
+"""The activation store: a folder of position-major shards and a manifest that says exactly what they hold."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from scansion.shapes import require_shape
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PLANTED = "synthetic"
-"""Source of a store whose activations are made from known features: there is neither text nor a language model."""
+"""Source of a store whose activations are made from known features, without text or a language model."""
 
 
 class StoreIdentity(BaseModel):
-    """What the activations in a store are of. Two stores with equal identities hold the same activations."""
+    """Everything that determines the activations in a store. Stores with equal identities hold the same activations."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,17 +50,17 @@ class StoreIdentity(BaseModel):
 
     @property
     def model_id(self) -> ModelId:
-        """What decides whether another model is the one the activations are of."""
+        """The language model that made the activations, compared by revision and not by path."""
         return ModelId(self.model, self.model_revision)
 
     @property
     def key(self) -> str:
-        """Fingerprint of the identity: the name of a new store's contents, by whatever path its model was given."""
+        """Fingerprint of the identity; the path by which the model was named does not change it."""
         model, revision = self.model_id.key
         return fingerprint(self.model_dump(mode="json") | {"model": model, "model_revision": revision})
 
     def differences(self, other: StoreIdentity) -> list[str]:
-        """What the other holds that this does not, one line each; empty if both hold the same activations."""
+        """The settings in which the two differ, one line each; empty if both hold the same activations."""
         here, there = self.model_dump(mode="json"), other.model_dump(mode="json")
         same_model = self.model_id.same_as(other.model_id)
         return [
@@ -71,12 +71,12 @@ class StoreIdentity(BaseModel):
 
     @property
     def is_planted(self) -> bool:
-        """Whether the activations are made up, see :data:`PLANTED`."""
+        """Whether the activations are synthetic, see :data:`PLANTED`."""
         return self.corpus.get("source") == PLANTED
 
 
 class StoreManifest(BaseModel):
-    """The manifest of a finished store."""
+    """The manifest of a finished store: its identity and its shards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -114,12 +114,12 @@ class ActivationStore:
         self._shards = [Shard(folder / name) for name in self.manifest.shards]
         missing = [shard.path.name for shard in self._shards if not shard.path.exists()]
         if missing:
-            raise StoreError(f"{folder} lacks {', '.join(missing)}; delete the folder and harvest again")
+            raise StoreError(f"{folder} has no {', '.join(missing)}; delete the folder and harvest again")
         self._starts = np.cumsum([0] + [shard.n_contexts for shard in self._shards])
 
     @property
     def identity(self) -> StoreIdentity:
-        """What the activations are of."""
+        """What the store holds."""
         return self.manifest.identity
 
     @property
@@ -193,10 +193,10 @@ class ActivationStore:
         return self._statistics["square_sum"] / self.count
 
     def used_positions(self, use_position_0: bool) -> Int[Tensor, "P"]:
-        """The positions that take part: those with a valid token, without position 0 unless it is asked for.
+        """The positions that training and evaluation use: those with a valid token, position 0 only if requested.
 
         Raises:
-            StoreError: none is left.
+            StoreError: there is no such position.
         """
         positions = self.count.nonzero().squeeze(1)
         if not use_position_0:
@@ -210,7 +210,7 @@ class ActivationStore:
 
         Args:
             positions: in [0, L).
-            contexts: for each position, its own n context indices in [0, C).
+            contexts: n context indices in [0, C) for each position.
         """
         sizes = require_shape("contexts", contexts, "P n", P=len(positions))
         flat_contexts = contexts.reshape(-1).numpy()

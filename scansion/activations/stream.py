@@ -1,4 +1,4 @@
-"""The stream: batches in which every position is equally represented, each a pure function of the seed and the step."""
+"""The stream: batches with equally many tokens at every position, each a pure function of the seed and the step."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from scansion.activations.store import ActivationStore
 from scansion.errors import ConfigError
 
 PREFETCH = 2
-# Steps whose contexts are drawn at once, position by position in Python.
+# Steps whose contexts are drawn together: the loop over positions in Python then runs once per so many steps.
 STEPS_DRAWN = 16
-# The rest is left to the LM, the SAEs and the machine's other users.
+# Share of the free memory that a store may take. The rest is for the LM, the SAEs and other programs.
 MEMORY_SHARE = 0.5
 
 
 class ActivationStream:
-    """Draws, for each position independently, n contexts without replacement until all were seen, then anew.
+    """Draws n contexts for each position independently, without replacement; once all were drawn, it starts again.
 
-    Batch number ``step`` depends on the store's contents, ``per_position``, the positions used and the seed, and on
-    nothing else: not on the shard size, on memory, or on which batches were asked for before. Any step can be replayed.
+    Batch number ``step`` depends only on the store's contents, ``per_position``, the positions used and the seed: not on
+    the shard size, on memory, or on the batches read before. Any step can be replayed.
 
     Args:
-        store: where the activations are.
+        store: the activations.
         per_position: n, the number of contexts drawn for each position in each batch.
         seed: of the order of contexts.
-        use_position_0: whether the first position (BOS, the attention sink) takes part.
-        in_memory: keep the whole store in memory; by default if it takes less than half of what is free.
-        with_previous: also yield the token before each of the batch's; changes nothing about the others.
+        use_position_0: whether to include the first position (BOS, the attention sink).
+        in_memory: keep the whole store in memory; default: if it takes less than half of the free memory.
+        with_previous: also return the token before each token of the batch; the batch itself stays the same.
 
     Raises:
-        ConfigError: ``with_previous``, and some token has no token before it.
+        ConfigError: ``with_previous`` is set and some token has no token before it.
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class ActivationStream:
 
     @property
     def tokens_per_batch(self) -> int:
-        """P x n."""
+        """Tokens in a batch, P x n."""
         return len(self.positions) * self.per_position
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Valid tokens at the positions used."""
+        """Valid tokens at the positions that the stream uses."""
         return int(self.store.count[self.positions].sum())
 
     @property
     def input_scale(self) -> float:
-        """The factor that brings the stream's activations to unit mean norm."""
+        """The factor that scales the stream's activations to unit mean norm."""
         return 1.0 / float(self.store.mean_norm[self.positions].mean())
 
     @property
@@ -109,8 +109,8 @@ class ActivationStream:
 
         Args:
             start, stop: numbers of batches.
-            ahead: prepare them in a thread, which ends with the iteration; not if the batches are in memory and what is done
-                with them needs the cores that the thread would take.
+            ahead: prepare batches in a thread that ends with the iteration. Pass False if the store is in memory and training
+                needs the core that the thread would take.
         """
         return self._ahead(start, stop) if ahead else map(self.batch, range(start, stop))
 
@@ -132,7 +132,7 @@ class ActivationStream:
                 for step in range(start, stop):
                     if not offer(self.batch(step)):
                         return
-            except BaseException as error:  # handed to the consumer, which raises it
+            except BaseException as error:  # passed to the consumer, which raises it
                 offer(error)
 
         thread = threading.Thread(target=prepare, name="activation-stream", daemon=True)
@@ -148,17 +148,17 @@ class ActivationStream:
             thread.join()
 
     def _contexts_at(self, step: int) -> Int[np.ndarray, "P n"]:
-        """The contexts of a batch, drawn with those of the steps beside it."""
-        block, place = divmod(step, STEPS_DRAWN)
+        """The contexts of a batch, drawn together with those of neighbouring steps."""
+        block, index = divmod(step, STEPS_DRAWN)
         drawn = self._drawn
         if drawn is None or drawn[0] != block:
             size = STEPS_DRAWN * self.per_position
             drawn = block, np.stack([self._items(int(p), block * size, size) for p in self.positions])
             self._drawn = drawn
-        return drawn[1][:, place * self.per_position : (place + 1) * self.per_position]
+        return drawn[1][:, index * self.per_position : (index + 1) * self.per_position]
 
     def _items(self, position: int, start: int, needed: int) -> np.ndarray:
-        """So many items, from item ``start``, of the position's endless sequence of reshuffled epochs."""
+        """``needed`` items from item ``start`` of the position's endless sequence of reshuffled epochs."""
         n_valid, parts = len(self._valid[position]), []
         while needed:
             epoch, offset = divmod(start, n_valid)

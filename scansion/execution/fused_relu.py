@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# SparseActs of [tokens, d_sae] that are worked on at once.
+# Entries of [tokens, d_sae] that are computed at once.
 CHUNK = 1 << 21
 
 

@@ -19,7 +19,7 @@ from scansion.execution.cpu.top_k import cells_above, largest_positive
 from scansion.execution.encoder import Encoder
 from scansion.execution.sparse_acts import SparseActs
 
-# SparseActs of the encoder product that are held at once.
+# Entries of the encoder product that are held in memory at once.
 CHUNK = 1 << 21
 
 # Share of a batch's entries, at most, that may be active for sparse execution to be the faster one, from steps timed on both

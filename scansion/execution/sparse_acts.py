@@ -34,7 +34,7 @@ class SparseActs:
     def from_row_counts(
         cls, features: Int[Tensor, "nnz"], values: Float[Tensor, "nnz"], counts: Int[Tensor, "T"], d_sae: int
     ) -> SparseActs:
-        """SparseActs token by token, of which each token has so many."""
+        """Build from entries sorted by token, and the number of entries of each token."""
         ends = counts.cumsum(0)
         return cls(features, values, torch.cat([ends.new_zeros(1), ends]), d_sae)
 

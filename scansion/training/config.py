@@ -6,15 +6,23 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class TrainingConfig(BaseModel):
-    """How long and how an SAE is trained. Inputs are scaled to unit mean norm, which fixes the meaning of rates."""
+    """How long and how an SAE is trained. Inputs are scaled to unit mean norm, so rates mean the same for every model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tokens: int = Field(default=2_000_000, ge=0, description="Tokens to train on; more than the store has = epochs.")
-    batch_tokens: int = Field(default=2048, ge=1, description="Tokens a step, rounded to equal numbers a position.")
+    tokens: int = Field(
+        default=2_000_000,
+        ge=0,
+        description="Tokens to train on; if larger than the store, the store is read again (epochs).",
+    )
+    batch_tokens: int = Field(
+        default=2048, ge=1, description="Tokens per step, rounded so that every position has equally many."
+    )
     lr: float = Field(default=3e-4, gt=0, description="Peak learning rate of Adam.")
     lr_warmup_steps: int | None = Field(
-        default=None, ge=0, description="Steps to reach the peak rate; default 1000, or a twentieth of a short run."
+        default=None,
+        ge=0,
+        description="Steps to reach the peak rate; default 1000, or a twentieth of the run if that is less.",
     )
     lr_decay_fraction: float = Field(
         default=0.2, ge=0, le=1, description="Share of the run, at its end, over which the rate falls to zero."
@@ -23,7 +31,7 @@ class TrainingConfig(BaseModel):
         default=0.1,
         ge=0,
         le=1,
-        description="Share of the run, at its start, over which the penalty grows to its weight.",
+        description="Share of the run, at its start, over which the sparsity penalty grows to its full weight.",
     )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Adam's first decay rate.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="Adam's second decay rate.")
@@ -37,14 +45,14 @@ class TrainingConfig(BaseModel):
     seed: int = Field(default=0, description="Seed of the initial weights and of revivals.")
     data_seed: int = Field(default=0, description="Seed of the order of the data.")
     use_position_0: bool = Field(
-        default=False, description="Train on the first position (BOS, the attention sink) too."
+        default=False, description="Also train on the first position (BOS, the attention sink)."
     )
     log_every: int = Field(default=25, ge=1, description="Steps between lines of metrics.jsonl.")
     checkpoint_seconds: float = Field(default=60.0, ge=0, description="Seconds between checkpoints.")
     device: str = Field(default="auto", description="Where to train: auto, cpu, cuda, mps.")
 
     def n_steps(self, tokens_per_batch: int) -> int:
-        """Steps needed to see ``tokens``, rounded up."""
+        """Steps needed to read ``tokens`` tokens, rounded up."""
         return -(-self.tokens // tokens_per_batch)
 
     def dead_after(self) -> int:
@@ -65,5 +73,5 @@ class TrainingConfig(BaseModel):
         return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
     def may_revive_at(self, step: int, n_steps: int) -> bool:
-        """Whether a revived feature still has time to settle: in the first three quarters of the constant rate."""
+        """True in the first three quarters of the time before the rate decays: a revived feature needs time to settle."""
         return step < 0.75 * (1 - self.lr_decay_fraction) * n_steps

@@ -1,4 +1,4 @@
-"""Dead features: counted by the tokens they could have fired on, and brought back from the worst reconstructions."""
+"""Dead features: found by counting the tokens they could have fired on, and revived at badly reconstructed tokens."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from scansion.sae import SAE, Losses
 
 
 class DeadFeatures:
-    """For each feature, how many tokens it has seen *at positions its mask allows* since it last fired.
+    """For each feature, the number of tokens *at positions its mask allows* since it last fired.
 
     Args:
-        sae: whose features are counted.
-        after_tokens: a feature that has seen this many without firing is dead.
+        sae: the SAE whose features are watched.
+        after_tokens: a feature is dead after this many such tokens without firing.
     """
 
     def __init__(self, sae: SAE, after_tokens: int) -> None:
@@ -27,12 +27,18 @@ class DeadFeatures:
 
     @property
     def mask(self) -> Bool[Tensor, "d_sae"]:
-        """True where a feature is dead."""
+        """True for a dead feature."""
         return self.tokens_since_fired >= self.after_tokens
 
     @torch.no_grad()
     def observe(self, fired: Int[Tensor, "d_sae"], allowed: Bool[Tensor, "P d_sae"], per_position: int) -> None:
-        """Count one batch of ``per_position`` tokens at each of P positions, in which features fired so many times."""
+        """Count one batch.
+
+        Args:
+            fired: tokens of the batch on which each feature fired.
+            allowed: whether each feature may fire at each of the batch's positions.
+            per_position: tokens of the batch at each position.
+        """
         self.tokens_since_fired += allowed.sum(dim=0) * per_position
         self.tokens_since_fired.masked_fill_(fired > 0, 0)
 
@@ -49,9 +55,19 @@ def resample(
 ) -> None:
     """Point every dead feature at a badly reconstructed token, after Bricken et al. 2023 ("Neuron resampling").
 
-    The token is drawn, among those at positions where the mask lets the feature train, with probability proportional
-    to its squared error. The decoder row becomes the unit residual there, the encoder column a fifth of the living
-    ones' mean norm along it, the bias 0, and Adam forgets the feature.
+    The token is drawn with probability proportional to its squared error, among the tokens at positions where the mask
+    lets the feature train. The decoder row becomes the token's residual at unit norm. The encoder column takes the same
+    direction, with a fifth of the mean norm of the living features' columns. The encoder bias and Adam's moments of the
+    feature become 0.
+
+    Args:
+        sae: changed in place.
+        moments: returns Adam's moments of a parameter, to be changed in place.
+        dead: says which features are dead; the revived ones start counting again.
+        x: the batch.
+        losses: of the batch.
+        trained: True where the mask lets a feature train.
+        generator: source of the draw.
     """
     indices = dead.mask.nonzero().squeeze(1)
     if len(indices) == 0 or len(indices) == sae.d_sae:

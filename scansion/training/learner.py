@@ -1,4 +1,4 @@
-"""A learner: one SAE with its optimiser, dead features and random state, moved one step at a time."""
+"""A learner: one SAE with its optimiser, dead features and random state, trained one step at a time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ METRICS = ("loss", "mse", "sparsity", "auxiliary", "l0", "fve", "gradient_norm")
 
 
 class Learner:
-    """Everything about one SAE that training changes; :meth:`state` and :meth:`restore` are exact inverses.
+    """Everything about one SAE that training changes. :meth:`restore` brings back exactly what :meth:`state` returned.
 
     Args:
-        sae: on the device it is trained on; takes *scaled* activations.
+        sae: already on the device it is trained on; takes *scaled* activations.
         config: rates and schedules.
         n_steps: length of the run.
     """
@@ -56,9 +56,9 @@ class Learner:
         sae.zero_grad(set_to_none=True)
         loss.backward()
         if not mask.moves_at(self.step):
-            mask.zero_grad(set_to_none=True)  # Adam passes over what has no gradient
+            mask.zero_grad(set_to_none=True)  # Adam skips a parameter without a gradient
         sae.remove_parallel_gradient()
-        # The mask is left out: its gradients are of another size, and must not slow the weights down.
+        # Without the mask's gradients: they have another scale, and would change how much the weights are clipped.
         gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in self._weights if p.grad is not None])
         self._step_clipped(gradient_norm)
         sae.normalise_decoder()
@@ -88,27 +88,29 @@ class Learner:
 
     @torch.no_grad()
     def _step_clipped(self, gradient_norm: Tensor) -> None:
-        """Let the optimiser step, on gradients of the weights that are scaled down to the largest norm allowed."""
+        """Let the optimiser step. If the weights' gradient is longer than ``clip_norm``, all gradients are scaled down."""
         excess = (gradient_norm / self.config.clip_norm).clamp_min(1.0)
-        # Fused Adam divides every gradient by this while it passes over it; clipping beforehand is a pass of its own.
+        # Fused Adam divides every gradient by this as it reads it; clipping before would read and write them once more.
         self.optimiser.grad_scale = excess  # pyright: ignore[reportAttributeAccessIssue] - read by its step()
         for parameter in self.sae.mask.parameters():
             if parameter.grad is not None:
                 parameter.grad *= excess
-        for parameter, lying in self._row_major.items():
-            lying.grad = None if parameter.grad is None else _to_row_major(parameter.grad)
+        for parameter, row_major in self._row_major.items():
+            row_major.grad = None if parameter.grad is None else _to_row_major(parameter.grad)
         self.optimiser.step()
 
     def moments(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Adam's running means for a parameter, in its shape, to be changed in place; none before its first step."""
-        lying = self._row_major[parameter]
-        state = self.optimiser.state[lying]
-        turned = lying.shape != parameter.shape or lying.stride() != parameter.stride()
-        return {name: state[name].T if turned else state[name] for name in ("exp_avg", "exp_avg_sq") if name in state}
+        """Adam's moments of a parameter, as views in its shape, to be changed in place; empty before its first step."""
+        row_major = self._row_major[parameter]
+        state = self.optimiser.state[row_major]
+        transposed = row_major.shape != parameter.shape or row_major.stride() != parameter.stride()
+        return {
+            name: state[name].T if transposed else state[name] for name in ("exp_avg", "exp_avg_sq") if name in state
+        }
 
     @torch.no_grad()
     def _permute(self, order: Tensor) -> None:
-        """Put features in a new order, with everything that is known about each."""
+        """Put features in a new order, with their moments and their counts of tokens since they fired."""
         self.sae.permute_features(order)
         order = order.to(self.dead.tokens_since_fired.device)
         for parameter, axis in self.sae.feature_axes():
@@ -117,7 +119,7 @@ class Learner:
         self.dead.tokens_since_fired = self.dead.tokens_since_fired[order]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """Everything needed to go on exactly: tensors by name, and counters."""
+        """Everything needed to resume exactly: tensors by name, and counters."""
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for name, parameter in self.sae.named_parameters():
             state = self.optimiser.state[self._row_major[parameter]]
@@ -133,17 +135,17 @@ class Learner:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, counters
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
-        """Go back to a :meth:`state`."""
+        """Set everything to what :meth:`state` returned."""
         self.sae.load_state_dict(
             {name.removeprefix("sae."): tensor for name, tensor in tensors.items() if name.startswith("sae.")}
         )
         for name, parameter in self.sae.named_parameters():
             if f"adam.step.{name}" not in tensors:  # a mask that has not moved yet has none
                 continue
-            lying = self._row_major[parameter]
-            step = tensors[f"adam.step.{name}"].to(lying.device)
-            self.optimiser.state[lying] = {
-                "step": step, "exp_avg": torch.empty_like(lying), "exp_avg_sq": torch.empty_like(lying)
+            row_major = self._row_major[parameter]
+            step = tensors[f"adam.step.{name}"].to(row_major.device)
+            self.optimiser.state[row_major] = {
+                "step": step, "exp_avg": torch.empty_like(row_major), "exp_avg_sq": torch.empty_like(row_major)
             }  # fmt: skip
             for moment, tensor in self.moments(parameter).items():
                 tensor.copy_(tensors[f"adam.{moment}.{name}"])
@@ -154,5 +156,6 @@ class Learner:
 
 
 def _to_row_major(tensor: Tensor) -> Tensor:
-    """A matrix row by row as it lies in memory: fused Adam copies what lies otherwise. The encoder lies by columns."""
+    """The matrix or its transpose, whichever is contiguous: fused Adam copies a matrix that is not, and W_enc is stored by
+    columns."""
     return tensor if tensor.is_contiguous() else tensor.T

@@ -1,4 +1,4 @@
-"""The training loop: one stream of batches, any number of SAEs, interruptible and resumable to the same bytes."""
+"""The training loop: one stream of batches trains any number of SAEs; an interrupted run resumes to the same bytes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from scansion.training.learner import METRICS, Learner
 from scansion.training.run_folder import RunFolder, require_same_run
 from scansion.training.warm_start import check_usage_source, start_from_usage
 
-# Runs that agree on these see the same batches and can be trained in one pass.
+# Runs with equal values of these read the same batches, so one pass over the stream trains them all.
 STREAM_SETTINGS = ("tokens", "batch_tokens", "data_seed", "use_position_0", "device")
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One SAE to be trained: what it is, how, and in which folder."""
+    """One SAE to be trained: its config, its training settings and its folder."""
 
     name: str
     folder: Path
@@ -40,7 +40,7 @@ class TrainingRun:
     training: TrainingConfig
 
     def settings(self) -> dict[str, Any]:
-        """What its folder's config says, but for the store."""
+        """What the folder's config.yaml holds, except for the store."""
         return {
             "name": self.name,
             "sae": self.sae.model_dump(mode="json"),
@@ -51,16 +51,16 @@ class TrainingRun:
 def train(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
     """Train every run that is not finished, all of them in one pass over one stream.
 
-    Each run's ``sae`` folder then holds an SAE that takes unscaled activations. A run killed at any moment goes on
-    from its last checkpoint and ends with the same bytes, whichever others are trained beside it.
+    Each run's ``sae`` folder then holds an SAE that takes unscaled activations. A run that was killed resumes from its
+    last checkpoint and ends with the same bytes, whichever other runs are trained with it.
 
     Args:
-        runs: must agree on the settings of the stream (``STREAM_SETTINGS``); folders must differ.
+        runs: must have equal stream settings (``STREAM_SETTINGS``) and different folders.
         store: the activations.
 
     Raises:
         ConfigError: the runs do not share a stream.
-        TrainingError: a folder holds another run, or a loss stopped being finite.
+        TrainingError: a folder holds another run, or a loss is no longer finite.
         BusyError: another process is training in one of the folders.
     """
     if not runs:
@@ -83,7 +83,7 @@ def train(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
 
 
 def check_folders(runs: Sequence[TrainingRun]) -> None:
-    """Raise unless every run's folder is new or holds that very run, whatever store it is trained on; makes nothing.
+    """Raise unless every run's folder is new or holds the same run, on any store; creates nothing.
 
     Raises:
         TrainingError: a folder holds another run.
@@ -93,7 +93,7 @@ def check_folders(runs: Sequence[TrainingRun]) -> None:
 
 
 def check_runs(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
-    """Open every run's folder, creating those that are missing, and load nothing of the store.
+    """Raise unless every run can start. Creates missing folders; loads no activations.
 
     Raises:
         ConfigError: a mask does not fit the store's contexts.
@@ -124,14 +124,14 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
         say(f"resuming {names} at step {start:,} of {n_steps:,}")
     scale = stream.input_scale
     per_step = stream.tokens_per_batch * len(sessions)
-    # One tensor for all steps: what Python has read from it need not be asked for again.
+    # One tensor for all steps, so that the values Python has read from it stay cached (see scansion.readings).
     positions = stream.positions.to(device)
     with progress(f"train {len(sessions)} SAEs", n_steps * per_step, "tokens", start * per_step) as advance:
         ahead = device.type != "cpu" or not stream.in_memory
         for step, batch in enumerate(stream.batches(start, n_steps, ahead), start):
             batch = batch.to(device, positions).scaled(scale)
             for session in sessions:
-                if session.learner.step == step:  # false while another run catches up after an interruption
+                if session.learner.step == step:  # False while a run that was interrupted earlier catches up
                     session.advance(batch)
             advance(per_step)
     for session in sessions:
@@ -139,14 +139,14 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
 
 
 class _Session:
-    """One run while it is being trained: its learner, its folder, and the metrics not yet written."""
+    """One run in training: its learner, its folder, and the metrics not yet written."""
 
     learner: Learner
 
     def __init__(self, run: TrainingRun, store: ActivationStore) -> None:
         self.run = run
         self.store = store
-        build_mask(run.sae.mask, store.n_positions, run.sae.d_sae)  # raises where it does not fit, before any folder
+        build_mask(run.sae.mask, store.n_positions, run.sae.d_sae)  # raises if it does not fit, before a folder is made
         check_usage_source(run.sae, store.d_in)
         self.folder = RunFolder(run.folder, {**run.settings(), "store": store.manifest.key})
         self._pending: list[Tensor] = []
@@ -154,7 +154,7 @@ class _Session:
         self._last_finite_loss: tuple[int, float] | None = None
 
     def start(self, stream: ActivationStream, n_steps: int, device: torch.device) -> None:
-        """Build the learner at step 0, or as the last checkpoint left it."""
+        """Build the learner, at step 0 or from the last checkpoint."""
         generator = torch.Generator().manual_seed(self.run.training.seed)
         sae = build_sae(self.run.sae, stream.store.d_in, stream.store.n_positions, generator)
         self._scale = stream.input_scale
@@ -170,7 +170,7 @@ class _Session:
         self._clock = self._checkpointed = time.monotonic()
 
     def advance(self, batch: PositionedBatch) -> None:
-        """One step, and what is due after it."""
+        """Take one step; write metrics and a checkpoint if they are due."""
         start = time.perf_counter()
         self._pending.append(self.learner.advance(batch))
         self._durations.append(time.perf_counter() - start)
@@ -180,7 +180,7 @@ class _Session:
             self._checkpoint()
 
     def finish(self) -> None:
-        """Save the SAE with its input scale folded back, so that it takes activations as the LM makes them."""
+        """Save the SAE with the input scale folded into its weights, so that it takes the LM's activations unscaled."""
         learner, identity = self.learner, self.store.identity
         sae = learner.sae.eval()
         sae.fold_scale(self._scale)
@@ -221,7 +221,7 @@ class _Session:
                 "dead": int(learner.dead.mask.sum()),
                 "lr": training.lr_at(learner.step - 1, learner.n_steps),
                 "seconds": round(now - self._clock, 3),
-                # Of this SAE alone. Elsewhere than on the CPU a step returns before it has been computed.
+                # Of this SAE alone. None except on the CPU: elsewhere a step returns before it has been computed.
                 "step_ms": round(1000 * statistics.median(self._durations), 3) if self._on_cpu else None,
             }
         )
@@ -243,5 +243,5 @@ class _Session:
             f"{self.run.name}: the loss is not finite at step {step}; "
             + (f"the last finite loss was {last[1]:.4g} at step {last[0]}; " if last else "no loss was ever finite; ")
             + (f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet")
-            + "; lower the learning rate or look at the data"
+            + "; lower the learning rate or check the data"
         )

@@ -1,4 +1,4 @@
-"""A training run's folder: its config, its metrics, its checkpoints, and at the end its SAE."""
+"""A training run's folder: its config, its metrics, its checkpoints, and its SAE once it is trained."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _CONFIG = "config.yaml"
 
 
 class RunFolder:
-    """Reads and writes one run's files. What is there is whole; write only while holding :meth:`writing`.
+    """Reads and writes one run's files. A file that is there is complete; write only while holding :meth:`writing`.
 
     Args:
-        path: the folder; created if need be.
-        config: what the run is, JSON-able. A folder that holds another run is refused.
+        path: the folder; created if it is missing.
+        config: the run's settings, as JSON values. A folder with other settings is refused.
 
     Raises:
         TrainingError: the folder belongs to a run with another config.
@@ -55,11 +55,11 @@ class RunFolder:
 
     @contextmanager
     def writing(self) -> Generator[None, None, None]:
-        """Hold the folder, clear away what an interruption left there, and write the config.
+        """Lock the folder, delete temporary files of an interrupted run, and write the config.
 
         Raises:
-            BusyError: another process is training there, whose half-written files are left alone.
-            TrainingError: another run was begun there meanwhile.
+            BusyError: another process is training there; its temporary files are left alone.
+            TrainingError: another run was started there in the meantime.
         """
         with only_writer(self.path, "training"):
             for folder in (self.path, self._checkpoints):
@@ -72,16 +72,15 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the SAE is there, all of it."""
+        """Whether the trained SAE is there, with its config and its weights."""
         return (self.sae / "cfg.json").exists() and (self.sae / WEIGHTS).exists()
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint, if there is one."""
-        found = sorted(self._checkpoints.glob("step-*"))
-        return found[-1] if found else None
+        """The newest checkpoint, or None."""
+        return max(self._checkpoints.glob("step-*"), default=None)
 
     def save_checkpoint(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> Path:
-        """Save a learner's state atomically and drop all but the newest checkpoints."""
+        """Save a learner's state atomically and delete all but the newest checkpoints."""
         path = self._checkpoints / f"step-{counters['step']:09d}"
         with atomic_folder(path) as temporary:
             save_file(tensors, temporary / "state.safetensors")
@@ -92,7 +91,7 @@ class RunFolder:
 
     @staticmethod
     def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """What :meth:`save_checkpoint` was given."""
+        """The tensors and counters that :meth:`save_checkpoint` saved."""
         counters = require_known_format(read_json(path / "state.json"), path / "state.json")
         return load_file(path / "state.safetensors"), counters
 
@@ -104,7 +103,7 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def truncate_metrics(self, after_step: int) -> None:
-        """Forget lines later than ``after_step``, and a half-written last one: a resumed run writes them again."""
+        """Delete lines later than ``after_step`` and a half-written last line: a resumed run writes them again."""
         if not self._metrics.exists():
             return
         kept: list[str] = []
@@ -119,7 +118,7 @@ class RunFolder:
 
 
 def require_same_run(path: Path, config: dict[str, Any]) -> None:
-    """Raise if the folder holds another run: its config says otherwise on something that ``config`` speaks of.
+    """Raise if the folder holds another run: one of the settings in ``config`` has another value there.
 
     Raises:
         TrainingError: which settings differ, and how.
@@ -127,9 +126,9 @@ def require_same_run(path: Path, config: dict[str, Any]) -> None:
     file = path / _CONFIG
     if not file.is_file():
         return
-    there: Any = require_known_format(yaml.safe_load(file.read_text(encoding="utf-8")), file)
-    there = cast(dict[str, Any], there) if isinstance(there, dict) else {}
-    old, new = flatten({name: there.get(name) for name in config}), flatten(config)
+    written: Any = require_known_format(yaml.safe_load(file.read_text(encoding="utf-8")), file)
+    written = cast(dict[str, Any], written) if isinstance(written, dict) else {}
+    old, new = flatten({name: written.get(name) for name in config}), flatten(config)
     changed = [
         f"{name} is {old.get(name)!r} there and {new.get(name)!r} here"
         for name in sorted(old.keys() | new.keys())

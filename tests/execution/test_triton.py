@@ -20,7 +20,7 @@ pytest.importorskip("triton", reason="Triton is built for Linux alone")
 from scansion.execution.cuda import rows as triton_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# SparseActs of each segment; pieces are of 8.
+# Entries of each segment; pieces have 8.
 SEGMENTS = {
     "none": [],
     "all empty": [0, 0],

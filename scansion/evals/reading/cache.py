@@ -26,19 +26,19 @@ DEFAULT_GB = 8.0
 
 
 def default_folder() -> Path:
-    """Where probing activations lie, inside the cache folder."""
+    """Where probing activations are cached."""
     return cache_dir() / "probing"
 
 
 class ActivationCache:
     """Named sets of tensors, one file each.
 
-    SparseActs that this object has not touched make room for new ones, the least recently used first; where that is not
-    enough, a new entry is not kept.
+    When the cache is full, sets that this object has not used are deleted, the least recently used first. If that does not
+    free enough space, the new set is not cached.
 
     Args:
-        folder: made when something is first kept.
-        limit: bytes that all entries together may take; 0 keeps nothing. Nine tenths of the free disk are a limit too.
+        folder: created when something is first cached.
+        limit: most bytes that all sets together may take; 0 caches nothing. At most nine tenths of the free disk are used.
     """
 
     @classmethod

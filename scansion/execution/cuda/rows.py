@@ -15,7 +15,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# SparseActs that one program adds up. A longer segment is cut where these many entries end and begin, and put together after.
+# Entries that one program adds up. A longer segment is cut at multiples of this, and the sums of its pieces are added after.
 PIECE = 512
 # Rows, and columns of each, that a program holds at once. Not tuned: no GPU has run this.
 BLOCK_ROWS = 16
