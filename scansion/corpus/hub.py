@@ -10,13 +10,13 @@ from scansion.errors import CorpusError
 
 
 def read_hub(config: CorpusConfig) -> Iterator[str | None]:
-    """Yield the text field of every row, in the data set's order, without downloading the whole of it first.
+    """Yield the text field of every row, in the data set's order, while it downloads.
 
     Raises:
         CorpusError: the data set, its configuration or its split cannot be opened, the stream breaks, or rows have no
             such text field.
     """
-    import datasets  # takes a second or more, which local corpora need not wait for
+    import datasets  # here because it takes a second or more, and local corpora do not need it
 
     name = config.source.removeprefix(HUB_PREFIX)
     try:
@@ -25,7 +25,7 @@ def read_hub(config: CorpusConfig) -> Iterator[str | None]:
             yield text_of(row, config.text_field, f"{config.source} row {number}")
     except CorpusError:
         raise
-    except Exception as error:  # whatever the hub's client, the network or the data set's own reader may raise
+    except Exception as error:  # the hub's client, the network and the data set's own reader may raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CorpusError(
             f"{config.source!r} cannot be read ({reason}); check the name, "

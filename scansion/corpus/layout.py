@@ -1,4 +1,4 @@
-"""Laying the tokens of documents out in contexts, packed one after another or each document by itself."""
+"""Lay out the tokens of documents in contexts: packed one after another, or every document in contexts of its own."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from scansion.corpus.contexts import Contexts
 
 
 class Layout:
-    """Collects the tokens of documents, knows how many contexts they make, and makes them.
+    """Collects the tokens of documents, counts the contexts they fill, and builds these.
 
     Args:
         config: layout, context length, and what happens to long documents.
-        bos_id: token id at position 0 of every context, or None for none.
+        bos_id: token id at position 0 of every context; None for contexts without BOS.
         pad_id: token id written at padding.
     """
 
@@ -33,16 +33,16 @@ class Layout:
 
     @property
     def n_documents(self) -> int:
-        """Documents collected; those without a token do not count."""
+        """Documents collected that have at least one token."""
         return len(self._doc_ids)
 
     @property
     def n_settled(self) -> int:
-        """Contexts that a further document would not change."""
+        """Contexts that are complete: another document would not change them."""
         return self._used // self._room
 
     def add(self, doc_id: int, tokens: Sequence[int]) -> None:
-        """Collect one document."""
+        """Add one document."""
         ids = np.asarray(tokens[: self._room] if self._truncate else tokens, dtype=np.int32)
         if len(ids):
             self._tokens.append(ids)
@@ -50,7 +50,7 @@ class Layout:
             self._used += len(ids) + self._gap_after(len(ids))
 
     def contexts(self, limit: int | None = None) -> Contexts:
-        """The first ``limit`` contexts, or all of them; needs at least one document."""
+        """The first ``limit`` contexts, or all of them; at least one document must have been added."""
         n_rows = -(-self._used // self._room)
         n_contexts = n_rows if limit is None else min(limit, n_rows)
         slots = n_rows * self._room
@@ -84,7 +84,7 @@ class Layout:
         )
 
     def _gap_after(self, n_tokens: int) -> int:
-        """Padding between a document and the next: none if packed, else up to the start of a context."""
+        """Tokens of padding after a document: 0 if packed, else up to the start of the next context."""
         return 0 if self._packed else -n_tokens % self._room
 
 

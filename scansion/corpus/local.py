@@ -18,15 +18,15 @@ ROWS_AT_ONCE = 256
 
 
 def reader_of(path: Path) -> Reader:
-    """The reader for a file's ending: called with the path and the name of the text field, it yields documents.
+    """The reader for a file's ending. Call it with the path and the name of the text field; it yields documents.
 
     Raises:
-        CorpusError: an unknown ending.
+        CorpusError: the ending is unknown.
     """
     for ending, reader in ENDINGS.items():
         if path.name.endswith(ending):
             return reader
-    raise CorpusError(f"{path} is of an unknown kind; expected a name that ends in {', '.join(ENDINGS)}")
+    raise CorpusError(f"{path} is of an unknown kind; expected a name that ends in one of {', '.join(ENDINGS)}")
 
 
 def _read_text(path: Path, _text_field: str) -> Iterator[str]:
@@ -49,7 +49,7 @@ def _read_json_lines(path: Path, text_field: str) -> Iterator[str | None]:
     except (OSError, EOFError) as error:
         raise _unreadable(path, error) from error
     except ValueError as error:
-        raise CorpusError(f"{path} line {number} is not JSON ({error}); expected one object a line") from error
+        raise CorpusError(f"{path} line {number} is not JSON ({error}); expected one object per line") from error
 
 
 def _read_parquet(path: Path, text_field: str) -> Iterator[str | None]:
@@ -71,7 +71,7 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[str | None]:
 
 def _unreadable(path: Path, error: Exception) -> CorpusError:
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return CorpusError(f"{path} cannot be read ({reason}); check that it is whole and that you may read it")
+    return CorpusError(f"{path} cannot be read ({reason}); check that it is complete and that you may read it")
 
 
 ENDINGS: dict[str, Reader] = {

@@ -1,4 +1,4 @@
-"""From a source of text to training and held-out contexts that share no document."""
+"""From a source of text to training and held-out contexts, which have no document in common."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers  # whole, for it loads its parts when they are first named
+import transformers  # as a whole: it loads its parts only when they are used
 import xxhash
 from tokenizers import Tokenizer
 
@@ -26,13 +26,13 @@ BATCH_CHARACTERS = 1_000_000
 
 @dataclass(frozen=True)
 class CorpusSplits:
-    """Contexts to train on and contexts kept from training, and where they come from.
+    """Training and held-out contexts, and where they come from.
 
     Args:
         train: for training.
         held_out: for evaluation; no document is in both.
-        fingerprint: names the contents: both sets of contexts and the tokenizer.
-        provenance: JSON values that say how the contents were made.
+        fingerprint: hash of both sets of contexts and the tokenizer.
+        provenance: how the contexts were made, as JSON values.
     """
 
     train: Contexts
@@ -44,13 +44,13 @@ class CorpusSplits:
 def load_contexts(config: CorpusConfig, tokenizer: transformers.PreTrainedTokenizerBase) -> CorpusSplits:
     """Read, split, tokenise and lay out the corpus.
 
-    A document's side depends on its own text and the seed alone, so copies of a document are never on both sides and
-    the order of reading changes nothing. Reading ends once both sides have ``pool`` times the contexts they need, of
-    which those used are drawn at random and kept in the order they were read.
+    Whether a document is held out depends only on its text and the seed. So copies of a document are never on both sides,
+    and the order of reading changes nothing. Reading ends once both sides have ``pool`` times the contexts they need. The
+    contexts to use are then drawn at random; they stay in the order in which they were read.
 
     Args:
         config: the corpus.
-        tokenizer: a fast one.
+        tokenizer: a fast tokenizer.
 
     Raises:
         CorpusError: unreadable text, no text on one side of the split, or a tokenizer that does not fit.
@@ -78,7 +78,7 @@ def load_contexts(config: CorpusConfig, tokenizer: transformers.PreTrainedTokeni
 
 
 def held_out_documents(config: CorpusConfig) -> list[str]:
-    """The documents, whole, that :func:`load_contexts` keeps from training, among the first ``max_documents``.
+    """The whole documents that :func:`load_contexts` holds out, among the first ``max_documents``.
 
     Raises:
         CorpusError: the text cannot be read, or a hub source has no ``max_documents`` to stop at.
@@ -89,21 +89,21 @@ def held_out_documents(config: CorpusConfig) -> list[str]:
 
 
 def tokenizer_fingerprint(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
-    """Names what the tokenizer does to text, and its special tokens; how it is called is left out.
+    """Hash of the tokenizer's rules and special tokens; its name does not change it.
 
     Raises:
-        CorpusError: not a fast tokenizer.
+        CorpusError: the tokenizer is not a fast one.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise CorpusError(f"{type(tokenizer).__name__} is not a fast tokenizer; load the model's fast one")
-    # Truncation and padding are left over from the last call; they are not part of the tokenizer.
+    # Truncation and padding are settings of the last call, not part of the tokenizer.
     rules = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
     return fingerprint([rules, [_special_id(tokenizer, role) for role in ("bos", "eos", "pad", "unk")]])
 
 
 class _Side:
-    """One side of the split: what it needs, what it has, and the draw."""
+    """One side of the split: contexts needed, contexts read, and the random draw."""
 
     def __init__(self, name: str, tokens: int | None, config: CorpusConfig, layout: Layout) -> None:
         self.name = name
@@ -126,10 +126,10 @@ class _Side:
         if n_documents < 2:
             raise CorpusError(
                 f"the corpus has {n_documents} document{'' if n_documents == 1 else 's'}; "
-                "a held-out split by document needs at least 2, and more to be of use; add text or cut it into files"
+                "a held-out split by document needs at least 2, better many; add text or cut it into several files"
             )
         raise CorpusError(
-            f"none of the {n_documents} documents fell on the {self.name} side with "
+            f"none of the {n_documents} documents is on the {self.name} side with "
             f"held_out_fraction={self._config.held_out_fraction}; add documents, or change the fraction or the seed"
         )
 
@@ -141,7 +141,7 @@ class _Side:
 
     def account(self, contexts: Contexts) -> dict[str, Any]:
         if self.needed is not None and len(contexts) < self.needed:
-            say(f"the corpus has {len(contexts):,} {self.name} contexts, fewer than the {self.needed:,} asked for")
+            say(f"the corpus has {len(contexts):,} {self.name} contexts, fewer than the {self.needed:,} requested")
         return {
             "contexts": len(contexts),
             "contexts_asked": self.needed,
@@ -157,7 +157,7 @@ def _fill(train: _Side, held_out: _Side, config: CorpusConfig, tokenizer: transf
     with progress("tokenise", wanted, "contexts") as advance:
         for texts in _batches(read_documents(config)):
             sides = [held_out if _is_held_out(text, config) else train for text in texts]
-            # A side that is full takes no more, which also saves the tokenising.
+            # A full side takes no more documents, so these are not tokenised either.
             first, n_documents = n_documents, n_documents + len(texts)
             taken = [(first + i, text) for i, text in enumerate(texts) if not sides[i].full]
             for (doc_id, _), tokens in zip(taken, _token_ids([text for _, text in taken], tokenizer), strict=True):
@@ -196,7 +196,7 @@ def _token_ids(texts: list[str], tokenizer: transformers.PreTrainedTokenizerBase
 
 def _bos_and_padding(config: CorpusConfig, tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[int | None, int]:
     bos, eos, pad = (_special_id(tokenizer, role) for role in ("bos", "eos", "pad"))
-    # Some families, Qwen among them, have no BOS and were trained with EOS between documents.
+    # Some model families, such as Qwen, have no BOS and were trained with EOS between documents.
     start = bos if bos is not None else eos
     if config.bos and start is None:
         raise CorpusError("the tokenizer has neither a BOS nor an EOS token to start contexts with; set bos to false")

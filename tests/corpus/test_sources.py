@@ -87,7 +87,7 @@ def test_reading_is_lazy(tmp_path) -> None:
         ("a.parquet", b"not parquet", "cannot be read"),
         ("a.txt", b"", "holds no text"),
         ("a.txt", b"good \xff", r"not UTF-8 text \(byte 5\)"),
-        ("a.docx", b"x", "unknown kind; expected a name that ends in .txt"),
+        ("a.docx", b"x", "unknown kind; expected a name that ends in one of .txt"),
     ],
 )
 def test_a_bad_file_is_named_on_one_line(tmp_path, name, contents, message) -> None:

@@ -150,7 +150,7 @@ def test_fewer_tokens_than_asked_are_used_and_said(documents, jsonl, tokenizer, 
     record = json.loads(json.dumps(splits.provenance))["train"]
     assert record["contexts"] == len(splits.train) < record["contexts_asked"] == 62_500
     assert record["tokens"] == splits.train.n_tokens
-    assert "train contexts, fewer than the 62,500 asked for" in capsys.readouterr().err
+    assert "train contexts, fewer than the 62,500 requested" in capsys.readouterr().err
 
 
 def test_the_fingerprint_names_contents_not_their_source(documents, jsonl, tokenizer) -> None:
@@ -167,7 +167,7 @@ def test_one_document_cannot_be_split(jsonl, tokenizer) -> None:
 
 def test_a_side_left_empty_by_chance_says_what_to_change(documents, jsonl, tokenizer) -> None:
     for fraction, side in ((1e-9, "held-out"), (1 - 1e-9, "train")):
-        with pytest.raises(CorpusError, match=f"none of the 60 documents fell on the {side} side.*change the fraction"):
+        with pytest.raises(CorpusError, match=f"none of the 60 documents is on the {side} side.*change the fraction"):
             load(jsonl(documents), tokenizer, held_out_fraction=fraction)
 
 
