@@ -1,6 +1,6 @@
 """Scansion: position-aware sparse autoencoders on language-model activations.
 
-What a script needs, from text to a score, is here under one name. Each is loaded when it is first used, so that
+Everything a script needs, from text to a score, can be imported from here. Each name is loaded when first used, so
 ``import scansion`` takes no time.
 """
 
@@ -85,7 +85,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"scansion has no {name!r}; it has {', '.join(sorted(_HOME_OF))}")
     value = getattr(import_module(_HOME_OF[name]), name)
-    globals()[name] = value  # found without us from now on
+    globals()[name] = value  # so that Python does not call this function for the name again
     return value
 
 

@@ -50,15 +50,15 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @cache
 def disable_malloc_trim() -> None:
-    """Have the C library of Linux keep the memory that is freed, for whatever this process asks for next.
+    """Make Linux's C library keep freed memory for this process instead of returning it to the system.
 
-    By itself it gives large blocks, such as gradients, back to the system and takes them anew at every step, page by page;
-    at d_sae 16,384 and d_in 2304 that takes a tenth of a step. Elsewhere nothing is done.
+    By default it returns large blocks, such as gradients, and requests them again at every step, page by page; at d_sae
+    16,384 and d_in 2304 that takes a tenth of a step. On other systems this does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
     mallopt(trim_threshold, -1)
     mallopt(mmap_max, 0)

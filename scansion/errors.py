@@ -1,4 +1,4 @@
-"""The errors a user can mend. The command line prints them as one line; anything else is a bug and keeps its traceback."""
+"""Errors that a user can fix. The command line prints them in one line; any other error is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 
 class ScansionError(Exception):
-    """Base of every error that says what was wrong, what was expected and what to do."""
+    """Base of all these errors. The message says what was wrong, what was expected and what to do."""
 
 
 class AssetError(ScansionError):
@@ -18,7 +18,7 @@ class ConfigError(ScansionError, ValueError):
 
 
 class ShapeError(ScansionError, ValueError):
-    """A tensor does not have the shape that was asked for."""
+    """A tensor does not have the expected shape."""
 
 
 class CorpusError(ScansionError):
@@ -34,11 +34,11 @@ class StoreError(ScansionError):
 
 
 class TrainingError(ScansionError):
-    """Training cannot start or go on, for example because the loss is no longer finite."""
+    """Training cannot start or continue, for example because the loss is no longer finite."""
 
 
 class EvalError(ScansionError):
-    """An evaluation cannot be carried out on what it was given."""
+    """An evaluation cannot run on the given SAE, store or data."""
 
 
 class BusyError(ScansionError):
@@ -46,11 +46,11 @@ class BusyError(ScansionError):
 
 
 class StudyError(ScansionError):
-    """Some run of a study failed; the others were carried out."""
+    """A run of a study failed; the other runs were done."""
 
 
 def describe(error: ValidationError, whole: str = "plan") -> str:
-    """A validation error in one line: where and what, for each mistake; ``whole`` names what is wrong as a whole."""
+    """A validation error in one line: each mistake with its place; ``whole`` is the place of mistakes outside any field."""
     return "; ".join(
         f"{'.'.join(str(part) for part in mistake['loc']) or whole}: {mistake['msg'].removeprefix('Value error, ')}"
         for mistake in error.errors()

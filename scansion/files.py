@@ -1,4 +1,4 @@
-"""Files that are either there and whole, or not there: atomic writes, fingerprints and checks made before heavy work."""
+"""Files that are either complete or not there: atomic writes, fingerprints, and checks made before expensive work."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def one_line_io_errors(doing: str) -> Generator[None, None, None]:
 
 @contextmanager
 def atomic_file(path: Path) -> Generator[Path, None, None]:
-    """Yield a temporary path beside ``path``; on success it is fsynced and renamed over ``path``, on failure removed."""
+    """Yield a temporary path in ``path``'s folder. On success it is fsynced and renamed to ``path``, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
@@ -68,7 +68,7 @@ def atomic_file(path: Path) -> Generator[Path, None, None]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Generator[Path, None, None]:
-    """Yield a temporary folder beside ``path``; on success its files are fsynced and it takes the name ``path``.
+    """Yield a temporary folder next to ``path``. On success its files are fsynced and it is renamed to ``path``.
 
     A folder that already has that name is replaced.
     """
@@ -87,7 +87,7 @@ def atomic_folder(path: Path) -> Generator[Path, None, None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically. NaN and infinity are refused: callers say ``null``."""
+    """Write ``value`` as indented JSON, atomically. NaN and infinity are errors: callers write None."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -122,7 +122,7 @@ def require_known_format(value: Any, path: Path, known: int = 1) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """One value a line; none if there is no such file. A line that is not JSON is named."""
+    """Read one value per line; an empty list if there is no such file. The error names a line that is not JSON."""
     values: list[Any] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], 1):
         try:
@@ -163,7 +163,7 @@ def sha256_of(path: Path) -> str:
 
 
 def require_writable(folder: Path) -> None:
-    """Create ``folder`` if need be and raise unless a file can be written in it."""
+    """Create ``folder`` if it is missing, and raise unless a file can be written in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -1,4 +1,4 @@
-"""One writer per folder: a lock that says who holds it, and that the system frees when its holder dies."""
+"""One writer per folder: a lock that names its holder, and that the system releases when the holder dies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scansion.files import read_json, write_json
 from scansion.progress import say
 
 _LOCK, _HOLDER = ".lock", ".lock.json"
-# Short holds, such as a line added to notes, are waited for without a word.
+# Short waits, such as for a line added to notes, are not reported.
 _SILENT_SECONDS = 2.0
 
 
@@ -26,9 +26,9 @@ def only_writer(folder: Path, doing: str, *, wait: bool = False) -> Generator[No
     """Hold the right to write in ``folder`` while the block runs.
 
     Args:
-        folder: must exist. It gets a hidden lock file, and a hidden file on the holder while the lock is held.
+        folder: must exist. A hidden lock file is created there, and a hidden file that names the holder.
         doing: what the block does, for example ``training``; other processes show it to their users.
-        wait: wait for another holder and say whom for, instead of raising.
+        wait: instead of raising, report the other holder and wait for it.
 
     Raises:
         BusyError: another process holds the folder and ``wait`` is False.
@@ -66,5 +66,5 @@ def _holder(folder: Path) -> str:
         holder = read_json(folder / _HOLDER)
         command = " ".join(str(holder["command"]).split())
         return f"process {holder['pid']} on {holder['host']} is {holder['doing']} there since {holder['since']} ({command})"
-    except (OSError, ScansionError, KeyError, TypeError):  # the holder has not said yet, or is leaving
+    except (OSError, ScansionError, KeyError, TypeError):  # the holder's file is not written yet, or just removed
         return "another process is writing there"

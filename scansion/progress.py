@@ -1,4 +1,4 @@
-"""Progress that a person can read: a bar with rate and time left on a terminal, a line now and then in a log."""
+"""Progress: a bar with rate and time left on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ console = Console(stderr=True, highlight=False)
 
 
 class _Rate(ProgressColumn):
-    """Units a second over the last while, as ``2,310 tokens/s``."""
+    """Recent units per second, as ``2,310 tokens/s``."""
 
     def render(self, task: Task) -> Text:
         rate = task.finished_speed or task.speed
@@ -27,7 +27,7 @@ class _Rate(ProgressColumn):
 
 
 def _in_figures(rate: float) -> str:
-    """Whole, but for a rate below 10, which has two figures: 0 would say that nothing happens."""
+    """A whole number, or two significant figures below 10, so that a slow rate is not shown as 0."""
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
@@ -37,7 +37,7 @@ def progress(what: str, total: float | None, unit: str, done: float = 0) -> Gene
 
     Args:
         what: a few words, for example ``"harvest"``.
-        total: units in all; None if nobody knows yet.
+        total: total number of units; None if unknown.
         unit: plural name of the unit, for example ``"tokens"``.
         done: units already done by an earlier, interrupted run.
     """
@@ -85,5 +85,5 @@ def _logged(what: str, total: float | None, unit: str, done: float) -> Iterator[
 
 
 def say(message: str) -> None:
-    """Tell the user one thing on stderr, as plain text."""
+    """Print a message for the user on stderr, as plain text."""
     console.print(message, markup=False, soft_wrap=True)

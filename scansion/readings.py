@@ -1,4 +1,4 @@
-"""What Python has read from a tensor on a GPU, remembered while the tensor lives unchanged: no need to wait for it again."""
+"""Cache of values that Python reads from GPU tensors: each reading waits for the GPU, so do it once per tensor."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 class Reading(Generic[T]):
-    """A function of one tensor, computed once for each tensor that :meth:`remembers`, and again once it was written to.
+    """A cached function of one tensor. It is computed again after the tensor was written to.
 
     Args:
-        read: must depend on the tensor's values alone.
+        read: must depend only on the tensor's values.
     """
 
     def __init__(self, read: Callable[[Tensor], T]) -> None:
@@ -32,8 +32,8 @@ class Reading(Generic[T]):
         return known[1]
 
     def remembers(self, tensor: Tensor) -> bool:
-        """Whether a write to this tensor would be noticed, and reading it again would take long.
+        """Whether values of this tensor are cached: reading it must be slow, and a write to it must be noticed.
 
-        What lies on the CPU is read at once, and may be written to by NumPy, unnoticed.
+        A CPU tensor is fast to read, and NumPy may write to it without changing its version.
         """
         return tensor.device.type != "cpu" and not tensor.is_inference()

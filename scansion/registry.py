@@ -31,12 +31,12 @@ Class = TypeVar("Class", bound=type)
 
 
 class Registry(Generic[Config, Item]):
-    """Names -> (config class, class), for one kind of thing.
+    """Name -> (config class, class), for one kind of plugin.
 
     Args:
         kind: what is registered, for messages: ``mask family``.
         field: the config's attribute that holds the name: a field with a default (``family``), or a class variable where
-            configs are found by a key above them and not by what they hold (``evaluation``).
+            the name is the key of the config in its parent and not one of its settings (``evaluation``).
         base: what every config class must derive from.
         group: entry-point group of third-party packages.
 
@@ -102,7 +102,7 @@ class Registry(Generic[Config, Item]):
         """The config class of this name.
 
         Raises:
-            ConfigError: nothing has this name; says which names there are.
+            ConfigError: nothing has this name; the message lists the names.
         """
         return self._find(name)[0]
 
@@ -110,7 +110,7 @@ class Registry(Generic[Config, Item]):
         """The class that ``config`` belongs to.
 
         Raises:
-            ConfigError: the config's class is not registered, as of one that derives from a registered config.
+            ConfigError: the config's class is not registered; one that derives from a registered config is not either.
         """
         known, item = self._find(self.name_of(config))
         if type(config) is not known:
@@ -124,7 +124,7 @@ class Registry(Generic[Config, Item]):
         """The class of this name.
 
         Raises:
-            ConfigError: nothing has this name; says which names there are.
+            ConfigError: nothing has this name; the message lists the names.
         """
         return self._find(name)[1]
 
@@ -166,7 +166,7 @@ def load_plugins(group: str) -> None:
     for point in entry_points(group=group):
         try:
             point.load()
-        except Exception as error:  # another package's code may raise anything; say whose it was
+        except Exception as error:  # another package's code may raise anything; name the package
             raise ConfigError(f"the {group} plugin {point.value} could not be loaded: {error}") from error
 
 

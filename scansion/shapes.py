@@ -1,4 +1,4 @@
-"""Shape checks at public doors: an error names the argument, the expected shape and the given one."""
+"""Shape checks for public functions: an error names the argument, the expected shape and the given one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def require_shape(name: str, tensor: Tensor, spec: str, **sizes: int) -> dict[st
         name: the argument's name, for the message.
         tensor: the tensor to check.
         spec: axis names separated by spaces; a leading ``...`` stands for any number of axes.
-        sizes: the size that a named axis must have; axes not named here may have any, but equal names equal sizes.
+        sizes: the size that a named axis must have. Other axes may have any size, but axes of one name must be equal.
 
     Raises:
         ShapeError: wrong number of axes or a wrong size.
@@ -22,13 +22,13 @@ def require_shape(name: str, tensor: Tensor, spec: str, **sizes: int) -> dict[st
     axes = spec.split()
     open_ended = bool(axes) and axes[0] == "..."
     named = axes[1:] if open_ended else axes
-    found = dict(sizes)
+    size_of = dict(sizes)
     given = tuple(tensor.shape)
     fits = len(given) >= len(named) if open_ended else len(given) == len(named)
     if fits:
         for axis, size in zip(named, given[len(given) - len(named) :], strict=True):
-            fits = fits and found.setdefault(axis, size) == size
+            fits = fits and size_of.setdefault(axis, size) == size
     if not fits:
         expected = " ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in axes)
         raise ShapeError(f"{name} should have shape [{expected}] but has {list(given)}")
-    return found
+    return size_of

@@ -1,4 +1,4 @@
-"""The settings of a synthetic world: which features exist, where they fire, how often, and how they become activations."""
+"""The settings of a synthetic world: which features exist, where and how often they fire, how they become activations."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SynthConfig(BaseModel):
     period: Range = Field(default=(2, 8), description="Shortest and longest period, in positions.")
     mean_l0: float = Field(default=6.0, gt=0, description="True features active on a token, on average.")
     zipf_exponent: float = Field(
-        default=0.5, ge=0, description="Firing rates fall as rank to the minus this; 0 = all features equally frequent."
+        default=0.5, ge=0, description="Firing rates fall as rank ** -this; 0 = all features are equally frequent."
     )
     max_probability: float = Field(
         default=0.5, gt=0, le=1, description="No feature fires more often than this at any position."
@@ -69,10 +69,10 @@ class SynthConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the features and of the data.")
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A generator for one purpose, seeded from both.
+        """A generator for one purpose, seeded by ``seed`` and the purpose.
 
-        The seed by itself would not do: an SAE's initial weights are the first normal draws of a generator with the
-        training seed, and so would be the planted directions. With equal seeds the SAE would start at the answer.
+        The seed alone is not enough: an SAE's initial weights are the first normal draws of a generator with the
+        training seed, and the planted directions would be too. With equal seeds the SAE would start at the solution.
         """
         return torch.Generator().manual_seed(xxhash.xxh64_intdigest(f"{self.seed}/{purpose}".encode()) >> 1)
 

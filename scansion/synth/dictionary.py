@@ -14,7 +14,7 @@ from scansion.synth.profiles import BOUND_KINDS, Kind, draw_profiles, firing_rat
 
 @dataclass(frozen=True, eq=False)
 class PlantedDictionary:
-    """What there is to recover. Feature indices carry no meaning.
+    """The true features that an SAE should recover. Feature indices carry no meaning.
 
     Attributes:
         config: the world it was planted from.
@@ -35,10 +35,10 @@ class PlantedDictionary:
     def plant(cls, config: SynthConfig) -> PlantedDictionary:
         """Draw everything from one generator, seeded by ``config.seed``.
 
-        Directions, frequencies' order and groups come first, so that worlds that differ only in ``bound`` share them.
+        Directions, groups and the order of frequencies are drawn first, so worlds that differ only in ``bound`` share them.
 
         Raises:
-            ConfigError: rates and profiles cannot be brought together.
+            ConfigError: no profile fits some feature's rate.
         """
         generator = config.generator("dictionary")
         directions = torch.randn(config.n_features, config.d_in, generator=generator)
@@ -61,7 +61,7 @@ class PlantedDictionary:
 
     @property
     def rates(self) -> Float[Tensor, "n_true"]:
-        """Firings a token, averaged over positions."""
+        """Firings per token, averaged over positions."""
         return self.profiles.mean(dim=0)
 
     def of_kinds(self, *kinds: Kind) -> Bool[Tensor, "n_true"]:

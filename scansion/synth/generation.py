@@ -21,7 +21,7 @@ BLOCK_CONTEXTS = 256
 
 @dataclass(frozen=True)
 class Block:
-    """Some successive contexts: which true features fired, and the activations that came of it."""
+    """Successive contexts: which true features fired, and the resulting activations."""
 
     fired: Bool[Tensor, "L n n_true"]
     x: Float[Tensor, "L n d_in"]
@@ -41,7 +41,7 @@ class PlantedData:
 
     Args:
         planted: the true features.
-        split: train and held-out contexts share the features and no random number.
+        split: train and held-out contexts share the features, but are drawn from separate random numbers.
     """
 
     planted: PlantedDictionary
@@ -80,7 +80,7 @@ class PlantedData:
         return (self.block(index) for index in range(self.n_blocks))
 
     def firing_counts(self) -> Int[Tensor, "L n_true"]:
-        """How often each feature really fired at each position of the split, which sampling sets apart from its profile."""
+        """Number of firings of each feature at each position of the split: a random sample of its profile."""
         return torch.stack([self._fired(index)[1].sum(dim=1) for index in range(self.n_blocks)]).sum(dim=0)
 
     def _fired(self, index: int) -> tuple[torch.Generator, Bool[Tensor, "L n n_true"]]:

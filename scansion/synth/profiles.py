@@ -1,4 +1,4 @@
-"""Where planted features fire: supports of each kind, given to features so that bound and unbound are alike in frequency."""
+"""Where planted features fire: every feature gets a profile, so that bound and unbound features are equally frequent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BOUND_KINDS: tuple[Kind, ...] = ("band", "single", "periodic")
 def firing_rates(config: SynthConfig) -> Float[Tensor, "n_true"]:
     """Firing rate of each true feature per token, averaged over positions, most frequent first; sums to ``mean_l0``.
 
-    ``rate_r = c * r ** -zipf_exponent`` for rank r from 1. It knows nothing of positions: worlds that differ only in
+    ``rate_r = c * r ** -zipf_exponent`` for rank r from 1. It does not depend on positions: worlds that differ only in
     ``bound`` have the same rates.
 
     Raises:
@@ -42,12 +42,12 @@ def draw_profiles(
     """Give every feature a kind and a profile: its firing probability at each position.
 
     *Bound and unbound features are equally frequent.* A feature's probabilities average to its rate over the context
-    whatever its kind, so that its expected firings are ``rate * L`` a context; and which features are bound is a
+    whatever its kind, so that its expected firings are ``rate * L`` per context; and which features are bound is a
     systematic sample of the ranks (for ``bound = 0.5``, every second rank), so that both sets have the same
     distribution of rates up to one rank's step. Only *among* the bound ones do kinds go with frequency: a feature may
     not fire more often than ``max_probability`` anywhere, so the frequent ones need wide supports.
 
-    Each support is laid where bound features fire least so far, which keeps the positions about equally busy.
+    Each support is placed where bound features fire least so far, which keeps the positions about equally busy.
 
     Args:
         config: kinds, widths and periods.
@@ -58,7 +58,7 @@ def draw_profiles(
         Kinds, and probabilities in [0, ``max_probability``], both in the order of ``rates``.
 
     Raises:
-        ConfigError: some features are too frequent for the supports on offer.
+        ConfigError: some features are too frequent for every kind of support.
     """
     length = config.context_length
     offset = float(torch.rand((), generator=generator, dtype=torch.float64))
@@ -91,7 +91,7 @@ def _least_support(config: SynthConfig, rate: float) -> int:
 
 
 def _periods(config: SynthConfig, least: int) -> list[int]:
-    """The periods that, whatever the phase, come round at least that often in a context."""
+    """The periods that repeat at least ``least`` times in a context, at every phase."""
     low, high = config.period
     return [period for period in range(low, high + 1) if config.context_length // period >= least]
 
@@ -115,10 +115,10 @@ def _quotas(config: SynthConfig, n_bound: int) -> dict[Kind, int]:
 
 
 def _draw_kind(config: SynthConfig, rate: float, quotas: dict[Kind, int], generator: torch.Generator) -> Kind:
-    """Draw among the kinds that still have places and are wide enough.
+    """Draw among the kinds that still have a quota and are wide enough.
 
-    Called in order of falling rate: what is open to a feature is open to every later one, so a draw never takes the
-    last place from a feature that could only have gone there, unless there are too few such places in all.
+    Called in order of falling rate: a kind that fits a feature fits every later one too. So a draw never takes the last
+    place from a feature that has no other choice, unless there are too few such places in total.
     """
     least = _least_support(config, rate)
     places = [float(quotas[kind]) if _offers(config, kind, least) else 0.0 for kind in BOUND_KINDS]
@@ -135,7 +135,7 @@ def _draw_kind(config: SynthConfig, rate: float, quotas: dict[Kind, int], genera
 def _candidates(
     config: SynthConfig, kind: Kind, least: int, generator: torch.Generator
 ) -> Bool[Tensor, "n_candidates L"]:
-    """Every place a support of the kind could take, its width or period being drawn uniformly from what is allowed."""
+    """Every possible placement of a support of this kind; its width or period is drawn uniformly from the allowed ones."""
     positions = torch.arange(config.context_length)
     if kind == "periodic":
         periods = _periods(config, least)

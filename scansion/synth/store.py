@@ -1,4 +1,4 @@
-"""Planted activations on disk, as an ordinary activation store: everything downstream takes them for a model's."""
+"""Planted activations on disk, as an ordinary activation store: training and evaluation read them like a model's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHARD_BLOCKS = 8
 
 
 def planted_identity(config: SynthConfig, split: Split) -> StoreIdentity:
-    """What a planted store is of. The world's fingerprint is the revision: an SAE of another world is refused."""
+    """The identity of a planted store. Its revision is the world's fingerprint, so an SAE of another world is refused."""
     world = config.model_dump(mode="json")
     n_contexts = config.n_contexts if split == "train" else config.n_held_out_contexts
     return StoreIdentity(
@@ -43,17 +43,17 @@ def planted_identity(config: SynthConfig, split: Split) -> StoreIdentity:
 
 
 def plant_store(planted: PlantedDictionary, split: Split, folder: Path) -> ActivationStore:
-    """Generate a split into ``folder``, or reuse it; generation killed at any moment ends with the same bytes.
+    """Generate a split into ``folder``, or reuse it. Generation that was killed resumes and ends with the same bytes.
 
-    Position 0 is a position like any other here: train and evaluate with ``use_position_0``.
+    Position 0 is like any other position here: train and evaluate with ``use_position_0``.
 
     Args:
         planted: the true features.
         split: train or held_out.
-        folder: of this one store.
+        folder: holds only this store.
 
     Raises:
-        StoreError: the folder holds something else.
+        StoreError: the folder holds another store.
         ScansionError: the folder is not writable or the disk is too small.
     """
     identity = planted_identity(planted.config, split)
@@ -65,7 +65,7 @@ def plant_store(planted: PlantedDictionary, split: Split, folder: Path) -> Activ
     per_shard = _SHARD_BLOCKS * BLOCK_CONTEXTS
     n_tokens = identity.n_contexts * identity.context_length
     with one_line_io_errors(f"generating into {folder}"), only_writer(folder, "generating", wait=True):
-        if store := finished_store(folder, identity):  # another process has finished while we waited
+        if store := finished_store(folder, identity):  # another process finished while this one waited
             return store
         resumed_settings(folder, identity, {})
         missing = missing_shards(folder, identity.n_contexts, per_shard)
@@ -78,7 +78,7 @@ def plant_store(planted: PlantedDictionary, split: Split, folder: Path) -> Activ
 
 
 def planted_bytes(config: SynthConfig, split: Split) -> int:
-    """About what a store takes on disk."""
+    """Approximate bytes of a store on disk."""
     identity = planted_identity(config, split)
     return identity.n_contexts * config.context_length * (config.d_in * DTYPES[config.dtype].itemsize + SIDE_BYTES)
 
@@ -90,7 +90,7 @@ def _shard(data: PlantedData, start: int, stop: int) -> ShardBuffer:
     buffer = ShardBuffer.empty(config.context_length, stop - start, config.d_in, config.dtype)
     buffer.acts.copy_(x)
     buffer.valid.fill_(True)
-    # Each context is a document by itself, and there are no words: token ids stay 0.
+    # Each context is a document of its own. There is no text, so token ids stay 0.
     buffer.doc_ids.copy_(torch.arange(start, stop).expand(config.context_length, -1))
     buffer.doc_positions.copy_(torch.arange(config.context_length)[:, None].expand(-1, stop - start))
     return buffer
