@@ -104,7 +104,8 @@ class Evaluation(ABC, Generic[Config, Result]):
         needs_lm: whether it runs the language model; refused on stores of planted activations, which have none.
         reads_store: whether its results depend on the held-out store, and not on texts of its own alone.
         decides: whether a dictionary that it calls degenerate has no figures at all, of any evaluation.
-        tokens_of_own_text: tokens of the longest text it reads besides the store's; 0 if it reads none.
+        tokens_of_own_text: tokens of the longest text it reads besides the store's; 0 if it reads none, or none longer
+            than the contexts of training.
     """
 
     result: ClassVar[type[Any]]

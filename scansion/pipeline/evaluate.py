@@ -13,6 +13,7 @@ from scansion.errors import ConfigError
 from scansion.evals import Evaluation, EvaluationConfig, evaluations
 from scansion.evals.base import EvalResult, LoadedSAE
 from scansion.evals.registry import LoadLM
+from scansion.evals.settings import fill_from_training
 from scansion.files import read_json, require_known_format, write_json
 from scansion.pipeline.run_results import RunResults
 from scansion.progress import say
@@ -33,10 +34,12 @@ def evaluate(
         load_lm: gives the language model, each time it is needed.
 
     Raises:
+        EvalError: the SAEs were trained differently, and a setting that follows training is not set.
         ScansionError: whatever the store cannot be used for, before any SAE is loaded; whatever an evaluation raises.
     """
     check_evaluations(configs, held_out)
     saes = [LoadedSAE(name, *load_sae(folder / "sae")) for name, folder in runs.items()]
+    configs = {name: fill_from_training(config, saes) for name, config in configs.items()}
     folders = [folder / "evals" for folder in runs.values()]
     by_name = {
         name: _evaluate(evaluation, saes, folders, held_out, load_lm)

@@ -115,15 +115,12 @@ def estimate(plan: StudyPlan, folders: Mapping[int, Path]) -> StudyEstimate:
     missing = sum(
         harvest.contexts.n_tokens for harvest, there in zip((train, held_out), harvested, strict=True) if not there
     )
-    positions = plan.corpus.context_length - (0 if plan.training.use_position_0 else 1)
     return StudyEstimate(
         train=train,
         held_out=held_out,
         harvested=harvested,
         harvest_seconds=missing / hooked,
-        arms=[
-            _arm(plan, arm, folders[arm.run], train.identity.d_in, positions, held_out, whole, budget) for arm in arms
-        ],
+        arms=[_arm(plan, arm, folders[arm.run], train.identity.d_in, held_out, whole, budget) for arm in arms],
         probing_seconds=_probing_tokens(plan) / hooked,
     )
 
@@ -133,12 +130,12 @@ def _arm(
     arm: Arm,
     folder: Path,
     d_in: int,
-    positions: int,
     held_out: HarvestPlan,
     lm_rate: float,
     budget: float,
 ) -> ArmEstimate:
     config = arm.training
+    positions = plan.corpus.context_length - (0 if config.use_position_0 else 1)
     generator = torch.Generator().manual_seed(0)
     sae = build_sae(arm.sae, d_in, plan.corpus.context_length, generator).to(resolve_device(config.device))
     per_position = max(1, round(config.batch_tokens / positions))
@@ -188,7 +185,7 @@ def _probing_tokens(plan: StudyPlan) -> int:
     if not isinstance(config, SparseProbingConfig):
         return 0
     sets = expand_probing_sets(config.datasets, config.hub)
-    return len(sets) * (config.train_size + config.test_size) * config.context_length
+    return len(sets) * (config.train_size + config.test_size) * (config.context_length or plan.corpus.context_length)
 
 
 def _seconds(work: Callable[[], object], budget: float) -> float:

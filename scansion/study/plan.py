@@ -15,6 +15,7 @@ from scansion.activations import HarvestConfig
 from scansion.corpus import CorpusConfig
 from scansion.errors import ConfigError, describe
 from scansion.evals import EvaluationConfig, evaluations
+from scansion.evals.settings import CountsPositions, fill
 from scansion.files import fingerprint
 from scansion.lm import BUNDLED_MODEL
 from scansion.sae import AnySAEConfig, SAEConfig
@@ -154,6 +155,13 @@ class StudyPlan(BaseModel):
         for seeds in (self.seeds, *(arm.seeds for arm in arms)):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"a seed is given twice: {list(seeds)}")
+        with_0 = [arm.name for arm in arms if arm.training.use_position_0]
+        unset = [name for name, one in self.evaluations.items() if _follows_position_0(one)]
+        if unset and 0 < len(with_0) < len(arms):
+            raise ValueError(
+                f"{', '.join(with_0)} use position 0 in training and the other runs do not: set use_position_0 of "
+                f"{', '.join(unset)} under `evaluations`, so that all are measured on the same tokens"
+            )
         measured = [figure for one in evaluations.build(self.evaluations).values() for figure in one.measured()]
         if self.primary_metric not in measured:
             close = get_close_matches(self.primary_metric, measured, 1)
@@ -192,11 +200,22 @@ class StudyPlan(BaseModel):
         except ValidationError as error:
             raise ConfigError(f"a new run of {self.name}: {describe(error)}") from error
 
+    def with_settings_filled(self) -> StudyPlan:
+        """The plan with those settings of evaluations written out that follow training: what it will do is unchanged."""
+        trained = {
+            "use_position_0": self.arms()[0].training.use_position_0,
+            "context_length": self.corpus.context_length,
+        }
+        return self.model_copy(
+            update={"evaluations": {name: fill(config, trained) for name, config in self.evaluations.items()}}
+        )
+
     @property
     def digest(self) -> str:
         """A 32-digit name for everything the plan says."""
-        # Plans without plugins keep the name they had before plans could have any.
-        return fingerprint(self.model_dump(mode="json", exclude=None if self.plugins else {"plugins"}))
+        # Plans keep the name they had before plans could have plugins, and before settings could follow training.
+        dumped = self.with_settings_filled().model_dump(mode="json", exclude=None if self.plugins else {"plugins"})
+        return fingerprint(dumped)
 
 
 def _with_evaluations(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,6 +225,10 @@ def _with_evaluations(settings: Mapping[str, Any]) -> dict[str, Any]:
     if twice := sorted(before.keys() & now.keys()):
         raise ValueError(f"{', '.join(twice)} is given twice; keep what is under `evaluations`")
     return {**rest, "evaluations": {**before, **now}} if before else rest
+
+
+def _follows_position_0(config: EvaluationConfig) -> bool:
+    return isinstance(config, CountsPositions) and config.use_position_0 is None
 
 
 def _slug(name: str) -> str:

@@ -177,8 +177,8 @@ def register(plan: StudyPlan, run: int, folder: Path) -> None:
     earlier: list[_Earlier] = []
     if (folder / _PLAN).is_file():
         there = read_registration(folder)
-        # Plans and not hashes: an earlier version wrote the same plan in another layout.
-        if there.plan == plan and there.run == run:
+        # Plans and not hashes: an earlier version wrote the same plan in another layout, all settings written out.
+        if there.plan.with_settings_filled() == plan.with_settings_filled() and there.run == run:
             return
         earlier = [*there.earlier, _Earlier(digest=there.digest, registered_at=there.registered_at)]
     now = datetime.now(UTC).isoformat(timespec="microseconds")

@@ -13,6 +13,7 @@ from scansion.evals.probing.hub_sets import HUB_SETS
 from scansion.study import StudyPlan, load_plan
 from scansion.study.checks import plan_assets
 from scansion.study.loading import bundled_plans
+from scansion.study.record import register
 from scansion.study.synthetic import load_synthetic_plan
 from tests.study.conftest import settings_of
 
@@ -68,6 +69,38 @@ def test_plans_of_the_first_version_load(tmp_path: Path) -> None:
     both = StudyPlan.model_validate({**before, "evaluations": {"tpp": None}})
     assert list(both.evaluations) == ["core", "sparse_probing", "position", "tpp"]
     refused(written(tmp_path, {**settings, "core": {}}), "core is given twice; keep what is under `evaluations`")
+
+
+def test_a_plan_keeps_its_name_where_settings_follow_training(tmp_path: Path) -> None:
+    # Recorded when position 0 and 128 tokens were settings of each evaluation, whatever training used.
+    assert load_plan("demo").digest == "6c2532378635963475e2352696e5b574"
+    for trained in (False, True):
+        settings = settings_of(tmp_path, tmp_path)
+        settings["training"]["use_position_0"] = trained
+        del settings["evaluations"]["sparse_probing"]["context_length"]
+        plan = StudyPlan.model_validate(settings)
+        for name in ("core", "position"):
+            settings["evaluations"][name]["use_position_0"] = trained
+        settings["evaluations"]["sparse_probing"]["context_length"] = 16
+        before = StudyPlan.model_validate(settings)
+        assert plan != before and plan.digest == before.digest
+        folder = tmp_path / f"run_{trained}"
+        register(before, 0, folder)
+        registered = (folder / "plan.json").read_bytes()
+        register(plan, 0, folder)
+        assert (folder / "plan.json").read_bytes() == registered, "the plan is the one that is registered"
+
+
+def test_runs_that_differ_in_position_0_say_what_they_are_measured_on(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, tmp_path)
+    settings["runs"][1]["training"] = {"use_position_0": True}
+    refused(
+        written(tmp_path, settings),
+        "masked use position 0 in training and the other runs do not: set use_position_0 of core, position under",
+    )
+    for name in ("core", "position"):
+        settings["evaluations"][name]["use_position_0"] = False
+    assert [arm.training.use_position_0 for arm in StudyPlan.model_validate(settings).arms()] == [False, True, False]
 
 
 def test_a_run_changes_what_it_says_and_leaves_the_rest(tmp_path: Path) -> None:

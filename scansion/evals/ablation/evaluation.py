@@ -39,7 +39,7 @@ class Tpp(Evaluation[TppConfig, TppResult]):
     @property
     def tokens_of_own_text(self) -> int:
         """Of a text of one class."""
-        return self.config.context_length
+        return self.config.context_length or 0
 
     def assets(self) -> list[str]:
         """The labelled texts."""
@@ -67,7 +67,7 @@ class Scr(Evaluation[ScrConfig, ScrResult]):
     @property
     def tokens_of_own_text(self) -> int:
         """Of a text with two labels."""
-        return self.config.context_length
+        return self.config.context_length or 0
 
     def assets(self) -> list[str]:
         """The labelled texts."""

@@ -17,7 +17,7 @@ from scansion.evals.probing.pooling import pool_texts
 from scansion.evals.probing.probes import fit_linear
 from scansion.evals.probing.sets import probing_source
 from scansion.evals.reading.texts import TextReader
-from scansion.evals.registry import EvaluationConfig
+from scansion.evals.settings import ReadsTexts, as_trained
 from scansion.evals.statistics import Estimate
 from scansion.lm import HookPoint, LanguageModel
 
@@ -25,7 +25,7 @@ _AttributeName = Literal["first", "second"]
 _Rows = Int[np.ndarray, " _"]
 
 
-class ScrConfig(EvaluationConfig):
+class ScrConfig(ReadsTexts):
     """Which texts with two labels, how many, and how many features are ablated."""
 
     evaluation: ClassVar[str] = "scr"
@@ -36,7 +36,6 @@ class ScrConfig(EvaluationConfig):
     train_per_quadrant: int = Field(default=200, ge=2, description="Training texts of each pair of labels, at most.")
     test_per_quadrant: int = Field(default=100, ge=2, description="Test texts of each pair of labels, at most.")
     n_values: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=THRESHOLDS, description="Features ablated.")
-    context_length: int = Field(default=128, ge=2, description="Tokens of a text that are read, BOS included.")
     lm_batch_size: int = Field(default=16, ge=1, description="Texts run through the LM at once.")
     seed: int = Field(default=42, ge=0, description="Seed of the draw of texts and of the bootstrap.")
 
@@ -119,17 +118,18 @@ def evaluate_scr(
         ConfigError, AssetError: an unknown set, or the asset has not been fetched.
         EvalError, ShapeError, ModelError: an SAE or the context length does not fit the LM.
     """
+    config = as_trained(config, subjects)
     sets = {
         name: load_quadrants(name, config.train_per_quadrant, config.test_per_quadrant, config.seed)
         for name in config.datasets
     }
-    require_sae_matches_lm(subjects, lm, hook_point, config.context_length)
+    require_sae_matches_lm(subjects, lm, hook_point, config.text_length)
     by_subject: list[list[ScrDataset]] = [[] for _ in subjects]
     dead = [True for _ in subjects]
     for name, quadrants in sets.items():
         flat, train, test = _rows(quadrants)
         saes = [subject.sae for subject in subjects]
-        reader = TextReader(lm, hook_point, config.context_length, config.lm_batch_size)
+        reader = TextReader(lm, hook_point, config.text_length, config.lm_batch_size)
         texts = pool_texts(flat, reader, saes, what=f"pool {name}")
         for index, table in enumerate(texts.saes):
             pooled = Pooled(texts.lm, table, saes[index].W_dec.detach().float().cpu().numpy())

@@ -18,12 +18,12 @@ from scansion.evals.probing.pooling import pool_texts
 from scansion.evals.probing.probes import fit_linear
 from scansion.evals.probing.sets import probing_source
 from scansion.evals.reading.texts import TextReader
-from scansion.evals.registry import EvaluationConfig
+from scansion.evals.settings import ReadsTexts, as_trained
 from scansion.evals.statistics import Estimate
 from scansion.lm import HookPoint, LanguageModel
 
 
-class TppConfig(EvaluationConfig):
+class TppConfig(ReadsTexts):
     """Which classes, how many texts, and how many features are ablated."""
 
     evaluation: ClassVar[str] = "tpp"
@@ -36,7 +36,6 @@ class TppConfig(EvaluationConfig):
     )
     test_per_class: int = Field(default=100, ge=2, description="Texts of each class that they are tested on, at most.")
     n_values: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=THRESHOLDS, description="Features ablated.")
-    context_length: int = Field(default=128, ge=2, description="Tokens of a text that are read, BOS included.")
     lm_batch_size: int = Field(default=16, ge=1, description="Texts run through the LM at once.")
     seed: int = Field(default=42, ge=0, description="Seed of the draw of texts and of the bootstrap.")
 
@@ -101,10 +100,11 @@ def evaluate_tpp(
         ConfigError, AssetError: an unknown set, or the asset has not been fetched.
         EvalError, ShapeError, ModelError: an SAE or the context length does not fit the LM.
     """
+    config = as_trained(config, subjects)
     texts = {
         name: load_classes(name, config.train_per_class, config.test_per_class, config.seed) for name in config.datasets
     }
-    require_sae_matches_lm(subjects, lm, hook_point, config.context_length)
+    require_sae_matches_lm(subjects, lm, hook_point, config.text_length)
     found = [_one_set(name, texts[name], subjects, lm, hook_point, config) for name in config.datasets]
     return [
         _result(subject, [one[index] for one in found], dtype_name(lm.model.dtype), config)
@@ -122,7 +122,7 @@ def _one_set(
 ) -> list[tuple[TppDataset, Accuracies, bool]]:
     rows, flat = _rows(texts)
     saes = [subject.sae for subject in subjects]
-    reader = TextReader(lm, hook_point, config.context_length, config.lm_batch_size)
+    reader = TextReader(lm, hook_point, config.text_length, config.lm_batch_size)
     features = pool_texts(flat, reader, saes, what=f"pool {name}")
     labelled = _labelled(rows, config.seed)
     found: list[tuple[TppDataset, Accuracies, bool]] = []

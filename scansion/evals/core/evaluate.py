@@ -26,7 +26,7 @@ from scansion.evals.base import (
 from scansion.evals.core.duplicates import duplicate_share
 from scansion.evals.core.loss import LossTally, loss_by_splicing
 from scansion.evals.reading.contexts import ContextBatch, read_contexts
-from scansion.evals.registry import EvaluationConfig
+from scansion.evals.settings import CountsPositions, as_trained
 from scansion.evals.statistics import Estimate, finite
 from scansion.lm import LanguageModel
 from scansion.progress import progress
@@ -37,7 +37,7 @@ DENSE_RATE = 0.1
 DENSITY_EDGES = [round(-6 + 0.25 * i, 2) for i in range(25)]
 
 
-class CoreConfig(EvaluationConfig):
+class CoreConfig(CountsPositions):
     """What the core evaluation reads."""
 
     evaluation: ClassVar[str] = "core"
@@ -48,7 +48,6 @@ class CoreConfig(EvaluationConfig):
     )
     batch_contexts: int = Field(default=16, ge=1, description="Contexts reconstructed at once.")
     loss_batch_contexts: int = Field(default=4, ge=1, description="Contexts run through the whole LM at once.")
-    use_position_0: bool = Field(default=False, description="Count the first position (BOS, the attention sink) too.")
     seed: int = Field(default=0, description="Seed of the bootstrap.")
 
 
@@ -127,11 +126,12 @@ def evaluate_core(
         EvalError: an SAE belongs to another model or hook point, the LM is no longer the one the store was made with, or
             the loss is wanted without an LM.
     """
+    config = as_trained(config, subjects)
     has_loss = config.loss_contexts > 0 and not store.identity.is_planted
     if has_loss and load_lm is None:
         raise EvalError("loss recovered needs the language model; give load_lm, or set loss_contexts to 0")
     require_same_source(subjects, store)
-    positions = store.used_positions(config.use_position_0)
+    positions = store.used_positions(config.counts_position_0)
     n_contexts = min(config.n_contexts or store.n_contexts, store.n_contexts)
     valid = store.valid[positions][:, :n_contexts]
     tallies = [_Tally(subject.sae, valid) for subject in subjects]

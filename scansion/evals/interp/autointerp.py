@@ -17,12 +17,12 @@ from scansion.evals.base import EvalResult, LoadedSAE, Status, reasons_before_ru
 from scansion.evals.interp.chat import ChatEndpoint, Messages
 from scansion.evals.interp.examples import Decode, Example, ExampleCounts, FeatureExamples, gather_examples
 from scansion.evals.interp.firing import firing_of_sample
-from scansion.evals.registry import EvaluationConfig
+from scansion.evals.settings import CountsPositions, as_trained
 from scansion.evals.statistics import Estimate
 from scansion.progress import progress
 
 
-class AutoInterpConfig(EvaluationConfig):
+class AutoInterpConfig(CountsPositions):
     """Which features, which endpoint. The key is read from OPENAI_API_KEY and is never part of a result."""
 
     evaluation: ClassVar[str] = "autointerp"
@@ -41,7 +41,6 @@ class AutoInterpConfig(EvaluationConfig):
     timeout: float = Field(default=60.0, gt=0, description="Seconds to wait for one answer.")
     retries: int = Field(default=4, ge=0, description="Tries after the first.")
     workers: int = Field(default=8, ge=1, description="Questions asked at once.")
-    use_position_0: bool = Field(default=False, description="Count the first position (BOS, the attention sink) too.")
     seed: int = Field(default=42, ge=0, description="Seed of the draw of features and examples, and of the bootstrap.")
 
     @model_validator(mode="after")
@@ -107,6 +106,7 @@ def evaluate_autointerp(
     Raises:
         EvalError: the endpoint refuses or cannot be reached.
     """
+    config = as_trained(config, subjects)
     endpoint = ChatEndpoint(
         config.base_url, config.model, os.environ.get("OPENAI_API_KEY", ""), config.timeout, config.retries
     )
@@ -114,7 +114,7 @@ def evaluate_autointerp(
     results: list[AutoInterpResult] = []
     for subject in subjects:
         firing = firing_of_sample(
-            subject, store, config.n_features, config.least_firings, config.use_position_0, config.seed
+            subject, store, config.n_features, config.least_firings, config.counts_position_0, config.seed
         )
         generator = np.random.default_rng(config.seed)
         found = {

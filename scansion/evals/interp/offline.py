@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from scansion.activations import ActivationStore
 from scansion.evals.base import EvalResult, LoadedSAE, reasons_before_running, status_of
 from scansion.evals.interp.firing import Firing, firing_of_sample
-from scansion.evals.registry import EvaluationConfig
+from scansion.evals.settings import CountsPositions, as_trained
 from scansion.evals.statistics import Estimate
 
 # A token seen this often counts half by its own rate and half by the feature's overall rate.
@@ -21,14 +21,13 @@ _SMOOTHING = 2.0
 _LEAST_SCORED = 5
 
 
-class OfflineInterpConfig(EvaluationConfig):
+class OfflineInterpConfig(CountsPositions):
     """Which features, and how much they must fire."""
 
     evaluation: ClassVar[str] = "autointerp_offline"
 
     n_features: int = Field(default=200, ge=1, description="Features drawn at random from those that fire enough.")
     least_firings: int = Field(default=15, ge=2, description="Tokens a feature must fire on to be drawn.")
-    use_position_0: bool = Field(default=False, description="Count the first position (BOS, the attention sink) too.")
     seed: int = Field(default=42, ge=0, description="Seed of the draw, the split, the null and the bootstrap.")
 
 
@@ -87,10 +86,11 @@ def evaluate_offline_interp(
         store: held-out activations with their tokens.
         config: which features.
     """
+    config = as_trained(config, subjects)
     results: list[OfflineInterpResult] = []
     for subject in subjects:
         firing = firing_of_sample(
-            subject, store, config.n_features, config.least_firings, config.use_position_0, config.seed
+            subject, store, config.n_features, config.least_firings, config.counts_position_0, config.seed
         )
         results.append(_result(subject, foretell(firing, config.seed), store, config))
     return results

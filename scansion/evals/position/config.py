@@ -6,17 +6,16 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from scansion.evals.registry import EvaluationConfig
+from scansion.evals.settings import CountsPositions
 
 
-class PositionConfig(EvaluationConfig):
+class PositionConfig(CountsPositions):
     """How much text is read, and how many draws stand behind each null and control."""
 
     evaluation: ClassVar[str] = "position"
 
     n_contexts: int | None = Field(default=None, ge=2, description="Held-out contexts to read; default all.")
     batch_contexts: int = Field(default=16, ge=8, multiple_of=8, description="Contexts encoded at once; 8 a byte.")
-    use_position_0: bool = Field(default=False, description="Count the first position (BOS, the attention sink) too.")
     groups: int = Field(
         default=10, ge=4, multiple_of=2, description="Groups of documents that intervals and halves are made from."
     )

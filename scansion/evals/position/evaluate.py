@@ -33,6 +33,7 @@ from scansion.evals.position.result import PositionResult, SinceStart
 from scansion.evals.position.sink import sink_fve
 from scansion.evals.position.states import acts_in_forward, measured_mask, permuted, rebuild_start, weights_at
 from scansion.evals.reading.contexts import read_contexts
+from scansion.evals.settings import as_trained, fill
 from scansion.evals.statistics import Estimate, finite
 from scansion.lm import LanguageModel
 from scansion.progress import Advance, progress
@@ -57,6 +58,7 @@ def evaluate_position(
         EvalError: an SAE belongs to another model or hook point; contexts mix documents; there are too few documents;
             text is to be moved too far, or without an LM.
     """
+    config = as_trained(config, subjects)
     require_same_source(subjects, store)
     text = Text.of(store, config)
     moved: MovedText | str = "it was not asked for"
@@ -75,7 +77,8 @@ def evaluate_position(
 
 def check_position(store: ActivationStore, config: PositionConfig) -> None:
     """Raise :class:`EvalError` unless position can be measured on ``store``; quick, and so done before anything heavy."""
-    Text.of(store, config)
+    # Whether position 0 counts may depend on an SAE that is yet to be trained; it makes no difference here.
+    Text.of(store, fill(config, {"use_position_0": False}))
     if config.replaced_contexts:
         offset_for(store.n_positions, config.offset)
 

@@ -56,7 +56,7 @@ class Text:
                 f"contexts of {store.folder} hold several documents each, which makes positions in the context and in "
                 "the document different things; harvest with layout 'documents'"
             )
-        positions = store.used_positions(config.use_position_0)
+        positions = store.used_positions(config.counts_position_0)
         positions = positions[valid[positions].any(dim=1)]
         documents = doc_ids.amax(dim=0).numpy()
         return cls(

@@ -8,12 +8,12 @@ from pydantic import Field
 
 from scansion.corpus import CorpusConfig
 from scansion.evals.probing.pooling import Pooling
-from scansion.evals.registry import EvaluationConfig
+from scansion.evals.settings import ReadsTexts
 
 DEFAULT_DATASETS = ("ag_news", "code", "amazon_stars", "occupations", "sst2")
 
 
-class SparseProbingConfig(EvaluationConfig):
+class SparseProbingConfig(ReadsTexts):
     """Which data sets, how much of them, and which probes. The defaults are SAEBench's, but for data sets and k."""
 
     evaluation: ClassVar[str] = "sparse_probing"
@@ -27,7 +27,6 @@ class SparseProbingConfig(EvaluationConfig):
     )
     train_size: int = Field(default=4000, ge=2, description="Texts a probe is trained on, at most, half of each label.")
     test_size: int = Field(default=1000, ge=2, description="Texts it is tested on, at most, half of each label.")
-    context_length: int = Field(default=128, ge=2, description="Tokens of a text that are read, BOS included.")
     k_values: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1, 2, 5, 10, 20, 50), description="Numbers of features that sparse probes may use."
     )

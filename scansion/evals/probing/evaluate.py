@@ -34,6 +34,7 @@ from scansion.evals.probing.split import ProbingSplit
 from scansion.evals.probing.untrained import random_controls
 from scansion.evals.reading.cache import ActivationCache
 from scansion.evals.reading.texts import TextReader
+from scansion.evals.settings import as_trained
 from scansion.evals.statistics import Estimate, finite
 from scansion.lm import HookPoint, LanguageModel
 from scansion.progress import progress
@@ -64,11 +65,12 @@ def evaluate_sparse_probing(
         ShapeError: an SAE does not fit the model's width or the context length.
         ModelError: the model has no such layer, or cannot read contexts this long.
     """
+    config = as_trained(config, subjects)
     check_probing_sets(config.datasets, config.order_corpus, config.hub)
     names = expand_probing_sets(config.datasets, config.hub)
-    require_sae_matches_lm(subjects, lm, hook_point, config.context_length)
+    require_sae_matches_lm(subjects, lm, hook_point, config.text_length)
     cache = ActivationCache.of_gigabytes(config.cache_gb)
-    reader = TextReader(lm, hook_point, config.context_length, config.lm_batch_size, config.activations_dtype, cache)
+    reader = TextReader(lm, hook_point, config.text_length, config.lm_batch_size, config.activations_dtype, cache)
     scores = [_probe_data_set(name, subjects, reader, config) for name in names]
     dtype = dtype_name(lm.model.dtype)
     return [_result(subject, [one[index] for one in scores], dtype, config) for index, subject in enumerate(subjects)]

@@ -67,7 +67,7 @@ class SparseProbing(Evaluation[SparseProbingConfig, SparseProbingResult]):
     @property
     def tokens_of_own_text(self) -> int:
         """Of a labelled text."""
-        return self.config.context_length
+        return self.config.context_length or 0
 
     def assets(self) -> list[str]:
         """Of the data sets."""

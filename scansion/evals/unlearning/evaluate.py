@@ -14,7 +14,7 @@ from pydantic import Field
 from scansion.corpus.config import CorpusConfig
 from scansion.device import dtype_name
 from scansion.evals.base import LoadedSAE, Status, reasons_before_running, require_sae_matches_lm
-from scansion.evals.registry import EvaluationConfig
+from scansion.evals.settings import ReadsTexts, as_trained
 from scansion.evals.statistics import Estimate
 from scansion.evals.unlearning.answering import answer, clamp, firing_rates, fits
 from scansion.evals.unlearning.questions import Question, UnlearningData, bundled_questions, hub_questions
@@ -23,7 +23,7 @@ from scansion.lm import HookPoint, LanguageModel
 from scansion.progress import progress
 
 
-class UnlearningConfig(EvaluationConfig):
+class UnlearningConfig(ReadsTexts):
     """Which questions, and which interventions."""
 
     evaluation: ClassVar[str] = "unlearning"
@@ -60,7 +60,9 @@ class UnlearningConfig(EvaluationConfig):
     multipliers: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         default=(0.0, 25.0, 100.0), min_length=1, description="They are set to minus this where they fire; 0 ablates."
     )
-    context_length: int = Field(default=128, ge=8, description="Tokens of a question with a choice, at most.")
+    context_length: int | None = Field(
+        default=None, ge=8, description="Tokens of a question with a choice, at most; default as the SAE was trained."
+    )
     batch_size: int = Field(default=16, ge=1, description="Sequences run through the LM at once.")
     seed: int = Field(default=42, ge=0, description="Seed of the draw of questions.")
 
@@ -84,12 +86,13 @@ def evaluate_unlearning(
         AssetError, EvalError, CorpusError: the questions or texts cannot be read.
         EvalError, ShapeError, ModelError: an SAE or the context length does not fit the LM.
     """
-    require_sae_matches_lm(subjects, lm, hook_point, config.context_length)
-    data = _fitting(_read(config), lm, config.context_length)
+    config = as_trained(config, subjects)
+    require_sae_matches_lm(subjects, lm, hook_point, config.text_length)
+    data = _fitting(_read(config), lm, config.text_length)
     saes = [subject.sae for subject in subjects]
     with progress("firing by subject", len(data.forget_texts) + len(data.retain_texts), "texts") as advance:
         forget, retain = (
-            firing_rates(texts, lm, hook_point, saes, config.context_length, config.batch_size, advance)
+            firing_rates(texts, lm, hook_point, saes, config.text_length, config.batch_size, advance)
             for texts in (data.forget_texts, data.retain_texts)
         )
     n_sequences = sum(len(q.choices) for q in (*data.forget_questions, *data.retain_questions))

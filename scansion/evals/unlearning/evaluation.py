@@ -36,7 +36,7 @@ class Unlearning(Evaluation[UnlearningConfig, UnlearningResult]):
     @property
     def tokens_of_own_text(self) -> int:
         """Of a question with a choice."""
-        return self.config.context_length
+        return self.config.context_length or 0
 
     def assets(self) -> list[str]:
         """The questions and texts, unless they come from the hub."""

@@ -103,7 +103,7 @@ def test_features_that_always_fire_have_their_closed_forms_and_no_excess(store) 
 
 
 def test_the_record_is_what_the_sae_does(store) -> None:
-    sae, text = make_sae(), Text.of(store, PositionConfig(groups=6))
+    sae, text = make_sae(), Text.of(store, PositionConfig(groups=6, use_position_0=False))
     firing = record(sae, text, 8, lambda _: None)
     x = store.contexts(0, store.n_contexts).x[1:]
     acts = sae.encode(x, torch.arange(1, L)[:, None]) * store.valid[1:, :, None]

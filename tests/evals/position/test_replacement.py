@@ -84,7 +84,7 @@ def test_text_is_moved_behind_bos_by_tokens_of_another_document(store, lm, monke
     real = module._activations
     monkeypatch.setattr(module, "_activations", lambda contexts, *rest: seen.append(contexts) or real(contexts, *rest))
     # These contexts start with a BOS that the store was not told of: its doc_positions say 0, so it is text like others.
-    text = Text.of(store, PositionConfig(groups=4))
+    text = Text.of(store, PositionConfig(groups=4, use_position_0=False))
     moved = move_text(text, lm, 10, 2, 4, np.random.default_rng(0))
     assert isinstance(moved, MovedText) and len(seen) == 1
     contexts = seen[0]
@@ -110,7 +110,14 @@ def test_bos_stays_first(make_store, lm, monkeypatch: pytest.MonkeyPatch) -> Non
     seen = []
     real = module._activations
     monkeypatch.setattr(module, "_activations", lambda contexts, *rest: seen.append(contexts) or real(contexts, *rest))
-    move_text(Text.of(make_store(contexts), PositionConfig(groups=4)), lm, 5, 2, 4, np.random.default_rng(0))
+    move_text(
+        Text.of(make_store(contexts), PositionConfig(groups=4, use_position_0=False)),
+        lm,
+        5,
+        2,
+        4,
+        np.random.default_rng(0),
+    )
     assert (seen[0].tokens[:, 0] == 1).all() and not (seen[0].tokens[:, 1:] == 1).any()
 
 

@@ -1,0 +1,97 @@
+"""Settings that follow how the SAE was trained unless they are set: whether position 0 counts, and the context length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import Field
+
+from scansion.errors import EvalError
+from scansion.evals.base import LoadedSAE
+from scansion.evals.registry import EvaluationConfig
+from scansion.progress import say
+
+Config = TypeVar("Config", bound=EvaluationConfig)
+Value = TypeVar("Value")
+
+
+class CountsPositions(EvaluationConfig):
+    """Base of the settings of evaluations that read a store, with or without its first position."""
+
+    use_position_0: bool | None = Field(
+        default=None,
+        description="Count the first position (BOS, the attention sink) too; default as the SAE was trained.",
+    )
+
+    @property
+    def counts_position_0(self) -> bool:
+        """Whether position 0 counts. Raises :class:`EvalError` before :func:`as_trained` has filled it in."""
+        return _filled("use_position_0", self.use_position_0)
+
+
+class ReadsTexts(EvaluationConfig):
+    """Base of the settings of evaluations that read texts of their own."""
+
+    context_length: int | None = Field(
+        default=None, ge=2, description="Tokens of a text that are read, BOS included; default as the SAE was trained."
+    )
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a text that are read. Raises :class:`EvalError` before :func:`as_trained` has filled it in."""
+        return _filled("context_length", self.context_length)
+
+
+def as_trained(config: Config, saes: Sequence[LoadedSAE]) -> Config:
+    """The settings with what follows training filled in; a setting that differs from training is said in one line.
+
+    Every evaluation calls this before it reads anything.
+
+    Raises:
+        EvalError: see :func:`fill_from_training`.
+    """
+    for name in _follow_training(config):
+        value = getattr(config, name)
+        differing = {sae.name: its for sae in saes if (its := getattr(sae.metadata, name)) != value}
+        if value is not None and differing:
+            trained = ", ".join(f"{sae}: {its}" for sae, its in differing.items())
+            say(f"{config.evaluation}: {name} is set to {value}, which differs from training ({trained})")
+    return fill_from_training(config, saes)
+
+
+def fill_from_training(config: Config, saes: Sequence[LoadedSAE]) -> Config:
+    """The settings with what follows training filled in from the metadata of the SAEs.
+
+    Raises:
+        EvalError: the SAEs were trained differently, so that no one value follows training.
+    """
+    found: dict[str, Any] = {}
+    for name in _follow_training(config):
+        trained = {sae.name: getattr(sae.metadata, name) for sae in saes}
+        if getattr(config, name) is None and len(set(trained.values())) > 1:
+            each = ", ".join(f"{sae}: {value}" for sae, value in trained.items())
+            raise EvalError(
+                f"{config.evaluation}: the SAEs were trained with different {name} ({each}); "
+                f"evaluate them separately, or set {name} in the settings of {config.evaluation}"
+            )
+        if trained:
+            found[name] = next(iter(trained.values()))
+    return fill(config, found)
+
+
+def fill(config: Config, trained: dict[str, Any]) -> Config:
+    """The settings with these values, by name, where they follow training and are not set."""
+    unset = {name: value for name, value in trained.items() if getattr(config, name, value) is None}
+    return config.model_copy(update=unset) if unset else config
+
+
+def _follow_training(config: EvaluationConfig) -> list[str]:
+    bases = {"use_position_0": CountsPositions, "context_length": ReadsTexts}
+    return [name for name, base in bases.items() if isinstance(config, base)]
+
+
+def _filled(name: str, value: Value | None) -> Value:
+    if value is None:
+        raise EvalError(f"{name} follows the SAE's training: fill it in with as_trained(config, saes), or set it")
+    return value
