@@ -28,12 +28,13 @@ from scansion.report.tables.budget import BUDGET_NOTE, budget_columns, budget_ro
 from scansion.report.tables.measured import other_tables
 from scansion.report.tables.page import full_table, headline_table, probing_by_set, verdicts
 from scansion.report.tables.position import POSITION_NOTE, position_columns, position_rows
+from scansion.study.compare.comparison import STAR_NOTE
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import HOW_TO_READ
 
 _ONE_SEED = (
-    "One seed a run: brackets hold 95% bootstrap intervals over contexts, test texts or documents of one trained SAE, and "
-    "do not cover the variation between seeds."
+    "One seed per run: brackets hold 95% bootstrap intervals of one trained SAE, over contexts, test texts or documents. They "
+    "do not show how much seeds vary."
 )
 
 
@@ -105,6 +106,7 @@ def page(data: ReportData, sections: Sequence[tuple[str, str, list[Chart]]], dic
         headline=headline_table(data),
         every=full_table(data),
         how_to_read=_notes(data),
+        star_note=STAR_NOTE,
         set_apart=list(data.comparison.set_apart.items()),
         caveats=[(arm.name, caveat) for arm in data.comparison.arms for caveat in arm.caveats],
         not_applicable=[

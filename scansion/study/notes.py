@@ -21,9 +21,9 @@ NOTES = "notes.txt"
 
 
 def append_notes(folder: Path) -> None:
-    """Add an entry on the run in ``folder`` to ``notes.txt`` beside it, unless one on the same figures is there.
+    """Add an entry on the run in ``folder`` to ``notes.txt`` next to it, unless it has one on the same figures.
 
-    A run that is not finished gets no entry. The comparison is with the plan's first run, if it lies beside this one.
+    A run that is not finished gets no entry. The comparison is with the plan's first run, if it is in the same folder.
     """
     records = open_run(folder)
     if any(record.info.status == "unfinished" for record in records):
@@ -47,7 +47,7 @@ def _append(path: Path, run: str, records: Sequence[ArmRecord], plan: StudyPlan)
 
 
 def _baseline(plan: StudyPlan, parent: Path) -> ArmRecord | None:
-    """The first arm of the plan's first run, if that run is beside the others."""
+    """The first arm of the plan's first run, if that run is in the same folder."""
     first = parent / "run_0"
     if not (first / "plan.json").is_file():
         return None
@@ -99,7 +99,7 @@ def _figures(info: ArmInfo) -> Iterator[str]:
         yield f"figures: {'; '.join(shown)}"
     yield from (f"no {name}: {why}" for name, why in info.not_applicable.items())
     if (seconds := info.costs.get("train_seconds")) is not None:
-        yield f"cost: {seconds:.0f} s of training steps a seed, {info.costs['step_ms'] or 0:.1f} ms a step"
+        yield f"cost: {seconds:.0f} s of training steps per seed, {info.costs['step_ms'] or 0:.1f} ms per step"
 
 
 def conclusions(record: ArmRecord, baseline: ArmRecord | None, plan: StudyPlan) -> Iterator[str]:
@@ -109,7 +109,7 @@ def conclusions(record: ArmRecord, baseline: ArmRecord | None, plan: StudyPlan) 
         yield f"no conclusion: {info.status}: {'; '.join(info.reasons)}"
         return
     if baseline is None:
-        yield "no comparison: the plan's first run is not beside this one"
+        yield "no comparison: the plan's first run is not in the same folder as this one"
         return
     if record.name == baseline.name:
         yield "this is the baseline that other runs are compared with"
@@ -133,23 +133,23 @@ def _verdicts(found: Comparison, arm_name: str, plan: StudyPlan) -> Iterator[str
     if plan.primary_metric not in arm.differences:
         yield f"the primary metric {plan.primary_metric} was not measured"
     if arm.caveats:
-        yield f"mind: {'; '.join(arm.caveats)}. {SPARSITY_NOTE}"
-    yield "these sentences take each figure by itself; `scansion compare` corrects for the number of runs"
+        yield f"note: {'; '.join(arm.caveats)}. {SPARSITY_NOTE}"
+    yield "these sentences take each run by itself; `scansion compare` corrects for the number of runs"
 
 
 def verdict(difference: Difference, name: str, minimum_effect: float | None = None) -> str:
-    """One difference in words: told from zero or not, how large, and how large one could have been found."""
+    """One difference in words: significant or not, how large, and how large a difference the seeds could detect."""
     how, n = figure(name), len(difference.seeds)
     shown = difference_text(difference.model_copy(update={"p_holm": None}), how)
     low, high = difference.estimate.low, difference.estimate.high
     if low is None or high is None:
-        where = "at one seed" if n == 1 else f"at each of {n} seeds alike"
-        return f"{shown} {where}, which says nothing of the variation between seeds"
+        where = "at one seed" if n == 1 else f"at each of {n} seeds"
+        return f"{shown} {where}, which does not show how much seeds vary"
     if low == high == 0:
-        return f"the baseline's at every seed (n={n})"
+        return f"equal to the baseline's at every seed (n={n})"
     corrected_away = difference.estimate.excludes_zero and difference.p_holm is not None and not difference.significant
     if corrected_away:
-        text = f"{shown}, not told from zero at n={n} after correction for the number of runs"
+        text = f"{shown}, not significant at n={n} after Holm's correction over the runs"
     elif difference.estimate.excludes_zero:
         up = low > 0
         good = {None: "", "up": ", better" if up else ", worse", "down": ", worse" if up else ", better"}[how.better]
@@ -158,13 +158,13 @@ def verdict(difference: Difference, name: str, minimum_effect: float | None = No
         text = f"no difference detectable at n={n}: {shown}"
         if difference.detectable is not None:
             text += (
-                f"; one of {difference.detectable * how.scale:.{how.digits}f} would have been found in 4 of 5 studies"
+                f"; 4 of 5 such studies would detect a true one of {difference.detectable * how.scale:.{how.digits}f}"
             )
     if minimum_effect is not None:
         if max(abs(low), abs(high)) < minimum_effect:
-            text += f"; smaller than the {minimum_effect * how.scale:g} that the plan calls relevant"
+            text += f"; smaller than {minimum_effect * how.scale:g}, the plan's smallest effect that matters"
         elif min(abs(low), abs(high)) >= minimum_effect and difference.estimate.excludes_zero and not corrected_away:
-            text += f"; at least the {minimum_effect * how.scale:g} that the plan calls relevant"
+            text += f"; at least {minimum_effect * how.scale:g}, the plan's smallest effect that matters"
         else:
-            text += f"; whether it reaches the {minimum_effect * how.scale:g} that the plan calls relevant is open"
+            text += f"; it may or may not reach {minimum_effect * how.scale:g}, the plan's smallest effect that matters"
     return text

@@ -11,7 +11,7 @@ import pytest
 from scansion.errors import ConfigError
 from scansion.evals.statistics import Estimate
 from scansion.study import ArmInfo, compare
-from scansion.study.compare.comparison import SPARSITY_NOTE, Comparison, Difference, holm
+from scansion.study.compare.comparison import SPARSITY_NOTE, STAR_NOTE, Comparison, Difference, holm
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import (
     difference_text,
@@ -82,13 +82,13 @@ def test_the_same_difference_at_every_seed_has_no_interval(seeds: dict[int, floa
     found = difference(compare({"base": info({0: 0.1, 1: 0.3, 2: 0.5}), "other": info(seeds)}), "other")
     assert found.estimate.value == pytest.approx(0.2) and found.estimate.low is None
     assert (found.p, found.p_holm, found.detectable, found.significant) == (None, None, None, False)
-    alike = f"+0.200 at each of {len(seeds)} seeds alike, which says nothing of the variation between seeds"
+    alike = f"+0.200 at each of {len(seeds)} seeds, which does not show how much seeds vary"
     assert verdict(found, "fve") == alike
 
 
 def test_no_difference_at_any_seed_is_said_so_whatever_the_rounding() -> None:
     found = difference(compare({"base": info({0: 0.3, 1: 0.6}), "same": info({0: 0.1 + 0.2, 1: 0.6})}), "same")
-    assert verdict(found, "fve") == "the baseline's at every seed (n=2)"
+    assert verdict(found, "fve") == "equal to the baseline's at every seed (n=2)"
 
 
 def test_what_could_have_been_found_is_said_for_each_headline_figure() -> None:
@@ -123,7 +123,7 @@ def test_what_seeds_do_not_tell_from_a_front_is_said() -> None:
     front = comparison.fronts[0]
     assert (front.x, front.y, front.arms, front.near) == ("l0", "fve", ["base"], ["noisy"])
     assert any(
-        line.endswith("than: base. Off this front, but not told from it by seeds: noisy.")
+        line.endswith("than: base. Off this front by no more than seed noise: noisy.")
         for line in lines_below(comparison)
     )
     one_seed = compare({"base": info({0: 0.8}), "lower": info({0: 0.7})})
@@ -221,21 +221,33 @@ def test_verdicts_say_no_more_than_the_interval() -> None:
         made(0.1, 0.05, 0.2), "dead_share"
     )
     assert verdict(made(0.1, 0.05, 0.2), "l0").endswith("+0.1 [+0.1, +0.2] (n=3)"), "neither way is better"
-    assert verdict(made(0.0, 0.0, 0.0), "fve") == "the baseline's at every seed (n=3)"
+    assert verdict(made(0.0, 0.0, 0.0), "fve") == "equal to the baseline's at every seed (n=3)"
     unclear = verdict(made(0.01, -0.03, 0.05), "fve")
     assert (
         unclear.startswith("no difference detectable at n=3: +0.010")
-        and "one of 0.020 would have been found" in unclear
+        and "4 of 5 such studies would detect a true one of 0.020" in unclear
     )
-    assert "says nothing of the variation between seeds" in verdict(made(0.1, None, None), "fve")
+    assert "does not show how much seeds vary" in verdict(made(0.1, None, None), "fve")
+
+
+def test_what_a_star_means_is_said_below_each_table_that_has_one(tmp_path: Path) -> None:
+    arms = {"base": BASE, "lower": info({0: 0.700, 1: 0.721, 2: 0.739}), "same": info({0: 0.8, 1: 0.83, 2: 0.83})}
+    comparison = compare(arms)
+    figures, differences = terminal_tables(comparison)
+    assert [str(cell).endswith(" *") for cell in differences.columns[2].cells] == [True, False]
+    assert (figures.caption, differences.caption) == (None, STAR_NOTE)
+    written = write_comparison(comparison, arms, tmp_path)[0].read_text()
+    assert written.count(STAR_NOTE) == 2, "below the headline's differences, and below those of every figure"
+    without = compare({"base": BASE, "same": arms["same"]})
+    assert all(table.caption is None for table in terminal_tables(without))
 
 
 def test_verdicts_heed_the_correction() -> None:
     sure = made(0.03, 0.02, 0.04)
     assert "higher than the baseline's" in verdict(sure.model_copy(update={"p": 0.01, "p_holm": 0.02}), "fve", 0.01)
     away = verdict(sure.model_copy(update={"p": 0.01, "p_holm": 0.16}), "fve", 0.01)
-    assert away.startswith("+0.030 [+0.020, +0.040], not told from zero at n=3 after correction for the number of runs")
-    assert "higher" not in away and away.endswith("whether it reaches the 0.01 that the plan calls relevant is open")
+    assert away.startswith("+0.030 [+0.020, +0.040], not significant at n=3 after Holm's correction over the runs")
+    assert "higher" not in away and away.endswith("it may or may not reach 0.01, the plan's smallest effect that matters")
 
 
 def test_no_zero_has_a_sign() -> None:
@@ -247,11 +259,11 @@ def test_no_zero_has_a_sign() -> None:
 @pytest.mark.parametrize(
     ("interval", "says"),
     [
-        ((0.001, -0.004, 0.006), "smaller than the 0.01 that the plan calls relevant"),
-        ((0.001, 0.0005, 0.0015), "smaller than the 0.01"),
-        ((0.03, 0.02, 0.04), "at least the 0.01"),
-        ((0.02, 0.005, 0.035), "whether it reaches the 0.01 that the plan calls relevant is open"),
-        ((0.0, -0.05, 0.05), "is open"),
+        ((0.001, -0.004, 0.006), "smaller than 0.01, the plan's smallest effect that matters"),
+        ((0.001, 0.0005, 0.0015), "smaller than 0.01"),
+        ((0.03, 0.02, 0.04), "at least 0.01"),
+        ((0.02, 0.005, 0.035), "it may or may not reach 0.01, the plan's smallest effect that matters"),
+        ((0.0, -0.05, 0.05), "it may or may not reach 0.01"),
     ],
 )
 def test_verdicts_weigh_the_effect_that_matters(interval: tuple[float, float, float], says: str) -> None:

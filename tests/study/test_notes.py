@@ -29,7 +29,7 @@ def test_a_finished_study_has_an_entry_a_run(carried: Carried) -> None:
     assert "plain: this is the baseline" not in notes and "    this is the baseline that other runs" in notes
     assert "differs from plain in: sae.mask.family: none -> random_hard" in notes
     assert "no conclusion: degenerate: no training step was taken" in notes
-    assert "at one seed, which says nothing of the variation between seeds" in notes
+    assert "at one seed, which does not show how much seeds vary" in notes
 
 
 def test_numbers_come_from_the_file(carried: Carried, home: Path) -> None:
@@ -65,4 +65,4 @@ def test_without_the_baseline_nothing_is_compared(home: Path) -> None:
     shutil.rmtree(home / "run_0")
     append_notes(home / "run_1")
     notes = (home / "notes.txt").read_text()
-    assert "no comparison: the plan's first run is not beside this one" in notes and "detectable" not in notes
+    assert "no comparison: the plan's first run is not in the same folder as this one" in notes and "detectable" not in notes

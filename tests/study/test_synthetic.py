@@ -12,6 +12,7 @@ from scansion import cli
 from scansion.errors import ConfigError, ScansionError
 from scansion.evals.statistics import Estimate
 from scansion.masks import RandomHardMaskConfig
+from scansion.study.compare.comparison import STAR_NOTE
 from scansion.study.synthetic import (
     SyntheticPlan,
     compare,
@@ -191,6 +192,40 @@ def test_interrupted_or_in_parallel_the_figures_are_the_same(
     assert len(logs) == 4
 
 
+def test_a_star_means_the_same_as_in_every_comparison(finished: Path) -> None:
+    """An interval without zero earns no star by itself: the p-value must survive Holm's correction over the variants."""
+    seeds = [0, 1, 2, 3]
+    gaps = {"weak": [0.01, 0.02, 0.03, 0.01], "strong": [0.10, 0.101, 0.102, 0.101]}
+    noise = {f"noise {i}": [0.1 * i, -0.2, 0.1, -0.1] for i in range(4)}
+    plan = plan_with(seeds=[0])
+    summary = compare(plan, execute_synthetic(plan, finished, jobs=1))
+    plain = summary.worlds[0].variants[0]
+
+    def variant(name: str, by: list[float]):
+        values = [0.5 + gap for gap in by]
+        changes = {"fve": Estimate.of_seeds(by)} if name != "plain" else {}
+        return plain.model_copy(
+            update={
+                "name": name,
+                "by_seed": {metric: [None] * 4 for metric in plain.by_seed} | {"fve": values},
+                "estimates": {metric: Estimate.of_seeds([]) for metric in plain.estimates}
+                | {"fve": Estimate.of_seeds(values)},
+                "differences": changes,
+            }
+        )
+
+    variants = [variant(name, by) for name, by in ({"plain": [0.0] * 4} | gaps | noise).items()]
+    world = summary.worlds[0].model_copy(update={"variants": variants})
+    summary = summary.model_copy(update={"seeds": seeds, "worlds": [world]})
+    assert variants[1].differences["fve"].excludes_zero
+    figures, differences = tables(summary)
+    starred = dict(zip(differences.columns[0].cells, differences.columns[1].cells, strict=True))
+    assert [name for name, cell in starred.items() if str(cell).endswith(" *")] == ["strong"]
+    assert differences.caption == STAR_NOTE and figures.caption is None
+    text = write_summary(summary, finished / "stars")[1].read_text()
+    assert text.count(STAR_NOTE) == 1 and text.index("| strong |") < text.index(STAR_NOTE)
+
+
 def test_a_worker_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scansion.study.synthetic.execute._run_logged", _die)
     with pytest.raises(ScansionError, match="a worker process was killed"):
@@ -249,7 +284,7 @@ def test_what_is_written_says_the_same_as_what_is_shown(finished: Path, tmp_path
     text = paths[1].read_text()
     estimate = summary.worlds[1].variants[1].estimates["fve"]
     assert f"| hard | {estimate.value:.3f} ±{(estimate.high - estimate.low) / 2:.3f} |" in text
-    assert "\n\n\n" not in text and text.count("## World") == 2 and "Difference to plain" in text
+    assert "\n\n\n" not in text and text.count("## World") == 2 and "Difference from plain" in text
     assert len(tables(summary)) == 4
 
 

@@ -10,7 +10,7 @@ from scansion.report.data import ReportArm, ReportData
 from scansion.report.tables.summary import with_gain
 from scansion.study.compare.comparison import ComparedArm, Difference
 from scansion.study.compare.figures import figure
-from scansion.study.compare.tables import difference_text, figure_text
+from scansion.study.compare.tables import difference_text, figure_text, has_star
 from scansion.study.notes import verdict
 
 
@@ -19,9 +19,9 @@ class Cell:
     """One cell: a figure, and its difference from the baseline's, each with its interval.
 
     Attributes:
-        difference: with a star where it is told from zero.
-        tone: of a difference told from zero after correction: ``better`` or ``worse``, or ``different`` where neither side
-            is good; empty for any other.
+        difference: with a star where it is significant, as ``STAR_NOTE`` defines.
+        tone: of a difference with a star: ``better`` or ``worse``, or ``different`` where neither side is good; empty for
+            any other.
     """
 
     value: str
@@ -108,7 +108,7 @@ def _cell(arm: ReportArm, compared: ComparedArm, name: str) -> Cell:
     difference = compared.differences.get(name)
     shown = difference_text(difference, how) if difference is not None else ""
     gap, _, spread = ("" if shown == "-" else shown).removesuffix(" *").partition(" ")
-    return Cell(value, interval, gap + " *" * shown.endswith("*"), spread, _tone(difference, how))
+    return Cell(value, interval, gap + " *" * has_star([[shown]]), spread, _tone(difference, how))
 
 
 def _tone(difference: Difference | None, how: Figure) -> str:

@@ -14,13 +14,20 @@ from scansion.evals.base import not_comparable
 from scansion.evals.statistics import Estimate, detectable_difference, paired_p
 from scansion.study.final_info import ArmInfo
 
+BySeed = Mapping[int, float | None]
+
 _LEVEL = 0.05
 _ROUNDING = 1e-9
 _FRONTS = (("l0", "fve"), ("l0", "ce_loss_recovered"), ("train_seconds", "fve"), ("train_seconds", "ce_loss_recovered"))
 L0_TOLERANCE = 0.1
+STAR_NOTE = (
+    "A star (*) marks a difference whose p-value is below 0.05 after Holm's correction over the runs in the table, separately "
+    "for each figure."
+)
 SPARSITY_NOTE = (
-    "Where L0 is more than a tenth from the baseline's, differences in reconstruction and probing are in part differences in "
-    "sparsity, and bits on position grow with how often features fire; the share of entropy does not."
+    "Where L0 differs from the baseline's by more than a tenth, differences in reconstruction and probing are partly "
+    "differences in sparsity. Information of firing on position also grows with how often features fire; its share of entropy "
+    "does not."
 )
 
 
@@ -29,12 +36,12 @@ class Difference(BaseModel):
 
     Attributes:
         estimate: mean over seeds with Student's 95% interval, not corrected for the number of comparisons. There is no
-            interval below two seeds, nor where all differ by the same amount, which says nothing of how seeds vary;
-            but ``[0, 0]`` where none differs.
+            interval below two seeds, nor where all seeds differ by the same amount, which does not show how seeds vary;
+            but ``[0, 0]`` where no seed differs.
         p: of a two-sided one-sample t-test of the paired differences; None below two seeds, or where all are equal.
         p_holm: the same after Holm's correction over all arms compared on this figure.
-        detectable: the smallest true difference that would have been found with a probability of 80%.
-        seeds: those both have.
+        detectable: the smallest true difference that such a test finds with a probability of 80%.
+        seeds: the seeds that both arms have.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,7 +54,7 @@ class Difference(BaseModel):
 
     @property
     def significant(self) -> bool:
-        """Whether it is told from zero at 5% after correction."""
+        """Whether its p-value is below 0.05 after Holm's correction; tables mark it with a star."""
         return self.p_holm is not None and self.p_holm < _LEVEL
 
 
@@ -75,8 +82,8 @@ class Front(BaseModel):
     Attributes:
         x, y: the figures.
         arms: those on the front.
-        near: those off it which seeds do not tell from it: nothing that beats one by the means has a difference in ``y``,
-            paired by seed, whose 95% interval leaves zero out. Empty where there is one seed.
+        near: arms off the front whose distance from it is within seed noise: for every arm that beats one by the means, the
+            95% interval of the difference in ``y``, paired by seed, holds zero. Empty if there is one seed only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -138,7 +145,7 @@ def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Compar
         notes.append(f"The baseline {wanted} is {infos[wanted].status}; compared with {reference} instead.")
     if len({info.provenance.get("plan") for info in comparable.values()}) > 1:
         notes.append("The plan was changed between some of these runs; each folder's plan.json says what it was.")
-    differences = _differences(comparable, reference)
+    differences = paired_differences({name: _by_seed(info) for name, info in comparable.items()}, reference)
     arms = [
         ComparedArm(
             name=name,
@@ -180,16 +187,22 @@ def _unlike(one: ArmInfo, baseline: ArmInfo, figure: str) -> tuple[float, float]
     return ours, theirs
 
 
-def _differences(infos: Mapping[str, ArmInfo], reference: str | None) -> dict[str, dict[str, Difference]]:
-    """Arm -> figure -> difference, with Holm's correction over the arms of each figure."""
-    raw: dict[str, dict[str, Difference]] = {name: {} for name in infos}
+def paired_differences(
+    values: Mapping[str, Mapping[str, BySeed]], reference: str | None
+) -> dict[str, dict[str, Difference]]:
+    """Arm -> figure -> difference from the reference arm, with Holm's correction over the arms of each figure.
+
+    Args:
+        values: arm -> figure -> seed -> value.
+        reference: the arm that the others are compared with; None gives no difference.
+    """
+    raw: dict[str, dict[str, Difference]] = {name: {} for name in values}
     if reference is None:
         return raw
-    theirs = infos[reference]
-    for name, info in infos.items():
+    for name, figures in values.items():
         if name != reference:
-            for figure in info.values:
-                if (found := _difference(info, theirs, figure)) is not None:
+            for figure, ours in figures.items():
+                if (found := _difference(ours, values[reference].get(figure, {}))) is not None:
                     raw[name][figure] = found
     for figure in dict.fromkeys(figure for found in raw.values() for figure in found):
         tested = [name for name, found in raw.items() if figure in found and found[figure].p is not None]
@@ -199,10 +212,12 @@ def _differences(infos: Mapping[str, ArmInfo], reference: str | None) -> dict[st
     return raw
 
 
-def _difference(ours: ArmInfo, theirs: ArmInfo, figure: str) -> Difference | None:
-    here = dict(zip(ours.seeds, ours.values[figure], strict=True))
-    there = dict(zip(theirs.seeds, theirs.values.get(figure, [None] * len(theirs.seeds)), strict=True))
-    pairs = {s: (a, b) for s, a in here.items() if a is not None and (b := there.get(s)) is not None}
+def _by_seed(info: ArmInfo) -> dict[str, BySeed]:
+    return {figure: dict(zip(info.seeds, values, strict=True)) for figure, values in info.values.items()}
+
+
+def _difference(ours: BySeed, theirs: BySeed) -> Difference | None:
+    pairs = {s: (a, b) for s, a in ours.items() if a is not None and (b := theirs.get(s)) is not None}
     if not pairs:
         return None
     gaps = [a - b for a, b in pairs.values()]
@@ -252,5 +267,5 @@ def _front(infos: Mapping[str, ArmInfo], x: str, y: str) -> Front:
 
 def _told_apart(one: ArmInfo, other: ArmInfo, figure: str) -> bool:
     """Whether the difference has an interval without zero; also if there are too few seeds to have one."""
-    found = _difference(one, other, figure)
+    found = _difference(_by_seed(one)[figure], _by_seed(other)[figure])
     return found is None or found.estimate.low is None or found.estimate.excludes_zero

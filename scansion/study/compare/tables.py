@@ -11,18 +11,15 @@ from rich.text import Text
 from scansion.evals import Figure
 from scansion.evals.statistics import Estimate
 from scansion.files import atomic_file, write_json
-from scansion.study.compare.comparison import ComparedArm, Comparison, Difference
+from scansion.study.compare.comparison import STAR_NOTE, ComparedArm, Comparison, Difference
 from scansion.study.compare.figures import figure
 from scansion.study.final_info import ArmInfo
 
-HOW_TO_READ = (
-    "Means over seeds with 95% t-intervals. Differences are paired by seed; a star marks one told from zero at 5% after "
-    "Holm's correction over the runs, separately for each figure."
-)
+HOW_TO_READ = "Means over seeds with 95% t-intervals. Differences are paired by seed."
 
 ONE_SEED = (
-    "One seed a run: these figures and differences say nothing of the variation between seeds. The report gives intervals over "
-    "contexts and test texts."
+    "One seed per run: these figures and differences do not show how much seeds vary. The report gives intervals over contexts "
+    "and test texts."
 )
 
 
@@ -35,7 +32,8 @@ def terminal_tables(comparison: Comparison, *, every: bool = False) -> list[Tabl
     """
     tables: list[Table] = []
     for title, rows in _both(comparison, every):
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title, title_justify="left", caption_justify="left")
+        table.caption = STAR_NOTE if has_star(rows) else None
         for number, cell in enumerate(rows[0]):
             table.add_column(cell, justify="right" if number > 1 else "left")
         for row in rows[1:]:
@@ -55,7 +53,7 @@ def lines_below(comparison: Comparison) -> list[str]:
     lines += [f"{arm.name}: no {name}: {why}" for arm in comparison.arms for name, why in arm.not_applicable.items()]
     lines += _detectable_line(comparison)
     for front in comparison.fronts:
-        near = f" Off this front, but not told from it by seeds: {', '.join(front.near)}." if front.near else ""
+        near = f" Off this front by no more than seed noise: {', '.join(front.near)}." if front.near else ""
         lines.append(
             f"No run has, on average, both more {figure(front.y).label} and less {figure(front.x).label} than: "
             f"{', '.join(front.arms)}.{near}"
@@ -85,7 +83,7 @@ def _detectable_line(comparison: Comparison) -> list[str]:
             found.append(f"{how.label} {least if least == most else f'{least} to {most}'}")
     if not found:
         return []
-    return [f"Differences that would have been found in 4 of 5 such studies, by run: {'; '.join(found)}."]
+    return [f"Smallest true difference that 4 of 5 such studies would find, from run to run: {'; '.join(found)}."]
 
 
 def write_comparison(comparison: Comparison, infos: Mapping[str, ArmInfo], folder: Path) -> list[Path]:
@@ -98,6 +96,7 @@ def write_comparison(comparison: Comparison, infos: Mapping[str, ArmInfo], folde
                 "",
                 *_markdown(_turned(rows) if every else rows),
                 "",
+                *([STAR_NOTE, ""] if has_star(rows) else []),
             ]
     text = [f"# Comparison with {comparison.baseline}" if comparison.baseline else "# Comparison", ""]
     text += [line for below in lines_below(comparison) for line in (below, "")] + parts
@@ -139,11 +138,16 @@ def figure_text(estimate: Estimate | None, how: Figure) -> str:
 
 
 def difference_text(difference: Difference | None, how: Figure) -> str:
-    """``-0.064 [-0.070, -0.058] *``; the star says that it is told from zero after correction."""
+    """``-0.064 [-0.070, -0.058] *``; the star is the one of ``STAR_NOTE``."""
     if difference is None or difference.estimate.value is None:
         return "-"
     value, low, high = (None if v is None else f"{v * how.scale:+z.{how.digits}f}" for v in _three(difference.estimate))
     return f"{value}" if low is None else f"{value} [{low}, {high}]{' *' if difference.significant else ''}"
+
+
+def has_star(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a cell of a table is marked, so that ``STAR_NOTE`` belongs below it."""
+    return any(cell.endswith(" *") for row in rows for cell in row)
 
 
 def _three(estimate: Estimate) -> tuple[float | None, float | None, float | None]:
@@ -159,7 +163,7 @@ def _width(arm: ComparedArm) -> str:
 
 
 def _turned(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """One row a figure instead of one a run, for a table of very many figures."""
+    """One row per figure instead of one per run, for a table of very many figures."""
     return [list(row) for row in zip(*rows, strict=True)]
 
 

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from scansion.evals.statistics import Estimate
 from scansion.files import atomic_file, write_json
+from scansion.study.compare.comparison import STAR_NOTE, Difference, paired_differences
+from scansion.study.compare.tables import has_star
 from scansion.study.synthetic.comparison import METRICS, Metric, StudySummary, VariantSummary, WorldSummary
 
 Rows = list[list[str]]
@@ -29,11 +31,12 @@ def write_summary(summary: StudySummary, out: Path) -> list[Path]:
 
 
 def tables(summary: StudySummary) -> list[Table]:
-    """Two tables a world: the figures, and the differences to the reference."""
+    """Two tables per world: the figures, and the differences from the reference."""
     found: list[Table] = []
     for world in summary.worlds:
         for title, rows in _sections(summary, world):
-            table = Table(title=escape(title), title_justify="left", title_style="bold")
+            table = Table(title=escape(title), title_justify="left", title_style="bold", caption_justify="left")
+            table.caption = STAR_NOTE if has_star(rows) else None
             for index, heading in enumerate(rows[0]):
                 table.add_column(escape(heading), justify="right" if index else "left")
             for row in rows[1:]:
@@ -52,13 +55,6 @@ def notes(summary: StudySummary) -> list[str]:
         "of an unmasked SAE is flat, so that its match is at chance; a hard mask of fewer than half the positions is "
         "spurious on every unbound feature. Both hold by construction.",
     ]
-    differences = [d for world in summary.worlds for variant in world.variants for d in variant.differences.values()]
-    tested = sum(difference.low is not None for difference in differences)
-    if tested:
-        lines.append(
-            f"Differences are paired by seed; * marks those whose interval excludes 0. If there were no true difference "
-            f"at all, about {0.05 * tested:.0f} of these {tested} would be marked."
-        )
     for world in summary.worlds:
         for variant in world.variants:
             lines += [
@@ -84,14 +80,21 @@ def _sections(summary: StudySummary, world: WorldSummary) -> list[tuple[str, Row
         [variant.name, *(_figure(variant, key, metric) for key, metric in shown.items())] for variant in world.variants
     ]
     differences = [[f"less {summary.reference}", *headings]]
+    tested = paired_differences(
+        {
+            variant.name: {key: dict(zip(summary.seeds, variant.by_seed[key], strict=True)) for key in shown}
+            for variant in world.variants
+        },
+        summary.reference,
+    )
     differences += [
-        [variant.name, *(_difference(variant.differences[key], metric.digits) for key, metric in shown.items())]
+        [variant.name, *(_difference(tested[variant.name].get(key), metric.digits) for key, metric in shown.items())]
         for variant in world.variants
         if variant.differences
     ]
     sections = [(f"World {world.name!r}", figures)]
     if len(differences) > 1:
-        sections.append((f"World {world.name!r}: difference to {summary.reference}, paired by seed", differences))
+        sections.append((f"World {world.name!r}: difference from {summary.reference}, paired by seed", differences))
     return sections
 
 
@@ -104,11 +107,11 @@ def _figure(variant: VariantSummary, key: str, metric: Metric) -> str:
     return shown if chance is None else f"{shown} / {chance:.2f}"
 
 
-def _difference(estimate: Estimate, digits: int) -> str:
-    if estimate.value is None:
+def _difference(difference: Difference | None, digits: int) -> str:
+    if difference is None or difference.estimate.value is None:
         return "-"
-    mark = " *" if estimate.excludes_zero else ""
-    return f"{estimate.value:+.{digits}f}{_half_width(estimate, digits)}{mark}"
+    mark = " *" if difference.significant else ""
+    return f"{difference.estimate.value:+.{digits}f}{_half_width(difference.estimate, digits)}{mark}"
 
 
 def _half_width(estimate: Estimate, digits: int) -> str:
@@ -129,13 +132,13 @@ def _markdown(summary: StudySummary) -> str:
     }
     lines.append(f"- Every world: {_settings(common)}.")
     for world in summary.worlds:
-        lines += [*([""] if lines[-1] else []), f"## World: {world.name}", ""]
+        lines += ["", f"## World: {world.name}", ""]
         own = {key: value for key, value in world.settings.items() if key not in common}
         lines += [f"{_settings(own)}.", ""] if own else []
         for title, rows in _sections(summary, world):
-            lines += [f"{title.partition(': ')[2].capitalize()}:", ""] if ": " in title else []
-            lines += [*_markdown_table(rows), ""]
-    return "\n".join(lines).rstrip() + "\n"
+            lines += ["", f"{title.partition(': ')[2].capitalize()}:", ""] if ": " in title else []
+            lines += [*_markdown_table(rows), *(["", STAR_NOTE] if has_star(rows) else [])]
+    return "\n".join(lines) + "\n"
 
 
 def _settings(settings: dict[str, object]) -> str:
