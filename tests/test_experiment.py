@@ -45,7 +45,8 @@ def test_a_run_writes_its_figures_where_it_was_told(run, tmp_path: Path) -> None
     assert list(info) == ["masked"] and info["masked"]["means"]["fve"] > 0
     assert "name: masked" in (folder / "seed_0/config.yaml").read_text()
     assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", "notes.txt", "run_1"]
-    assert "no comparison: the plan's first run is not in the same folder as this one" in (folder.parent / "notes.txt").read_text()
+    notes = (folder.parent / "notes.txt").read_text()
+    assert "no comparison: the plan's first run is not in the same folder as this one" in notes
 
 
 @pytest.mark.parametrize("name", ["results", "run_", "run_1a", "run1", "run_-1"])

@@ -79,7 +79,7 @@ def figures_of(plan: SyntheticPlan, out: Path, jobs: int = 1) -> dict[str, objec
         ({"variants": [{**PLAN["variants"][0], "training": {"lr": 0}}]}, "variant 'plain': lr: "),
         (
             {"variants": [{"name": "plain", "sae": {"architecture": "topk", "d_sae": 8, "mask": {"family": "moon"}}}]},
-            "no mask family is called 'moon'; there are none, random_hard",
+            "no mask family is called 'moon'; there are adaptive, bands",
         ),
         (
             {
