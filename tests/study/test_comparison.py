@@ -247,7 +247,9 @@ def test_verdicts_heed_the_correction() -> None:
     assert "higher than the baseline's" in verdict(sure.model_copy(update={"p": 0.01, "p_holm": 0.02}), "fve", 0.01)
     away = verdict(sure.model_copy(update={"p": 0.01, "p_holm": 0.16}), "fve", 0.01)
     assert away.startswith("+0.030 [+0.020, +0.040], not significant at n=3 after Holm's correction over the runs")
-    assert "higher" not in away and away.endswith("it may or may not reach 0.01, the plan's smallest effect that matters")
+    assert "higher" not in away and away.endswith(
+        "it may or may not reach 0.01, the plan's smallest effect that matters"
+    )
 
 
 def test_no_zero_has_a_sign() -> None:

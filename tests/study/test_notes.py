@@ -65,4 +65,7 @@ def test_without_the_baseline_nothing_is_compared(home: Path) -> None:
     shutil.rmtree(home / "run_0")
     append_notes(home / "run_1")
     notes = (home / "notes.txt").read_text()
-    assert "no comparison: the plan's first run is not in the same folder as this one" in notes and "detectable" not in notes
+    assert (
+        "no comparison: the plan's first run is not in the same folder as this one" in notes
+        and "detectable" not in notes
+    )
