@@ -26,7 +26,7 @@ app = App(help_format="plaintext")
 
 
 def training(result: Result) -> Figure:
-    """Tokens a second of every subject, an architecture a panel."""
+    """Tokens per second of every subject, one panel per architecture."""
     seconds = {name: own for group in groups(result).values() for name, own in seconds_of(group, "wall").items()}
     kinds = [kind for kind in KINDS if f"{OURS}{kind}" in seconds]
     shown = {kind: _of(kind, seconds) for kind in kinds}
@@ -50,7 +50,7 @@ def training(result: Result) -> Figure:
 
 
 def floors(result: Result) -> Figure:
-    """Each of our steps beside its floor: the products, and Adam's traffic."""
+    """Each of our steps compared with its floor: the products, and Adam's traffic."""
     rows: list[tuple[str, float, float, float]] = []
     for group in groups(result).values():
         seconds = seconds_of(group, "wall")

@@ -147,7 +147,7 @@ def measure(
         rounds: steps of each.
         threads: of torch.
         memory: whether memory is measured.
-        square: side of the plain matrix product beside them.
+        square: side of the plain matrix product measured with them.
     """
     if threads is not None:
         torch.set_num_threads(threads)

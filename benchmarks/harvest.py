@@ -1,4 +1,4 @@
-"""Harvest: tokens a second from contexts to activations, ours beside transformers run whole and the peers' buffers."""
+"""Harvest: tokens per second from contexts to activations: ours, transformers run whole, the peers' buffers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def measure(
         rounds: turns of each.
         threads: of torch.
         peers: whether the peers take part.
-        square: side of the plain matrix product beside them.
+        square: side of the plain matrix product measured with them.
     """
     if threads is not None:
         torch.set_num_threads(threads)

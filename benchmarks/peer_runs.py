@@ -42,7 +42,7 @@ class Task:
         return self.contexts.n_tokens // BATCH_TOKENS
 
     def lm(self) -> LanguageModel:
-        """Loaded anew."""
+        """Loaded again."""
         return load_language_model(self.model, None, "cpu", "float32")
 
 
@@ -154,7 +154,7 @@ def run_sparsify(task: Task) -> Spent:
     whole, training = Stopwatch(), Stopwatch()
     with quiet():
         trainer = SparsifyTrainer(config, data, model)
-        # It trains inside a hook at the end of the layer. Its hook is set anew for every batch, after this one.
+        # It trains inside a hook at the end of the layer. Its hook is set again for every batch, after this one.
         handles = [
             model.register_forward_pre_hook(whole.start),
             model.register_forward_hook(whole.stop),

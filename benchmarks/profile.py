@@ -100,7 +100,7 @@ def measure(
 
 
 def profiled(step: Step, batches: Sequence[torch.Tensor], steps: int) -> dict[str, Any]:
-    """Seconds a step of each group and of the largest operations, on the thread that calls them.
+    """Seconds per step of each group and of the largest operations, on the thread that calls them.
 
     What an operation does on other threads happens while it is waited for, and is its own time all the same.
     """

@@ -1,4 +1,4 @@
-"""Taking turns: everything that is compared does its work once a round, so that what else the machine does falls on all."""
+"""Taking turns: everything that is compared does its work once per round, so that other load on the machine slows all alike."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PACKAGES = (
 
 @dataclass
 class Times:
-    """Seconds of one subject, a number a round."""
+    """Seconds of one subject, one number per round."""
 
     wall: list[float] = field(default_factory=list[float])
     cpu: list[float] = field(default_factory=list[float])
@@ -86,7 +86,7 @@ def take_turns(actions: Mapping[str, Action], rounds: int) -> Iterable[Summaries
 
 
 class Record:
-    """A result file, written anew whenever something was measured, so that a run cut short leaves what it has.
+    """A result file, written again after every measurement, so that an interrupted run keeps its results.
 
     Until then an earlier result stays where it is.
 

@@ -32,7 +32,7 @@ app = App(help_format="plaintext")
 
 
 def harvest(result: Result, clock: str) -> str:
-    """Tokens a second of each way to activations."""
+    """Tokens per second of each way to activations."""
     seconds = seconds_of(result["harvest"], clock)
     tokens, own = result["settings"]["tokens"], "scansion, language model to disk"
     rows: Rows = [("", "tokens/s", "time, of ours")]

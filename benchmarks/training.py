@@ -1,4 +1,4 @@
-"""Training speed: ours, our own dense form and the peers, one step of each in turn, beside the machine's own limits.
+"""Training speed: ours, our own dense form and the peers, one step of each in turn, with the machine's own limits.
 
 Each has a process of its own. Ours has the C library keep the memory that it frees, which peers leave as they find it: they
 take part as they are, and once more with the same done for them from outside.
@@ -96,7 +96,7 @@ def measure(
         out: the JSON file.
         kinds: architectures.
         d_in, d_sae, k: sizes.
-        batch_tokens: tokens a step, a multiple of 128.
+        batch_tokens: tokens per step, a multiple of 128.
         rounds: steps of each.
         threads: of torch; with 1, processor time means something on a machine that others use too.
         peers: whether the peers take part.

@@ -47,13 +47,13 @@ def seconds_of(group: Result, clock: str) -> dict[str, float]:
 
 
 def rates(result: Result, seconds: dict[str, float]) -> dict[str, float]:
-    """Operations or bytes a second of the plain operations that took turns."""
+    """Operations or bytes per second of the plain operations that took turns."""
     work = result["work"]
     return {name: max(work[name].values()) / seconds[name] for name in PLAIN if name in seconds}
 
 
 def peak(rate: dict[str, float]) -> float:
-    """Operations a second of the faster of the two products."""
+    """Operations per second of the faster of the two products."""
     return max(rate["square product"], rate["encoder product"])
 
 
