@@ -123,5 +123,7 @@ def _read(file: Path, kind: type[Result], sae: LoadedSAE, data: dict[str, object
         result = kind.model_validate(require_known_format(read_json(file), file))
     except ValidationError:  # written by another version: evaluate again
         return None
+    if result.schema_version != kind.model_fields["schema_version"].default:  # its figures were defined otherwise
+        return None
     same = result.sae_fingerprint == sae.fingerprint and all(result.data.get(key) == data[key] for key in data)
     return result if same else None

@@ -12,7 +12,7 @@ from scansion.errors import ConfigError, EvalError
 from scansion.evals import LoadedSAE, evaluations, figures_in
 from scansion.evals.position import PositionConfig, evaluate_position
 from scansion.evals.recovery.evaluate import SyntheticConfig, evaluate_synthetic
-from scansion.files import read_json
+from scansion.files import read_json, write_json
 from scansion.pipeline.evaluate import check_evaluations, evaluate
 from scansion.report import measured_table
 from scansion.sae import ReluConfig, SAEMetadata, build_sae, load_sae, save_sae
@@ -119,6 +119,10 @@ def test_synthetic_runs_are_scored_against_the_world_their_store_names(tmp_path:
     assert first.means()["mmcs"] == figures_in(synthetic)["mmcs"].value, "beside those of core"
     assert read_json(tmp_path / "run" / "evals" / "synthetic.json")["eval"] == "synthetic"
     assert evaluate({"run": tmp_path / "run"}, configs, held_out, no_lm) == [first]
+    file = tmp_path / "run" / "evals" / "synthetic.json"
+    write_json(file, {**read_json(file), "schema_version": 1})
+    assert evaluate({"run": tmp_path / "run"}, configs, held_out, no_lm) == [first], "defined otherwise: measured again"
+    assert read_json(file)["schema_version"] == synthetic.schema_version == 2
     table = measured_table("synthetic", [first])
     assert table is not None and table.columns[:2] == ["run", "MMCS"] and table.rows[0][:2] == ["run", "1.000"]
     assert table.notes[0] == "activations are made from known features, not from a language model"

@@ -38,13 +38,36 @@ def firing_entropy(profile: Profile) -> Float[np.ndarray, "F"]:
     return -_x_log_x(share) - _x_log_x(1 - share)
 
 
-def effective_positions(rates: Float[np.ndarray, "P F"]) -> Float[np.ndarray, "F"]:
-    """``exp`` of the entropy (nats) of the normalised rate profile: 1 for a single position, P for all alike; NaN if dead."""
-    total = rates.sum(axis=0)
+def effective_positions(
+    profile: Float[np.ndarray, "P F"], tokens: Int[np.ndarray, "P"] | None = None
+) -> Float[np.ndarray, "F"]:
+    """Over how many positions a profile r spreads: ``(sum r)^2 / sum r^2``, 1 for a single position, P for a flat profile.
+
+    The inverse of Simpson's index (Simpson 1949, "Measurement of diversity"; Hill's number of order 2). NaN for an empty
+    profile.
+
+    Args:
+        profile: weights of a mask; or, with ``tokens``, how often a feature fired at each position.
+        tokens: tokens at each position. Rates are then ``r = c / t``, and each square is estimated without bias as
+            ``c (c - 1) / (t (t - 1))``: the plain square would make every rare feature look tied to positions. NaN below
+            two firings; infinite where no two firings are at one position.
+    """
+    if tokens is None:
+        rates, squares, least = profile, np.square(profile), 0.0
+    else:
+        t = np.maximum(tokens, 1)[:, None].astype(np.float64)
+        rates, least = profile / t, 1.0
+        # One token says nothing about a square; there the plain one is taken.
+        squares = np.where(t > 1, rates * np.maximum(profile - 1, 0) / np.maximum(t - 1, 1), np.square(rates))
+    together = squares.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        shares = rates / total
-    entropy = -math.log(2) * _x_log_x(shares).sum(axis=0)
-    return np.where(total > 0, np.exp(entropy), np.nan)
+        spread = (np.square(rates.sum(axis=0)) - np.square(rates).sum(axis=0) + together) / together
+    return np.where(profile.sum(axis=0) > least, spread, np.nan)
+
+
+def bounded_effective_positions(profile: Profile) -> Float[np.ndarray, "F"]:
+    """:func:`effective_positions` of what fired, at most P: a few firings at different positions are taken to be flat."""
+    return np.minimum(effective_positions(profile.counts, profile.tokens), len(profile.tokens))
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +76,7 @@ class Null:
 
     Attributes:
         information: mean over draws, bits.
-        effective_positions: mean over the first draws.
+        effective_positions: mean over the first draws, each at most P.
         p_value: (1 + draws at or above the observation) / (1 + draws); 1 for a feature that never fired.
         draws: how many there were.
     """
@@ -159,7 +182,8 @@ class _Draws:
             self.sums[features] += np.maximum(bits, 0.0)
             self.reached[features] += bits >= self._observed[features] - _TIE
             if draw < n_effective:
-                effective += effective_positions((counts / self._tokens).T)
+                turned_profile = counts.T.astype(np.float64)
+                effective += bounded_effective_positions(Profile(turned_profile, turned_profile, self._tokens))
         if first:
             self.effective[features] = effective / n_effective
         self.n[features] += n_draws

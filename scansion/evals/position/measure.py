@@ -14,8 +14,8 @@ from scansion.evals.position.groups import Jackknife
 from scansion.evals.position.information import (
     VOITA_THRESHOLD,
     Null,
+    bounded_effective_positions,
     corrected,
-    effective_positions,
     firing_entropy,
     information,
 )
@@ -85,7 +85,7 @@ def measure(
     q = null.q_value()
     significant = alive & (q <= rate) if rate is not None else np.zeros_like(alive)
     score = (whole.mass / np.maximum(whole.tokens, 1)[:, None]).max(axis=0)
-    effective = effective_positions(whole.rates)
+    effective = bounded_effective_positions(whole)
     bound = slice(n_shared, None)
     of_mask = {
         "auroc": auroc(weights, whole),

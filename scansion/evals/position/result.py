@@ -25,7 +25,8 @@ class StateFigures(BaseModel):
         significant_share: share found to depend on the position at the false discovery rate set; None where the null
             was drawn for its mean only.
         voita_share, voita_share_corrected: share with more than 0.05 bits, before and after the correction.
-        effective_positions, effective_positions_null: exp of the entropy of the rate profile, in [1, P].
+        effective_positions, effective_positions_null: over how many positions a feature fires, in [1, P], see
+            :func:`~scansion.evals.position.information.effective_positions`; over features with at least two firings.
         reliability: correlation of the rate profiles of two halves of the documents, over features that fired in both.
         positional_score_median, positional_score_p99: quantiles of the highest mean activation at any position.
         auroc, overlap: bound features' firing against their mask; the ``_chance`` beside each is the same firing against
@@ -95,6 +96,7 @@ class PositionResult(EvalResult):
         budget: the four ways in which SAEs may be of equal size.
     """
 
+    schema_version: int = 2  # 1: effective_positions was exp of the entropy of the rate profile
     eval: str = "position"
     sae_config: AnySAEConfig
     n_tokens: int

@@ -27,6 +27,7 @@ class SyntheticConfig(EvaluationConfig):
 class SyntheticResult(EvalResult):
     """How much of the truth the SAE has found; ``recovery`` holds it all."""
 
+    schema_version: int = 2  # 1: spurious_firing did not allow for a finite number of tokens
     eval: str = "synthetic"
     recovery: RecoveryResult
 

@@ -56,17 +56,3 @@ def support_iou(a: Float[Tensor, "L n"], b: Float[Tensor, "L m"]) -> Float[Tenso
     a, b = support(a).double(), support(b).double()
     both = a.T @ b
     return both / (a.sum(dim=0)[:, None] + b.sum(dim=0)[None] - both).clamp_min(1.0)
-
-
-def effective_positions(counts: Float[Tensor, "L n"], sampled: bool) -> Float[Tensor, "n"]:
-    """Over how many positions a profile spreads: ``(sum q)^2 / sum q^2``, from 1 to L; NaN for an empty profile.
-
-    Args:
-        counts: firing counts or mask weights.
-        sampled: the profile is a sample of firings. Then Simpson's unbiased form ``N (N - 1) / sum c (c - 1)`` is taken,
-            since few firings look restricted by chance; NaN below two firings, infinite where no two coincide.
-    """
-    counts = counts.double()
-    total = counts.sum(dim=0)
-    less = 1.0 if sampled else 0.0
-    return total * (total - less) / (counts * (counts - less)).sum(dim=0)

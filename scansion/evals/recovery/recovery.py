@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -13,8 +14,9 @@ from scansion.activations import ActivationStore
 from scansion.errors import EvalError
 from scansion.evals.base import LoadedSAE, reasons_before_running, reasons_from_activity, status_of
 from scansion.evals.core.duplicates import duplicate_share
+from scansion.evals.position.information import effective_positions
 from scansion.evals.reading.contexts import read_contexts
-from scansion.evals.recovery.matching import cosines, effective_positions, one_to_one, profile_overlap, support_iou
+from scansion.evals.recovery.matching import cosines, one_to_one, profile_overlap, support_iou
 from scansion.evals.recovery.result import RECOVERED_COSINE, GroupRecovery, ProfileMatch, RecoveryResult
 from scansion.progress import Advance, progress
 from scansion.synth.dictionary import PlantedDictionary
@@ -104,7 +106,7 @@ def _result(
     learnt = sae.W_dec.cpu()[live]
     compared = len(live) > 0 and bool(torch.isfinite(learnt).all() and torch.isfinite(weights).all())
     figures = (
-        _compare(planted, true_counts, learnt, activity.counts[:, live], weights[:, live])
+        _compare(planted, true_counts, learnt, activity.counts[:, live], weights[:, live], held_out.count)
         if compared
         else {"groups": {}}
     )
@@ -127,6 +129,7 @@ def _compare(
     learnt: Float[Tensor, "n_live d_in"],
     counts: Int[Tensor, "L n_live"],
     weights: Float[Tensor, "L n_live"],
+    tokens: Int[Tensor, "L"],
 ) -> dict[str, object]:
     """All figures of a dictionary with at least one live feature, none of them depending on the features' order."""
     cosine = cosines(planted.directions, learnt)
@@ -157,8 +160,8 @@ def _compare(
         "mmcs_learnt": float(cosine.max(dim=0).values.mean()),
         "mmcs_chance": float(cosines(planted.directions, random).max(dim=1).values.mean()),
         "duplicates": duplicate_share(learnt),
-        "spurious_firing": _restricted(counts[:, found[uniform]].double(), sampled=True),
-        "spurious_mask": _restricted(weights[:, found[uniform]].double(), sampled=False),
+        "spurious_firing": _restricted(counts[:, found[uniform]].double(), tokens),
+        "spurious_mask": _restricted(weights[:, found[uniform]]),
     }
 
 
@@ -194,7 +197,7 @@ def _share(flags: Bool[Tensor, "n"]) -> float:
     return float(flags.double().mean())
 
 
-def _restricted(profiles: Float[Tensor, "L n"], sampled: bool) -> float | None:
-    spread = effective_positions(profiles, sampled)
-    spread = spread[~spread.isnan()]
-    return _share(spread < RESTRICTED_SHARE * profiles.shape[0]) if len(spread) else None
+def _restricted(profiles: Float[Tensor, "L n"], tokens: Int[Tensor, "L"] | None = None) -> float | None:
+    spread = effective_positions(profiles.double().numpy(), None if tokens is None else tokens.numpy())
+    spread = spread[~np.isnan(spread)]
+    return float((spread < RESTRICTED_SHARE * profiles.shape[0]).mean()) if len(spread) else None

@@ -65,8 +65,8 @@ class RecoveryResult(EvalResult):
         mmcs_chance: what ``mmcs`` of ``all`` would be for as many random directions.
         duplicates: share of live features with a cosine above 0.9 to another live one.
         spurious_firing: of the learnt features matched to true ones that fire everywhere alike, the share whose firings
-            spread over fewer than half the positions (``effective_positions``, unbiased for samples); None where there is
-            none with two firings.
+            spread over fewer than half the positions, see
+            :func:`~scansion.evals.position.information.effective_positions`; None if no such feature fired twice.
         spurious_mask: the same by the mask's weights.
     """
 

@@ -38,6 +38,27 @@ def test_effective_positions_at_the_extremes() -> None:
     assert np.isnan(effective_positions(rates)[3])
 
 
+def test_the_spread_of_a_sample_is_unbiased_for_few_firings() -> None:
+    draws = np.random.default_rng(0).integers(32, size=(4000, 6))
+    counts = np.stack([np.bincount(row, minlength=32) for row in draws], axis=1).astype(np.float64)
+    plenty = np.full(32, 10**6)
+    assert (1 / effective_positions(counts, plenty)).mean() == pytest.approx(1 / 32, rel=0.1)
+    assert (1 / effective_positions(counts)).mean() > 4 / 32, "the plain form makes rare features look restricted"
+
+
+def test_the_spread_allows_for_uneven_and_finite_text() -> None:
+    tokens = np.array([200, 100, 50, 25])
+    always = np.stack([tokens * [1, 1, 0, 0], tokens], axis=1).astype(np.float64)
+    assert effective_positions(always, tokens) == pytest.approx([2, 4]), (
+        "a feature that always fires there is no sample"
+    )
+    counts = np.random.default_rng(0).binomial(tokens[:, None], 0.1, size=(4, 4000)).astype(np.float64)
+    assert (1 / effective_positions(counts, tokens)).mean() == pytest.approx(1 / 4, rel=0.02)
+    few = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [2, 0, 0, 0]], dtype=np.float64).T
+    spread = effective_positions(few, tokens)
+    assert spread[0] == np.inf and np.isnan(spread[1]) and spread[2] == pytest.approx(1)
+
+
 def null_of(fired: np.ndarray, lengths: list[int], **settings: float) -> tuple[Null, np.ndarray]:
     firing = firing_of(made_up_text(lengths), fired)
     return shift_null(firing, 100, np.random.default_rng(0), **settings), information(firing.without(None))  # type: ignore[arg-type]

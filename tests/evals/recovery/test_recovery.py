@@ -7,7 +7,7 @@ import torch
 
 from scansion.errors import EvalError
 from scansion.evals.recovery import evaluate_recovery
-from scansion.evals.recovery.matching import effective_positions, one_to_one, profile_overlap, support, support_iou
+from scansion.evals.recovery.matching import one_to_one, profile_overlap, support, support_iou
 from scansion.evals.recovery.result import RecoveryResult
 from tests.planted import planted_sae, sae_from, subject_of
 
@@ -159,18 +159,8 @@ def test_profile_figures_have_their_closed_form() -> None:
     expected = torch.tensor([[1, 0.5, 0.125, 0], [0.5, 1, 0.25, 0], [0.125, 0.25, 1, 0], [0, 0, 0, 0]])
     torch.testing.assert_close(overlap, expected.double())
     torch.testing.assert_close(support_iou(columns, columns), expected.double())
-    torch.testing.assert_close(effective_positions(columns, sampled=False)[:3], torch.tensor([8.0, 4.0, 1.0]).double())
     noisy = torch.tensor([9.0, 11, 10, 12, 1, 0, 0, 2])
     assert support(noisy[:, None]).squeeze(1).tolist() == [True] * 4 + [False] * 4
-
-
-def test_the_spread_of_a_sample_is_unbiased_for_few_firings() -> None:
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randint(32, (4000, 6), generator=generator)
-    counts = torch.nn.functional.one_hot(draws, 32).sum(dim=1).T.double()
-    coincidence = 1 / effective_positions(counts, sampled=True)
-    assert float(coincidence.mean()) == pytest.approx(1 / 32, rel=0.1)
-    assert float((1 / effective_positions(counts, sampled=False)).mean()) > 4 / 32
 
 
 def test_the_pairing_is_the_best_one() -> None:
