@@ -125,7 +125,7 @@ MISTAKES = {
     "no runs": (lambda s: s.update(runs=[]), "runs: List should have at least 1 item"),
     "two of one name": (lambda s: s["runs"][1].update(name="plain"), "two runs have the same name"),
     "unknown architecture": (lambda s: s["runs"][0]["sae"].update(architecture="vae"), r"runs\.0\.sae: .*'vae'"),
-    "another architecture's key": (lambda s: s["runs"][2]["sae"].update(k=3), r"runs\.2\.sae\.relu\.k: Extra inputs"),
+    "another architecture's key": (lambda s: s["runs"][2]["sae"].update(k=3), r"runs\.2\.sae: k: Extra inputs"),
     "unknown training key of a run": (lambda s: s["runs"][2]["training"].update(rl=3), "rl: Extra inputs"),
     "a metric nobody measures": (
         lambda s: s.update(primary_metric="fev"),
@@ -143,7 +143,7 @@ MISTAKES = {
         lambda s: s["evaluations"]["core"].update(loss=3),
         "evaluations: core: loss: Extra inputs are not permitted",
     ),
-    "unknown mask": (lambda s: s["runs"][1]["sae"]["mask"].update(family="odd"), r"runs\.1\.sae\.topk\.mask: .*'odd'"),
+    "unknown mask": (lambda s: s["runs"][1]["sae"]["mask"].update(family="odd"), r"runs\.1\.sae: mask: .*'odd'"),
 }
 
 
