@@ -3,7 +3,14 @@
 from scansion.corpus.config import CorpusConfig
 from scansion.corpus.contexts import Contexts
 from scansion.corpus.sources import check_source, corpus_assets, read_documents
-from scansion.corpus.tokenise import CorpusSplits, held_out_documents, load_contexts, tokenizer_fingerprint
+from scansion.corpus.tokenise import (
+    CorpusSplits,
+    held_out_documents,
+    load_contexts,
+    start_and_padding,
+    token_ids,
+    tokenizer_fingerprint,
+)
 
 __all__ = [
     "Contexts",
@@ -14,5 +21,7 @@ __all__ = [
     "held_out_documents",
     "load_contexts",
     "read_documents",
+    "start_and_padding",
+    "token_ids",
     "tokenizer_fingerprint",
 ]

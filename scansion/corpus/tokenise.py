@@ -160,7 +160,7 @@ def _fill(train: _Side, held_out: _Side, config: CorpusConfig, tokenizer: transf
             # A full side takes no more documents, so these are not tokenised either.
             first, n_documents = n_documents, n_documents + len(texts)
             taken = [(first + i, text) for i, text in enumerate(texts) if not sides[i].full]
-            for (doc_id, _), tokens in zip(taken, _token_ids([text for _, text in taken], tokenizer), strict=True):
+            for (doc_id, _), tokens in zip(taken, token_ids([text for _, text in taken], tokenizer), strict=True):
                 side = sides[doc_id - first]
                 before = side.n_pooled
                 side.layout.add(doc_id, tokens)
@@ -186,7 +186,8 @@ def _is_held_out(text: str, config: CorpusConfig) -> bool:
     return xxhash.xxh3_64_intdigest(text.encode("utf-8"), seed=config.seed) / 2**64 < config.held_out_fraction
 
 
-def _token_ids(texts: list[str], tokenizer: transformers.PreTrainedTokenizerBase) -> list[list[int]]:
+def token_ids(texts: list[str], tokenizer: transformers.PreTrainedTokenizerBase) -> list[list[int]]:
+    """The ids of each text's own tokens, without BOS, EOS or truncation."""
     if not texts:
         return []
     return tokenizer(
@@ -194,13 +195,22 @@ def _token_ids(texts: list[str], tokenizer: transformers.PreTrainedTokenizerBase
     )["input_ids"]
 
 
-def _bos_and_padding(config: CorpusConfig, tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[int | None, int]:
+def start_and_padding(tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[int | None, int]:
+    """The token that every context starts with, and the one that fills it up after its end.
+
+    Returns:
+        BOS, or EOS if there is no BOS: some model families, such as Qwen, were trained with EOS between documents. None
+        if there is neither. Then the padding token, or one that stands in for it.
+    """
     bos, eos, pad = (_special_id(tokenizer, role) for role in ("bos", "eos", "pad"))
-    # Some model families, such as Qwen, have no BOS and were trained with EOS between documents.
-    start = bos if bos is not None else eos
+    padding = next((token for token in (pad, eos, bos) if token is not None), 0)
+    return bos if bos is not None else eos, padding
+
+
+def _bos_and_padding(config: CorpusConfig, tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[int | None, int]:
+    start, padding = start_and_padding(tokenizer)
     if config.bos and start is None:
         raise CorpusError("the tokenizer has neither a BOS nor an EOS token to start contexts with; set bos to false")
-    padding = next((token for token in (pad, eos, bos) if token is not None), 0)
     return (start if config.bos else None), padding
 
 

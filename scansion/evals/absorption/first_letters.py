@@ -13,8 +13,9 @@ import transformers  # whole, for it loads its parts when they are first named
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scansion.corpus import Contexts
+from scansion.corpus import Contexts, token_ids
 from scansion.errors import EvalError
+from scansion.evals.reading.texts import start_token
 from scansion.lm import HookPoint, LanguageModel, activations_at, logits
 from scansion.progress import progress
 
@@ -92,13 +93,12 @@ class SpellingPrompts:
 
     def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, examples: int) -> None:
         def ids(text: str) -> list[int]:
-            return tokenizer(text, add_special_tokens=False)["input_ids"]
+            return token_ids([text], tokenizer)[0]
 
-        starts = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if isinstance(token, int)]
         answers = [ids(f" {letter.upper()}") for letter in LETTERS]
-        if not starts or any(len(answer) != 1 for answer in answers):
-            raise EvalError("the tokenizer has no token to start with, or no single token for an answer such as ' A'")
-        self.bos = starts[0]
+        if any(len(answer) != 1 for answer in answers):
+            raise EvalError("the tokenizer has no single token for an answer such as ' A'; use another model")
+        self.bos = start_token(tokenizer)
         self.answers = [answer[0] for answer in answers]
         self.examples = examples
         self._before, self._after = ids("\n"), ids(_AFTER_WORD)

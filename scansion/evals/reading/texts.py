@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ import xxhash
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scansion.corpus import Contexts, tokenizer_fingerprint
+from scansion.corpus import Contexts, start_and_padding, token_ids, tokenizer_fingerprint
 from scansion.device import dtype_name, resolve_dtype
 from scansion.errors import EvalError
 from scansion.evals.reading.cache import ActivationCache
@@ -78,7 +77,7 @@ class TextReader:
             CorpusError: the tokenizer is not a fast one.
             EvalError: the tokenizer has no token to start with, or the LM's activations are not finite.
         """
-        bos_id, pad_id = _bos_and_padding(self.lm.tokenizer)
+        bos_id, pad_id = start_token(self.lm.tokenizer), start_and_padding(self.lm.tokenizer)[1]
         lists = self._token_lists(texts, bos_id, what)
         per_token = self.d_in * resolve_dtype(self.dtype).itemsize
         self.cache.announce(what, sum(map(len, lists)) * per_token)
@@ -143,7 +142,7 @@ class TextReader:
             chosen = order[start : start + self.batch_size]
             length = len(lists[chosen[0]])
             contexts = Contexts.from_token_lists([lists[index] for index in chosen], length, pad_id, has_bos=True)
-            counted = _counted(contexts, self.lm.tokenizer)
+            counted = counted_tokens(contexts, self.lm.tokenizer)
             x = activations_at(self.lm, self.hook_point, contexts).cpu() if counted.any() else None
             for place, index in enumerate(chosen):
                 at = counted[place]
@@ -167,10 +166,22 @@ def _in_blocks(lengths: Sequence[int], tokens: int) -> Iterator[Int[np.ndarray, 
         yield order[block_of == block]
 
 
-def _counted(contexts: Contexts, tokenizer: transformers.PreTrainedTokenizerBase) -> Bool[Tensor, "B L"]:
+def start_token(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
+    """The token that every text of an evaluation starts with: BOS, or EOS if there is no BOS.
+
+    Raises:
+        EvalError: the tokenizer has neither.
+    """
+    start, _ = start_and_padding(tokenizer)
+    if start is None:
+        raise EvalError("the tokenizer has neither a BOS nor an EOS token to start a text with; use another model")
+    return start
+
+
+def counted_tokens(contexts: Contexts, tokenizer: transformers.PreTrainedTokenizerBase) -> Bool[Tensor, "B L"]:
+    """Which tokens count in an evaluation of texts: all but the first (BOS, or EOS in its place), EOS and padding."""
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
     is_special = torch.isin(contexts.tokens, torch.tensor([token for token in special if token is not None]))
-    # Position 0 is BOS even where EOS stands in for it.
     return contexts.valid & (contexts.positions > 0) & ~is_special
 
 
@@ -181,18 +192,7 @@ def _tokenised(
     with progress(f"{what}: tokenise", len(texts), "texts") as advance:
         for start in range(0, len(texts), _TEXTS_TOKENISED_AT_ONCE):
             part = list(texts[start : start + _TEXTS_TOKENISED_AT_ONCE])
-            # The tokenizer's own truncation keeps the end of the text in some families.
-            ids = tokenizer(
-                part, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-            )["input_ids"]
-            lists += [[bos_id, *one[: context_length - 1]] for one in ids]
+            # Cut here: the tokenizer's own truncation keeps the end of the text in some families.
+            lists += [[bos_id, *ids[: context_length - 1]] for ids in token_ids(part, tokenizer)]
             advance(len(part))
     return lists
-
-
-def _bos_and_padding(tokenizer: Any) -> tuple[int, int]:
-    bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    start = bos if bos is not None else eos
-    if start is None:
-        raise EvalError("the tokenizer has neither a BOS nor an EOS token to start a text with; use another model")
-    return start, start if pad is None else pad

@@ -10,8 +10,8 @@ import transformers  # whole, for it loads its parts when they are first named
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scansion.corpus import Contexts
-from scansion.errors import EvalError
+from scansion.corpus import Contexts, token_ids
+from scansion.evals.reading.texts import counted_tokens, start_token
 from scansion.evals.unlearning.questions import Question
 from scansion.lm import HookPoint, LanguageModel, activations_at, logits
 from scansion.lm.forward import Replace
@@ -90,7 +90,7 @@ def firing_rates(
     batch_size: int,
     advance: Advance = lambda _: None,
 ) -> list[Float[np.ndarray, " d_sae"]]:
-    """How often each feature of each SAE fires, a token after BOS, in [0, 1]."""
+    """How often each feature of each SAE fires per counted token, in [0, 1]."""
     bos = start_token(lm.tokenizer)
     lists = [[bos, *_ids(lm.tokenizer, text)][:context_length] for text in texts]
     lists = sorted((ids for ids in lists if len(ids) > 1), key=len, reverse=True)
@@ -98,7 +98,7 @@ def firing_rates(
     for start in range(0, len(lists), batch_size):
         batch = lists[start : start + batch_size]
         contexts = Contexts.from_token_lists(batch, len(batch[0]), bos, has_bos=True)
-        counted = contexts.valid & (contexts.positions > 0)
+        counted = counted_tokens(contexts, lm.tokenizer)
         x = activations_at(lm, hook_point, contexts)[counted.to(lm.device)].float()
         for sae, count in zip(saes, counts, strict=True):
             weights = sae.W_enc
@@ -116,13 +116,5 @@ def fits(lm: LanguageModel, question: Question, context_length: int) -> bool:
     return min(lengths) > 0 and 1 + prompt + max(lengths) <= context_length
 
 
-def start_token(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
-    """BOS, or EOS where there is none."""
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if isinstance(token, int):
-            return token
-    raise EvalError("the tokenizer has neither a BOS nor an EOS token to start a text with; use another model")
-
-
 def _ids(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return token_ids([text], tokenizer)[0]
