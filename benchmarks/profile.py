@@ -38,7 +38,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """Names of torch's operations, without ``aten::`` and the underscore of those that work in place, by group."""
 NATIVE = {
     "selection": ("top_k", "above", "screened_top_k", "screened_above", "round_rows"),
-    "sums over active entries, in C": ("group", "fired", "decode", "learn", "weighted_sum"),
+    "sums over active entries, in C": ("group", "fired", "decode", "sparse_backward", "weighted_sum"),
     "passes over decoder rows, in C": ("remove_parallel", "normalise"),
 }
 """Functions of :mod:`scansion.execution.cpu.native` and :mod:`scansion.execution.cpu.native_screen`, by group."""

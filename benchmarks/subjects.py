@@ -51,9 +51,7 @@ def ours(
         "batch_topk": lambda: BatchTopKConfig(d_sae=d_sae, k=k, mask=config),
     }
     sae = build_sae(made[kind](), d_in, n_positions, torch.Generator().manual_seed(seed))
-    if dense:
-        sae.losses = sae.dense_losses
-    learner = Learner(sae, TrainingConfig(tokens=TOKENS, device="cpu"), TOKENS // 2048)
+    learner = Learner(sae, TrainingConfig(tokens=TOKENS, device="cpu"), TOKENS // 2048, "dense" if dense else None)
     positions = torch.arange(n_positions)
 
     def step(x: Tensor) -> None:

@@ -14,6 +14,7 @@ import torch
 from scansion.assets import ASSETS, cache_dir, status
 from scansion.device import resolve_device
 from scansion.errors import ScansionError
+from scansion.execution.report import execution_lines
 from scansion.files import human_bytes, require_writable
 
 _SIDE = 1024
@@ -30,6 +31,7 @@ def report() -> list[str]:
         f"{_matmul_gflops(device):,.0f} GFLOP/s in a {_SIDE} x {_SIDE} float32 product",
         f"memory: {human_bytes(psutil.virtual_memory().available)} of "
         f"{human_bytes(psutil.virtual_memory().total)} available",
+        *execution_lines(device),
     ]
     try:
         require_writable(cache_dir())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scansion.execution import banded
+from scansion.execution import blocks
 from scansion.masks import base
 from scansion.readings import Reading
 from scansion.sae import SAE
+from tests.execution.curves import losses_of
 from tests.masks.families import EVERYWHERE, FAMILIES, NONE_DEAD, make_sae, some_x
 
 
@@ -61,7 +62,7 @@ def test_numpy_may_write_to_what_lies_on_the_cpu() -> None:
 def test_positions_are_read_at_the_first_step_alone(family: str, elsewhere: None, monkeypatch) -> None:
     """As many times in all as at the first of three steps, and with the losses of positions that are new each time."""
     read: list[int] = []
-    for module, name in ((base, "_range_of"), (banded, "_listed")):
+    for module, name in ((base, "_range_of"), (blocks, "_listed")):
         reading = getattr(module, name)
         counting = Reading(lambda tensor, reading=reading: read.append(len(tensor)) or reading._read(tensor))
         monkeypatch.setattr(module, name, counting)
@@ -69,7 +70,7 @@ def test_positions_are_read_at_the_first_step_alone(family: str, elsewhere: None
 
     def step(sae: SAE, positions: torch.Tensor) -> torch.Tensor:
         sae.mask.can_fire(positions)
-        return sae.losses(some_x(n=3), positions, NONE_DEAD).reconstruction
+        return losses_of(sae, some_x(n=3), positions, NONE_DEAD).reconstruction
 
     sae = make_sae("topk", FAMILIES[family]).train()
     first, at_first = step(sae, EVERYWHERE), len(read)

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scansion.execution.cpu import native
-from scansion.execution.dispatch import count, dots_at_entries, sum_of_rows
+from scansion.execution import operations
+from scansion.execution.backends import choose
+from scansion.execution.operations import dots_at_entries, sum_of_rows
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,12 @@ class SparseActs:
     @cached_property
     def tokens(self) -> Int[Tensor, "nnz"]:
         """The token of each entry."""
-        counts = self.offsets.diff()
-        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(self.values))
+        return operations.tokens_of(self.offsets, len(self.values))
 
     @cached_property
     def by_feature(self) -> tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Int[Tensor, "d_sae_plus_1"]]:
         """The order that groups entries by feature, their tokens in it, and where each feature's begin and end."""
-        if native.supports(self.values):
-            return native.group(self.features, self.offsets, self.d_sae)
-        order = self.features.int().argsort(stable=True)  # half the time of 64 bits
-        ends = count(self.features, self.d_sae).cumsum(0)
-        return order, self.tokens[order], torch.cat([ends.new_zeros(1), ends])
+        return operations.group(self.features, self.offsets, self.values, self.d_sae)
 
     def with_values(self, values: Float[Tensor, "nnz"]) -> SparseActs:
         """The same entries with other values, what is known of their order with them."""
@@ -61,9 +57,7 @@ class SparseActs:
 
     def fired(self) -> Int[Tensor, "d_sae"]:
         """Tokens each feature fires on."""
-        if native.supports(self.values):
-            return native.fired(self.features, self.values, self.d_sae)
-        return count(self.features, self.d_sae, self.values > 0)
+        return operations.fired(self.features, self.values, self.d_sae)
 
 
 def reconstruct(
@@ -103,11 +97,7 @@ class _Reconstruct(torch.autograd.Function):
         ctx.save_for_backward(W_enc, W_dec, x)
         ctx.entries, ctx.bias_of_token, ctx.n_biases = entries, bias_of_token, len(biases)
         ctx.set_materialize_grads(False)
-        if native.supports(x, W_dec):
-            residual = native.decode(x, entries.offsets, entries.features, entries.values, W_dec)
-        else:
-            residual = sum_of_rows(entries.features, W_dec, entries.offsets, entries.values)
-            torch.sub(x, residual, out=residual)
+        residual = operations.decode(x, entries.offsets, entries.features, entries.values, W_dec)
         return entries.values.clone(), residual
 
     @staticmethod
@@ -115,8 +105,8 @@ class _Reconstruct(torch.autograd.Function):
         W_enc, W_dec, x = ctx.saved_tensors
         entries: SparseActs = ctx.entries
         to_residual = torch.zeros_like(x) if gradients[1] is None else gradients[1].contiguous()
-        learnt = _learn_natively if native.supports(W_dec, x, to_residual) else _learn
-        to_W_dec, to_rows, to_b_enc, to_values = learnt(entries, gradients[0], W_dec, x, to_residual)
+        backward = choose("sparse_backward", _sparse_backward, W_dec, x, to_residual)
+        to_W_dec, to_rows, to_b_enc, to_values = backward(entries, gradients[0], W_dec, x, to_residual)
         if ctx.bias_of_token is None:
             sums, to_biases = to_b_enc[None], -to_residual.sum(dim=0, keepdim=True)
         else:
@@ -125,31 +115,21 @@ class _Reconstruct(torch.autograd.Function):
             sums = sums.view(ctx.n_biases, entries.d_sae)
             to_biases = -x.new_zeros(ctx.n_biases, x.shape[1]).index_add_(0, ctx.bias_of_token, to_residual)
         rows = W_enc.T
-        if len(sums) == 1 and native.supports(rows):
-            to_biases -= native.weighted_sum(sums[0], rows)
-        else:
-            to_biases -= sums @ rows
+        to_biases -= operations.weighted_sum(sums[0], rows) if len(sums) == 1 else sums @ rows
         return to_rows.T, to_b_enc, to_W_dec, to_biases, None, None, None
 
 
-def _learn(
-    entries: SparseActs, beside: Tensor | None, W_dec: Tensor, x: Tensor, to_residual: Tensor
+def _sparse_backward(
+    entries: SparseActs, to_acts: Tensor | None, W_dec: Tensor, x: Tensor, to_residual: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of W_dec, W_enc feature by feature, b_enc and the entries' pre-activations; see ``native.sparse_backward``."""
+    """Torch's version of :func:`scansion.execution.cpu.native.sparse_backward`."""
     # The residual falls as the reconstruction grows. Signs are turned where there are few numbers.
     to_values = dots_at_entries(to_residual, W_dec, entries.offsets, entries.tokens, entries.features).neg_()
-    if beside is not None:
-        to_values += beside
+    if to_acts is not None:
+        to_values += to_acts
     to_values *= entries.values > 0
     order, tokens, offsets = entries.by_feature
     to_W_dec = sum_of_rows(tokens, to_residual, offsets, entries.values[order].neg_())
     to_rows = sum_of_rows(tokens, x, offsets, to_values[order])
     to_b_enc = to_values.new_zeros(entries.d_sae).index_add_(0, entries.features, to_values)
     return to_W_dec, to_rows, to_b_enc, to_values
-
-
-def _learn_natively(
-    entries: SparseActs, beside: Tensor | None, W_dec: Tensor, x: Tensor, to_residual: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    beside = None if beside is None else beside.contiguous()
-    return native.sparse_backward(entries.by_feature, entries.values.contiguous(), beside, W_dec, x, to_residual)

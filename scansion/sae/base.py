@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,19 +14,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from scansion.activations.batch import PositionedBatch
-from scansion.cards import card
 from scansion.errors import ShapeError
-from scansion.execution import Encoder, SparseActs, banded_decode, banded_encode, rows_of_bands
-from scansion.execution.cpu import native
-from scansion.masks import AnyMaskConfig, Bands, LiftedMask, NoMaskConfig, PositionalMask, build_mask, gated_product
+from scansion.masks import AnyMaskConfig, LiftedMask, NoMaskConfig, PositionalMask, build_mask
 from scansion.masks.base import MaskedActs
-from scansion.sae.forward import ForwardPass, Losses, Part, squared_norm
+from scansion.sae.cards import sae_card
+from scansion.sae.forward import ForwardPass, squared_norm
 from scansion.sae.metadata import SAEMetadata
-from scansion.sae.sparse import sparse_forward
+from scansion.sae.structure import Routing, Selection
 from scansion.shapes import require_shape
-
-# Numbers that are sure to stay in a CPU's cache from one operation to the next.
-CACHED = 1 << 16
 
 
 class SAEConfig(BaseModel, extra="forbid", frozen=True):
@@ -58,7 +52,7 @@ class SAE(nn.Module, ABC):
     """Where a saved SAE comes from; None if it was built and not loaded."""
 
     uses_pairs: bool = False
-    """Whether :meth:`losses` needs ``previous``: the token before each of the batch's."""
+    """Whether the losses read ``previous``: the token before each of the batch's."""
 
     def __init__(self, config: SAEConfig, d_in: int, n_positions: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -88,19 +82,20 @@ class SAE(nn.Module, ABC):
         """
 
     def activate_bands(
-        self, pre_acts: Sequence[Float[Tensor, "_ n _"]], features: Sequence[Int[Tensor, "_"]]
+        self, pre_acts: Sequence[Float[Tensor, "_ n _"]], features: Sequence[Int[Tensor, "_"] | None]
     ) -> list[Float[Tensor, "_ n _"]]:
         """:meth:`activate` for a batch cut into bands; one that compares tokens must compare those of all bands."""
         return [self.activate(pre, names) for pre, names in zip(pre_acts, features, strict=True)]
 
-    def select_active(self, encoders: Sequence[Encoder]) -> SparseActs | None:
-        """The active entries of a training batch; None where there are too many for sparse execution to pay.
+    def selection(self) -> Selection | None:
+        """Which pre-activations :meth:`activate` keeps as they are, if that is all it does; None if it does more.
 
-        Must select what :meth:`activate` leaves above 0.
-
-        Args:
-            encoders: of all bands.
+        An architecture with a selection can be trained from its active entries alone.
         """
+        return None
+
+    def routing(self, x: Float[Tensor, "T d_in"]) -> Routing | None:
+        """The group of features that each token uses, for an architecture that routes tokens; None for all others."""
         return None
 
     def reconstruction_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
@@ -122,23 +117,6 @@ class SAE(nn.Module, ABC):
 
     def after_forward(self, forward: ForwardPass) -> None:
         """Called with every training forward pass, for an architecture that keeps statistics."""
-
-    def losses_of(self, forward: ForwardPass, dead: Bool[Tensor, "d_sae"]) -> Losses:
-        """All losses of a forward pass: the one place that asks an architecture for them, whichever way was taken.
-
-        Raises:
-            ShapeError: the architecture learns from pairs of tokens, and the batch has no ``previous``.
-        """
-        if self.uses_pairs and forward.previous is None:
-            raise ShapeError(f"{self.config.architecture} learns from pairs of tokens: losses() needs previous")
-        self.after_forward(forward)
-        return Losses(
-            reconstruction=self.reconstruction_loss(forward),
-            sparsity=self.sparsity_loss(forward),
-            auxiliary=self.auxiliary_loss(forward, dead),
-            residual=forward.residual,
-            fired=forward.fired,
-        )
 
     @torch.no_grad()
     def start_at(self, means: Float[Tensor, "P d_in"], positions: Int[Tensor, "P"]) -> None:
@@ -192,7 +170,7 @@ class SAE(nn.Module, ABC):
 
         Arguments as for :meth:`encode`.
         """
-        return self._gated(*self._unpacked(x, positions)).pre_acts
+        return self.masked_acts(*self._unpacked(x, positions)).pre_acts
 
     def encode(
         self, x: Float[Tensor, "*batch d_in"] | PositionedBatch, positions: Int[Tensor, "..."] | None = None
@@ -213,17 +191,7 @@ class SAE(nn.Module, ABC):
             >>> sae.encode(store.contexts(0, 16))  # [L, 16, d_sae]
             >>> sae.encode(x, torch.arange(128))  # x: [batch, 128, d_in] -> [batch, 128, d_sae]
         """
-        return self._gated(*self._unpacked(x, positions)).acts
-
-    def encode_sparse(
-        self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None
-    ) -> SparseActs | None:
-        """What :meth:`encode` gives, as its active entries alone, token by token and without a gradient.
-
-        None where they are not to be had in less time than all of it: the architecture sets no number of active features, or
-        its mask does more than close some. Arguments as for :meth:`encode`.
-        """
-        return None
+        return self.masked_acts(*self._unpacked(x, positions)).acts
 
     def decode(
         self, acts: Float[Tensor, "*batch d_sae"], positions: Int[Tensor, "..."] | None = None
@@ -240,7 +208,7 @@ class SAE(nn.Module, ABC):
         require_shape("acts", acts, "... d_sae", d_sae=self.d_sae)
         if self.b_dec.ndim == 1:
             return acts @ self.W_dec + self.b_dec
-        return acts @ self.W_dec + self.bias_at(self._positions_of(acts, positions))
+        return acts @ self.W_dec + self.bias_at(self.positions_of(acts, positions))
 
     def forward(
         self, x: Float[Tensor, "*batch d_in"] | PositionedBatch, positions: Int[Tensor, "..."] | None = None
@@ -249,109 +217,18 @@ class SAE(nn.Module, ABC):
         x, positions = self._unpacked(x, positions)
         return self.decode(self.encode(x, positions), positions)
 
-    def losses(
-        self,
-        x: Float[Tensor, "P n d_in"],
-        positions: Int[Tensor, "P"],
-        dead: Bool[Tensor, "d_sae"],
-        previous: Float[Tensor, "P_less_1 n d_in"] | None = None,
-    ) -> Losses:
-        """One training forward pass: by bands where the mask has them, from active entries where they are few.
+    def masked_acts(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None) -> MaskedActs:
+        """Pre-activations and activations under the mask; an architecture that weighs activations otherwise replaces it.
 
-        Args:
-            x: a batch grouped by position.
-            positions: ascending; the position of each row of ``x``.
-            dead: the features that an auxiliary loss should revive.
-            previous: for each row but the first, the token before each of its tokens. Needed where
-                :attr:`uses_pairs`, which also needs positions without gaps.
+        Arguments as for :meth:`encode`.
         """
-        forward = sparse_forward(self, x, positions)
-        if forward is None and self.mask.is_binary_gate:
-            forward = self.fused_forward(x, positions)
-        if forward is None:
-            bands = self.mask.bands()
-            if bands is None:
-                return self.dense_losses(x, positions, dead, previous)
-            forward = self._banded_forward(x, positions, bands)
-        return self.losses_of(replace(forward, previous=previous), dead)
+        return self._masked_acts_by(self.activate, x, positions)
 
-    def fused_forward(self, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"]) -> ForwardPass | None:
-        """A forward pass in an architecture's own way, where too many features are active for the sparse one; else None.
-
-        For masks that only select. Arguments as for :meth:`losses`.
-        """
-        return None
-
-    def dense_losses(
-        self,
-        x: Float[Tensor, "P n d_in"],
-        positions: Int[Tensor, "P"],
-        dead: Bool[Tensor, "d_sae"],
-        previous: Float[Tensor, "P_less_1 n d_in"] | None = None,
-    ) -> Losses:
-        """:meth:`losses` computed over all features and positions: the reference for every faster way."""
-        pre_acts, acts = self._gated(x, positions[:, None])
-        weights = self.mask(positions[:, None]) if self.mask.gates_decoder else None
-        decoded = acts @ self.W_dec if weights is None else gated_product(acts, self.W_dec, weights)
-        residual = x - (decoded + self.bias_at(positions[:, None]))
-        parts = [Part.computed(slice(None), None, pre_acts, acts)]
-        fired = self._fired(parts)
-        return self.losses_of(ForwardPass(x, positions, residual, parts, fired, previous, weights), dead)
-
-    def _banded_forward(self, x: Tensor, positions: Tensor, bands: Bands) -> ForwardPass:
-        rows = rows_of_bands(positions, bands.edges, bands.shared, bands.sizes)
-        features = [band.features(bands.shared, x.device) for band in rows]
-        bias = self.bias_at(positions[:, None])
-        pre_acts = banded_encode(x - bias, self.W_enc, self.b_enc, rows, bands.shared)
-        acts = self.activate_bands(pre_acts, features)
-        residual = x - (banded_decode(acts, self.W_dec, rows, bands.shared) + bias)
-        parts = [
-            Part.computed(band.rows, names, pre, act)
-            for band, names, pre, act in zip(rows, features, pre_acts, acts, strict=True)
-            if band.rows.stop > band.rows.start
-        ]
-        return ForwardPass(x, positions, residual, parts, self._fired(parts))
-
-    def _fired(self, parts: Sequence[Part]) -> Int[Tensor, "d_sae"]:
-        fired = torch.zeros(self.d_sae, dtype=torch.int64, device=self.W_dec.device)
-        for part in parts:
-            fired[slice(None) if part.features is None else part.features] += (part.acts > 0).sum(dim=(0, 1))
-        return fired
-
-    def _gated(self, x: Tensor, positions: Tensor | None) -> MaskedActs:
-        return self._gated_by(self.activate, x, positions)
-
-    def _gated_by(self, activate: Callable[[Tensor], Tensor], x: Tensor, positions: Tensor | None) -> MaskedActs:
+    def _masked_acts_by(self, activate: Callable[[Tensor], Tensor], x: Tensor, positions: Tensor | None) -> MaskedActs:
         require_shape("x", x, "... d_in", d_in=self.d_in)
-        positions = self._positions_of(x, positions)
+        positions = self.positions_of(x, positions)
         pre_acts = linear(x - self.bias_at(positions), self.W_enc.T, self.b_enc)
         return self.mask.apply_to(pre_acts, positions, activate)
-
-    @torch.no_grad()
-    def normalise_decoder(self) -> None:
-        """Put decoder rows back on the unit sphere."""
-        if native.supports(self.W_dec):
-            native.normalise(self.W_dec)
-            return
-        for rows in self.W_dec.split(self._rows_at_once):
-            rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-
-    @torch.no_grad()
-    def remove_parallel_gradient(self) -> None:
-        """Take from the decoder's gradient the part along each row, which would only change the row's norm."""
-        if self.W_dec.grad is None:
-            return
-        if native.supports(self.W_dec, self.W_dec.grad):
-            native.remove_parallel(self.W_dec, self.W_dec.grad)
-            return
-        size = self._rows_at_once
-        for gradient, rows in zip(self.W_dec.grad.split(size), self.W_dec.split(size), strict=True):
-            gradient.addcmul_(rows, (gradient * rows).sum(dim=1, keepdim=True), value=-1)
-
-    @property
-    def _rows_at_once(self) -> int:
-        """Rows of the decoder that the CPU's cache holds, so that they come from memory once; elsewhere, all."""
-        return max(1, CACHED // self.d_in) if self.W_dec.device.type == "cpu" else self.d_sae
 
     @property
     def treats_positions_alike(self) -> bool:
@@ -366,7 +243,12 @@ class SAE(nn.Module, ABC):
             raise ShapeError("a PositionedBatch carries its positions; do not give positions as well")
         return x.x.to(self.W_enc), x.token_positions.to(self.W_enc.device)
 
-    def _positions_of(self, x: Tensor, positions: Tensor | None) -> Tensor:
+    def positions_of(self, x: Float[Tensor, "*batch d"], positions: Int[Tensor, "..."] | None) -> Int[Tensor, "..."]:
+        """Positions that broadcast against the leading axes of ``x``: those given, or those they may be left out for.
+
+        Raises:
+            ShapeError: they are missing, or do not broadcast.
+        """
         leading = x.shape[:-1]
         if positions is None:
             if self.treats_positions_alike:
@@ -389,17 +271,4 @@ class SAE(nn.Module, ABC):
 
     def _repr_html_(self) -> str:
         """A card for notebooks."""
-        mask, origin = self.config.mask, self.provenance
-        settings = mask.model_dump(mode="json", exclude_defaults=True, exclude={"family"})
-        facts = {
-            "features": f"{self.d_sae:,}, of activations of width {self.d_in:,}",
-            "positions": f"{self.n_positions:,}",
-            "mask": ", ".join([mask.family, *(f"{name} {value}" for name, value in settings.items())]),
-            "free of the mask": f"{self.mask.n_shared:,} features" if self.mask.n_shared < self.d_sae else "",
-        }
-        if origin is not None:
-            facts |= {
-                "model": f"{origin.model}, {origin.hook_point}",
-                "trained": f"{origin.tokens:,} tokens in {origin.steps:,} steps, seed {origin.seed}",
-            }
-        return card(f"{self.config.architecture} SAE", facts)
+        return sae_card(self)

@@ -8,8 +8,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from scansion.execution.blocks import Block
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Losses:
         auxiliary: what keeps features alive, with its coefficient; 0 where nothing does.
         residual: x - x_hat.
         fired: tokens each feature fired on.
+        way: how the forward pass was computed: see :mod:`scansion.execution.plan`.
     """
 
     reconstruction: Float[Tensor, ""]
@@ -30,6 +33,7 @@ class Losses:
     auxiliary: Float[Tensor, ""]
     residual: Float[Tensor, "P n d_in"]
     fired: Int[Tensor, "d_sae"]
+    way: str
 
     @property
     def mse(self) -> Float[Tensor, ""]:
@@ -39,33 +43,25 @@ class Losses:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some rows of a batch with the features they may use: one band, or, without bands, everything.
+    """A block of a batch as the forward pass computed it.
 
     A fast way does not compute all pre-activations and activations. If a loss reads them, they are computed then, with
     their gradient: a loss never has to know which way was taken.
 
     Attributes:
-        rows: of the batch's position axis.
-        features: indices of the w features; None for all, in order.
-        compute_pre_acts: pre-activations of the features at these places of the part; of all for None.
+        block: which tokens, and which features they may use.
+        compute_pre_acts: pre-activations in these of the block's columns; in all for None.
         compute_acts: activations of all w features.
     """
 
-    rows: slice
-    features: Int[Tensor, "w"] | None
+    block: Block
     compute_pre_acts: Callable[[Int[Tensor, "s"] | None], Float[Tensor, "p n s"]] = field(repr=False)
     compute_acts: Callable[[], Float[Tensor, "p n w"]] = field(repr=False)
 
     @classmethod
-    def computed(
-        cls,
-        rows: slice,
-        features: Int[Tensor, "w"] | None,
-        pre_acts: Float[Tensor, "p n w"],
-        acts: Float[Tensor, "p n w"],
-    ) -> Part:
+    def computed(cls, block: Block, pre_acts: Float[Tensor, "p n w"], acts: Float[Tensor, "p n w"]) -> Part:
         """A part whose pre-activations and activations are all there."""
-        return cls(rows, features, lambda places: pre_acts if places is None else pre_acts[..., places], lambda: acts)
+        return cls(block, lambda columns: pre_acts if columns is None else pre_acts[..., columns], lambda: acts)
 
     @cached_property
     def pre_acts(self) -> Float[Tensor, "p n w"]:
@@ -77,17 +73,9 @@ class Part:
         """After the activation function."""
         return self.compute_acts()
 
-    def pre_acts_of(self, places: Int[Tensor, "s"]) -> Float[Tensor, "p n s"]:
-        """Pre-activations of the features at these places of the part: cheaper than all of them."""
-        return self.compute_pre_acts(places)
-
-    def of_features(self, values: Shaped[Tensor, "d_sae *rest"]) -> Shaped[Tensor, "w *rest"]:
-        """Per-feature values, for this part's features."""
-        return values if self.features is None else values[self.features]
-
-    def named(self, places: Int[Tensor, "s"]) -> Int[Tensor, "s"]:
-        """Indices of the features at these places of the part."""
-        return places if self.features is None else self.features[places]
+    def pre_acts_of(self, columns: Int[Tensor, "s"]) -> Float[Tensor, "p n s"]:
+        """Pre-activations in these of the block's columns: cheaper than all of them."""
+        return self.compute_pre_acts(columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +90,7 @@ class ForwardPass:
         fired: tokens each feature fired on.
         previous: for each row of ``x`` but the first, the token before each of its tokens; None unless asked for.
         decoder_weights: the mask's weights, where it gates the gradient of the decoder; there is one part then.
+        order: None, or where tokens were sorted (then P is all tokens and n is 1), which token of the batch each row is.
         known_activity: :attr:`activity` from a way that has it without the activations.
         known_values: :attr:`values` from such a way.
     """
@@ -113,6 +102,7 @@ class ForwardPass:
     fired: Int[Tensor, "d_sae"]
     previous: Float[Tensor, "P_less_1 n d_in"] | None = None
     decoder_weights: Float[Tensor, "P 1 d_sae"] | None = None
+    order: Int[Tensor, "P"] | None = None
     known_activity: Float[Tensor, ""] | None = None
     known_values: Float[Tensor, "nnz"] | None = None
 
@@ -120,6 +110,12 @@ class ForwardPass:
     def n_tokens(self) -> int:
         """Tokens in the batch, P x n."""
         return self.x.shape[0] * self.x.shape[1]
+
+    def residual_like(self, x: Float[Tensor, "P n d_in"]) -> Float[Tensor, "P n d_in"]:
+        """The residual with its tokens where those of the batch ``x`` are."""
+        if self.order is None:
+            return self.residual
+        return torch.zeros_like(x).flatten(0, 1).index_copy(0, self.order, self.residual[:, 0]).view_as(x)
 
     @cached_property
     def activity(self) -> Float[Tensor, ""]:
@@ -134,6 +130,15 @@ class ForwardPass:
         if self.known_values is not None:
             return [self.known_values.detach()]
         return [part.acts.detach() for part in self.parts]
+
+
+def count_fired(parts: Iterable[Part], d_sae: int) -> Int[Tensor, "d_sae"]:
+    """Tokens each feature fires on."""
+    fired: Tensor | None = None
+    for part in parts:
+        fired = part.acts.new_zeros(d_sae, dtype=torch.int64) if fired is None else fired
+        fired[slice(None) if part.block.features is None else part.block.features] += (part.acts > 0).sum(dim=(0, 1))
+    return torch.zeros(d_sae, dtype=torch.int64) if fired is None else fired
 
 
 def sum_over(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:

@@ -7,7 +7,10 @@ from torch import Tensor
 
 from scansion.activations import PositionedBatch
 from scansion.device import disable_malloc_trim
+from scansion.execution.losses import training_losses
+from scansion.execution.plan import Way
 from scansion.sae import SAE
+from scansion.sae.decoder import normalise_decoder, remove_parallel_gradient
 from scansion.training.config import TrainingConfig
 from scansion.training.dead import DeadFeatures, resample
 
@@ -21,14 +24,16 @@ class Learner:
         sae: already on the device it is trained on; takes *scaled* activations.
         config: rates and schedules.
         n_steps: length of the run.
+        way: compute every step this way; None for the fastest.
     """
 
-    def __init__(self, sae: SAE, config: TrainingConfig, n_steps: int) -> None:
+    def __init__(self, sae: SAE, config: TrainingConfig, n_steps: int, way: Way | None = None) -> None:
         if sae.W_dec.device.type == "cpu":
             disable_malloc_trim()
         self.sae = sae.train()
         self.config = config
         self.n_steps = n_steps
+        self.way: Way | None = way
         self.step = 0
         self.tokens = 0
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -43,6 +48,7 @@ class Learner:
             )
         self.optimiser = torch.optim.Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
         self._tokens_at_last_revival = 0
+        self.ways: set[str] = set()  # in which steps were computed since somebody last cleared it
 
     def advance(self, batch: PositionedBatch) -> Tensor:
         """Take one step on a scaled batch; returns this step's :data:`METRICS`, on the device, shape [7]."""
@@ -50,18 +56,19 @@ class Learner:
         for group in self.optimiser.param_groups:
             group["lr"] = config.lr_at(self.step, self.n_steps) * group["multiplier"]
         mask.begin_step(self.step, self.n_steps)
-        losses = sae.losses(batch.x, batch.positions, self.dead.mask, batch.previous)
+        losses = training_losses(sae, batch, self.dead.mask, self.way)
+        self.ways.add(losses.way)
         sparsity = config.sparsity_weight_at(self.step, self.n_steps) * losses.sparsity
         loss = losses.reconstruction + sparsity + losses.auxiliary + mask.regulariser()
         sae.zero_grad(set_to_none=True)
         loss.backward()
         if not mask.moves_at(self.step):
             mask.zero_grad(set_to_none=True)  # Adam skips a parameter without a gradient
-        sae.remove_parallel_gradient()
+        remove_parallel_gradient(sae)
         # Without the mask's gradients: they have another scale, and would change how much the weights are clipped.
         gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in self._weights if p.grad is not None])
         self._step_clipped(gradient_norm)
-        sae.normalise_decoder()
+        normalise_decoder(sae)
 
         self.dead.observe(losses.fired, mask.can_fire(batch.positions), batch.x.shape[1])
         if mask.wants_usage_at(self.step):

@@ -218,6 +218,7 @@ class _Session:
                 "step": learner.step,
                 "tokens": learner.tokens,
                 **dict(zip(METRICS, values, strict=True)),
+                "way": "+".join(sorted(learner.ways)),
                 "dead": int(learner.dead.mask.sum()),
                 "lr": training.lr_at(learner.step - 1, learner.n_steps),
                 "seconds": round(now - self._clock, 3),
@@ -228,6 +229,7 @@ class _Session:
         self._last_finite_loss = (learner.step, values[0])
         self._pending.clear()
         self._durations.clear()
+        learner.ways.clear()
         self._clock = now
 
     def _pending_are_finite(self) -> bool:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scansion.execution import SparseActs, reconstruct
 from scansion.execution.cpu import native
+from scansion.execution.sparse_acts import SparseActs, reconstruct
 
 built = pytest.mark.skipif(not native.built(), reason="Scansion was installed without a C compiler")
 

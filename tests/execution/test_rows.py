@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
-from scansion.execution import dispatch as rows
+from scansion.execution import backends, operations
 
 # Without a GPU, the CPU is taken for one, and Triton's kernels are interpreted.
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -18,15 +19,19 @@ DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device(
 @pytest.fixture(autouse=True)
 def nothing_known() -> Iterator[None]:
     """What was found out about a device is forgotten, before and after."""
-    rows._kernels_on.cache_clear()
+    backends._triton_on.cache_clear()
     yield
-    rows._kernels_on.cache_clear()
+    backends._triton_on.cache_clear()
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device at hand is taken for one that Triton is for."""
-    monkeypatch.setattr(rows, "_kernels_for", lambda device, dtype: rows._kernels_on(device))
+    monkeypatch.setattr(
+        backends,
+        "BACKENDS",
+        [replace(backends.BACKENDS[1], module_for=lambda table: backends._triton_on(table.device))],
+    )
 
 
 def sums_by_hand() -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +39,7 @@ def sums_by_hand() -> tuple[torch.Tensor, torch.Tensor]:
     table, weights = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.tensor([2.0, 1.0, -3.0])
     arguments = (torch.tensor([0, 1, 1]), table, torch.tensor([0, 1, 3]), weights)
     expected = torch.tensor([[2.0, 4.0], [-6.0, -10.0]])
-    return rows.sum_of_rows(*(tensor.to(DEVICE) for tensor in arguments)).cpu(), expected
+    return operations.sum_of_rows(*(tensor.to(DEVICE) for tensor in arguments)).cpu(), expected
 
 
 def test_without_triton_torch_does_it_and_it_is_said_once(here: None, monkeypatch, capsys) -> None:
@@ -60,7 +65,7 @@ def test_kernels_that_are_wrong_or_do_not_run_are_not_used(here: None, monkeypat
         raise RuntimeError("Failed to find C compiler\nand more")
 
     for broken, reason in ((off_by_a_little, "its sums are wrong"), (not_running, "Failed to find C compiler")):
-        rows._kernels_on.cache_clear()
+        backends._triton_on.cache_clear()
         monkeypatch.setattr(triton_rows, "sum_of_rows", broken)
         torch.testing.assert_close(*sums_by_hand())
         said = capsys.readouterr().err
@@ -73,7 +78,7 @@ def test_kernels_that_work_are_used_and_nothing_is_said(here: None, monkeypatch,
     from scansion.execution.cuda import rows as triton_rows
 
     monkeypatch.setattr(triton_rows, "PIECE", 16)
-    assert rows._kernels_on(DEVICE) is triton_rows
+    assert backends._triton_on(DEVICE) is triton_rows
     torch.testing.assert_close(*sums_by_hand())
     assert capsys.readouterr().err == ""
 
@@ -93,15 +98,13 @@ def test_triton_is_for_cuda_and_what_float32_can_add_up(
 ) -> None:
     met: list[torch.device] = []
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "_kernels_on", met.append)
-        rows._kernels_for(torch.device(device), dtype)
+        patch.setattr(backends, "_triton_on", met.append)
+        backends._kernels_for(torch.device(device), dtype)
     assert met == ([torch.device(device)] if asked else [])
 
 
 def test_the_library_does_without_triton_until_it_meets_a_gpu() -> None:
-    script = (
-        "import sys, scansion.training, scansion.execution; print([name for name in sys.modules if name == 'triton'])"
-    )
+    script = "import sys, scansion.training; print([name for name in sys.modules if name == 'triton'])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -110,5 +113,5 @@ def test_the_library_does_without_triton_until_it_meets_a_gpu() -> None:
 def test_a_device_counts_as_the_cpu_does(counted: torch.Tensor | None) -> None:
     places = torch.tensor([3, 0, 3, 1])
     expected = [1, 1, 0, 2, 0] if counted is None else [0, 1, 0, 2, 0]
-    assert rows.count(places, 5, counted).tolist() == expected
-    assert rows._count_without_waiting(places, 5, counted).tolist() == expected
+    assert operations.count(places, 5, counted).tolist() == expected
+    assert operations._count_without_waiting(places, 5, counted).tolist() == expected

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from scansion.execution import Encoder, select_over_batch, select_top_k
+from scansion.execution import backends
+from scansion.execution.blocks import Block
 from scansion.execution.cpu import native, native_screen, screening
+from scansion.execution.encoder import Encoder
+from scansion.execution.selection import select_over_batch, select_top_k
 
 built = pytest.mark.skipif(not native.built(), reason="Scansion was installed without a C compiler")
 bfloat16 = pytest.mark.skipif(
@@ -19,7 +22,7 @@ K = 5
 @pytest.fixture(autouse=True)
 def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Screening for as few tokens as these tests have."""
-    monkeypatch.setattr(screening, "TOKENS", 1)
+    monkeypatch.setattr(backends, "SCREENING_TOKENS", 1)
 
 
 def draw(*size: int, seed: int = 0) -> Tensor:
@@ -31,16 +34,27 @@ def encoder(d: int = 130, width: int = 300, scale: float = 1.0, pieces: tuple[sl
     x, W = draw(10, 9, d) * scale, draw(width, d, seed=1)
     x[4, 3] = 0
     W[7:40:11] = W[:1]
-    return Encoder(x, W, draw(width, seed=2), pieces, None)
+    return encoder_of(x, W, draw(width, seed=2), pieces)
+
+
+def encoder_of(
+    x: Tensor, W: Tensor, b: Tensor, pieces: tuple[slice, ...] = (slice(None),), closed: Tensor | None = None
+) -> Encoder:
+    """All tokens in one block, with the features in these ranges."""
+    ranges = tuple(slice(*piece.indices(len(b))[:2]) for piece in pieces)
+    features = torch.cat([torch.arange(piece.start, piece.stop) for piece in ranges])
+    names = None if len(features) == len(b) else features
+    return Encoder(x, W, b, [Block(slice(0, len(x)), ranges, names, closed)])
 
 
 def product(source: Encoder) -> Tensor:
     """Pre-activations of all features in double precision; what is closed or not of the pieces at minus infinity."""
     x, W, b = (each.double() for each in (source.x, source.W_enc, source.b_enc))
-    features = torch.cat([torch.arange(len(b))[piece] for piece in source.pieces])
+    (block,) = source.blocks
+    features = torch.cat([torch.arange(len(b))[piece] for piece in block.pieces])
     own = (x @ W.T + b)[..., features]
-    if source.closed is not None:
-        own = own.masked_fill(source.closed[:, None], -torch.inf)
+    if block.closed is not None:
+        own = own.masked_fill(block.closed[:, None], -torch.inf)
     return x.new_full((*x.shape[:2], len(b)), -torch.inf).index_copy(-1, features, own).flatten(0, 1)
 
 
@@ -113,8 +127,7 @@ def test_rounding_moves_no_product_by_more_than_is_allowed_for(d: int, scale: fl
     for rows in (x, W):
         rows[1], rows[2], rows[3, ::2], rows[4] = halfway, -halfway, -halfway, 1e-3
     x *= scale
-    encoders = [Encoder(x[:, None], W, torch.zeros(40), [slice(None)], None)]
-    (screen,) = screening._screens(encoders, 1, 1 << 20)
+    (screen,) = screening._screens(encoder_of(x[:, None], W, torch.zeros(40)), 1, 1 << 20)
     products, _, norms, errors, _, _, W_norms, W_errors, _ = screen.tensors
     W_norms, W_errors = W_norms[:40], W_errors[:40]
     allowed = errors[:, None].double() * W_norms + (norms + errors)[:, None].double() * W_errors
@@ -132,19 +145,19 @@ def test_rounding_moves_no_product_by_more_than_is_allowed_for(d: int, scale: fl
 def test_what_is_selected_is_what_the_whole_product_has(
     mask: str, pieces: tuple[slice, ...], width: int, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(screening, "WIDTH", 1)
-    monkeypatch.setattr(screening, "SHARE", 1)
+    monkeypatch.setattr(backends, "SCREENING_WIDTH", 1)
+    monkeypatch.setattr(backends, "SCREENING_SHARE", 1)
     source = encoder(width=width, scale=scale, pieces=pieces)
     if mask != "open":
-        few = torch.arange(source.width) % (3 if mask == "closed" else 90)
-        source = Encoder(source.x, source.W_enc, source.b_enc, pieces, torch.arange(10)[:, None] % 3 != few)
-    at_once = 9 * 3 * source.width  # three positions
-    found = screening.screened_top_k([source], K, at_once)
+        few = torch.arange(source.blocks[0].width) % (3 if mask == "closed" else 90)
+        source = encoder_of(source.x, source.W_enc, source.b_enc, pieces, torch.arange(10)[:, None] % 3 != few)
+    at_once = 9 * 3 * source.blocks[0].width  # three positions
+    found = screening.screened_top_k(source, K, at_once)
     assert found is not None
     assert len(found) == 4  # seven positions of a few tokens, and the three left
     require_largest(found, product(source))
     floor = 0.3 * float(product(source).max())
-    found = screening.screened_above([source], floor, K, at_once)
+    found = screening.screened_above(source, floor, K, at_once)
     assert found is not None
     require_above(found, product(source), floor)
 
@@ -152,13 +165,13 @@ def test_what_is_selected_is_what_the_whole_product_has(
 @bfloat16
 def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "ROWS", 2)
-    monkeypatch.setattr(screening, "SHARE", 1)
+    monkeypatch.setattr(backends, "SCREENING_SHARE", 1)
     found: list[list[Tensor]] = []
     for n_threads in (1, 2, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
         for some in (
-            screening.screened_top_k([encoder()], K, 1 << 20),
-            screening.screened_above([encoder()], 20.0, K, 1 << 20),
+            screening.screened_top_k(encoder(), K, 1 << 20),
+            screening.screened_above(encoder(), 20.0, K, 1 << 20),
         ):
             assert some is not None
             found.append([each for part in some for each in part])
@@ -168,30 +181,30 @@ def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 @bfloat16
 def test_it_is_not_done_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     source = encoder(width=1000)
-    assert screening.screened_top_k([source], K, 1 << 20) is not None
-    assert screening.screened_top_k([source], source.width // screening.WIDTH + 1, 1 << 20) is None
-    assert screening.screened_top_k([encoder(d=screening.D_IN - 1, width=1000)], K, 1 << 20) is None
+    assert screening.screened_top_k(source, K, 1 << 20) is not None
+    assert screening.screened_top_k(source, source.blocks[0].width // backends.SCREENING_WIDTH + 1, 1 << 20) is None
+    assert screening.screened_top_k(encoder(d=backends.SCREENING_D_IN - 1, width=1000), K, 1 << 20) is None
     monkeypatch.setattr(native_screen, "has_bfloat16", lambda: False)
-    assert screening.screened_top_k([source], K, 1 << 20) is None
+    assert screening.screened_top_k(source, K, 1 << 20) is None
 
 
 @bfloat16
 def test_features_too_alike_to_tell_apart_are_left_to_float32() -> None:
     source = encoder()
-    alike = Encoder(source.x, source.W_enc[:1] + 1e-4 * source.W_enc, source.b_enc * 0, source.pieces, None)
-    assert screening.screened_top_k([alike], K, 1 << 20) is None
-    found = select_top_k([alike], K, alike.width)
+    alike = encoder_of(source.x, source.W_enc[:1] + 1e-4 * source.W_enc, source.b_enc * 0)
+    assert screening.screened_top_k(alike, K, 1 << 20) is None
+    found = select_top_k(alike, K)
     require_largest([(found.features, found.values, found.offsets.diff())], product(alike))
-    assert screening.screened_above([alike], 0.1, K, 1 << 20) is None
+    assert screening.screened_above(alike, 0.1, K, 1 << 20) is None
 
 
 @bfloat16
 @pytest.mark.parametrize("floor", [1.0, 10.0, 1e6])
 def test_over_a_batch_too_the_floor_decides_nothing(floor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     source = encoder(width=1000)
-    found = [select_over_batch([source], 200, floor, source.width)]
+    found = [select_over_batch(source, 200, floor)]
     monkeypatch.setattr(native_screen, "has_bfloat16", lambda: False)
-    found.append(select_over_batch([source], 200, floor, source.width))
+    found.append(select_over_batch(source, 200, floor))
     assert torch.equal(found[0].features, found[1].features)
     assert torch.equal(found[0].offsets, found[1].offsets)
     torch.testing.assert_close(found[0].values, found[1].values)
@@ -206,12 +219,12 @@ def test_what_is_not_finite_gives_what_float32_gives(
 ) -> None:
     """Numbers whose squares are too large too; no closed feature fires, and nothing beyond the features is read."""
     source = encoder(width=1999, pieces=pieces)
-    closed = torch.arange(10)[:, None] % 3 == torch.arange(source.width) % 3
-    source = Encoder(source.x, source.W_enc, source.b_enc, pieces, closed)
+    closed = torch.arange(10)[:, None] % 3 == torch.arange(source.blocks[0].width) % 3
+    source = encoder_of(source.x, source.W_enc, source.b_enc, pieces, closed)
     getattr(source, where).view(-1)[540] = what
-    found = [select_top_k([source], K, 1999), select_over_batch([source], 200, 30.0, 1999)]
+    found = [select_top_k(source, K), select_over_batch(source, 200, 30.0)]
     monkeypatch.setattr(native_screen, "has_bfloat16", lambda: False)
-    expected = [select_top_k([source], K, 1999), select_over_batch([source], 200, 30.0, 1999)]
+    expected = [select_top_k(source, K), select_over_batch(source, 200, 30.0)]
     for mine, theirs in zip(found, expected, strict=True):
         assert torch.equal(mine.features, theirs.features) and torch.equal(mine.offsets, theirs.offsets)
         torch.testing.assert_close(mine.values, theirs.values, equal_nan=True, rtol=1e-4, atol=1e-4)
@@ -220,5 +233,5 @@ def test_what_is_not_finite_gives_what_float32_gives(
 @bfloat16
 def test_a_few_tokens_are_not_worth_rounding_the_encoder_for(monkeypatch: pytest.MonkeyPatch) -> None:
     source = encoder(width=1000)
-    monkeypatch.setattr(screening, "TOKENS", source.n_tokens + 1)
-    assert screening.screened_top_k([source], K, 1 << 20) is None
+    monkeypatch.setattr(backends, "SCREENING_TOKENS", source.n_tokens + 1)
+    assert screening.screened_top_k(source, K, 1 << 20) is None

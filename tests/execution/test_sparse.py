@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scansion.execution import Encoder, select_over_batch, select_positive, select_top_k, selection
+from scansion.execution import backends
+from scansion.execution.blocks import Block
 from scansion.execution.cpu import native, native_screen, screening
+from scansion.execution.encoder import Encoder
+from scansion.execution.plan import open_ways
+from scansion.execution.selection import select_over_batch, select_positive, select_top_k
+from scansion.execution.sparse import encode_sparse
 from scansion.masks import MaskConfig, NoMaskConfig
-from tests.execution.curves import curve_of, sparse_losses
+from tests.execution.curves import curve_of, losses_of, require_same_as_dense
 from tests.masks.families import BANDED, D_IN, D_SAE, EVERYWHERE, FAMILIES, NONE_DEAD, L, make_sae, some_x, with_acts_on
 
 SPARSE = ["relu", "topk", "batch_topk"]
@@ -31,10 +36,10 @@ def always(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         if not (native.built() and native_screen.has_bfloat16()):
             pytest.skip("this processor does not multiply in bfloat16")
         for name in ("D_IN", "WIDTH", "TOKENS", "SHARE", "FEW"):
-            monkeypatch.setattr(screening, name, 1)
-    monkeypatch.setattr(selection, "DENSITY", 1.0)
-    monkeypatch.setattr(selection, "RELU_DENSITY", 1.0)
-    monkeypatch.setattr(selection, "CHUNK", 3 * 7 * D_SAE)
+            monkeypatch.setattr(backends, f"SCREENING_{name}", 1)
+    monkeypatch.setattr(backends, "DENSITY", 1.0)
+    monkeypatch.setattr(backends, "RELU_DENSITY", 1.0)
+    monkeypatch.setattr(backends, "CHUNK", 3 * 7 * D_SAE)
     return request.param
 
 
@@ -45,27 +50,14 @@ def always(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def test_losses_and_gradients_are_those_of_the_dense_form(architecture, mask, dead, positions) -> None:
     sparse, dense = (make_sae(architecture, MASKS[mask]).train() for _ in range(2))
     x = some_x(n=7)[positions]
-    found, expected = sparse_losses(sparse, x, positions, dead), dense.dense_losses(x, positions, dead)
-    assert found is not None
-    for name in ("reconstruction", "sparsity", "auxiliary", "residual"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=lambda m, n=name: f"{n}: {m}")
-    assert torch.equal(found.fired, expected.fired)
-    for losses in (found, expected):
-        (losses.reconstruction + losses.sparsity + losses.auxiliary).backward()
-    for (name, parameter), (_, reference) in zip(sparse.named_parameters(), dense.named_parameters(), strict=True):
-        assert (parameter.grad is None) == (reference.grad is None)
-        if reference.grad is not None:
-            torch.testing.assert_close(
-                parameter.grad, reference.grad, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
-            )
-    for (name, buffer), (_, reference) in zip(sparse.named_buffers(), dense.named_buffers(), strict=True):
-        torch.testing.assert_close(buffer, reference, msg=lambda m, n=name: f"{n}: {m}")
+    found = losses_of(sparse, x, positions, dead, way="sparse")
+    require_same_as_dense(found, losses_of(dense, x, positions, dead, way="dense"), sparse, dense)
 
 
 @pytest.mark.parametrize("architecture", SPARSE)
 @pytest.mark.parametrize("mask", ["none", "random_hard", "bands, shared"])
 def test_fifty_steps_follow_the_same_curve(architecture: str, mask: str) -> None:
-    curves = [curve_of(architecture, MASKS[mask], way, SOME_DEAD) for way in ("losses", "dense_losses")]
+    curves = [curve_of(architecture, MASKS[mask], way, SOME_DEAD) for way in ("sparse", "dense")]
     assert curves[0][-1] < 0.8 * curves[0][0]
     torch.testing.assert_close(curves[0], curves[1], rtol=1e-4, atol=1e-5)
 
@@ -73,7 +65,7 @@ def test_fifty_steps_follow_the_same_curve(architecture: str, mask: str) -> None
 @pytest.mark.parametrize("mask", MASKS)
 def test_in_use_too_active_entries_are_those_of_the_dense_form(mask: str, always: str) -> None:
     sae, x, positions = make_sae("topk", MASKS[mask]).eval(), some_x(n=7), EVERYWHERE[:, None]
-    entries, acts = sae.encode_sparse(x, positions), sae.encode(x, positions).detach().flatten(0, 1)
+    entries, acts = encode_sparse(sae, x, positions), sae.encode(x, positions).detach().flatten(0, 1)
     assert entries is not None
     found = torch.zeros_like(acts).index_put((entries.tokens, entries.features), entries.values)
     if always == "float32":
@@ -85,27 +77,26 @@ def test_in_use_too_active_entries_are_those_of_the_dense_form(mask: str, always
     ("architecture", "mask"), [("topk", "soft"), ("switch", "bands"), ("relu", "bands"), ("batch_topk", "bands")]
 )
 def test_in_use_there_is_a_shorter_way_only_to_so_many_entries_as_are_known(architecture: str, mask: str) -> None:
-    assert make_sae(architecture, FAMILIES[mask]).eval().encode_sparse(some_x(n=7), EVERYWHERE[:, None]) is None
+    assert encode_sparse(make_sae(architecture, FAMILIES[mask]).eval(), some_x(n=7), EVERYWHERE[:, None]) is None
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "matryoshka"])
 def test_what_learns_from_more_than_its_active_entries_stays_dense(architecture: str) -> None:
-    assert sparse_losses(make_sae(architecture).train(), some_x(), EVERYWHERE, NONE_DEAD) is None
+    assert list(open_ways(make_sae(architecture).train())) == ["dense"]
 
 
 @pytest.mark.parametrize("acts_on", ["forward", "gradient", "both", "straight_through"])
 @pytest.mark.parametrize("family", ["soft", "importance", "adaptive"])
 def test_a_mask_that_weighs_or_learns_stays_dense(family: str, acts_on: str) -> None:
     sae = make_sae("topk", with_acts_on(family, acts_on)).train()
-    assert sparse_losses(sae, some_x(), EVERYWHERE, NONE_DEAD) is None
+    assert list(open_ways(sae)) == ["dense"]
 
 
 def test_it_is_chosen_where_few_features_are_active(monkeypatch: pytest.MonkeyPatch) -> None:
     """One entry more than the share allows, and the dense form is taken."""
-    for share, taken in ((5 / D_SAE, True), (4.9 / D_SAE, False)):
-        monkeypatch.setattr(selection, "DENSITY", share)
-        found = sparse_losses(make_sae("topk").train(), some_x(), EVERYWHERE, NONE_DEAD)
-        assert (found is not None) == taken
+    for share, way in ((5 / D_SAE, "sparse"), (4.9 / D_SAE, "dense")):
+        monkeypatch.setattr(backends, "DENSITY", share)
+        assert losses_of(make_sae("topk").train(), some_x(), EVERYWHERE, NONE_DEAD).way == way
 
 
 def encoder(closed: torch.Tensor | None = None) -> tuple[Encoder, torch.Tensor]:
@@ -115,7 +106,8 @@ def encoder(closed: torch.Tensor | None = None) -> tuple[Encoder, torch.Tensor]:
     product = (x @ W.T + b).relu()
     if closed is not None:
         product = product.masked_fill(closed[:, None], 0.0)
-    return Encoder(x, W, b, [slice(0, 10), slice(10, None)], closed), product.flatten(0, 1)
+    block = Block(slice(0, L), (slice(0, 10), slice(10, D_SAE)), None, closed)
+    return Encoder(x, W, b, [block]), product.flatten(0, 1)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +118,11 @@ def test_entries_are_those_of_the_whole_product(closed: torch.Tensor | None) -> 
     top = product.topk(5, dim=-1)
     largest = product.where(product >= product.flatten().topk(400).values.min(), 0.0)
     for found, expected in (
-        (select_top_k([source], 5, D_SAE), torch.zeros_like(product).scatter(-1, top.indices, top.values)),
-        (select_top_k([source], D_SAE + 9, D_SAE), product),
-        (select_positive([source], product.numel(), D_SAE), product),
-        (select_over_batch([source], product.numel(), 0.1, D_SAE), product),
-        *((select_over_batch([source], 400, floor, D_SAE), largest) for floor in (0.0, 0.5, 100.0)),
+        (select_top_k(source, 5), torch.zeros_like(product).scatter(-1, top.indices, top.values)),
+        (select_top_k(source, D_SAE + 9), product),
+        (select_positive(source, product.numel()), product),
+        (select_over_batch(source, product.numel(), 0.1), product),
+        *((select_over_batch(source, 400, floor), largest) for floor in (0.0, 0.5, 100.0)),
     ):
         assert found is not None
         dense = torch.zeros_like(product).index_put((found.tokens, found.features), found.values)
@@ -140,11 +132,11 @@ def test_entries_are_those_of_the_whole_product(closed: torch.Tensor | None) -> 
 
 def test_screening_is_what_is_tested_as_such(always: str) -> None:
     source, _ = encoder()
-    assert (screening.screened_top_k([source], 5, 1 << 20) is not None) == (always == "screened")
+    assert (screening.screened_top_k(source, 5, 1 << 20) is not None) == (always == "screened")
 
 
 def test_positive_entries_are_given_up_on_when_they_are_too_many() -> None:
     source, product = encoder()
     n_positive = int((product > 0).sum())
-    assert select_positive([source], n_positive, D_SAE) is not None
-    assert select_positive([source], n_positive - 1, D_SAE) is None
+    assert select_positive(source, n_positive) is not None
+    assert select_positive(source, n_positive - 1) is None

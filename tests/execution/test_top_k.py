@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from scansion.execution.cpu import native, top_k
-from scansion.execution.cpu.top_k import cells_above, largest_positive
+from scansion.execution.cpu.top_k import cells_above
+from scansion.execution.operations import top_k as largest_positive
 
 
 def dense(x: Tensor, k: int) -> Tensor:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from scansion.execution import SparseActs, reconstruct, selection
-from scansion.execution import dispatch as rows
-from scansion.execution.cpu import native
-from tests.execution.curves import sparse_losses
+from scansion.execution import backends
+from scansion.execution.sparse_acts import SparseActs, reconstruct
+from tests.execution.curves import losses_of
 from tests.masks.families import EVERYWHERE, FAMILIES, NONE_DEAD, make_sae, some_x
 
 pytest.importorskip("triton", reason="Triton is built for Linux alone")
@@ -43,8 +43,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sparse step is made of Triton kernels, whatever the device."""
-    monkeypatch.setattr(rows, "_kernels_for", lambda device, dtype: triton_rows)
-    monkeypatch.setattr(native, "supports", lambda *tensors: False)
+    monkeypatch.setattr(backends, "BACKENDS", [replace(backends.BACKENDS[1], module_for=lambda table: triton_rows)])
 
 
 def draw(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -86,7 +85,7 @@ def test_a_segment_is_the_weighted_sum_of_its_rows(lengths: list[int], d: int, d
 def test_an_entry_is_the_dot_product_of_its_rows(nnz: int, d: int, dtype: torch.dtype) -> None:
     left, right = draw(7, d, dtype=dtype), draw(9, d, dtype=dtype, seed=1)
     left_rows, right_rows = draw_rows(nnz, 7), draw_rows(nnz, 9, seed=1)
-    found = triton_rows.dots(left, left_rows, right, right_rows)
+    found = triton_rows.dots_at_entries(left, right, left_rows, left_rows, right_rows)
     assert found.dtype == dtype
     assert_rounded(found, (left[left_rows].double() * right[right_rows].double()).sum(dim=1))
 
@@ -98,7 +97,7 @@ def test_rows_need_not_lie_together_in_memory() -> None:
         for found, expected in (
             (triton_rows.sum_of_rows(names, table, offsets, weights),
              triton_rows.sum_of_rows(names, table.contiguous(), offsets, weights)),
-            (triton_rows.dots(table, names, table, names), table.square().sum(dim=1)[names]),
+            (triton_rows.dots_at_entries(table, table, names, names, names), table.square().sum(dim=1)[names]),
         ):  # fmt: skip
             torch.testing.assert_close(found, expected)
 
@@ -126,7 +125,7 @@ def test_entries_are_decoded_and_learnt_from_as_by_torch(with_triton: None, monk
     weights = [draw(d_sae, d, seed=2).T, draw(d_sae, seed=3), draw(d_sae, d, seed=4), draw(2, d, seed=5)]
     arguments = (draw(n, d, seed=6), weights, SparseActs(where[:, 1], values, offsets, d_sae), draw_rows(n, 2))
     found = learnt(*arguments)
-    monkeypatch.setattr(rows, "_kernels_for", lambda device, dtype: None)
+    monkeypatch.setattr(backends, "BACKENDS", ())
     for ours, reference in zip(found, learnt(*arguments), strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
 
@@ -134,13 +133,11 @@ def test_entries_are_decoded_and_learnt_from_as_by_torch(with_triton: None, monk
 @pytest.mark.parametrize(
     ("architecture", "mask"), [("topk", "random_hard"), ("batch_topk", "bands, shared"), ("relu", "static_slicing")]
 )
-def test_a_step_is_that_of_the_dense_form(architecture: str, mask: str, with_triton: None, monkeypatch) -> None:
-    for share in ("DENSITY", "RELU_DENSITY"):
-        monkeypatch.setattr(selection, share, 1.0)
+def test_a_step_is_that_of_the_dense_form(architecture: str, mask: str, with_triton: None) -> None:
     sparse, dense = (make_sae(architecture, FAMILIES[mask]).train().to(DEVICE) for _ in range(2))
     x, positions, dead = (tensor.to(DEVICE) for tensor in (some_x(n=2), EVERYWHERE, NONE_DEAD))
-    found, expected = sparse_losses(sparse, x, positions, dead), dense.dense_losses(x, positions, dead)
-    assert found is not None
+    found = losses_of(sparse, x, positions, dead, way="sparse")
+    expected = losses_of(dense, x, positions, dead, way="dense")
     torch.testing.assert_close(found.residual, expected.residual)
     for losses in (found, expected):
         (losses.reconstruction + losses.sparsity + losses.auxiliary).backward()

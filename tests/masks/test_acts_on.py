@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scansion.sae import SAE
+from tests.execution.curves import losses_of
 from tests.masks.families import ARCHITECTURES, EVERYWHERE, FAMILIES, NONE_DEAD, make_sae, some_x, with_acts_on
 
 SOME_DEAD = NONE_DEAD.clone()
@@ -40,7 +41,7 @@ def test_gradient_is_autograd_on_a_graph_masked_by_hand(architecture: str, famil
     """Each token's own copy of every feature's weights, detached where the mask is 0, scaled where it is between."""
     sae = make_sae(architecture, with_acts_on(family, "gradient")).train()
     x = some_x()
-    losses = sae.losses(x, EVERYWHERE, NONE_DEAD)
+    losses = losses_of(sae, x, EVERYWHERE, NONE_DEAD)
     (losses.reconstruction + losses.sparsity).backward()
     found = gradients(sae)
 
@@ -77,7 +78,7 @@ def test_positions_not_permitted_send_exactly_nothing(acts_on: str, architecture
     sae = make_sae(architecture, with_acts_on(family, acts_on)).train()
     for position in EVERYWHERE:
         sae.zero_grad()
-        total(sae.losses(some_x()[position][None], position[None], SOME_DEAD)).backward()
+        total(losses_of(sae, some_x()[position][None], position[None], SOME_DEAD)).backward()
         outside = sae.mask(position) == 0
         for parameter, axis in sae.feature_axes():
             assert (parameter.grad.index_select(axis, outside.nonzero().squeeze(1)) == 0).all()
@@ -91,7 +92,7 @@ def test_on_a_hard_mask_every_way_that_acts_forward_is_the_same(architecture: st
     one = make_sae(architecture, with_acts_on(family, "forward")).train()
     other = make_sae(architecture, with_acts_on(family, acts_on)).train()
     for sae in (one, other):
-        total(sae.dense_losses(some_x(), EVERYWHERE, SOME_DEAD)).backward()
+        total(losses_of(sae, some_x(), EVERYWHERE, SOME_DEAD, way="dense")).backward()
     for name, gradient in gradients(one).items():
         torch.testing.assert_close(gradient, gradients(other)[name])
 

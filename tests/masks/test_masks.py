@@ -21,6 +21,7 @@ from scansion.masks import (
     parse_mask_config,
 )
 from scansion.sae import TopKConfig, build_sae, load_sae, save_sae
+from tests.execution.curves import losses_of
 from tests.masks.families import (
     ARCHITECTURES,
     D_IN,
@@ -93,7 +94,7 @@ def test_a_feature_gets_exactly_no_gradient_from_positions_outside(architecture:
     sae = make_sae(architecture, FAMILIES[family]).train()
     for position in range(L):
         sae.zero_grad()
-        losses = sae.losses(some_x()[position][None], torch.tensor([position]), NONE_DEAD)
+        losses = losses_of(sae, some_x()[position][None], torch.tensor([position]), NONE_DEAD)
         (losses.reconstruction + losses.sparsity).backward()
         outside = ~sae.mask.can_fire(torch.tensor(position))
         for gradient in (sae.W_enc.grad.T, sae.W_dec.grad, sae.b_enc.grad[:, None]):
@@ -118,9 +119,9 @@ def test_a_mask_of_ones_or_a_placebo_is_no_mask_to_the_last_bit(architecture: st
     masked, none = make_sae(architecture, ones).train(), make_sae(architecture, NoMaskConfig()).train()
     x = some_x()
     # Without a mask, experts are computed apart, equal to rounding only: see tests/sae/test_switch.py.
-    way = "dense_losses" if architecture == "switch" else "losses"
+    way = "dense" if architecture == "switch" else None
     for sae in (masked, none):
-        losses = getattr(sae, way)(x, EVERYWHERE, NONE_DEAD)
+        losses = losses_of(sae, x, EVERYWHERE, NONE_DEAD, way=way)
         (losses.reconstruction + losses.sparsity).backward()
     assert masked.mask.can_fire(EVERYWHERE).all()
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from scansion.errors import ShapeError
 from scansion.masks import BandMaskConfig, NoMaskConfig
 from scansion.sae import MatryoshkaConfig, TemporalConfig, build_sae
+from tests.execution.curves import losses_of
 from tests.masks.families import D_IN, D_SAE, EVERYWHERE, FAMILIES, NONE_DEAD, L, make_sae, some_x
 
 NO_MASK = NoMaskConfig()
@@ -29,7 +30,7 @@ def test_the_loss_is_the_mean_over_the_nested_dictionaries() -> None:
         (x - acts[..., :m] @ sae.W_dec[:m] - sae.b_dec).pow(2).sum(dim=-1).mean()
         for m in (D_SAE // 4, D_SAE // 2, D_SAE)
     ]
-    losses = sae.losses(x, EVERYWHERE, NONE_DEAD)
+    losses = losses_of(sae, x, EVERYWHERE, NONE_DEAD)
     torch.testing.assert_close(losses.reconstruction, torch.stack(errors).mean())
     torch.testing.assert_close(losses.mse, errors[-1])
 
@@ -52,16 +53,16 @@ def test_the_pair_loss_is_info_nce() -> None:
     """All codes alike: nothing tells the right token from the others, and the loss is log N."""
     sae = temporal(contrastive_coefficient=0.5)
     x = some_x()[:1].expand(L, 4, D_IN)[:, :1].expand(L, 4, D_IN)
-    with_pairs = sae.losses(x, EVERYWHERE, NONE_DEAD, x[1:])
+    with_pairs = losses_of(sae, x, EVERYWHERE, NONE_DEAD, x[1:])
     assert with_pairs.auxiliary.item() == pytest.approx(0.5 * math.log((L - 1) * 4), rel=1e-4)
     with pytest.raises(ShapeError, match="temporal learns from pairs of tokens"):
-        sae.losses(x, EVERYWHERE, NONE_DEAD)
+        losses_of(sae, x, EVERYWHERE, NONE_DEAD)
 
 
 def test_the_pair_loss_falls_when_adjacent_tokens_are_alike() -> None:
     sae, x = temporal(), some_x()
-    alike = sae.losses(x, EVERYWHERE, NONE_DEAD, x[1:]).auxiliary
-    other = sae.losses(x, EVERYWHERE, NONE_DEAD, some_x(seed=9)[1:]).auxiliary
+    alike = losses_of(sae, x, EVERYWHERE, NONE_DEAD, x[1:]).auxiliary
+    other = losses_of(sae, x, EVERYWHERE, NONE_DEAD, some_x(seed=9)[1:]).auxiliary
     assert alike < other
     alike.backward()
     assert (sae.W_enc.grad[:, sae.level == 0] != 0).any() and (sae.W_enc.grad[:, sae.level == 1] == 0).all()
@@ -71,8 +72,8 @@ def test_the_pair_loss_falls_when_adjacent_tokens_are_alike() -> None:
 def test_banded_pairs_are_those_of_the_dense_form(family: str) -> None:
     banded, dense = (temporal(FAMILIES[family]) for _ in range(2))
     x, previous = some_x(n=6)[1:], some_x(seed=5, n=6)[1:-1]
-    found = banded.losses(x, EVERYWHERE[1:], NONE_DEAD, previous)
-    expected = dense.dense_losses(x, EVERYWHERE[1:], NONE_DEAD, previous)
+    found = losses_of(banded, x, EVERYWHERE[1:], NONE_DEAD, previous)
+    expected = losses_of(dense, x, EVERYWHERE[1:], NONE_DEAD, previous, way="dense")
     for name in ("reconstruction", "auxiliary", "residual"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
     for losses in (found, expected):

@@ -15,6 +15,7 @@ from scansion.errors import ConfigError
 from scansion.masks import BandMaskConfig
 from scansion.registry import load_plugin
 from scansion.sae import ARCHITECTURES, AnySAEConfig, ReluConfig, build_sae, load_sae, parse_sae_config, save_sae
+from tests.execution.curves import losses_of
 from tests.masks.families import D_IN, D_SAE, EVERYWHERE, NONE_DEAD, L, some_x
 from tests.sae.test_sae import METADATA
 
@@ -46,7 +47,10 @@ def test_it_is_trained_saved_and_loaded_by_its_name(tmp_path: Path) -> None:
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
     assert plan.sae.mask == BandMaskConfig(count=3)
     sae = build_sae(plan.sae, D_IN, L, torch.Generator().manual_seed(0)).train()
-    fast, dense = sae.losses(some_x(), EVERYWHERE, NONE_DEAD), sae.dense_losses(some_x(), EVERYWHERE, NONE_DEAD)
+    fast, dense = (
+        losses_of(sae, some_x(), EVERYWHERE, NONE_DEAD),
+        losses_of(sae, some_x(), EVERYWHERE, NONE_DEAD, way="dense"),
+    )
     torch.testing.assert_close(fast.sparsity, dense.sparsity)
     acts = sae.encode(some_x(), EVERYWHERE[:, None])
     torch.testing.assert_close(fast.sparsity, 0.04 * 0.2 * (acts / 0.2).tanh().sum() / (L * 4))

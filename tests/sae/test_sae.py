@@ -22,6 +22,8 @@ from scansion.sae import (
     parse_sae_config,
     save_sae,
 )
+from scansion.sae.decoder import normalise_decoder, remove_parallel_gradient
+from tests.execution.curves import losses_of
 
 L, D_IN, D_SAE = 8, 10, 40
 AT = torch.arange(L)
@@ -128,7 +130,7 @@ def test_the_threshold_of_batch_topk_reproduces_the_training_sparsity() -> None:
     sae.train()
     for _ in range(50):
         x = torch.randn(L, 64, D_IN, generator=generator)
-        sae.losses(x, torch.arange(L), torch.zeros(D_SAE, dtype=torch.bool))
+        losses_of(sae, x, torch.arange(L), torch.zeros(D_SAE, dtype=torch.bool))
     sae.eval()
     acts = sae.encode(torch.randn(500, L, D_IN, generator=generator), AT)
     assert (acts > 0).sum(dim=-1).float().mean().item() == pytest.approx(4.0, rel=0.05)
@@ -142,20 +144,20 @@ def test_the_gradient_of_jumprelu_thresholds_is_the_kernel_estimate() -> None:
     expected = -sae.threshold * near * sae.threshold  # the last factor: d threshold / d log threshold
     torch.testing.assert_close(sae.log_threshold.grad, expected)
     sae.zero_grad()
-    sae.losses(x.transpose(0, 1), torch.arange(L), torch.zeros(D_SAE, dtype=torch.bool)).sparsity.backward()
+    losses_of(sae, x.transpose(0, 1), torch.arange(L), torch.zeros(D_SAE, dtype=torch.bool)).sparsity.backward()
     expected = -0.001 * near / (200 * L) * sae.threshold
     torch.testing.assert_close(sae.log_threshold.grad, expected)
 
 
 def test_a_step_along_the_corrected_gradient_keeps_norms_to_first_order() -> None:
     sae, x = make("relu").train(), some_x(5, L)
-    sae.losses(x.transpose(0, 1), torch.arange(L), torch.zeros(D_SAE, dtype=torch.bool)).reconstruction.backward()
-    sae.remove_parallel_gradient()
+    losses_of(sae, x.transpose(0, 1), torch.arange(L), torch.zeros(D_SAE, dtype=torch.bool)).reconstruction.backward()
+    remove_parallel_gradient(sae)
     assert sae.W_dec.grad is not None
     torch.testing.assert_close((sae.W_dec.grad * sae.W_dec).sum(dim=1), torch.zeros(D_SAE), atol=1e-5, rtol=0)
     with torch.no_grad():
         sae.W_dec -= 0.1 * sae.W_dec.grad
-    sae.normalise_decoder()
+    normalise_decoder(sae)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE))
 
 
@@ -163,10 +165,10 @@ def test_the_auxiliary_loss_reaches_dead_features_and_only_them() -> None:
     sae, x = make("topk").train(), some_x(L, 20)
     dead = torch.zeros(D_SAE, dtype=torch.bool)
     dead[:7] = True
-    losses = sae.losses(x, torch.arange(L), dead)
+    losses = losses_of(sae, x, torch.arange(L), dead)
     losses.auxiliary.backward()
     assert (sae.W_dec.grad[dead] != 0).any(dim=1).all() and (sae.W_dec.grad[~dead] == 0).all()
-    assert sae.losses(x, torch.arange(L), torch.zeros_like(dead)).auxiliary == 0
+    assert losses_of(sae, x, torch.arange(L), torch.zeros_like(dead)).auxiliary == 0
 
 
 def test_errors_name_the_argument_the_expected_and_the_given_shape(as_users_run_it) -> None:

@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from scansion.sae import SwitchConfig, SwitchSAE, TopKConfig, build_sae
+from tests.execution.curves import losses_of
 from tests.masks.families import D_IN, D_SAE, EVERYWHERE, NONE_DEAD, L, make_sae, some_x
 
 
@@ -39,7 +40,7 @@ def test_experts_computed_apart_give_the_losses_and_gradients_of_the_dense_form(
         if one_expert_empty:
             with torch.no_grad():
                 sae.router[:, 0] = sae.router[:, 1]  # the second is never above the first
-    found, expected = apart.losses(x, EVERYWHERE, dead), dense.dense_losses(x, EVERYWHERE, dead)
+    found, expected = losses_of(apart, x, EVERYWHERE, dead), losses_of(dense, x, EVERYWHERE, dead, way="dense")
     assert torch.equal(found.fired, expected.fired)
     for name in ("reconstruction", "auxiliary", "residual"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
@@ -57,9 +58,9 @@ def test_the_balance_loss_is_its_coefficient_when_every_expert_has_its_share() -
         sae.router[:3, :3] = 100 * torch.eye(3)
         sae.b_router.zero_()
     balanced = torch.eye(D_IN)[:3].expand(L, 3, D_IN)
-    losses = sae.losses(balanced, EVERYWHERE, NONE_DEAD)
+    losses = losses_of(sae, balanced, EVERYWHERE, NONE_DEAD)
     assert losses.auxiliary.item() == pytest.approx(3.0, rel=1e-4)
-    losses = sae.losses(balanced[:, :1], EVERYWHERE, NONE_DEAD)
+    losses = losses_of(sae, balanced[:, :1], EVERYWHERE, NONE_DEAD)
     assert losses.auxiliary.item() == pytest.approx(9.0, rel=1e-4)  # one expert has everything
 
 

@@ -7,6 +7,7 @@ import torch
 from scansion.masks import RandomHardMaskConfig
 from scansion.sae import ReluConfig, build_sae
 from scansion.training.dead import DeadFeatures, resample
+from tests.execution.curves import losses_of
 
 P, N, D_IN, D_SAE = 6, 5, 8, 24
 
@@ -38,7 +39,7 @@ def test_a_revived_feature_points_at_a_residual_at_a_position_it_may_use() -> No
     optimiser = torch.optim.Adam(sae.parameters(), lr=1e-3, fused=True)
     x = torch.randn(P, N, D_IN, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(P)
-    losses = sae.losses(x, positions, torch.zeros(D_SAE, dtype=torch.bool))
+    losses = losses_of(sae, x, positions, torch.zeros(D_SAE, dtype=torch.bool))
     losses.reconstruction.backward()
     optimiser.step()
     before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
@@ -66,7 +67,7 @@ def test_nothing_is_done_where_nothing_is_dead_or_everything_is() -> None:
         dead = DeadFeatures(sae, after_tokens=10)
         dead.tokens_since_fired[:n_dead] = 10
         x = torch.ones(P, N, D_IN)
-        losses = sae.losses(x, torch.arange(P), dead.mask)
+        losses = losses_of(sae, x, torch.arange(P), dead.mask)
         before = sae.W_dec.clone()
         resample(sae, moments_of(optimiser), dead, x, losses, sae.mask.can_fire(torch.arange(P)), torch.Generator())
         assert torch.equal(sae.W_dec, before)

@@ -11,9 +11,11 @@ from scansion.activations import ActivationStore, ActivationStream, PositionedBa
 from scansion.errors import TrainingError
 from scansion.masks import BandMaskConfig, MaskUpdates, SoftMaskConfig, Start, UsageBandMaskConfig
 from scansion.sae import ReluConfig, SAEConfig, TopKConfig, build_sae, load_sae
+from scansion.sae.decoder import normalise_decoder, remove_parallel_gradient
 from scansion.training import TrainingConfig, TrainingRun, train
 from scansion.training.learner import Learner
 from scansion.training.warm_start import start_from_usage
+from tests.execution.curves import losses_of
 
 D_SAE, N_STEPS = 48, 40
 CONFIG = TrainingConfig(tokens=28 * N_STEPS, lr=3e-3, lr_warmup_steps=0, device="cpu")
@@ -68,14 +70,14 @@ def test_clipping_within_adam_is_clipping_before_it(store) -> None:
     optimisers = {norm: torch.optim.Adam(sae.parameters()) for norm, sae in references.items()}
     for step, batch in enumerate(batches(store)[:10]):
         for norm, sae in references.items():
-            losses = sae.losses(batch.x, batch.positions, learner.dead.mask)
+            losses = losses_of(sae, batch.x, batch.positions, learner.dead.mask)
             optimisers[norm].zero_grad()
             (losses.reconstruction + losses.auxiliary).backward()
-            sae.remove_parallel_gradient()
+            remove_parallel_gradient(sae)
             torch.nn.utils.clip_grad_norm_(sae.parameters(), norm)
             optimisers[norm].param_groups[0]["lr"] = config.lr_at(step, N_STEPS)
             optimisers[norm].step()
-            sae.normalise_decoder()
+            normalise_decoder(sae)
         learner.advance(batch)
     clipped, unclipped = references.values()
     torch.testing.assert_close(learner.sae.W_enc, clipped.W_enc, atol=2e-5, rtol=0)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scansion.activations import PositionedBatch
-from scansion.execution import selection
+from scansion.execution import backends
 from scansion.masks import BandMaskConfig, MaskConfig, NoMaskConfig
 from scansion.sae import BatchTopKConfig, SAEConfig, TopKConfig, build_sae
 from scansion.training import TrainingConfig
@@ -72,7 +72,7 @@ def peak_of_a_step(config: SAEConfig, per_position: int) -> int:
 def test_the_peak_is_gradients_a_chunk_and_the_batch(
     architecture: type[TopKConfig] | type[BatchTopKConfig], mask: MaskConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "CHUNK", CHUNK)
+    monkeypatch.setattr(backends, "CHUNK", CHUNK)
     config = architecture(d_sae=D_SAE, k=K, mask=mask)
     peaks = []
     for per_position in (16, 64):

@@ -16,7 +16,8 @@ from torch.nn.functional import embedding_bag
 from scansion.evals.probing.bag_of_words import bag_of_words
 from scansion.evals.probing.untrained import centre
 from scansion.evals.reading.texts import Block, TextReader
-from scansion.execution import SparseActs
+from scansion.execution.sparse import encode_sparse
+from scansion.execution.sparse_acts import SparseActs
 from scansion.sae import SAE
 
 Pooling = Literal["mean", "last", "bands"]
@@ -85,7 +86,7 @@ def pool_texts(
                 weights = sae.W_enc
                 positions = part.positions.long().to(weights.device)
                 x = part.x.to(weights.device, weights.dtype)
-                entries = sae.encode_sparse(x, positions)
+                entries = encode_sparse(sae, x, positions)
                 if entries is None:
                     table[part.rows] = _mean_by_group(sae.encode(x, positions), counts, len(part.rows))
                 else:

@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32, Int64
@@ -120,10 +120,20 @@ def decode(
     return residual
 
 
+@runtime_checkable
+class Entries(Protocol):
+    """What :func:`sparse_backward` reads of the active entries: see :class:`scansion.execution.sparse_acts.SparseActs`."""
+
+    @property
+    def values(self) -> Float32[Tensor, "nnz"]: ...
+
+    @property
+    def by_feature(self) -> tuple[Int64[Tensor, "nnz"], Int64[Tensor, "nnz"], Int64[Tensor, "d_sae_plus_1"]]: ...
+
+
 def sparse_backward(
-    by_feature: tuple[Int64[Tensor, "nnz"], Int64[Tensor, "nnz"], Int64[Tensor, "d_sae_plus_1"]],
-    values: Float32[Tensor, "nnz"],
-    beside: Float32[Tensor, "nnz"] | None,
+    entries: Entries,
+    to_acts: Float32[Tensor, "nnz"] | None,
     W_dec: Float32[Tensor, "d_sae d_in"],
     x: Float32[Tensor, "T d_in"],
     to_residual: Float32[Tensor, "T d_in"],
@@ -133,17 +143,18 @@ def sparse_backward(
     """Gradients of W_dec, W_enc feature by feature, b_enc, and the entries' pre-activations.
 
     Args:
-        by_feature: see :func:`group`.
-        values: of the entries.
-        beside: what the values get from elsewhere than the residual.
+        entries: of the activations.
+        to_acts: the gradient that their values get from elsewhere than the residual.
         W_dec: the decoder.
         x: what the encoder read.
         to_residual: the gradient of ``x - acts @ W_dec``.
     """
-    order, tokens, starts = by_feature
+    order, tokens, starts = entries.by_feature
+    values = entries.values.contiguous()
+    to_acts = None if to_acts is None else to_acts.contiguous()
     to_W_dec, to_W_enc = torch.empty_like(W_dec), torch.empty_like(W_dec)
     to_b_enc, to_values = W_dec.new_empty(len(W_dec)), torch.empty_like(values)
-    inputs = (starts, order, tokens, values, beside, W_dec, x, to_residual)
+    inputs = (starts, order, tokens, values, to_acts, W_dec, x, to_residual)
     outputs = (to_W_dec, to_W_enc, to_b_enc, to_values)
     pointers = (None if each is None else each.data_ptr() for each in (*inputs, *outputs))
     loaded().scansion_learn(threads(len(W_dec)), *W_dec.shape, *pointers)

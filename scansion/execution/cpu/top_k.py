@@ -1,6 +1,6 @@
 """The k largest entries of each row on a CPU: maxima of groups give a bound, and only what reaches it is compared.
 
-The C part does so; without it, numpy. ``torch.topk`` walks through every entry with its index beside it.
+The C part does so too; this is for machines without it. ``torch.topk`` walks through every entry with its index.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
-
-from scansion.execution.cpu import native
 
 # Groups of a row for each entry wanted. The k-th largest of 4 k maxima is exceeded by about 1.15 k entries.
 GROUPS = 4
@@ -34,8 +32,6 @@ def largest_positive(
     Returns:
         Their columns, row by row; their values; and how many each row has, perhaps without those that are 0.
     """
-    if native.supports(x):
-        return native.top_k(x, min(k, x.shape[1]), [(len(x), None)]) or _by_torch(x, k)
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return _by_torch(x, k)
     parts = _by_rows(lambda rows: _largest(rows, k), x.numpy())

@@ -57,22 +57,23 @@ def sum_of_rows(
     return sums
 
 
-def dots(
-    left: Float[Tensor, "n_left d"],
-    left_rows: Int[Tensor, "nnz"],
-    right: Float[Tensor, "n_right d"],
-    right_rows: Int[Tensor, "nnz"],
+def dots_at_entries(
+    gradient: Float[Tensor, "T d"],
+    W_dec: Float[Tensor, "d_sae d"],
+    offsets: Int[Tensor, "T_plus_1"],
+    tokens: Int[Tensor, "nnz"],
+    features: Int[Tensor, "nnz"],
 ) -> Float[Tensor, "nnz"]:
-    """For each entry the dot product of the two rows that it names; of the type of ``left``."""
-    nnz, d = len(left_rows), left.shape[1]
-    found = left.new_empty(nnz)
+    """For each entry the dot product of its token's row and its feature's, of the type of ``gradient``; needs no offsets."""
+    nnz, d = len(tokens), gradient.shape[1]
+    found = gradient.new_empty(nnz)
     if nnz == 0:
         return found
-    left, right = (table if table.stride(1) == 1 else table.contiguous() for table in (left, right))
-    left_rows, right_rows = left_rows.contiguous(), right_rows.contiguous()
+    left, right = (table if table.stride(1) == 1 else table.contiguous() for table in (gradient, W_dec))
+    tokens, features = tokens.contiguous(), features.contiguous()
     with torch.cuda.device_of(left):
         _dots[_how_many(nnz, BLOCK_ROWS),](
-            left, left_rows, right, right_rows, found, nnz, d, left.stride(0), right.stride(0), BLOCK_ROWS, BLOCK_D
+            left, tokens, right, features, found, nnz, d, left.stride(0), right.stride(0), BLOCK_ROWS, BLOCK_D
         )
     return found
 

@@ -10,14 +10,11 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from scansion.execution import Encoder, SparseActs, most_active, select_over_batch
 from scansion.sae.architectures.topk import TopKKindConfig, TopKKindSAE
 from scansion.sae.base import SAEConfig
 from scansion.sae.forward import ForwardPass
 from scansion.sae.registry import register_architecture
-
-# Share of the running threshold above which a batch's places are sure to be taken, nearly always.
-FLOOR = 0.8
+from scansion.sae.structure import KeepsTopKOfBatch, Selection
 
 
 class BatchTopKKindConfig(TopKKindConfig, frozen=True):
@@ -59,7 +56,7 @@ class BatchTopKSAE(TopKKindSAE):
         return self._compete([pre_acts])[0]
 
     def activate_bands(
-        self, pre_acts: Sequence[Float[Tensor, "_ n _"]], features: Sequence[Int[Tensor, "_"]]
+        self, pre_acts: Sequence[Float[Tensor, "_ n _"]], features: Sequence[Int[Tensor, "_"] | None]
     ) -> list[Float[Tensor, "_ n _"]]:
         if not self.training:
             return super().activate_bands(pre_acts, features)
@@ -73,13 +70,8 @@ class BatchTopKSAE(TopKKindSAE):
         smallest = every.detach().topk(min(n_places, len(every)), sorted=False).values.min()
         return [act * (act >= smallest) for act in acts]
 
-    def select_active(self, encoders: Sequence[Encoder]) -> SparseActs | None:
-        n_places = self.config.k * sum(encoder.n_tokens for encoder in encoders)
-        if not self.training or n_places > most_active(encoders):
-            return None
-        # The last place goes for about what it went for in the steps before.
-        floor = max(0.0, FLOOR * float(self.threshold))
-        return select_over_batch(encoders, n_places, floor, self.d_sae)
+    def selection(self) -> Selection | None:
+        return KeepsTopKOfBatch(self.config.k, self.threshold) if self.training else None
 
     @torch.no_grad()
     def after_forward(self, forward: ForwardPass) -> None:

@@ -61,7 +61,8 @@ class GatedSAE(SAE):
         W_dec, bias = self.W_dec.detach(), self.bias_at(forward.positions[:, None]).detach()
         target = forward.x - bias
         errors = [
-            (target[part.rows] - part.pre_acts.relu() @ part.of_features(W_dec)).square() for part in forward.parts
+            (target[part.block.rows] - part.pre_acts.relu() @ part.block.of_features(W_dec)).square()
+            for part in forward.parts
         ]
         return sum_over(errors) / forward.n_tokens
 

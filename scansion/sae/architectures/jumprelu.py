@@ -19,7 +19,7 @@ class JumpReluConfig(SAEConfig, frozen=True):
     """Settings of :class:`JumpReluSAE`; thresholds and bandwidth are for inputs scaled to unit mean norm."""
 
     architecture: Literal["jumprelu"] = "jumprelu"
-    l0_coefficient: float = Field(default=1e-3, ge=0, description="Weight of the number of active features a token.")
+    l0_coefficient: float = Field(default=1e-3, ge=0, description="Weight of the number of active features per token.")
     initial_threshold: float = Field(default=0.01, gt=0, description="Threshold every feature starts with.")
     bandwidth: float = Field(
         default=0.05, gt=0, description="Width around the threshold within which it receives gradient."
@@ -53,7 +53,7 @@ class JumpReluSAE(SAE):
 
     def sparsity_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
         active = (
-            _Step.apply(part.pre_acts, part.of_features(self.threshold), self.config.bandwidth)
+            _Step.apply(part.pre_acts, part.block.of_features(self.threshold), self.config.bandwidth)
             for part in forward.parts
         )
         return self.config.l0_coefficient * sum_over(active) / forward.n_tokens

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -11,11 +10,11 @@ from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from scansion.execution import Encoder
 from scansion.masks import gated_product
 from scansion.sae.architectures.batch_topk import BatchTopKKindConfig, BatchTopKSAE
 from scansion.sae.forward import ForwardPass, Part, squared_norm
 from scansion.sae.registry import register_architecture
+from scansion.sae.structure import Selection
 
 
 class NestedConfig(BatchTopKKindConfig, frozen=True):
@@ -62,7 +61,7 @@ class NestedSAE(BatchTopKSAE):
         sizes = torch.tensor([max(1, round(prefix * n_features)) for prefix in self.config.prefixes])
         return torch.searchsorted(sizes, torch.arange(n_features), right=True).to(self.W_dec.device)
 
-    def select_active(self, encoders: Sequence[Encoder]) -> None:
+    def selection(self) -> Selection | None:
         """None: each dictionary needs the activations of its own features."""
 
     def reconstruction_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
@@ -79,10 +78,10 @@ class NestedSAE(BatchTopKSAE):
         return total / n_levels
 
     def _contribution(self, part: Part, chosen: Tensor, weights: Tensor | None) -> Float[Tensor, "p n d_in"]:
-        places = part.of_features(chosen).nonzero().squeeze(1)
-        acts = part.acts.index_select(-1, places)
-        W_dec = self.W_dec.index_select(0, part.named(places))
-        return acts @ W_dec if weights is None else gated_product(acts, W_dec, weights[..., places])
+        columns = part.block.of_features(chosen).nonzero().squeeze(1)
+        acts = part.acts.index_select(-1, columns)
+        W_dec = self.W_dec.index_select(0, part.block.named(columns))
+        return acts @ W_dec if weights is None else gated_product(acts, W_dec, weights[..., columns])
 
 
 @register_architecture(MatryoshkaConfig)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -10,12 +9,12 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from scansion.execution import BandRows, banded_decode, banded_encode
 from scansion.masks.base import MaskedActs
 from scansion.sae.architectures.topk import TopKKindConfig, TopKSAE
 from scansion.sae.base import SAEConfig
-from scansion.sae.forward import ForwardPass, Losses, Part
+from scansion.sae.forward import ForwardPass
 from scansion.sae.registry import register_architecture
+from scansion.sae.structure import Routing
 from scansion.shapes import require_shape
 
 
@@ -37,7 +36,7 @@ class SwitchConfig(TopKKindConfig, frozen=True):
 
 @register_architecture(SwitchConfig)
 class SwitchSAE(TopKSAE):
-    """Features are dealt out to the experts in turn; a token may use those of its most probable expert only.
+    """Feature f belongs to expert f mod n_experts; a token may use those of its most probable expert only.
 
     Activations are multiplied by the expert's probability, through which the router learns. It is static slicing with
     a router that is learnt, and that reads the activation in place of the position. Without a positional mask, an
@@ -76,24 +75,15 @@ class SwitchSAE(TopKSAE):
             self.router *= scale
             self.b_router /= scale
 
-    def losses(
-        self,
-        x: Float[Tensor, "P n d_in"],
-        positions: Int[Tensor, "P"],
-        dead: Bool[Tensor, "d_sae"],
-        previous: Float[Tensor, "P_less_1 n d_in"] | None = None,
-    ) -> Losses:
-        if not self.config.mask.has_weights:
-            return self._routed_losses(x, positions, dead)
-        return self.dense_losses(x, positions, dead)
+    def routing(self, x: Float[Tensor, "T d_in"]) -> Routing | None:
+        weight, group = self.route(x).max(dim=-1)
+        n_experts = self.config.n_experts
+        return Routing(group, weight, self.expert, (self.d_sae // n_experts,) * n_experts)
 
     def auxiliary_loss(self, forward: ForwardPass, dead: Bool[Tensor, "d_sae"]) -> Float[Tensor, ""]:
         return super().auxiliary_loss(forward, dead) + self._balance_loss(self.route(forward.x))
 
-    def encode_sparse(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None) -> None:
-        return None  # the router weighs them
-
-    def _gated(self, x: Tensor, positions: Tensor | None) -> MaskedActs:
+    def masked_acts(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None) -> MaskedActs:
         require_shape("x", x, "... d_in", d_in=self.d_in)
         probability, expert = self.route(x).max(dim=-1, keepdim=True)
         elsewhere = self.expert != expert
@@ -101,31 +91,8 @@ class SwitchSAE(TopKSAE):
         def activate(pre_acts: Tensor) -> Tensor:
             return self.activate(pre_acts.masked_fill(elsewhere, -torch.inf)) * probability
 
-        gated = self._gated_by(activate, x, positions)
+        gated = self._masked_acts_by(activate, x, positions)
         return MaskedActs(gated.pre_acts.masked_fill(elsewhere, -torch.inf), gated.acts)
-
-    def _routed_losses(self, x: Tensor, positions: Tensor, dead: Tensor) -> Losses:
-        """The losses without a mask: tokens are put in the order of their experts, which are then bands."""
-        n_experts, width = self.config.n_experts, self.d_sae // self.config.n_experts
-        probability, expert = self.route(x.flatten(0, 1)).max(dim=-1)
-        order = expert.argsort(stable=True)
-        weight = probability[order, None, None]
-        cuts = torch.searchsorted(expert[order], torch.arange(n_experts + 1, device=x.device)).tolist()
-        experts = [BandRows(slice(cuts[e], cuts[e + 1]), slice(e * width, (e + 1) * width)) for e in range(n_experts)]
-        tokens = x.flatten(0, 1)[order, None]
-        by_expert = self.expert.argsort(stable=True)
-        pre_acts = banded_encode(tokens - self.b_dec, self.W_enc.T[by_expert].T, self.b_enc[by_expert], experts, 0)
-        acts = [self.activate(pre) * weight[band.rows] for pre, band in zip(pre_acts, experts, strict=True)]
-        residual = tokens - banded_decode(acts, self.W_dec[by_expert], experts, 0) - self.b_dec
-        parts = [
-            Part.computed(band.rows, by_expert[band.block], pre, act)
-            for band, pre, act in zip(experts, pre_acts, acts, strict=True)
-            if band.rows.stop > band.rows.start
-        ]
-        at = positions.repeat_interleave(x.shape[1])[order]
-        losses = self.losses_of(ForwardPass(tokens, at, residual, parts, self._fired(parts)), dead)
-        in_order = torch.zeros_like(x).flatten(0, 1).index_copy(0, order, residual[:, 0]).view_as(x)
-        return replace(losses, residual=in_order)
 
     def _balance_loss(self, probabilities: Float[Tensor, "*batch n_experts"]) -> Float[Tensor, ""]:
         """n_experts x the sum over experts of (share of tokens x mean probability); 1 x the coefficient at balance."""

@@ -43,7 +43,7 @@ class TemporalSAE(NestedSAE):
         assert forward.previous is not None
         high = self.level == 0
         here = self._codes(forward.parts, high)[1:].flatten(0, 1)
-        before = self._gated(forward.previous, forward.positions[1:, None] - 1).acts[..., high].flatten(0, 1)
+        before = self.masked_acts(forward.previous, forward.positions[1:, None] - 1).acts[..., high].flatten(0, 1)
         similarity = normalize(here, dim=-1) @ normalize(before, dim=-1).T
         names = torch.arange(len(similarity), device=similarity.device)
         both = (cross_entropy(similarity, names) + cross_entropy(similarity.T, names)) / 2
@@ -54,7 +54,7 @@ class TemporalSAE(NestedSAE):
         found: list[Tensor] = []
         for part in parts:
             acts = part.acts
-            if part.features is not None:
-                acts = acts.new_zeros(*acts.shape[:-1], self.d_sae).index_copy(-1, part.features, acts)
+            if part.block.features is not None:
+                acts = acts.new_zeros(*acts.shape[:-1], self.d_sae).index_copy(-1, part.block.features, acts)
             found.append(acts[..., chosen])
         return torch.cat(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,17 +9,18 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from scansion.execution import Encoder, SparseActs, largest_positive, most_active, select_top_k
+from scansion.execution.operations import top_k
+from scansion.execution.sparse_acts import SparseActs
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.forward import ForwardPass, sum_over
 from scansion.sae.registry import register_architecture
-from scansion.shapes import require_shape
+from scansion.sae.structure import KeepsTopK, Selection
 
 
 class TopKKindConfig(SAEConfig, frozen=True):
     """Settings shared by the architectures that fix the number of active features."""
 
-    k: int = Field(default=32, ge=1, description="Active features a token (on average over a batch for batch_topk).")
+    k: int = Field(default=32, ge=1, description="Active features per token (on average over a batch for batch_topk).")
     auxiliary_coefficient: float = Field(
         default=1 / 32, ge=0, description="Weight of the loss by which dead features model the residual."
     )
@@ -45,9 +45,9 @@ class TopKKindSAE(SAE):
             return residual.new_zeros(())
         errors: list[Tensor] = []
         for part in forward.parts:
-            places = part.of_features(dead).nonzero().squeeze(1)
-            dead_acts = top_k_acts(part.pre_acts_of(places), max(1, self.d_in // 2))
-            errors.append((residual[part.rows] - dead_acts @ self.W_dec[part.named(places)]).pow(2))
+            columns = part.block.of_features(dead).nonzero().squeeze(1)
+            dead_acts = top_k_acts(part.pre_acts_of(columns), max(1, self.d_in // 2))
+            errors.append((residual[part.block.rows] - dead_acts @ self.W_dec[part.block.named(columns)]).pow(2))
         # A perfect reconstruction leaves nothing to model and would divide by zero.
         relative = torch.nan_to_num(sum_over(errors) / residual.pow(2).sum(), nan=0.0, posinf=0.0)
         return self.config.auxiliary_coefficient * relative
@@ -62,25 +62,8 @@ class TopKSAE(TopKKindSAE):
     ) -> Float[Tensor, "*batch w"]:
         return top_k_acts(pre_acts, self.config.k)
 
-    @torch.no_grad()
-    def encode_sparse(
-        self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None
-    ) -> SparseActs | None:
-        if not self.mask.is_binary_gate:
-            return None
-        require_shape("x", x, "... d_in", d_in=self.d_in)
-        positions = self._positions_of(x, positions)
-        tokens = (x - self.bias_at(positions)).reshape(-1, 1, self.d_in)
-        closed = None
-        if self.mask.can_block:
-            closed = ~self.mask.can_fire(positions.expand(x.shape[:-1]).reshape(-1))
-        whole = Encoder(tokens, self.W_enc.detach().T, self.b_enc.detach(), [slice(None)], closed)
-        return select_top_k([whole], self.config.k, self.d_sae)
-
-    def select_active(self, encoders: Sequence[Encoder]) -> SparseActs | None:
-        if self.config.k * sum(encoder.n_tokens for encoder in encoders) > most_active(encoders):
-            return None
-        return select_top_k(encoders, self.config.k, self.d_sae)
+    def selection(self) -> Selection | None:
+        return KeepsTopK(self.config.k)
 
 
 def top_k_acts(pre_acts: Float[Tensor, "*batch d"], k: int) -> Float[Tensor, "*batch d"]:
@@ -98,4 +81,4 @@ def top_k_acts(pre_acts: Float[Tensor, "*batch d"], k: int) -> Float[Tensor, "*b
 def _entries(pre_acts: Float[Tensor, "*batch d"], k: int) -> SparseActs:
     """The k largest positive entries along the last axis."""
     width = pre_acts.shape[-1]
-    return SparseActs.from_row_counts(*largest_positive(pre_acts.reshape(-1, width), k), width)
+    return SparseActs.from_row_counts(*top_k(pre_acts.reshape(-1, width), k), width)

@@ -1,0 +1,123 @@
+"""Blocks: some tokens of a batch with the features they may use. Whatever execution cuts up, it cuts into these."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from scansion.masks import Bands, PositionalMask
+from scansion.readings import Reading
+
+# The positions of a stream are the same at every step.
+_listed: Reading[list[int]] = Reading(lambda positions: positions.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some rows of a batch with the features their tokens may use: those of one band, or, without bands, all.
+
+    Attributes:
+        rows: of the batch's position axis; may be empty where a batch has no token of a band.
+        pieces: the w features, as ascending ranges of the rows of W_dec: the shared ones, if there are any, then the
+            band's own.
+        features: their indices; None for all, in order.
+        closed: True where the mask keeps a feature from firing; None if it does so nowhere in this block.
+        bias: which decoder bias its tokens have, if there are several.
+    """
+
+    rows: slice
+    pieces: tuple[slice, ...]
+    features: Int[Tensor, "w"] | None = None
+    closed: Bool[Tensor, "p w"] | None = None
+    bias: int = 0
+
+    @property
+    def width(self) -> int:
+        """Features that a token may use, w."""
+        return sum(piece.stop - piece.start for piece in self.pieces)
+
+    @property
+    def n_rows(self) -> int:
+        """Positions, p."""
+        return self.rows.stop - self.rows.start
+
+    def columns(self) -> Iterator[tuple[slice, slice]]:
+        """Each piece, and which of the block's w columns are its."""
+        start = 0
+        for piece in self.pieces:
+            yield piece, slice(start, start + piece.stop - piece.start)
+            start += piece.stop - piece.start
+
+    def at(self, rows: slice) -> Block:
+        """The part of the block at these rows of the batch, all of which are its own."""
+        first = self.rows.start
+        closed = None if self.closed is None else self.closed[rows.start - first : rows.stop - first]
+        return replace(self, rows=rows, closed=closed)
+
+    def split(self, n_rows: int) -> Iterator[Block]:
+        """The block in parts of so many rows; the last may have fewer."""
+        for first in range(self.rows.start, self.rows.stop, n_rows):
+            yield self.at(slice(first, min(first + n_rows, self.rows.stop)))
+
+    def of_features(self, values: Shaped[Tensor, "d_sae *rest"]) -> Shaped[Tensor, "w *rest"]:
+        """Per-feature values, for this block's features."""
+        return values if self.features is None else values[self.features]
+
+    def named(self, columns: Int[Tensor, "s"]) -> Int[Tensor, "s"]:
+        """Indices of the features in these of the block's w columns."""
+        return columns if self.features is None else self.features[columns]
+
+
+def whole_block(n_rows: int, d_sae: int) -> Block:
+    """All rows of a batch with all features."""
+    return Block(slice(0, n_rows), (slice(0, d_sae),))
+
+
+def blocks_of(mask: PositionalMask, positions: Int[Tensor, "P"]) -> list[Block]:
+    """A batch cut into blocks by a mask: one for each of its bands, or, without bands, for each decoder bias.
+
+    Args:
+        mask: if it has no bands, one that only blocks features (``is_binary_gate``).
+        positions: ascending, of the rows of the batch.
+    """
+    bands = mask.bands()
+    if bands is not None:
+        return _blocks_of_bands(bands, positions, mask.n_decoder_biases > 1)
+    whole = whole_block(len(positions), mask.d_sae)
+    if mask.can_block:
+        whole = replace(whole, closed=~mask.can_fire(positions))
+    if mask.n_decoder_biases == 1:
+        return [whole]
+    biases, counts = torch.unique_consecutive(mask.band_at(positions), return_counts=True)
+    blocks: list[Block] = []
+    first = 0
+    for bias, count in zip(biases.tolist(), counts.tolist(), strict=True):
+        blocks.append(replace(whole.at(slice(first, first + count)), bias=bias))
+        first += count
+    return blocks
+
+
+def _blocks_of_bands(bands: Bands, positions: Tensor, own_bias: bool) -> list[Block]:
+    cuts = [bisect_left(_listed(positions), edge) for edge in bands.edges]
+    common = (slice(0, bands.shared),) if bands.shared else ()
+    blocks: list[Block] = []
+    start = bands.shared
+    for index, size in enumerate(bands.sizes):
+        pieces = (*common, slice(start, start + size))
+        features = _named(tuple((piece.start, piece.stop) for piece in pieces), positions.device)
+        blocks.append(Block(slice(cuts[index], cuts[index + 1]), pieces, features, None, index if own_bias else 0))
+        start += size
+    return blocks
+
+
+@lru_cache(maxsize=256)
+def _named(ranges: tuple[tuple[int, int], ...], device: torch.device) -> Int[Tensor, "w"]:
+    """Indices of the features in these ranges: the same at every step, so made once."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training later
+        return torch.cat([torch.arange(start, stop, device=device) for start, stop in ranges])

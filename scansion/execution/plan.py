@@ -1,0 +1,105 @@
+"""Which way a training step is computed: what the mask and the architecture allow, and of that the fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from scansion.activations.batch import PositionedBatch
+from scansion.execution import backends
+from scansion.execution.blocks import Block, blocks_of
+from scansion.sae.base import SAE
+from scansion.sae.structure import KeepsPositive
+
+Way = Literal["dense", "banded", "sparse", "fused", "routed"]
+"""dense: all features at all positions; banded: a product per band; sparse: from the active entries alone; fused: ReLU in
+five products; routed: a product per group of features that tokens are routed to. All give the dense way's numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How a training step is computed.
+
+    Attributes:
+        way: the way to take.
+        device: ``cpu`` or ``cuda``.
+        reason: why, in a few words.
+        otherwise: the way to take if the batch turns out to have too many active features for ``way``.
+        blocks: the batch, cut up for this way; none for the dense and the routed one.
+    """
+
+    way: Way
+    device: str
+    reason: str
+    otherwise: Way | None = None
+    blocks: Sequence[Block] = field(default=(), repr=False)
+
+
+def open_ways(sae: SAE) -> dict[Way, str]:
+    """The ways that give the dense way's numbers for this mask and architecture, and why each is open.
+
+    A fast way takes methods of an architecture at their word: that ``selection`` describes ``activate``, for example. Where
+    a derived class replaces one of them and not the other, that way is closed, so that its own method always counts.
+    """
+    ways: dict[Way, str] = {"dense": "it is open to any mask and architecture"}
+    mask, selection = sae.mask, sae.selection()
+    base = len(type(sae).__mro__)
+    activate, activate_bands, masked_acts, described, routing = (
+        _age(sae, name) for name in ("activate", "activate_bands", "masked_acts", "selection", "routing")
+    )
+    if masked_acts == base:
+        if mask.bands() is not None and (activate_bands == base or activate_bands <= activate):
+            ways["banded"] = "the mask has bands"
+        if mask.is_binary_gate and selection is not None and described <= min(activate, activate_bands):
+            ways["sparse"] = "the activation keeps some entries as they are, and the mask only blocks features"
+            if isinstance(selection, KeepsPositive):
+                ways["fused"] = "the activation is a ReLU, and the mask only blocks features"
+    if sae.treats_positions_alike and routing < base and routing <= masked_acts:
+        ways["routed"] = "each token uses one group of features, and the mask does nothing"
+    return ways
+
+
+def _age(sae: SAE, method: str) -> int:
+    """0 or less where the SAE's own class (or the object itself) has the method, larger the older the class that has it.
+
+    Methods of :class:`SAE` are the oldest, whatever lies between: they call what derived classes replace.
+    """
+    if method in vars(sae):
+        return -1
+    kinds = type(sae).__mro__
+    age = next(age for age, kind in enumerate(kinds) if method in vars(kind))
+    return len(kinds) if kinds[age] is SAE else age
+
+
+def plan_execution(sae: SAE, batch: PositionedBatch, way: Way | None = None) -> Plan:
+    """The fastest way open to this mask, this architecture and this batch.
+
+    Args:
+        sae: mask and architecture.
+        batch: of which only the size and the positions count.
+        way: take this one, if it is open, whatever it costs.
+    """
+    ways, device = open_ways(sae), batch.x.device.type
+    if way is not None:
+        assert way in ways, f"the {way} way is closed to {type(sae).__name__} under {sae.config.mask.family}"
+        return Plan(way, device, "it was asked for", None, _blocks(sae, batch, way))
+    if "routed" in ways:
+        return Plan("routed", device, ways["routed"])
+    if "fused" in ways:
+        return Plan("sparse", device, ways["sparse"], "fused", _blocks(sae, batch, "sparse"))
+    if "sparse" in ways:
+        blocks = _blocks(sae, batch, "sparse")
+        n_entries = sum(block.n_rows * block.width for block in blocks) * batch.x.shape[1]
+        selection = sae.selection()
+        assert selection is not None and not isinstance(selection, KeepsPositive)
+        if selection.k * batch.n_tokens <= int(backends.DENSITY * n_entries):
+            return Plan("sparse", device, ways["sparse"], None, blocks)
+    if "banded" in ways:
+        return Plan("banded", device, ways["banded"], None, _blocks(sae, batch, "banded"))
+    reason = "no faster way is open" if len(ways) == 1 else "too many features are active for the sparse way"
+    return Plan("dense", device, reason)
+
+
+def _blocks(sae: SAE, batch: PositionedBatch, way: Way) -> list[Block]:
+    return [] if way in ("dense", "routed") else blocks_of(sae.mask, batch.positions)

@@ -1,0 +1,106 @@
+"""The sparse way: everything but the encoder product from the active entries alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scansion.activations.batch import PositionedBatch
+from scansion.execution import backends
+from scansion.execution.blocks import Block, whole_block
+from scansion.execution.encoder import Encoder
+from scansion.execution.plan import open_ways
+from scansion.execution.recomputed import recomputed_part
+from scansion.execution.selection import select_over_batch, select_positive, select_top_k
+from scansion.execution.sparse_acts import SparseActs, reconstruct
+from scansion.sae.base import SAE
+from scansion.sae.forward import ForwardPass
+from scansion.sae.structure import KeepsPositive, KeepsTopK, KeepsTopKOfBatch, Selection
+from scansion.shapes import require_shape
+
+
+def sparse_forward(sae: SAE, batch: PositionedBatch, blocks: Sequence[Block], share: float = 1.0) -> ForwardPass | None:
+    """A training forward pass from the active entries alone.
+
+    Args:
+        sae: with a :meth:`SAE.selection`, and a mask that only blocks features.
+        batch: grouped by position.
+        blocks: of the batch.
+        share: of the entries that may be positive, for an architecture that keeps all of those.
+
+    Returns:
+        None if there are more.
+    """
+    x, positions, selection = batch.x, batch.positions, sae.selection()
+    assert selection is not None, "the plan allows the sparse way only where there is a selection"
+    blocks = [block for block in blocks if block.n_rows > 0]
+    centred = (x - sae.bias_at(positions[:, None])).detach()
+    with torch.no_grad():
+        encoder = Encoder(centred, sae.W_enc.detach().T, sae.b_enc.detach(), blocks)
+        selected = _select(encoder, selection, share)
+    if selected is None:
+        return None
+    biases = sae.b_dec.view(-1, sae.d_in)
+    bias_of_token = None if len(biases) == 1 else sae.mask.band_at(positions).repeat_interleave(x.shape[1])
+    tokens = centred.flatten(0, 1)
+    entries, residual = reconstruct(selected, tokens, sae.W_enc, sae.b_enc, sae.W_dec, biases, bias_of_token)
+    return ForwardPass(
+        x,
+        positions,
+        residual.view_as(x),
+        [recomputed_part(sae, x, block, partial(_acts_of, entries, block, x.shape[1])) for block in blocks],
+        selected.fired(),
+        known_activity=entries.values.sum(),
+        known_values=selected.values,
+    )
+
+
+def _select(encoder: Encoder, selection: Selection, share: float) -> SparseActs | None:
+    match selection:
+        case KeepsTopK(k):
+            return select_top_k(encoder, k)
+        case KeepsTopKOfBatch(k=k, last_place=last_place):
+            floor = max(0.0, backends.FLOOR * float(last_place))
+            return select_over_batch(encoder, k * encoder.n_tokens, floor)
+        case KeepsPositive():
+            return select_positive(encoder, int(share * encoder.n_entries))
+
+
+def _acts_of(entries: SparseActs, block: Block, n: int) -> Float[Tensor, "p n w"]:
+    """All activations of a block, from the entries of the whole batch, with their gradient."""
+    start, stop = block.rows.start * n, block.rows.stop * n
+    first, last = int(entries.offsets[start]), int(entries.offsets[stop])
+    cells = entries.tokens[first:last] - start, entries.features[first:last]
+    acts = entries.values.new_zeros(stop - start, entries.d_sae).index_put(cells, entries.values[first:last])
+    return (acts if block.features is None else acts[:, block.features]).unflatten(0, (block.n_rows, n))
+
+
+@torch.no_grad()
+def encode_sparse(
+    sae: SAE, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None
+) -> SparseActs | None:
+    """What :meth:`SAE.encode` gives, as its active entries alone, token by token and without a gradient.
+
+    Args:
+        sae: in evaluation mode.
+        x, positions: as for :meth:`SAE.encode`.
+
+    Returns:
+        None if computing only the active entries would not be faster: the architecture sets no number of active features
+        per token, or the mask does more than block some.
+    """
+    selection = sae.selection()
+    if "sparse" not in open_ways(sae) or not isinstance(selection, KeepsTopK):
+        return None
+    require_shape("x", x, "... d_in", d_in=sae.d_in)
+    positions = sae.positions_of(x, positions)
+    tokens = (x - sae.bias_at(positions)).reshape(-1, 1, sae.d_in)
+    block = whole_block(len(tokens), sae.d_sae)
+    if sae.mask.can_block:
+        block = replace(block, closed=~sae.mask.can_fire(positions.expand(x.shape[:-1]).reshape(-1)))
+    return select_top_k(Encoder(tokens, sae.W_enc.detach().T, sae.b_enc.detach(), [block]), selection.k)
