@@ -34,7 +34,7 @@ from scansion.study.compare.tables import HOW_TO_READ
 
 _ONE_SEED = (
     "One seed per run: brackets hold 95% bootstrap intervals of one trained SAE, over contexts, test texts or documents. They "
-    "do not show how much seeds vary."
+    "do not cover the variation between seeds."
 )
 
 
