@@ -32,11 +32,12 @@ def training_losses(sae: SAE, batch: PositionedBatch, dead: Bool[Tensor, "d_sae"
     Raises:
         ShapeError: the architecture learns from pairs of tokens, and the batch has no ``previous``.
     """
+    if sae.uses_pairs and batch.previous is None:
+        raise ShapeError(f"{sae.config.architecture} learns from pairs of tokens: the batch needs previous")
     plan = plan_execution(sae, batch, way)
     forward, taken = _forward(sae, batch, plan, forced=way is not None)
-    forward = replace(forward, previous=batch.previous)
-    if sae.uses_pairs and forward.previous is None:
-        raise ShapeError(f"{sae.config.architecture} learns from pairs of tokens: the batch needs previous")
+    if sae.uses_pairs:
+        forward = replace(forward, previous=batch.previous)
     # The one place that asks an architecture for its losses, so that its own methods count on every way.
     sae.after_forward(forward)
     return Losses(

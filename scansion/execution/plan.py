@@ -55,7 +55,8 @@ def open_ways(sae: SAE) -> dict[Way, str]:
             ways["sparse"] = "the activation keeps some entries as they are, and the mask only blocks features"
             if isinstance(selection, KeepsPositive):
                 ways["fused"] = "the activation is a ReLU, and the mask only blocks features"
-    if sae.treats_positions_alike and routing < base and routing <= masked_acts:
+    # Sorted tokens are no longer next to the token before them.
+    if sae.treats_positions_alike and not sae.uses_pairs and routing < base and routing <= masked_acts:
         ways["routed"] = "each token uses one group of features, and the mask does nothing"
     return ways
 

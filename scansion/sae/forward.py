@@ -88,7 +88,8 @@ class ForwardPass:
         residual: x - x_hat.
         parts: together all of the batch.
         fired: tokens each feature fired on.
-        previous: for each row of ``x`` but the first, the token before each of its tokens; None unless asked for.
+        previous: for each row of ``x`` but the first, the token before each of its tokens; None unless the SAE
+            ``uses_pairs``.
         decoder_weights: the mask's weights, where it gates the gradient of the decoder; there is one part then.
         order: None, or where tokens were sorted (then P is all tokens and n is 1), which token of the batch each row is.
         known_activity: :attr:`activity` from a way that has it without the activations.
