@@ -92,7 +92,7 @@ def test_operations_are_grouped_by_what_they_are() -> None:
     assert profile.group_of("aten::addmm") == "matrix products"
     assert profile.group_of("aten::copy_") == "copies and gathers"
     assert profile.group_of("aten::never_heard_of") == profile.OTHER
-    assert profile.group_of("scansion::learn") == "sums over active entries, in C"
+    assert profile.group_of("scansion::sparse_backward") == "sums over active entries, in C"
     assert profile.group_of("scansion::encode") == profile.OWN
     assert profile.group_of("_DecodeBackward") == profile.BETWEEN
 
