@@ -52,7 +52,7 @@ def test_an_evaluation_wrong_as_a_whole_is_said_plainly(monkeypatch: pytest.Monk
 
 
 def test_what_a_store_cannot_answer_is_refused_before_anything_heavy(tmp_path: Path, store) -> None:
-    with pytest.raises(ConfigError, match="whose true features nobody knows"):
+    with pytest.raises(ConfigError, match="whose true features are unknown"):
         check_evaluations(evaluations.parse_all({"synthetic": None}), store)
     check_evaluations(evaluations.parse_all({"tpp": None}), store)
     world = SynthConfig(
@@ -126,6 +126,6 @@ def test_synthetic_runs_are_scored_against_the_world_their_store_names(tmp_path:
     table = measured_table("synthetic", [first])
     assert table is not None and table.columns[:2] == ["run", "MMCS"] and table.rows[0][:2] == ["run", "1.000"]
     assert table.notes[0] == "activations are made from known features, not from a language model"
-    with pytest.raises(EvalError, match="whose true features nobody knows"):
+    with pytest.raises(EvalError, match="whose true features are unknown"):
         evaluate_synthetic([make_subject()], store, SyntheticConfig())
     assert LoadedSAE("run", perfect_sae(planted), metadata).fingerprint == synthetic.sae_fingerprint

@@ -36,7 +36,7 @@ CROSSED_SETS: dict[str, str] = {
     "topic_rating": "canrager/amazon_reviews_mcauley_1and5 (category by rating); made up here: four phrases of SST-2's "
     "film reviews, all of one sentiment, and a piece of AG News after them",
 }
-# Phrases that make up a review. From one alone a probe on SmolLM2's pooled activations hardly tells the sentiment, so that
+# Phrases per review. From a single phrase a probe on SmolLM2's pooled activations hardly detects the sentiment, and then
 # no bias can cost it any accuracy.
 _PHRASES = 4
 

@@ -1,4 +1,4 @@
-"""Ablating features in pooled activations: which features a probe hears of, and what it says without them."""
+"""Ablating features in pooled activations: which features a probe depends on, and its predictions without them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def effects(
     Args:
         pooled: texts.
         rows, labels: those the means are taken over; 0 or 1.
-        probe: the one whose hearing counts.
+        probe: the probe whose dependence on features is measured.
         positive_only: leave out features that fire less on the positive class.
     """
     difference = pooled.acts[rows[labels > 0]].mean(axis=0) - pooled.acts[rows[labels == 0]].mean(axis=0)

@@ -31,13 +31,15 @@ class ScrConfig(ReadsTexts):
     evaluation: ClassVar[str] = "scr"
 
     datasets: tuple[str, ...] = Field(
-        default=tuple(CROSSED_SETS), min_length=1, description=f"Of {', '.join(CROSSED_SETS)}."
+        default=tuple(CROSSED_SETS), min_length=1, description=f"Data sets with two labels: {', '.join(CROSSED_SETS)}."
     )
-    train_per_quadrant: int = Field(default=200, ge=2, description="Training texts of each pair of labels, at most.")
-    test_per_quadrant: int = Field(default=100, ge=2, description="Test texts of each pair of labels, at most.")
-    n_values: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=THRESHOLDS, description="Features ablated.")
-    lm_batch_size: int = Field(default=16, ge=1, description="Texts run through the LM at once.")
-    seed: int = Field(default=42, ge=0, description="Seed of the draw of texts and of the bootstrap.")
+    train_per_quadrant: int = Field(default=200, ge=2, description="Training texts per pair of labels, at most.")
+    test_per_quadrant: int = Field(default=100, ge=2, description="Test texts per pair of labels, at most.")
+    n_values: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=THRESHOLDS, description="Numbers of features to ablate."
+    )
+    lm_batch_size: int = Field(default=16, ge=1, description="Texts per batch of the LM.")
+    seed: int = Field(default=42, ge=0, description="Seed for drawing texts and for the bootstrap.")
 
 
 class ScrDirection(BaseModel):

@@ -29,15 +29,17 @@ class TppConfig(ReadsTexts):
     evaluation: ClassVar[str] = "tpp"
 
     datasets: tuple[str, ...] = Field(
-        default=("occupations", "news_topics"), min_length=1, description=f"Of {', '.join(CLASS_SETS)}."
+        default=("occupations", "news_topics"),
+        min_length=1,
+        description=f"Data sets of classes: {', '.join(CLASS_SETS)}.",
     )
-    train_per_class: int = Field(
-        default=200, ge=2, description="Texts of each class that probes are trained on, at most."
+    train_per_class: int = Field(default=200, ge=2, description="Training texts per class, at most.")
+    test_per_class: int = Field(default=100, ge=2, description="Test texts per class, at most.")
+    n_values: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=THRESHOLDS, description="Numbers of features to ablate."
     )
-    test_per_class: int = Field(default=100, ge=2, description="Texts of each class that they are tested on, at most.")
-    n_values: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=THRESHOLDS, description="Features ablated.")
-    lm_batch_size: int = Field(default=16, ge=1, description="Texts run through the LM at once.")
-    seed: int = Field(default=42, ge=0, description="Seed of the draw of texts and of the bootstrap.")
+    lm_batch_size: int = Field(default=16, ge=1, description="Texts per batch of the LM.")
+    seed: int = Field(default=42, ge=0, description="Seed for drawing texts and for the bootstrap.")
 
 
 class TppFigures(BaseModel):
@@ -80,9 +82,9 @@ class TppResult(EvalResult):
 def evaluate_tpp(
     subjects: Sequence[LoadedSAE], lm: LanguageModel, hook_point: HookPoint, config: TppConfig
 ) -> list[TppResult]:
-    """Ablate the features that speak for one class and see which classes' probes suffer.
+    """Ablate the features that indicate one class, and measure which classes' probes lose accuracy.
 
-    The probe of class j tells its texts from as many of the others, on the LM's activations averaged over tokens. The
+    The probe of class j separates its texts from as many of the others, on the LM's activations averaged over tokens. The
     features of class i are those of the largest (mean on the class - mean off it, at least 0) x (decoder row . probe).
     With A the accuracy and A^i that after ablating class i: TPP = mean over i of (A_i - A^i_i) - mean over i and j /= i
     of (A_j - A^i_j).

@@ -35,25 +35,27 @@ class AbsorptionConfig(EvaluationConfig):
     evaluation: ClassVar[str] = "absorption"
 
     words_per_letter: int = Field(
-        default=150, ge=10, description="Words of the vocabulary for each first letter, at most."
+        default=150, ge=10, description="Words per first letter, at most; taken from the vocabulary."
     )
-    examples: int = Field(default=5, ge=1, description="Words spelled in the prompt before the one in question.")
-    max_k: int = Field(default=10, ge=1, description="Most features that may stand for one letter.")
+    examples: int = Field(default=5, ge=1, description="Example words that each prompt spells before the tested word.")
+    max_k: int = Field(default=10, ge=1, description="Most features that may represent one letter.")
     min_probe_f1: float = Field(
-        default=0.6, ge=0, le=1, description="A letter counts if the LM's own probe reaches this."
+        default=0.6, ge=0, le=1, description="Letters count only if a probe on the LM's activations reaches this F1."
     )
     min_letters: int = Field(
-        default=20, ge=1, le=26, description="Letters that must count for the evaluation to apply."
+        default=20, ge=1, le=26, description="Number of letters that must count for the evaluation to apply."
     )
     min_spelled: float = Field(
-        default=0.5, ge=0, le=1, description="Share of words the LM itself must spell for the evaluation to apply."
+        default=0.5, ge=0, le=1, description="Share of test words the LM must spell for the evaluation to apply."
     )
     min_feature_f1: float = Field(
-        default=0.3, ge=0, le=1, description="Mean F1 that features must reach for there to be something to absorb."
+        default=0.3, ge=0, le=1, description="Mean F1 that probes on features must reach for the evaluation to apply."
     )
-    n_spelled: int = Field(default=100, ge=1, description="Test words the LM is asked to spell.")
-    batch_size: int = Field(default=32, ge=1, description="Prompts run through the LM at once.")
-    seed: int = Field(default=42, ge=0, description="Seed of the words, the split, the examples and the bootstrap.")
+    n_spelled: int = Field(default=100, ge=1, description="Test words the LM must spell.")
+    batch_size: int = Field(default=32, ge=1, description="Prompts per batch of the LM.")
+    seed: int = Field(
+        default=42, ge=0, description="Seed for drawing words, split and examples, and for the bootstrap."
+    )
 
 
 def evaluate_absorption(
@@ -134,19 +136,19 @@ def measure(
         status = "inapplicable"
     if not reasons and len(counting) < config.min_letters:
         reasons.append(
-            f"a probe on the language model's activations knows {len(counting)} letters (F1 above "
+            f"a probe on the language model's activations recognises {len(counting)} letters (F1 above "
             f"{config.min_probe_f1}), fewer than {config.min_letters}"
         )
         status = "inapplicable"
     found = [] if reasons else _by_letter(subject, spelled, directions, scores, counting, config)
     sae_f1 = float(np.mean([one.sae_f1 for one, _ in found])) if found else None
     if sae_f1 == 0:
-        reasons.append("no feature tells any first letter: every probe on features has an F1 of 0")
+        reasons.append("no feature detects any first letter: every probe on features has an F1 of 0")
         status = "degenerate"
     elif sae_f1 is not None and sae_f1 < config.min_feature_f1:
         reasons.append(
-            f"features hardly tell first letters apart (mean F1 {sae_f1:.2f}, of the language model's probe "
-            f"{np.mean(probe_f1):.2f}), so there is nothing that could be absorbed: a rate near 0 is no merit"
+            f"features hardly detect first letters (mean F1 {sae_f1:.2f}, of the language model's probe "
+            f"{np.mean(probe_f1):.2f}), so nothing could be absorbed: a rate near 0 does not speak for the SAE"
         )
         status = "inapplicable"
     rows = [np.stack([rates.fraction, rates.full]) for _, rates in found]

@@ -1,4 +1,4 @@
-"""First-letter spelling: words of the tokenizer's vocabulary, the prompts they are put in, and what the LM makes of them."""
+"""First-letter spelling: words of the tokenizer's vocabulary, the prompts around them, and the LM's activations and answers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class SpelledWords:
 
 
 def vocabulary_words(tokenizer: Any, words_per_letter: int, generator: np.random.Generator) -> list[Word]:
-    """Tokens made of the letters a to z alone, at most so many for each first letter, drawn at random.
+    """Tokens made of the letters a to z alone, at most ``words_per_letter`` per first letter, drawn at random.
 
     Special tokens do not count.
     """

@@ -42,13 +42,13 @@ class CoreConfig(CountsPositions):
 
     evaluation: ClassVar[str] = "core"
 
-    n_contexts: int | None = Field(default=None, ge=2, description="Held-out contexts to reconstruct; default all.")
+    n_contexts: int | None = Field(default=None, ge=2, description="Held-out contexts to reconstruct; default: all.")
     loss_contexts: int = Field(
-        default=64, ge=0, description="Contexts run through the LM for loss recovered; 0 = none."
+        default=64, ge=0, description="Contexts to run through the LM to measure loss recovered; 0 = do not measure it."
     )
-    batch_contexts: int = Field(default=16, ge=1, description="Contexts reconstructed at once.")
-    loss_batch_contexts: int = Field(default=4, ge=1, description="Contexts run through the whole LM at once.")
-    seed: int = Field(default=0, description="Seed of the bootstrap.")
+    batch_contexts: int = Field(default=16, ge=1, description="Contexts per batch of the SAE.")
+    loss_batch_contexts: int = Field(default=4, ge=1, description="Contexts per batch of the LM.")
+    seed: int = Field(default=0, description="Seed for the bootstrap.")
 
 
 class DensityHistogram(BaseModel):
@@ -72,7 +72,7 @@ class CoreResult(EvalResult):
             see :func:`saebench_explained_variance`.
         normalised_mse: sum |x - x_hat|^2 / sum |x|^2, at least 0.
         cosine: mean cosine similarity of x and x_hat, in [-1, 1].
-        l0, l1: mean number, and mean sum of activations, of active features a token.
+        l0, l1: mean number of active features per token, and mean sum of their activations.
         dead_share: share of features that never fired on these tokens; depends on how many there are.
         dense_share: share of features that fired on more than a tenth of the tokens their mask allows.
         duplicate_share: share of the features that fired whose decoder row has a cosine above 0.9 with that of another:

@@ -29,19 +29,21 @@ class AutoInterpConfig(CountsPositions):
 
     base_url: str = Field(
         default_factory=lambda: os.environ.get("OPENAI_BASE_URL", ""),
-        description="Of an OpenAI-compatible endpoint; default OPENAI_BASE_URL.",
+        description="Base URL of an OpenAI-compatible endpoint; default: the environment variable OPENAI_BASE_URL.",
     )
     model: str = Field(
         default_factory=lambda: os.environ.get("OPENAI_MODEL", ""),
-        description="The judge, as the endpoint calls it; default OPENAI_MODEL.",
+        description="Name of the judge model at the endpoint; default: the environment variable OPENAI_MODEL.",
     )
-    n_features: int = Field(default=100, ge=1, description="Features drawn at random from those that fire enough.")
-    least_firings: int = Field(default=15, ge=1, description="Tokens a feature must fire on to be drawn.")
-    max_explanation_tokens: int = Field(default=30, ge=1, description="Length of an explanation, at most.")
+    n_features: int = Field(
+        default=100, ge=1, description="Features to draw at random, among those with least_firings."
+    )
+    least_firings: int = Field(default=15, ge=1, description="Fewest tokens a feature must fire on to be drawn.")
+    max_explanation_tokens: int = Field(default=30, ge=1, description="Longest explanation, in tokens of the judge.")
     timeout: float = Field(default=60.0, gt=0, description="Seconds to wait for one answer.")
-    retries: int = Field(default=4, ge=0, description="Tries after the first.")
-    workers: int = Field(default=8, ge=1, description="Questions asked at once.")
-    seed: int = Field(default=42, ge=0, description="Seed of the draw of features and examples, and of the bootstrap.")
+    retries: int = Field(default=4, ge=0, description="How often to repeat a request that failed.")
+    workers: int = Field(default=8, ge=1, description="Requests sent at the same time.")
+    seed: int = Field(default=42, ge=0, description="Seed for drawing features and examples, and for the bootstrap.")
 
     @model_validator(mode="after")
     def _check_endpoint(self) -> AutoInterpConfig:
@@ -60,8 +62,9 @@ class FeatureInterpreted(BaseModel):
         explanation: what the judge says the feature fires on.
         fires, predicted: numbers of the examples asked about, from 1: where it does fire, and where the judge says so;
             None if the answer was not a list of numbers.
-        score: share of examples told right; None likewise. Always saying "none" scores about 10/14.
-        balanced_accuracy: mean of the shares told right among those that fire and those that do not; chance 0.5.
+        score: share of examples classified correctly; None likewise. Always answering "none" scores about 10/14.
+        balanced_accuracy: mean of the shares classified correctly among examples that fire and
+            among those that do not; chance 0.5.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -94,7 +97,7 @@ def evaluate_autointerp(
     """Have each feature explained from 15 examples and detected among 14 others.
 
     It differs from SAEBench in three ways: the judge is any model, not gpt-4o-mini; examples drawn blindly count as firing
-    where the feature does fire in them; and a balanced accuracy stands beside the score.
+    where the feature does fire in them; and a balanced accuracy is reported with the score.
 
     Args:
         subjects: SAEs.
@@ -191,7 +194,7 @@ def read_numbers(answer: str) -> list[int] | None:
 
 
 def detection_scores(predicted: Sequence[int], fires: Sequence[int], n: int) -> tuple[float, float | None]:
-    """Share of n examples told right, and its balanced form (None if all or none of them fire)."""
+    """Share of n examples classified correctly, and its balanced form (None if all or none of them fire)."""
     right = [(i in predicted) == (i in fires) for i in range(1, n + 1)]
     positive = [ok for i, ok in enumerate(right, 1) if i in fires]
     negative = [ok for i, ok in enumerate(right, 1) if i not in fires]

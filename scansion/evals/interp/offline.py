@@ -1,4 +1,4 @@
-"""Interpretability without a judge: is a feature's firing on new documents foretold by the tokens it fired on before?"""
+"""Interpretability without a judge: do the tokens a feature fired on predict its firing on new documents?"""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ class OfflineInterpConfig(CountsPositions):
 
     evaluation: ClassVar[str] = "autointerp_offline"
 
-    n_features: int = Field(default=200, ge=1, description="Features drawn at random from those that fire enough.")
-    least_firings: int = Field(default=15, ge=2, description="Tokens a feature must fire on to be drawn.")
-    seed: int = Field(default=42, ge=0, description="Seed of the draw, the split, the null and the bootstrap.")
+    n_features: int = Field(
+        default=200, ge=1, description="Features to draw at random, among those with least_firings."
+    )
+    least_firings: int = Field(default=15, ge=2, description="Fewest tokens a feature must fire on to be drawn.")
+    seed: int = Field(default=42, ge=0, description="Seed for the draw, the split, the null and the bootstrap.")
 
 
-class FeatureForetold(BaseModel):
-    """How well one feature's firing is foretold.
+class FeatureForecast(BaseModel):
+    """How well tokens predict one feature's firing.
 
     Attributes:
-        rate: firings a token, where its mask lets it fire.
+        rate: firings per token, where its mask lets it fire.
         auroc: of the forecast against firing on the other half of the documents; chance 0.5.
         balanced_accuracy: of calling "fires" where the forecast is above the feature's own rate; chance 0.5.
-        null_auroc: the same forecast learnt from firings dealt out at random.
+        null_auroc: the same forecast learnt from randomly permuted firings.
         top_tokens: the ids with the highest smoothed rates, those that explain the feature if anything of the token does.
     """
 
@@ -56,7 +58,7 @@ class OfflineInterpResult(EvalResult):
     """Means over features, with intervals over features.
 
     Attributes:
-        auroc, balanced_accuracy: see :class:`FeatureForetold`.
+        auroc, balanced_accuracy: see :class:`FeatureForecast`.
         null_auroc: mean of the null, about 0.5.
         null_95: its 95th percentile over features.
         share_above_null: share of features whose AUROC is above that percentile; 0.05 by chance.
@@ -68,7 +70,7 @@ class OfflineInterpResult(EvalResult):
     null_auroc: float | None
     null_95: float | None
     share_above_null: float | None
-    features: list[FeatureForetold]
+    features: list[FeatureForecast]
 
 
 def evaluate_offline_interp(
@@ -79,7 +81,7 @@ def evaluate_offline_interp(
     The forecast's log-odds are those of the token's rate, plus those of the previous token's, minus those of the feature's
     own rate; rates are smoothed towards the latter. Only tokens where the feature's mask lets it fire count. A feature
     that reads one word scores near 1; one that reads a wider context, or nothing, near 0.5: a low score does not say
-    that a feature means nothing, only that tokens do not tell. There is no such evaluation in SAEBench.
+    that a feature means nothing, only that single tokens do not predict it. There is no such evaluation in SAEBench.
 
     Args:
         subjects: SAEs.
@@ -92,16 +94,16 @@ def evaluate_offline_interp(
         firing = firing_of_sample(
             subject, store, config.n_features, config.least_firings, config.counts_position_0, config.seed
         )
-        results.append(_result(subject, foretell(firing, config.seed), store, config))
+        results.append(_result(subject, forecast_features(firing, config.seed), store, config))
     return results
 
 
-def foretell(firing: Firing, seed: int) -> list[FeatureForetold]:
+def forecast_features(firing: Firing, seed: int) -> list[FeatureForecast]:
     """The forecast of each feature; those that fire too little in either half to be scored are left out."""
     generator = np.random.default_rng(seed)
     documents = np.unique(firing.documents[firing.valid])
     learnt = np.isin(firing.documents, generator.permutation(documents)[: len(documents) // 2])
-    found: list[FeatureForetold] = []
+    found: list[FeatureForecast] = []
     for column, feature in enumerate(firing.features):
         usable = firing.valid & firing.allowed[:, column, None]
         learn, test = usable & learnt, usable & ~learnt
@@ -114,7 +116,7 @@ def foretell(firing: Firing, seed: int) -> list[FeatureForetold]:
         truth = fires[test]
         best = sorted(by_token, key=lambda token: -by_token[token])[:10]
         found.append(
-            FeatureForetold(
+            FeatureForecast(
                 feature=int(feature),
                 rate=float(fires[usable].mean()),
                 auroc=auroc(forecast, truth),
@@ -155,7 +157,7 @@ def auroc(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> flo
 
 
 def _result(
-    subject: LoadedSAE, found: list[FeatureForetold], store: ActivationStore, config: OfflineInterpConfig
+    subject: LoadedSAE, found: list[FeatureForecast], store: ActivationStore, config: OfflineInterpConfig
 ) -> OfflineInterpResult:
     reasons = reasons_before_running(subject)
     if not found:

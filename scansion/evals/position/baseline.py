@@ -12,7 +12,7 @@ L0_TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class OverUnmasked:
-    """Information in force less that of the baseline, bits a feature, or why there is no such figure."""
+    """Information with the mask in force minus that of the baseline, in bits per feature, or why there is no such figure."""
 
     value: float | None
     why_not: str | None

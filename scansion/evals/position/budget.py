@@ -12,7 +12,7 @@ from scansion.sae.architectures.switch import SwitchSAE
 
 
 class Budget(BaseModel):
-    """Width, width at hand, operations, and activity: equal on one, SAEs are seldom equal on the others.
+    """Width, available width, operations, and activity: SAEs equal in one are seldom equal in the others.
 
     Attributes:
         width: features in all.

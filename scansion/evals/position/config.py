@@ -15,21 +15,35 @@ class PositionConfig(CountsPositions):
     evaluation: ClassVar[str] = "position"
 
     n_contexts: int | None = Field(default=None, ge=2, description="Held-out contexts to read; default all.")
-    batch_contexts: int = Field(default=16, ge=8, multiple_of=8, description="Contexts encoded at once; 8 a byte.")
+    batch_contexts: int = Field(
+        default=16,
+        ge=8,
+        multiple_of=8,
+        description="Contexts per batch; a multiple of 8, because firings are stored as bits.",
+    )
     groups: int = Field(
-        default=10, ge=4, multiple_of=2, description="Groups of documents that intervals and halves are made from."
+        default=10,
+        ge=4,
+        multiple_of=2,
+        description="Groups of documents; intervals come from leaving out one group at a time (jackknife).",
     )
-    null_draws: int = Field(default=100, ge=20, description="Circular shifts behind each feature's null.")
+    null_draws: int = Field(
+        default=100, ge=20, description="Random circular shifts that give each feature's null distribution."
+    )
     max_null_draws: int = Field(
-        default=20_000, ge=20, description="Most shifts for a feature whose p-value the first ones cannot resolve."
+        default=20_000, ge=20, description="Most shifts for a feature whose p-value needs more of them."
     )
-    false_discovery_rate: float = Field(default=0.05, gt=0, lt=1, description="Of the features called significant.")
-    mask_draws: int = Field(default=2, ge=1, description="Permuted masks of the same shape.")
+    false_discovery_rate: float = Field(
+        default=0.05, gt=0, lt=1, description="Accepted share of false positives among the features called significant."
+    )
+    mask_draws: int = Field(default=2, ge=1, description="Permuted masks to average over, as the control for the mask.")
     replaced_contexts: int = Field(
-        default=64, ge=0, description="Contexts read again at another offset through the LM; 0 = none."
+        default=64,
+        ge=0,
+        description="Contexts to run through the LM again behind other text: do features follow position or text? 0 = none.",
     )
     offset: int | None = Field(
-        default=None, ge=1, description="By how many tokens they are moved; default a quarter of the context."
+        default=None, ge=1, description="Tokens to move those contexts by; default a quarter of the context."
     )
-    lm_batch_size: int = Field(default=16, ge=1, description="Contexts the LM reads at once.")
-    seed: int = Field(default=0, description="Seed of every draw.")
+    lm_batch_size: int = Field(default=16, ge=1, description="Contexts per batch of the LM.")
+    seed: int = Field(default=0, description="Seed for every random draw.")

@@ -61,7 +61,7 @@ def evaluate_position(
     config = as_trained(config, subjects)
     require_same_source(subjects, store)
     text = Text.of(store, config)
-    moved: MovedText | str = "it was not asked for"
+    moved: MovedText | str = "it was switched off (replaced_contexts is 0)"
     if config.replaced_contexts and store.identity.is_planted:
         moved = "the activations are made from known features, and no language model can read moved text"
     elif config.replaced_contexts:

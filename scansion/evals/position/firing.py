@@ -106,8 +106,8 @@ class Firing:
         counts: how often each feature fired, by position and document group.
         mass: sum of its activations, likewise.
         tokens: tokens read, likewise.
-        bits: 1 where a feature fired, eight contexts a byte. They are kept, for the null needs to know which firings
-            belong to one context; at 20,000 features and 50,000 tokens they take 125 MB. None once they are let go.
+        bits: 1 where a feature fired, eight contexts per byte. They are kept because the null needs to know which firings
+            belong to one context; at 20,000 features and 50,000 tokens they take 125 MB. None once dropped.
     """
 
     text: Text
@@ -123,7 +123,7 @@ class Firing:
 
     @property
     def l0(self) -> float:
-        """Mean number of active features a token."""
+        """Mean number of active features per token."""
         return float(self.counts.sum(dtype=np.float64)) / self.text.n_tokens
 
     def l0_by_position(self) -> list[float]:
@@ -153,7 +153,7 @@ class Firing:
     def events(self, features: Int[np.ndarray, "w"]) -> Iterator[tuple[Int[np.ndarray, "v"], Events]]:
         """Every firing of ``features``, as (indices into ``features``, events), a bounded number of bits at a time."""
         if self.bits is None:
-            raise EvalError("the bits of this record were let go; record the firing again")
+            raise EvalError("the bits of this record were dropped; record the firing again")
         step = max(1, _CHUNK_BITS // (len(self.text.positions) * self.text.n_contexts))
         for start in range(0, len(features), step):
             chosen = np.arange(start, min(start + step, len(features)))
@@ -189,7 +189,7 @@ def record(sae: SAE, text: Text, batch_contexts: int, advance: Advance) -> Firin
         sae: on any device.
         text: what to read.
         batch_contexts: contexts encoded at once, a multiple of 8.
-        advance: told of contexts done.
+        advance: called with the number of contexts after each batch.
     """
     device = sae.W_dec.device
     P, F = len(text.positions), sae.d_sae

@@ -56,7 +56,7 @@ def deal_documents(doc_ids: Int[np.ndarray, "C"], n_groups: int, seed: int) -> I
     Args:
         doc_ids: the document of each context.
         n_groups: wanted; fewer documents give fewer groups, an even number of them.
-        seed: of the order in which documents of equal size are dealt.
+        seed: of the order in which documents of equal size are assigned.
 
     Raises:
         EvalError: there are fewer than 4 documents.

@@ -1,4 +1,4 @@
-"""How much a feature's firing tells of the position, and how much it would tell if position did not matter."""
+"""Mutual information of a feature's firing and the position, and its null: the same if position did not matter."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def information(profile: Profile) -> Float[np.ndarray, "F"]:
 
 
 def firing_entropy(profile: Profile) -> Float[np.ndarray, "F"]:
-    """Entropy of whether a feature fires, bits in [0, 1]: the most that the position could tell about it."""
+    """Entropy of whether a feature fires, bits in [0, 1]: the upper bound of its information on the position."""
     share = profile.counts.sum(axis=0) / profile.tokens.sum()
     return -_x_log_x(share) - _x_log_x(1 - share)
 
@@ -117,7 +117,7 @@ def shift_null(
         n_draws: for every feature.
         generator: of the amounts.
         rate: false discovery rate to resolve p-values for; None for no more draws than ``n_draws``.
-        max_draws: most draws a feature.
+        max_draws: most draws per feature.
     """
     whole = firing.without(None)
     observed = information(whole)
@@ -173,7 +173,7 @@ class _Draws:
         effective = np.zeros(len(features))
         n_effective = min(self._N_EFFECTIVE, n_draws) if first else 0
         for draw in range(n_draws):
-            # Where each token of each context comes to lie; what lies beyond a context's end is never looked up.
+            # New place of each token of each context; places beyond a context's end are never looked up.
             turned = (places + generator.integers(0, lengths)[:, None]) % lengths[:, None]
             np.take(turned.ravel(), token, out=moved)
             moved += cell

@@ -1,4 +1,4 @@
-"""What the position evaluation returns: figures for each state of the SAE, controls beside them, and the headline."""
+"""What the position evaluation returns: figures for each state of the SAE, with their controls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StateFigures(BaseModel):
     """Figures of one state, means over features that fired unless something else is said; docs/position.md defines each.
 
     Attributes:
-        l0: mean number of active features a token.
+        l0: mean number of active features per token.
         alive_share: share of all features that fired.
         information: mutual information of firing and position in bits, less the mean of its null.
         information_raw, information_null: the two parts.
@@ -29,7 +29,7 @@ class StateFigures(BaseModel):
             :func:`~scansion.evals.position.information.effective_positions`; over features with at least two firings.
         reliability: correlation of the rate profiles of two halves of the documents, over features that fired in both.
         positional_score_median, positional_score_p99: quantiles of the highest mean activation at any position.
-        auroc, overlap: bound features' firing against their mask; the ``_chance`` beside each is the same firing against
+        auroc, overlap: bound features' firing against their mask; ``_chance`` is the same firing against
             permuted masks.
         retention: share of activation mass inside the mask beyond chance, weighted by mass, over bound features;
             ``retention_median`` over features, ``retention_chance`` against permuted masks.
@@ -67,7 +67,7 @@ class SinceStart(BaseModel):
         similarity: mean over features of 1 - Jensen-Shannon distance of the profile at the start and at the end, the one
             from one half of the documents and the other from the other.
         ceiling: what no change looks like in as much text, from how far the profiles of each SAE differ between halves.
-        chance: the same with the starts dealt out to other features.
+        chance: the same with each start compared with another feature's end.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -88,9 +88,9 @@ class PositionResult(EvalResult):
         acts_in_forward: whether the mask changes what fires; if not, lifting or permuting it does nothing.
         states: ``in_force``; ``lifted`` and ``permuted`` (mean over draws) if the mask acts in the forward pass; and
             ``start``, the SAE before training with its mask lifted, which is the random SAE to compare with.
-        excess_specialisation: information in force less that under permuted masks of the same shape, bits a feature;
+        excess_specialisation: information in force minus that under permuted masks of the same shape, in bits per feature;
             None where no mask acts in the forward pass.
-        since_start, no_start: what training changed, or why that cannot be told.
+        since_start, no_start: what training changed, or why that is unknown.
         replacement, no_replacement: what moving the text showed, or why it was not done.
         sink_fve: what one feature for position 0 explains of the variance of all tokens; a fact of the data.
         budget: the four ways in which SAEs may be of equal size.

@@ -1,4 +1,4 @@
-"""What the attention sink alone is worth, apart from everything else, so that it never inflates a result."""
+"""How much variance the attention sink alone explains, reported separately so that it never inflates a result."""
 
 from __future__ import annotations
 

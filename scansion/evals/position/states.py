@@ -1,4 +1,4 @@
-"""The controls: the same SAE with its mask in force, lifted, or dealt out to other features, and before it was trained."""
+"""The controls: the same SAE with its mask in force, lifted, or permuted among features, and before training."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def permuted(mask: PositionalMask, generator: torch.Generator) -> PermutedMask:
 def rebuild_start(subject: LoadedSAE, store: ActivationStore) -> SAE | str:
     """The SAE as it was before its first training step, built again from its seed; or why that cannot be done.
 
-    The decoder bias starts at the mean of the training activations, which are not at hand here: the held-out store's
+    The decoder bias starts at the mean of the training activations, which are not available here: the held-out store's
     mean stands in for it. That the SAE does descend from this start is checked on the decoder: its rows must point more
     towards their own start than chance allows.
     """

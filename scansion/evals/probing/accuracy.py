@@ -70,7 +70,7 @@ def over_tasks(
 
 
 def over_data_sets(parts: Sequence[Accuracies]) -> Accuracies:
-    """The mean over data sets; which data sets there are is taken as given, not as a draw."""
+    """The mean over data sets. The choice of data sets is fixed, so it adds nothing to the intervals."""
     return Accuracies(
         value=np.mean([part.value for part in parts], axis=0),
         samples=np.mean([part.samples for part in parts], axis=0),

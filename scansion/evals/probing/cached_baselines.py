@@ -1,4 +1,4 @@
-"""What the probes beside every SAE got right, kept with the activations: of the bag of words, the LM and untrained SAEs."""
+"""Cached outcomes of the baseline probes: on the bag of words, on the LM's activations and on untrained SAEs."""
 
 from __future__ import annotations
 

@@ -25,27 +25,29 @@ class SparseProbingConfig(ReadsTexts):
         "asset, such as 87_glue_cola; order-sensitive sets, such as order/bigram_shift; SAEBench's hub names; or a "
         "collection: order, sae_probes, saebench.",
     )
-    train_size: int = Field(default=4000, ge=2, description="Texts a probe is trained on, at most, half of each label.")
-    test_size: int = Field(default=1000, ge=2, description="Texts it is tested on, at most, half of each label.")
+    train_size: int = Field(
+        default=4000, ge=2, description="Texts to train each probe on, at most; half of each label."
+    )
+    test_size: int = Field(default=1000, ge=2, description="Texts to test each probe on, at most; half of each label.")
     k_values: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(1, 2, 5, 10, 20, 50), description="Numbers of features that sparse probes may use."
+        default=(1, 2, 5, 10, 20, 50), description="Numbers of features k: a sparse probe is trained for each."
     )
     pooling: Pooling = Field(
         default="mean",
         description="How a text's tokens become one row of features: their mean; the last of them; or bands: the mean in "
-        "each of several bands of positions, side by side, so that a feature's place matters.",
+        "each of several bands of positions, concatenated, so that where a feature fires matters.",
     )
-    bands: int = Field(default=8, ge=2, description="Number of equal bands of positions, where pooling is bands.")
+    bands: int = Field(default=8, ge=2, description="Number of equal bands of positions, if pooling is bands.")
     order_corpus: CorpusConfig = Field(
         default=CorpusConfig(),
-        description="Text that order-sensitive sets are made from: its held-out documents. Use the SAEs' own corpus.",
+        description="Corpus whose held-out documents order-sensitive sets are made from. Use the SAEs' own corpus.",
     )
     hub: bool = Field(default=False, description="Read hub names from the hub instead of their bundled stand-ins.")
     activations_dtype: Literal["bfloat16", "float32"] = Field(
         default="bfloat16", description="Type that the LM's activations are rounded to, as in an activation store."
     )
     cache_gb: float = Field(
-        default=8.0, ge=0, description="Disk (GB) for activations of probing texts, kept for other SAEs; 0 keeps none."
+        default=8.0, ge=0, description="Disk space (GB) for caching activations of probing texts; 0 caches nothing."
     )
-    lm_batch_size: int = Field(default=16, ge=1, description="Texts run through the LM at once.")
-    seed: int = Field(default=42, ge=0, description="Seed of the draw of texts and of the bootstrap.")
+    lm_batch_size: int = Field(default=16, ge=1, description="Texts per batch of the LM.")
+    seed: int = Field(default=42, ge=0, description="Seed for drawing texts and for the bootstrap.")

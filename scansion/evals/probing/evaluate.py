@@ -48,7 +48,7 @@ def evaluate_sparse_probing(
     """Probe SAEs, untrained SAEs of the same settings, the LM itself and the bag of words on pooled texts.
 
     Every text is run through the LM once for all, and once for all later evaluations at this hook point while its
-    activations are kept (see ``cache_gb``). How this differs from SAEBench is told in docs/probing.md.
+    activations are kept (see ``cache_gb``). docs/probing.md lists the differences from SAEBench.
 
     Memory: 4 bytes x (d_in + sum of the d_sae of subjects and controls) x texts of the largest data set, times ``bands``
     where that is the pooling.
@@ -112,15 +112,15 @@ def _probe_data_set(
     # The bag, the LM and the untrained SAEs are the same for every SAE of these settings; their probes are fitted once.
     kept = CachedBaselines(reader, splits, config)
     keys = [kept.key(features) for features in ("bag", "lm", *controls)]
-    beside = [kept.load(key) for key in keys]
-    unknown = [control for control, found in zip(controls, beside[2:], strict=True) if found is None]
+    cached = [kept.load(key) for key in keys]
+    unknown = [control for control, found in zip(controls, cached[2:], strict=True) if found is None]
     saes = [subject.sae for subject in subjects]
     pooled = pool_texts(list(row_of), reader, saes, unknown, config.pooling, config.bands, f"pool {name}")
-    always = [table for table, found in zip((pooled.bag, pooled.lm), beside, strict=False) if found is None]
+    always = [table for table, found in zip((pooled.bag, pooled.lm), cached, strict=False) if found is None]
     tables = [*always, *pooled.controls, *pooled.saes]
     fitted = iter(_fit(name, tables, splits, rows, config))
     known: list[list[ProbeOutcome]] = []
-    for key, found in zip(keys, beside, strict=True):
+    for key, found in zip(keys, cached, strict=True):
         known.append(found or next(fitted))
         if found is None:
             kept.keep(key, known[-1])

@@ -27,7 +27,7 @@ _OCCUPATIONS = (
     "64_wikidata_occupation_isresearcher",
 )
 
-# sae-probes gives its three AG News sets source code as negatives, which tells news from code and not one kind of news
+# sae-probes gives its three AG News sets source code as negatives, which separates news from code, not one kind of news
 # from another. SAEBench asks for the latter, so their positives are set against each other. (AG News' fourth class is
 # not in the asset.)
 GROUPS: dict[str, Group] = {

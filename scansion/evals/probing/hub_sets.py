@@ -1,4 +1,4 @@
-"""SAEBench's eight data sets as the hub has them, and the bundled ones that stand in for them where there is no hub."""
+"""SAEBench's eight data sets as published on the hub, and the bundled sets that stand in for them when there is no hub."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from scansion.evals.probing.split import ProbingSet, ProbingSplit
 ORDER_PREFIX = "order/"
 _BOTH_TEXTS = ("order/coordination_inversion", "order/sentence_order")
 ORDER_SETS = tuple(f"{ORDER_PREFIX}{task}" for task in ORDER_TASKS)
-"""The names by which these sets are asked for."""
+"""The names of these sets."""
 
 
 def order_split(name: str, documents: Sequence[str], train_size: int, test_size: int, seed: int) -> ProbingSplit:
@@ -22,7 +22,7 @@ def order_split(name: str, documents: Sequence[str], train_size: int, test_size:
     Of each pair of texts of the same words only one is used, and which of them is drawn, so that no sentence is in both
     classes; where such pairs are rare (``coordination_inversion``, ``sentence_order``) both are, on the same side. Whole
     documents are drawn for the test side until it has its share, ``test_size`` of ``train_size + test_size``, of the
-    pairs there are; sides are then cut to the sizes asked for, where there is enough text.
+    pairs there are; sides are then cut to the requested sizes, if there is enough text.
 
     Args:
         name: ``order/bigram_shift`` and so on, see :data:`ORDER_SETS`.

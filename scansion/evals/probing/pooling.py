@@ -21,7 +21,7 @@ from scansion.execution.sparse_acts import SparseActs
 from scansion.sae import SAE
 
 Pooling = Literal["mean", "last", "bands"]
-# 16 MB: larger blocks of memory are given back by Linux' C library and taken anew, page by page.
+# 16 MB: larger blocks of memory go back to the system each time and are mapped again, page by page, which is slow.
 _ACTS_AT_ONCE = 1 << 22
 
 

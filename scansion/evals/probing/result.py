@@ -1,4 +1,4 @@
-"""What sparse probing returns: accuracies for each task, each data set and overall, each beside its controls."""
+"""What sparse probing returns: accuracies per task, per data set and overall, each with its controls."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DatasetResult(BaseModel):
         stand_in: the bundled data set used in place of the one named; None if it is the one named.
         qualified: whether the probe on the LM's activations, which know the order of the words, beats that on the bag of
             words by more than chance: the interval of ``lm_over_bag`` lies above 0. Scores on a set that did not qualify
-            say nothing about what the LM makes of order or context; they are kept, and marked.
+            say nothing about how the LM uses order or context; they are kept, and marked.
         lm_over_bag: ``lm_test_accuracy`` less ``bag_test_accuracy``.
     """
 

@@ -12,7 +12,7 @@ from scansion.evals.probing.result import DatasetResult, SparseProbingResult, Ta
 from scansion.evals.saebench import in_frame
 from scansion.evals.statistics import Estimate
 
-# SAEBench's layout has a field for each of these, null where the k was not asked for, and for no other.
+# SAEBench's layout has a field for each of these, null if that k was not probed, and no field for any other k.
 _K_FIELDS = (1, 2, 5, 10, 20, 50, 100)
 
 
@@ -21,10 +21,10 @@ def sparse_probing_json(
 ) -> dict[str, Any]:
     """``result`` as SAEBench 0.6 would have written it.
 
-    Data sets of the asset are named ``sae_probes/...``, also where they stand in for one that SAEBench uses, for their
+    Data sets of the asset are named ``sae_probes/...``, even if they stand in for one that SAEBench uses, because their
     texts are others; where texts were not pooled by their mean, as SAEBench pools them, the name ends in the pooling.
     Status, reasons, pooling, controls and intervals, for which it has no place, are under
-    ``eval_result_unstructured["scansion"]``, beside the accuracies of single tasks, which SAEBench keeps there too.
+    ``eval_result_unstructured["scansion"]``, next to the accuracies of single tasks, which SAEBench keeps there too.
 
     Args:
         result: of ``subject``.

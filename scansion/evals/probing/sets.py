@@ -40,7 +40,7 @@ def load_probing_set(
     """The binary tasks of a data set, balanced and split.
 
     Texts that occur twice count once, and texts that bear both labels are left out. Where ``train_size + test_size``
-    balanced texts are not to be had, 80% of those there are may be trained on and the rest may be tested on.
+    balanced texts do not exist, up to 80% of the existing ones are trained on and the rest tested on.
 
     Args:
         name: a group such as ``ag_news``; a binary set of the asset such as ``87_glue_cola``, which is a data set of one

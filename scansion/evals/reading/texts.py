@@ -136,7 +136,7 @@ class TextReader:
     def _run(self, lists: Sequence[list[int]], pad_id: int) -> dict[str, Tensor]:
         dtype = resolve_dtype(self.dtype)
         parts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        # Texts of like length together waste the least padding; the longest first, so that memory runs out early if at all.
+        # Texts of similar length need the least padding; the longest come first, so that a lack of memory shows early.
         order = sorted(range(len(lists)), key=lambda index: -len(lists[index]))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
@@ -159,7 +159,7 @@ class TextReader:
 
 def _in_blocks(lengths: Sequence[int], tokens: int) -> Iterator[Int[np.ndarray, " b"]]:
     """Indices of texts in random order, cut where the texts before have as many tokens as a block may hold."""
-    # Random, so that a block tells of all the texts; the same every time, so that blocks are found again.
+    # Random, so that each block represents all texts; always the same order, so that cached blocks are found again.
     order = np.random.default_rng(0).permutation(len(lengths))
     block_of = np.cumsum([0, *(lengths[index] for index in order)])[:-1] // tokens
     for block in np.unique(block_of):

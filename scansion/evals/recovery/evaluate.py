@@ -1,4 +1,4 @@
-"""Recovery of planted features as an evaluation of a run, beside those on language models."""
+"""Recovery of planted features as an evaluation of a run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def evaluate_synthetic(
     corpus = held_out.identity.corpus
     if corpus.get("source") != MODEL:
         raise EvalError(
-            f"{held_out.folder} holds activations of {held_out.identity.model}, whose true features nobody knows; the "
+            f"{held_out.folder} holds activations of {held_out.identity.model}, whose true features are unknown; the "
             "synthetic evaluation needs a store made by `scansion synth` and an SAE trained on it"
         )
     try:

@@ -56,7 +56,7 @@ class Synthetic(Evaluation[SyntheticConfig, SyntheticResult]):
         """Raise unless the store holds planted activations."""
         if not held_out.identity.is_planted:
             raise ConfigError(
-                f"{held_out.folder} holds activations of {held_out.identity.model}, whose true features nobody knows; "
+                f"{held_out.folder} holds activations of {held_out.identity.model}, whose true features are unknown; "
                 "the synthetic evaluation needs a store made by `scansion synth` and an SAE trained on it"
             )
 

@@ -168,7 +168,7 @@ def _compare(
 class _Pairs:
     """Similarity of the profiles of matched features; entry [i, j] compares the i-th true with the j-th learnt one.
 
-    Random pairing of k true features with their k learnt ones puts each j beside each i equally often, so that the
+    Random pairing of k true features with their k learnt ones pairs each j with each i equally often, so that the
     expected figure is the mean over a true feature's whole row: exact, without drawing permutations.
     """
 

@@ -47,14 +47,14 @@ def answer(
     replace: Replace | None = None,
     advance: Advance = lambda _: None,
 ) -> Bool[np.ndarray, " n"]:
-    """Which questions the LM gets right: the choice of the highest mean log-probability a token is its answer.
+    """Which questions the LM gets right: its answer is the choice with the highest mean log-probability per token.
 
     Args:
         lm, hook_point: the model, and where ``replace`` acts.
         questions: each with at least two choices.
         batch_size: sequences (a prompt with one choice) run at once.
         replace: an intervention; None for none.
-        advance: told of every sequence.
+        advance: called with the number of sequences after each batch.
     """
     bos = start_token(lm.tokenizer)
     sequences: list[tuple[list[int], int]] = []

@@ -29,42 +29,49 @@ class UnlearningConfig(ReadsTexts):
     evaluation: ClassVar[str] = "unlearning"
 
     source: Literal["stand_in", "hub"] = Field(
-        default="stand_in", description="Questions: 'stand_in' from sae-probes, or 'hub' for WMDP and MMLU."
+        default="stand_in",
+        description="Where the questions come from: 'stand_in' (bundled, from sae-probes) or 'hub' (WMDP and MMLU).",
     )
-    hub_forget: str = Field(default="wmdp-bio", description="Configuration of cais/wmdp.")
+    hub_forget: str = Field(
+        default="wmdp-bio", description="With 'hub': configuration of cais/wmdp, the questions to forget."
+    )
     hub_retain: tuple[str, ...] = Field(
         default=("high_school_us_history", "college_computer_science", "high_school_geography", "human_aging"),
         min_length=1,
-        description="Subjects of cais/mmlu.",
+        description="With 'hub': subjects of cais/mmlu, the questions to keep.",
     )
     forget_corpus: CorpusConfig = Field(
         default=CorpusConfig(source="hub:cais/wmdp-bio-forget-corpus", max_documents=1024),
-        description="With 'hub': texts of what is to be forgotten; access is given on request.",
+        description="With 'hub': texts on the subject to forget; the hub gives access on request.",
     )
     retain_corpus: CorpusConfig = Field(
         default=CorpusConfig(source="hub:Salesforce/wikitext", hub_config="wikitext-2-raw-v1", max_documents=1024),
-        description="With 'hub': texts of what is to be kept.",
+        description="With 'hub': texts on the subjects to keep.",
     )
-    n_questions: int = Field(default=100, ge=10, description="Questions of each side, at most.")
+    n_questions: int = Field(default=100, ge=10, description="Questions to forget, and questions to keep, at most.")
     n_texts: int = Field(
-        default=200, ge=10, description="With 'stand_in': texts of each side that features are chosen by."
+        default=200, ge=10, description="With 'stand_in': texts per side that features are selected on."
     )
     retain_thresholds: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(0.01,),
         min_length=1,
-        description="A feature that fires on more than this share of what is kept is spared.",
+        description="Features firing on at least this share of the tokens to keep are never clamped; one setting per value.",
     )
     n_features: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(10, 20), min_length=1, description="Features clamped."
+        default=(10, 20), min_length=1, description="Number of features to clamp; one setting per value."
     )
     multipliers: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        default=(0.0, 25.0, 100.0), min_length=1, description="They are set to minus this where they fire; 0 ablates."
+        default=(0.0, 25.0, 100.0),
+        min_length=1,
+        description="Clamped features are set to minus this value wherever they fire; 0 ablates them.",
     )
     context_length: int | None = Field(
-        default=None, ge=8, description="Tokens of a question with a choice, at most; default as the SAE was trained."
+        default=None,
+        ge=8,
+        description="Longest question with a choice, in tokens; longer ones are left out. Default: as the SAE was trained.",
     )
-    batch_size: int = Field(default=16, ge=1, description="Sequences run through the LM at once.")
-    seed: int = Field(default=42, ge=0, description="Seed of the draw of questions.")
+    batch_size: int = Field(default=16, ge=1, description="Sequences (a question with one choice) per batch of the LM.")
+    seed: int = Field(default=42, ge=0, description="Seed for drawing questions.")
 
 
 def evaluate_unlearning(
@@ -115,7 +122,7 @@ def evaluate_unlearning(
 
 
 def _guessing(right: Bool[np.ndarray, " n"], questions: Sequence[Question], what: str) -> tuple[str | None, float]:
-    """Why the LM cannot be said to know these questions (None if it can), and the share that guessing gets right."""
+    """Why the LM does not clearly know these questions (None if it does), and the share that guessing gets right."""
     chance = float(np.mean([1 / len(question.choices) for question in questions]))
     # Two standard errors above guessing.
     if right.mean() >= chance + 2 * math.sqrt(chance * (1 - chance) / len(right)):

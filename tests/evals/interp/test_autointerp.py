@@ -19,7 +19,7 @@ from scansion.evals.interp.autointerp import AutoInterpConfig, detection_scores,
 from scansion.evals.interp.chat import ChatEndpoint
 from scansion.evals.interp.examples import ExampleCounts, gather_examples
 from scansion.evals.interp.firing import Firing, firing_of_sample
-from scansion.evals.interp.offline import OfflineInterpConfig, auroc, evaluate_offline_interp, foretell
+from scansion.evals.interp.offline import OfflineInterpConfig, auroc, evaluate_offline_interp, forecast_features
 from scansion.evals.interp.saebench import autointerp_json
 from tests.evals.probing.constructed import make_subject
 
@@ -149,12 +149,12 @@ def planted_firing(n_documents: int = 40, length: int = 24, seed: int = 0) -> Fi
 
 
 def test_forecasts_know_tokens_and_nothing_else() -> None:
-    word, after, noise, masked = foretell(planted_firing(), seed=0)
+    word, after, noise, masked = forecast_features(planted_firing(), seed=0)
     assert word.auroc == pytest.approx(1.0) and word.top_tokens[0] == 7 and word.balanced_accuracy > 0.95
     assert after.auroc == pytest.approx(1.0) and after.balanced_accuracy > 0.95
     assert noise.auroc == pytest.approx(0.5, abs=0.12)
     assert masked.auroc == pytest.approx(1.0), "tokens that the mask closes to the feature do not count against it"
-    nulls = [one.null_auroc for seed in range(20) for one in foretell(planted_firing(seed=seed), seed)]
+    nulls = [one.null_auroc for seed in range(20) for one in forecast_features(planted_firing(seed=seed), seed)]
     assert np.mean(nulls) == pytest.approx(0.5, abs=0.1)
 
 
