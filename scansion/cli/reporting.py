@@ -12,6 +12,7 @@ from scansion.cli.app import app, output
 from scansion.report import FeatureConfig, study_data, write_report
 from scansion.study import StudyRecord
 from scansion.study.checks import plan_assets
+from scansion.study.plan import slug
 
 
 @app.command
@@ -40,5 +41,11 @@ def report(
     """
     record = StudyRecord.open(study)
     fetch(plan_assets(record.plan))
-    page = write_report(study_data(record), out or study / "report", (shown or FeatureConfig()) if features else None)
-    output.print(f"report: {page}", markup=False)
+    write_pages(record, out or study / "report", (shown or FeatureConfig()) if features else None)
+
+
+def write_pages(record: StudyRecord, folder: Path, features: FeatureConfig | None) -> None:
+    """Write a study's page, or a page in a folder for each of its synthetic worlds, and print where."""
+    for part in record.by_world():
+        page = write_report(study_data(part), folder / slug(part.world) if part.world else folder, features)
+        output.print(f"report: {page}", markup=False)

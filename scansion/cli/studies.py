@@ -13,15 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from scansion.cli.app import app, output, table_console
+from scansion.cli.reporting import write_pages
 from scansion.errors import ConfigError, StudyError
 from scansion.locks import only_writer
-from scansion.report import FeatureConfig, study_data, write_report
+from scansion.report import FeatureConfig
 from scansion.study import ArmInfo, StudyPlan, StudyRecord, compare, execute, infos_of, load_plan
 from scansion.study.checks import check_entries
+from scansion.study.compare.comparison import by_world
 from scansion.study.compare.tables import lines_below, terminal_tables, write_comparison
 from scansion.study.estimate import estimate
-from scansion.study.synthetic import compare as compare_synthetic
-from scansion.study.synthetic import execute_synthetic, load_synthetic_plan, notes, tables, write_summary
+from scansion.study.plan import slug
 from scansion.study.tracking import Tracker, import_study, open_tracker
 
 study_app = App(name="study", help="Carry out a plan of runs, or say beforehand what it would take.")
@@ -60,9 +61,12 @@ def run_study(
     out
         Folder for run_0, run_1, ..., notes.txt, the comparison and the report; default runs/<name of the plan>.
     """
+    settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
+    _carry_out(settings, out or Path("runs") / settings.name, only, retry, report)
+
+
+def _carry_out(settings: StudyPlan, folder: Path, only: str, retry: bool, report: bool) -> None:
     start = time.monotonic()
-    settings = _with_seeds(load_plan(plan), seeds)
-    folder = out or Path("runs") / settings.name
     folders = _folders(settings, folder, only)
     execute(settings, folders, retry=retry)
     with only_writer(folder, "comparing", wait=True):  # so that the last of several processes compares all their runs
@@ -70,8 +74,7 @@ def run_study(
         show_comparison({arm.name: arm.info for arm in record.arms}, folder)
     output.print(f"notes: {folder / 'notes.txt'}", markup=False)
     if report:
-        page = write_report(study_data(record), folder / "report", FeatureConfig())
-        output.print(f"report: {page}", markup=False)
+        write_pages(record, folder / "report", FeatureConfig())
     output.print(f"time: {time.monotonic() - start:.0f} s")
     failed = [arm.name for arm in record.arms if arm.run in folders and arm.info.status == "failed"]
     if failed:
@@ -103,7 +106,7 @@ def plan_study(
     out
         Folder the runs would go to; what is finished there is not counted.
     """
-    settings = _with_seeds(load_plan(plan), seeds)
+    settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
     found = estimate(settings, _folders(settings, out or Path("runs") / settings.name, only))
     table = Table("run", "name", "SAE", "mask", "seeds to do", "tokens", "training a seed, s", "evaluation a seed, s")
     for one in found.arms:
@@ -202,57 +205,60 @@ def synth(
     plan: str = "synthetic",
     out: Path = Path("runs/synthetic"),
     seeds: list[int] | None = None,
-    jobs: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
+    report: bool = True,
 ) -> None:
-    """Train SAEs on activations made from known features, and say how much of the truth each of them finds.
+    """Train SAEs on activations made from known features, and measure how much of the truth each of them finds.
 
-    Every true feature has a known direction and position profile. Scores: variance explained, recovered features
-    (position-bound and others apart), the match of true and learnt position profiles beside its chance level, all with
-    intervals over seeds and paired differences to the plan's reference. What is in OUT already is not done again.
+    Every true feature has a known direction and position profile. Figures: variance explained, recovered features
+    (position-bound and unbound ones separately), the match of true and learnt position profiles and its chance level,
+    all with intervals over seeds and paired differences from the baseline of the same world. What is finished is not
+    done again, so the same command resumes.
 
-    Example: scansion synth --seeds 0 --seeds 1 --jobs 2 --out runs/synthetic
+    Example: scansion synth --seeds 0 --seeds 1 --out runs/synthetic
 
     Parameters
     ----------
     plan
-        Worlds, SAE variants and seeds: a YAML file, or the name of a bundled plan.
+        A plan with a `world`: a YAML file, or the name of a bundled plan.
     out
-        Folder for stores, runs, synthetic.json, synthetic.md and synthetic.png.
+        Folder for run_0, run_1, ..., notes.txt, and a folder per world with its comparison; the stores go to the cache.
     seeds
-        Seeds to run instead of the plan's.
-    jobs
-        Processes; each takes a world and seed at a time and one core, and logs to the cell's folder in OUT/runs.
+        Seeds to run instead of the plan's. Each draws its own worlds, initial weights, masks and order of the data.
+    report
+        Write the HTML report, a page per world, at the end.
     """
-    start = time.monotonic()
-    study = load_synthetic_plan(plan, seeds or ())
-    summary = compare_synthetic(study, execute_synthetic(study, out, jobs))
-    for table in tables(summary):
-        table_console(240).print(table)
-    for line in notes(summary):
-        output.print(line, markup=False)
-    for path in write_summary(summary, out):
-        output.print(f"wrote {path}", markup=False)
-    output.print(f"time: {time.monotonic() - start:.0f} s")
+    settings = load_plan(plan)
+    if settings.world is None:
+        raise ConfigError(f"the plan {settings.name!r} has no world; `scansion study run` carries out plans on text")
+    _carry_out(_with_seeds(settings, seeds), out, "", False, report)
 
 
 def show_comparison(
     infos: dict[str, ArmInfo], out: Path | None, baseline: str | None = None, *, every: bool = False
 ) -> None:
-    """Print a comparison, and write it if a folder is given."""
-    comparison = compare(infos, baseline)
-    for table in terminal_tables(comparison, every=every):
-        table_console(240).print(table)
-    for line in lines_below(comparison):
-        output.print(line, markup=False)
-    if out is not None:
-        output.print(f"comparison: {write_comparison(comparison, infos, out)[0]}", markup=False)
+    """Print a comparison for each synthetic world, or one of everything, and write it if a folder is given."""
+    if baseline is not None and baseline not in infos:
+        raise ConfigError(f"there is no run called {baseline!r}; there are {', '.join(map(repr, infos))}")
+    for world, within in by_world(infos).items():
+        comparison = compare(within, baseline if baseline in within else None)
+        if world:
+            output.print(f"world: {world}", markup=False)
+        for table in terminal_tables(comparison, every=every):
+            table_console(240).print(table)
+        for line in lines_below(comparison):
+            output.print(line, markup=False)
+        if out is not None:
+            written = write_comparison(comparison, within, out / slug(world) if world else out)
+            output.print(f"comparison: {written[0]}", markup=False)
 
 
-def _with_seeds(plan: StudyPlan, count: int | None) -> StudyPlan:
-    if count is None:
+def _with_seeds(plan: StudyPlan, seeds: Sequence[int] | None) -> StudyPlan:
+    if seeds is None:
         return plan
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"a seed is given twice: {list(seeds)}")
     runs = [run.model_copy(update={"seeds": None}) for run in plan.runs]
-    return plan.model_copy(update={"seeds": tuple(range(count)), "runs": runs})
+    return plan.model_copy(update={"seeds": tuple(seeds), "runs": runs})
 
 
 def _folders(plan: StudyPlan, out: Path, only: str) -> dict[int, Path]:

@@ -1,6 +1,7 @@
 """From text to stores, runs and results: what the command line, experiment.py and studies share."""
 
 from scansion.pipeline.compiling import compile_run
+from scansion.pipeline.planted import PlantedSpec, Source
 from scansion.pipeline.stores import HarvestSpec, Stores, build_stores
 
-__all__ = ["HarvestSpec", "Stores", "build_stores", "compile_run"]
+__all__ = ["HarvestSpec", "PlantedSpec", "Source", "Stores", "build_stores", "compile_run"]

@@ -50,15 +50,20 @@ def evaluate(
 
 def check_evaluations(configs: Mapping[str, EvaluationConfig], held_out: ActivationStore) -> None:
     """Raise :class:`ScansionError` for evaluations that the store has no truth, no text or no language model for."""
-    built = evaluations.build(configs)
-    needing_lm = [name for name, evaluation in built.items() if evaluation.needs_lm]
-    if needing_lm and held_out.identity.is_planted:
+    if held_out.identity.is_planted:
+        refuse_without_lm(configs, str(held_out.folder))
+    for evaluation in evaluations.build(configs).values():
+        evaluation.check(held_out)
+
+
+def refuse_without_lm(configs: Mapping[str, EvaluationConfig], planted: str) -> None:
+    """Raise :class:`ConfigError` if one of these evaluations needs a language model; ``planted`` has none."""
+    needing_lm = [name for name, evaluation in evaluations.build(configs).items() if evaluation.needs_lm]
+    if needing_lm:
         raise ConfigError(
-            f"{held_out.folder} holds activations made from known features, for which there is neither text nor a "
+            f"{planted} holds activations made from known features, for which there is neither text nor a "
             f"language model: leave out {', '.join(needing_lm)}"
         )
-    for evaluation in built.values():
-        evaluation.check(held_out)
 
 
 def _evaluate(

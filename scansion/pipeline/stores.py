@@ -47,12 +47,25 @@ class HarvestSpec:
         say(f"loading {self.model}")
         return load_language_model(self.model, self.revision, self.device, self.lm_dtype)
 
+    @property
+    def context_length(self) -> int:
+        """Tokens in a context."""
+        return self.corpus.context_length
+
     def assets(self) -> list[str]:
         """Names of the bundled assets that the model and the text are read from."""
         return [*([BUNDLED_MODEL_ASSET] if self.model == BUNDLED_MODEL else []), *corpus_assets(self.corpus)]
 
-    def check(self) -> ModelFacts:
-        """Raise unless names, layer, context length, device and text all fit; takes a second or two.
+    def check(self) -> int:
+        """Check the same as :meth:`facts` does, and return the width of the activations."""
+        return HookPoint.parse(self.hook_point).width(self.facts())
+
+    def build(self) -> Stores:
+        """See :func:`build_stores`."""
+        return build_stores(self)
+
+    def facts(self) -> ModelFacts:
+        """What is known of the language model, after a check of names, layer, context length, device and text.
 
         Raises:
             ScansionError: the first thing that does not.
@@ -94,7 +107,7 @@ def build_stores(source: HarvestSpec, folder: Path | None = None) -> Stores:
 
 def harvest_plans(source: HarvestSpec, folder: Path | None = None) -> tuple[HarvestPlan, HarvestPlan]:
     """What is to be harvested for training and held out, once the text is tokenised. Arguments as above."""
-    facts = source.check()
+    facts = source.facts()
     if folder is not None:  # before the text is read, which may take minutes
         require_writable(folder)
     splits = load_contexts(source.corpus, load_tokenizer(facts, source.revision))

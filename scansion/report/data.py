@@ -87,7 +87,7 @@ def study_data(record: StudyRecord, held_out: ActivationStore | None = None) -> 
     """
     folder = shlex.quote(str(record.folder))
     return ReportData(
-        title=record.plan.name,
+        title=": ".join(filter(None, (record.plan.name, record.world))),
         arms=[
             ReportArm(arm.name, arm.info, arm.seed_folders, arm.evaluations(), arm.arm.changes) for arm in record.arms
         ],

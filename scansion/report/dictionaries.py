@@ -50,7 +50,8 @@ def read_dictionaries(
         config: how much feature pages show; None for no feature pages, which need the language model.
         load_lm: gives it; None to load it here.
     """
-    lm = None if config is None or not data.sound else (load_lm or (lambda: language_model_of(data.held_out)))()
+    no_lm = config is None or not data.sound or data.held_out.identity.is_planted
+    lm = None if no_lm else (load_lm or (lambda: language_model_of(data.held_out)))()
     maps: list[Maps] = []
     pages: list[FeaturePages] = []
     for arm in data.sound:

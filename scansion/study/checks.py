@@ -11,15 +11,17 @@ from scansion.assets import fetch
 from scansion.errors import ConfigError, ScansionError
 from scansion.evals import evaluations
 from scansion.files import require_free_space, require_writable
-from scansion.lm import HookPoint, ModelFacts
 from scansion.masks import build_mask
+from scansion.pipeline.evaluate import refuse_without_lm
+from scansion.pipeline.planted import PlantedSpec
+from scansion.pipeline.stores import stores_dir
 from scansion.study.plan import StudyPlan
-from scansion.study.record import seed_folder, source_of
+from scansion.study.record import seed_folder, source_at
 from scansion.training import TrainingRun, check_folders
 from scansion.training.warm_start import check_usage_source
 
 
-def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> ModelFacts:
+def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> None:
     """Raise unless the entries exist, folders are writable, empty or of these very runs, and all the rest fits.
 
     The rest is names, shapes, text, data sets, and the disk that SAEs and their checkpoints take; what the activations
@@ -27,48 +29,52 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> ModelFacts:
 
     Bundled assets that the plan names and the cache lacks are fetched.
 
-    Returns:
-        What is known of the language model.
-
     Raises:
         ScansionError: the first thing that does not fit.
     """
     check_entries(plan, folders)
-    runs = [
-        TrainingRun(arm.name, seed_folder(folders[arm.run], arm, seed), *arm.at_seed(seed))
-        for arm in plan.arms()
-        if arm.run in folders
-        for seed in arm.seeds
-    ]
+    trials = [(arm, seed) for arm in plan.arms() if arm.run in folders for seed in arm.seeds]
+    runs = [TrainingRun(arm.name, seed_folder(folders[arm.run], arm, seed), *arm.at_seed(seed)) for arm, seed in trials]
     check_folders(runs)
+    if plan.corpus is None:
+        refuse_without_lm(plan.evaluations, f"the world of {plan.name!r}")
     fetch(plan_assets(plan))
     planned = evaluations.build(plan.evaluations).values()
     for evaluation in planned:
-        evaluation.check_plan(plan.corpus)
+        if plan.corpus is not None:
+            evaluation.check_plan(plan.corpus)
     longest = max(evaluation.tokens_of_own_text for evaluation in planned)
-    facts = source_of(plan).check()
-    d_in = HookPoint.parse(plan.hook_point).width(facts)
+    widths = {source: source.check() for source in dict.fromkeys(source_at(plan, *trial) for trial in trials)}
     for arm in plan.arms():
         if arm.run in folders:
+            source = source_at(plan, arm, arm.seeds[0])
             try:
-                mask = build_mask(arm.sae.mask, plan.corpus.context_length, arm.sae.d_sae)
+                mask = build_mask(arm.sae.mask, source.context_length, arm.sae.d_sae)
                 if longest and mask.can_block:  # texts of an evaluation may be longer than the contexts trained on
                     mask.table_rows(torch.tensor([longest - 1]))
-                check_usage_source(arm.sae, d_in)
+                check_usage_source(arm.sae, widths[source])
             except ScansionError as error:
                 raise ConfigError(f"run {arm.run} ({arm.name}): {error}") from error
     for folder in folders.values():
         require_writable(folder)
-    missing = sum(sae_bytes(2 * d_in * run.sae.d_sae) for run in runs if not (run.folder / "sae").exists())
+    planted = sum(source.missing_bytes() for source in widths if isinstance(source, PlantedSpec))
+    if planted:
+        require_writable(stores_dir())
+        require_free_space(stores_dir(), planted, "the synthetic stores")
+    missing = sum(
+        sae_bytes(2 * widths[source_at(plan, *trial)] * run.sae.d_sae)
+        for trial, run in zip(trials, runs, strict=True)
+        if not (run.folder / "sae").exists()
+    )
     if missing:
         require_free_space(next(iter(folders.values())), missing, "what is trained")
-    return facts
 
 
 def plan_assets(plan: StudyPlan) -> list[str]:
     """Names of the bundled assets that the plan reads: model, text, labelled sets. None if it brings its own."""
     labelled = [asset for one in evaluations.build(plan.evaluations).values() for asset in one.assets()]
-    return list(dict.fromkeys([*source_of(plan).assets(), *labelled]))
+    first = plan.arms()[0]
+    return list(dict.fromkeys([*source_at(plan, first, first.seeds[0]).assets(), *labelled]))
 
 
 def sae_bytes(n_parameters: int) -> int:

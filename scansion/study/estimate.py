@@ -12,6 +12,7 @@ import torch
 from scansion.activations import HarvestPlan, PositionedBatch
 from scansion.corpus import Contexts
 from scansion.device import resolve_device
+from scansion.errors import ConfigError
 from scansion.evals.core.evaluate import CoreConfig
 from scansion.evals.position import PositionConfig
 from scansion.evals.probing.config import SparseProbingConfig
@@ -103,6 +104,10 @@ def estimate(plan: StudyPlan, folders: Mapping[int, Path]) -> StudyEstimate:
         ScansionError: the first thing in the plan that does not fit.
     """
     check_plan(plan, folders)
+    if plan.world is not None:
+        raise ConfigError(
+            f"the plan {plan.name!r} is sound; times are estimated only for plans on text, and this one is on synthetic worlds"
+        )
     source = source_of(plan)
     train, held_out = harvest_plans(source)
     harvested = (train.finished_store() is not None, held_out.finished_store() is not None)
@@ -121,7 +126,7 @@ def estimate(plan: StudyPlan, folders: Mapping[int, Path]) -> StudyEstimate:
         harvested=harvested,
         harvest_seconds=missing / hooked,
         arms=[_arm(plan, arm, folders[arm.run], train.identity.d_in, held_out, whole, budget) for arm in arms],
-        probing_seconds=_probing_tokens(plan) / hooked,
+        probing_seconds=_probing_tokens(plan, source.context_length) / hooked,
     )
 
 
@@ -135,11 +140,11 @@ def _arm(
     budget: float,
 ) -> ArmEstimate:
     config = arm.training
-    positions = plan.corpus.context_length - (0 if config.use_position_0 else 1)
+    positions = held_out.identity.context_length - (0 if config.use_position_0 else 1)
     generator = torch.Generator().manual_seed(0)
-    sae = build_sae(arm.sae, d_in, plan.corpus.context_length, generator).to(resolve_device(config.device))
+    sae = build_sae(arm.sae, d_in, held_out.identity.context_length, generator).to(resolve_device(config.device))
     per_position = max(1, round(config.batch_tokens / positions))
-    first = plan.corpus.context_length - positions
+    first = held_out.identity.context_length - positions
     x = torch.randn(positions, per_position, d_in, generator=generator) / d_in**0.5
     batch = PositionedBatch(x, torch.arange(first, first + positions)).to(resolve_device(config.device))
     steps = config.n_steps(positions * per_position)
@@ -152,13 +157,13 @@ def _arm(
     read = lm_tokens = 0
     for config in plan.evaluations.values():
         if isinstance(config, CoreConfig):
-            lm_tokens += config.loss_contexts * plan.corpus.context_length
+            lm_tokens += config.loss_contexts * held_out.identity.context_length
         if isinstance(config, CoreConfig | PositionConfig):
             contexts = min(config.n_contexts or len(held_out.contexts), len(held_out.contexts))
             states = 1
             if isinstance(config, PositionConfig):
                 states = 3 + config.mask_draws if arm.sae.mask.has_weights else 2
-            read += contexts * plan.corpus.context_length * states
+            read += contexts * held_out.identity.context_length * states
     finished = sum((seed_folder(folder, arm, seed) / "evals" / "core.json").exists() for seed in arm.seeds)
     n_parameters = sum(p.numel() for p in sae.parameters())
     return ArmEstimate(
@@ -179,13 +184,13 @@ def _lm_rates(source: HarvestSpec, contexts: Contexts, budget: float) -> tuple[f
     return contexts.n_tokens / to_hook, few.n_tokens / whole
 
 
-def _probing_tokens(plan: StudyPlan) -> int:
+def _probing_tokens(plan: StudyPlan, context_length: int) -> int:
     """Upper limit of the tokens of all probing texts; a group of data sets counts as one for each of its members."""
     config = plan.evaluations.get("sparse_probing")
     if not isinstance(config, SparseProbingConfig):
         return 0
     sets = expand_probing_sets(config.datasets, config.hub)
-    return len(sets) * (config.train_size + config.test_size) * (config.context_length or plan.corpus.context_length)
+    return len(sets) * (config.train_size + config.test_size) * (config.context_length or context_length)
 
 
 def _seconds(work: Callable[[], object], budget: float) -> float:

@@ -1,4 +1,4 @@
-"""Carry a plan out: harvest once, train what shares a stream together, evaluate, and write every run's folder."""
+"""Carry a plan out: make the activations once, train what shares a stream together, evaluate, and write every run's folder."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from scansion.errors import BusyError, ScansionError
 from scansion.files import fingerprint, one_line_io_errors
 from scansion.locks import only_writer
 from scansion.pipeline.evaluate import check_evaluations, evaluate
+from scansion.pipeline.planted import Source
 from scansion.pipeline.run_results import RunResults
-from scansion.pipeline.stores import HarvestSpec, Stores, build_stores
+from scansion.pipeline.stores import Stores
 from scansion.progress import say
 from scansion.study.checks import check_plan
 from scansion.study.failures import clear_failure, read_failure, record_failure
 from scansion.study.final_info import ArmInfo, read_final_info, summarise_seeds, write_final_info
 from scansion.study.notes import append_notes
 from scansion.study.plan import Arm, StudyPlan
-from scansion.study.record import ArmRecord, open_runs, read_registration, register, seed_folder, source_of
+from scansion.study.record import ArmRecord, open_runs, read_registration, register, seed_folder, source_at
 from scansion.training import TrainingRun, check_runs, train
 from scansion.training.loop import STREAM_SETTINGS
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """One arm at one seed."""
+    """One arm at one seed, and where its activations come from."""
 
     arm: Arm
     seed: int
     folder: Path
+    source: Source
 
     @property
     def label(self) -> str:
@@ -74,7 +76,7 @@ def execute(plan: StudyPlan, folders: Mapping[int, Path], *, retry: bool = False
 def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool) -> list[ArmRecord]:
     began = monotonic()
     trials = [
-        _Trial(arm, seed, seed_folder(folders[arm.run], arm, seed))
+        _Trial(arm, seed, seed_folder(folders[arm.run], arm, seed), source_at(plan, arm, seed))
         for arm in plan.arms()
         if arm.run in folders
         for seed in arm.seeds
@@ -85,10 +87,11 @@ def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool) -> lis
             read_final_info(folder)
         except ScansionError:  # there is none, or a damaged one; a run that is killed stays in the tables with this one
             _write_run(plan, folder, [trial for trial in trials if trial.arm.run == index], {})
-    source = source_of(plan)
-    stores = build_stores(source)
-    check_evaluations(plan.evaluations, stores.held_out)
-    check_runs([trial.training_run() for trial in trials], stores.train)
+    # One for text; for synthetic worlds one for each world and seed.
+    stores = {source: source.build() for source in dict.fromkeys(trial.source for trial in trials)}
+    for source, both in stores.items():
+        check_evaluations(plan.evaluations, both.held_out)
+        check_runs([trial.training_run() for trial in trials if trial.source == source], both.train)
     if retry:
         for trial in trials:
             clear_failure(trial.folder)
@@ -103,8 +106,10 @@ def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool) -> lis
                 if not (trial.folder / "evals" / "core.json").exists():
                     record_failure(trial.folder, f"out of time: the plan's {plan.max_hours:g} hours were over")
             here = [trial for trial in here if not _failed_before(trial)]
-        _train(here, stores)
-        results |= _evaluate([trial for trial in here if not read_failure(trial.folder)], plan, source, stores)
+        for source, both in stores.items():
+            own = [trial for trial in here if trial.source == source]
+            _train(own, both)
+            results |= _evaluate([trial for trial in own if not read_failure(trial.folder)], plan, source, both)
         for index, folder in folders.items():
             own = [trial for trial in trials if trial.arm.run == index]
             _write_run(plan, folder, own, results, only_more=any(trial.seed in seeds[number:] for trial in own))
@@ -129,7 +134,7 @@ def _train(trials: Sequence[_Trial], stores: Stores) -> None:
         )
 
 
-def _evaluate(trials: Sequence[_Trial], plan: StudyPlan, source: HarvestSpec, stores: Stores) -> dict[Path, RunResults]:
+def _evaluate(trials: Sequence[_Trial], plan: StudyPlan, source: Source, stores: Stores) -> dict[Path, RunResults]:
     found: dict[Path, RunResults] = {}
 
     def measure(some: Sequence[_Trial]) -> None:

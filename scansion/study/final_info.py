@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from scansion.errors import ConfigError
 from scansion.evals.statistics import finite
-from scansion.files import read_json, read_json_lines, require_known_format, write_json
+from scansion.files import fingerprint, read_json, read_json_lines, require_known_format, write_json
 from scansion.pipeline.run_results import RunResults
 
 ArmStatus = Literal["ok", "degenerate", "failed", "unfinished"]
@@ -113,7 +113,7 @@ def summarise_seeds(
         not_applicable={}
         if status == "degenerate"
         else _not_applicable({s: results[s].not_applicable() for s in seeds}),
-        provenance={**plan, **(_provenance(done[0]) if done else {})},
+        provenance={**plan, **(_provenance(done[0], plan.get("world")) if done else {})},
         costs=_costs([folders[seed] for seed in seeds]),
     )
 
@@ -157,11 +157,18 @@ def _standard_error(values: Sequence[float | None]) -> float | None:
     return statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
 
 
-def _provenance(result: RunResults) -> dict[str, Any]:
+def _provenance(result: RunResults, world: Any) -> dict[str, Any]:
+    # The seed and what depends on it stand beside the values.
+    metadata = result.core.sae_metadata.model_dump(mode="json", exclude={"seed", "training", "input_scale"})
+    if world is None:
+        return {**metadata, "evaluated_on": result.evaluated_on()}
+    # Each seed draws a world of its own; what runs must agree on are its settings.
+    drawn = dict.fromkeys(("model_revision", "contexts", "store_key"), fingerprint(world))
+    measured = {name: {**one.data, "store": "", "contexts": ""} for name, one in result.results.items()}
     return {
-        # The seed and what depends on it stand beside the values.
-        **result.core.sae_metadata.model_dump(mode="json", exclude={"seed", "training", "input_scale"}),
-        "evaluated_on": result.evaluated_on(),
+        **metadata,
+        **drawn,
+        "evaluated_on": {name: fingerprint(data) for name, data in measured.items()},
     }
 
 

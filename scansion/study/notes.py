@@ -14,7 +14,7 @@ from scansion.study.compare.comparison import SPARSITY_NOTE, Comparison, Differe
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import difference_text, figure_text
 from scansion.study.final_info import ArmInfo
-from scansion.study.plan import StudyPlan
+from scansion.study.plan import Arm, StudyPlan
 from scansion.study.record import ArmRecord, open_run, read_registration
 
 NOTES = "notes.txt"
@@ -33,7 +33,7 @@ def append_notes(folder: Path) -> None:
 
 
 def _append(path: Path, run: str, records: Sequence[ArmRecord], plan: StudyPlan) -> None:
-    baseline = _baseline(plan, path.parent)
+    baseline = _baseline(plan, path.parent, records[0].arm)
     # Names may hold line breaks; what is indented is the entry's own.
     lines = ((line, len(line) - len(line.lstrip())) for line in _entry(records, baseline, plan))
     entry = "\n".join(" " * indent + " ".join(line.split()) for line, indent in lines)
@@ -46,9 +46,10 @@ def _append(path: Path, run: str, records: Sequence[ArmRecord], plan: StudyPlan)
         temporary.write_text("\n".join([*([before] if before else []), heading, entry, ""]), encoding="utf-8")
 
 
-def _baseline(plan: StudyPlan, parent: Path) -> ArmRecord | None:
-    """The first arm of the plan's first run, if that run is in the same folder."""
-    first = parent / "run_0"
+def _baseline(plan: StudyPlan, parent: Path, arm: Arm) -> ArmRecord | None:
+    """The plan's first arm on the same activations as this one, if its run is in the same folder."""
+    run = next((other.run for other in plan.arms() if other.world == arm.world), arm.run)
+    first = parent / f"run_{run}"
     if not (first / "plan.json").is_file():
         return None
     records = open_run(first)

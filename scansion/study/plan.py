@@ -1,15 +1,24 @@
-"""The plan of a study, as written in YAML: one source of activations, and the runs to train and measure on it."""
+"""The plan of a study, as written in YAML: a source of activations, and the runs to train and measure on it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from scansion.activations import HarvestConfig
 from scansion.corpus import CorpusConfig
@@ -19,10 +28,12 @@ from scansion.evals.settings import CountsPositions, fill
 from scansion.files import fingerprint
 from scansion.lm import BUNDLED_MODEL
 from scansion.sae import AnySAEConfig, SAEConfig
+from scansion.synth import SynthConfig
 from scansion.training import TrainingConfig
 
 Model = TypeVar("Model", bound=BaseModel)
 _OWN_KEYS_BEFORE = ("core", "sparse_probing", "position")
+_OF_TEXT = ("model", "revision", "hook_point", "lm_dtype", "device", "corpus", "harvest")
 
 
 class ArmPlan(BaseModel):
@@ -49,14 +60,21 @@ class RunPlan(BaseModel):
     )
     arms: dict[str, ArmPlan] = Field(default_factory=dict, description="Name -> arm, instead of `sae`.")
     seeds: tuple[int, ...] | None = Field(default=None, min_length=1, description="Seeds other than the plan's.")
+    world: dict[str, Any] | None = Field(
+        default=None, description="What differs from the plan's world; runs are compared within a world."
+    )
 
     @model_validator(mode="after")
     def _one_or_several(self) -> RunPlan:
         if (self.sae is None) == (not self.arms):
             raise ValueError(f"run {self.name!r} needs either `sae` or `arms`")
-        if len({_slug(name) for name in self.arms}) < len(self.arms):
+        if len({slug(name) for name in self.arms}) < len(self.arms):
             raise ValueError(f"two arms of {self.name!r} would share a folder: {sorted(self.arms)}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return _without(dump(self), () if self.world is not None else ("world",))
 
     def parts(self) -> list[tuple[str, SAEConfig, dict[str, Any]]]:
         """Name, SAE and training settings of each arm; one without a name if there is but one."""
@@ -76,6 +94,7 @@ class Arm:
         sae, training: settings, before the seed is put in.
         seeds: of weights, masks and the order of the data.
         changes: what changes from the baseline, in words.
+        world: the synthetic world it is trained on, before the seed is put in; None for a language model's activations.
     """
 
     run: int
@@ -85,14 +104,20 @@ class Arm:
     training: TrainingConfig
     seeds: tuple[int, ...]
     changes: str
+    world: SynthConfig | None = None
 
     def at_seed(self, seed: int) -> tuple[SAEConfig, TrainingConfig]:
         """Settings at one seed. Arms that share the stream's settings and a seed share their batches."""
         return reseeded(self.sae, seed), self.training.model_copy(update={"seed": seed, "data_seed": seed})
 
+    def world_at(self, seed: int) -> SynthConfig | None:
+        """Its world at one seed, which draws other features and other data."""
+        return None if self.world is None else self.world.model_copy(update={"seed": seed})
+
     def settings(self) -> dict[str, Any]:
         """What tells this arm from others, JSON-able; seeds are left out."""
         return {
+            **({} if self.world is None else {"world": self.world.model_dump(mode="json", exclude={"seed"})}),
             "sae": reseeded(self.sae, 0).model_dump(mode="json"),
             "training": self.training.model_dump(mode="json", exclude={"seed", "data_seed"}),
         }
@@ -116,7 +141,12 @@ class StudyPlan(BaseModel):
     hook_point: str = "layers.5"
     lm_dtype: str = "auto"
     device: str = "auto"
-    corpus: CorpusConfig
+    corpus: CorpusConfig | None = None
+    world: dict[str, Any] | None = Field(
+        default=None,
+        description="Settings of a synthetic world (see SynthConfig), instead of model, hook point and text. Every seed "
+        "draws a world of its own.",
+    )
     harvest: HarvestConfig = HarvestConfig()
     training: TrainingConfig = TrainingConfig()
     evaluations: dict[str, SerializeAsAny[EvaluationConfig]] = Field(
@@ -135,7 +165,10 @@ class StudyPlan(BaseModel):
     @classmethod
     def _read_version_1(cls, settings: Any) -> Any:
         """Plans used to have three evaluations, each under a key of its own; run folders hold such plans."""
-        return _with_evaluations(cast(dict[str, Any], settings)) if isinstance(settings, dict) else settings
+        if not isinstance(settings, dict):
+            return settings
+        now = _with_evaluations(cast(dict[str, Any], settings))
+        return now if now.get("world") is None else _on_a_world(now)
 
     @field_validator("evaluations", mode="before")
     @classmethod
@@ -145,6 +178,29 @@ class StudyPlan(BaseModel):
             if isinstance(settings, dict | None)
             else settings
         )
+
+    @model_validator(mode="after")
+    def _check_source(self) -> StudyPlan:
+        if self.world is None:
+            if self.corpus is None:
+                raise ValueError("a plan needs a corpus, or a world of synthetic activations")
+            if on_worlds := [run.name for run in self.runs if run.world is not None]:
+                raise ValueError(f"{', '.join(on_worlds)}: a run can change the plan's world only if the plan has one")
+            return self
+        for name in _OF_TEXT:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of a language model or its text, and a world has neither; remove it")
+        for arm in self.arms():
+            if not arm.training.use_position_0:
+                raise ValueError("training.use_position_0: position 0 of a world is like any other; remove it")
+            if seeded := _seed_given(arm.sae, "sae"):
+                raise ValueError(f"run {arm.name!r}: {seeded} is set by the study; list seeds in 'seeds'")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Only what belongs to the plan's source. Plans on text keep the digest they had before there were worlds."""
+        return _without(dump(self), ("world",) if self.world is None else _OF_TEXT)
 
     @model_validator(mode="after")
     def _check_runs(self) -> StudyPlan:
@@ -177,15 +233,27 @@ class StudyPlan(BaseModel):
             Arm(
                 run=number,
                 name=f"{run.name}: {name}" if name else run.name,
-                subfolder=_slug(name) if name else ".",
+                subfolder=slug(name) if name else ".",
                 sae=sae,
                 training=TrainingConfig.model_validate({**self.training.model_dump(), **run.training, **training}),
                 seeds=run.seeds or self.seeds,
                 changes=run.changes,
+                world=self._world_of(run),
             )
             for number, run in enumerate(self.runs)
             for name, sae, training in run.parts()
         ]
+
+    def _world_of(self, run: RunPlan) -> SynthConfig | None:
+        if self.world is None:
+            return None
+        settings = {**self.world, **(run.world or {})}
+        if "seed" in settings:
+            raise ValueError("world.seed is set by the study; list seeds in 'seeds'")
+        try:
+            return SynthConfig.model_validate(settings)
+        except ValidationError as error:
+            raise ValueError(f"world of run {run.name!r}: {describe(error, 'world')}") from error
 
     def with_runs(self, runs: Sequence[Mapping[str, Any]]) -> StudyPlan:
         """The plan with further runs, as they would stand in its file, after its own.
@@ -202,10 +270,10 @@ class StudyPlan(BaseModel):
 
     def with_settings_filled(self) -> StudyPlan:
         """The plan with those settings of evaluations written out that follow training: what it will do is unchanged."""
-        trained = {
-            "use_position_0": self.arms()[0].training.use_position_0,
-            "context_length": self.corpus.context_length,
-        }
+        first = self.arms()[0]
+        trained: dict[str, Any] = {"use_position_0": first.training.use_position_0}
+        if source := first.world or self.corpus:
+            trained["context_length"] = source.context_length
         return self.model_copy(
             update={"evaluations": {name: fill(config, trained) for name, config in self.evaluations.items()}}
         )
@@ -231,7 +299,39 @@ def _follows_position_0(config: EvaluationConfig) -> bool:
     return isinstance(config, CountsPositions) and config.use_position_0 is None
 
 
-def _slug(name: str) -> str:
+def _on_a_world(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with what goes without saying on a synthetic world: position 0 counts, and the truth is known."""
+    training: Any = settings.get("training")
+    measured: Any = settings.get("evaluations")
+    found = dict(settings)
+    if isinstance(training, dict | None):
+        found["training"] = {"use_position_0": True, **(training or {})}
+    if isinstance(measured, dict | None):
+        given = cast(dict[str, Any], measured or {})
+        core: Any = given.get("core") or {}
+        if isinstance(core, dict):
+            core = {"loss_contexts": 0, **cast(dict[str, Any], core)}
+        found["evaluations"] = {"synthetic": None, **given, "core": core}
+    return found
+
+
+def _without(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+def _seed_given(config: BaseModel, path: str) -> str | None:
+    """Where a config holds a seed other than the default, if anywhere."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if name == "seed" and value != field.default:
+            return f"{path}.seed"
+        if isinstance(value, BaseModel) and (where := _seed_given(value, f"{path}.{name}")):
+            return where
+    return None
+
+
+def slug(name: str) -> str:
+    """A name as a folder's."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "arm"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -17,9 +17,10 @@ from scansion.errors import ConfigError
 from scansion.evals import EvaluationConfig, evaluations
 from scansion.evals.statistics import Estimate
 from scansion.files import read_json, require_known_format, write_json
+from scansion.pipeline.planted import PlantedSpec, Source
 from scansion.pipeline.run_results import RunResults
-from scansion.pipeline.stores import HarvestSpec, build_stores, stores_dir
-from scansion.study.compare.comparison import figures_of
+from scansion.pipeline.stores import HarvestSpec, stores_dir
+from scansion.study.compare.comparison import by_world, figures_of
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import figure_text
 from scansion.study.final_info import FINAL_INFO, ArmInfo, read_final_info
@@ -104,11 +105,19 @@ class ArmRecord:
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study's folder."""
+    """A study's folder.
+
+    Attributes:
+        folder: that holds run_0, run_1, ...
+        plan: the newest.
+        arms: all, or of one world.
+        world: what sets the world of these arms apart from the study's others; empty if they are all there are.
+    """
 
     folder: Path
     plan: StudyPlan
     arms: list[ArmRecord]
+    world: str = ""
 
     @classmethod
     def open(cls, folder: Path) -> StudyRecord:
@@ -137,6 +146,13 @@ class StudyRecord:
         facts = {"folder": str(self.folder), "plan": self.plan.digest[:12], "asked": self.plan.hypothesis}
         return card(self.plan.name, facts, [["run", "status", *(figure(name).label for name in names)], *rows])
 
+    def by_world(self) -> list[StudyRecord]:
+        """The study in parts that may be compared within themselves: one for each synthetic world, else all of it."""
+        return [
+            replace(self, arms=[arm for arm in self.arms if arm.name in infos], world=world)
+            for world, infos in by_world({arm.name: arm.info for arm in self.arms}).items()
+        ]
+
     def held_out(self) -> ActivationStore:
         """The activations the runs were measured on; harvested again if they are gone."""
         for arm in self.arms:
@@ -146,7 +162,8 @@ class StudyRecord:
                     store = ActivationStore(folder)
                     if store.manifest.key == key:
                         return store
-        return build_stores(source_of(self.plan)).held_out
+        first = self.arms[0].arm
+        return source_at(self.plan, first, first.seeds[0]).build().held_out
 
 
 def _headline(arm: ArmRecord) -> dict[str, Estimate]:
@@ -154,8 +171,20 @@ def _headline(arm: ArmRecord) -> dict[str, Estimate]:
     return {name: one for name, one in found.items() if figure(name).headline and one.value is not None}
 
 
+def source_at(plan: StudyPlan, arm: Arm, seed: int) -> Source:
+    """Where an arm's activations come from at one seed."""
+    world = arm.world_at(seed)
+    return source_of(plan) if world is None else PlantedSpec(world)
+
+
 def source_of(plan: StudyPlan) -> HarvestSpec:
-    """Where a plan's activations come from."""
+    """Where the activations of a plan on text come from.
+
+    Raises:
+        ConfigError: the plan is on synthetic worlds.
+    """
+    if plan.corpus is None:
+        raise ConfigError(f"the plan {plan.name!r} is on synthetic worlds: it reads no text")
     return HarvestSpec(
         model=plan.model,
         hook_point=plan.hook_point,
@@ -207,8 +236,10 @@ def open_run(folder: Path) -> list[ArmRecord]:
     registration = read_registration(folder)
     infos = read_final_info(folder) if (folder / FINAL_INFO).is_file() else {}
     arms = [arm for arm in registration.plan.arms() if arm.run == registration.run]
-    nothing = ArmInfo(reasons=[f"{FINAL_INFO} says nothing of it"])
-    return [ArmRecord(arm, folder, infos.get(arm.name, nothing)) for arm in arms]
+    why = [f"{FINAL_INFO} says nothing of it"]
+    return [
+        ArmRecord(arm, folder, infos.get(arm.name) or ArmInfo(reasons=why, provenance=arm.settings())) for arm in arms
+    ]
 
 
 def infos_of(folder: Path) -> dict[str, ArmInfo]:

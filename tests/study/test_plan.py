@@ -14,7 +14,6 @@ from scansion.study import StudyPlan, load_plan
 from scansion.study.checks import plan_assets
 from scansion.study.loading import bundled_plans
 from scansion.study.record import register
-from scansion.study.synthetic import load_synthetic_plan
 from tests.study.conftest import settings_of
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("name", ["demo", "masks", "positional_masking", "synthetic"])
 def test_every_bundled_plan_loads_by_name_in_any_folder(name: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = load_synthetic_plan(name) if name == "synthetic" else load_plan(name)
+    plan = load_plan(name)
     assert plan == type(plan).model_validate(plan.model_dump(mode="json"))
     assert list(bundled_plans()) == ["demo", "masks", "positional_masking", "synthetic"]
 
@@ -119,7 +118,7 @@ def written(folder: Path, settings: object) -> Path:
 MISTAKES = {
     "unknown key": (lambda s: s.update(modle="x"), "modle: Extra inputs are not permitted"),
     "unknown key inside": (lambda s: s["corpus"].update(lenght=3), r"corpus\.lenght: Extra inputs"),
-    "missing key": (lambda s: s.pop("corpus"), "corpus: Field required"),
+    "missing key": (lambda s: s.pop("corpus"), "a plan needs a corpus, or a world"),
     "out of range": (lambda s: s["training"].update(lr=-1), r"training\.lr: Input should be greater than 0"),
     "wrong type": (lambda s: s["corpus"].update(context_length="long"), r"corpus\.context_length: .*integer"),
     "no runs": (lambda s: s.update(runs=[]), "runs: List should have at least 1 item"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from scansion.activations import ActivationStore
 from scansion.errors import ConfigError
@@ -20,6 +21,18 @@ def _if_planted(config: SyntheticConfig) -> bool:
     return True  # whether a world has features of this kind is known only from its store
 
 
+def _figure(
+    name: str,
+    label: str,
+    better: Literal["up", "down"] | None,
+    group: str,
+    read: Callable[[GroupRecovery], float | None],
+    headline: bool = False,
+) -> Figure:
+    """A figure of the bound or of the unbound true features, which a world may lack."""
+    return Figure(name, label, better, read=_of(group, read), headline=headline, only_if=_if_planted)
+
+
 @evaluations.register(SyntheticConfig)
 class Synthetic(Evaluation[SyntheticConfig, SyntheticResult]):
     """How much of a known dictionary the SAE has found, on activations made by `scansion synth`."""
@@ -28,26 +41,28 @@ class Synthetic(Evaluation[SyntheticConfig, SyntheticResult]):
     needs_lm = False
     figures = (
         Figure("mmcs", "MMCS", "up", read=_of("all", lambda group: group.mmcs), headline=True),
-        Figure("mmcs_chance", "MMCS, chance", read=lambda result: result.recovery.mmcs_chance),
+        Figure("mmcs_chance", "MMCS, chance", read=lambda result: result.recovery.mmcs_chance, headline=True),
         Figure("recovered", "recovered", "up", read=_of("all", lambda group: group.recovered), headline=True),
-        Figure(
-            "recovered_bound",
-            "recovered, bound",
-            "up",
-            read=_of("bound", lambda group: group.recovered),
-            only_if=_if_planted,
-        ),
-        Figure(
-            "profile_overlap",
-            "profile overlap, bound",
-            "up",
-            read=_of("bound", lambda group: group.firing.overlap),
-            only_if=_if_planted,
-        ),
-        Figure(
+        _figure("recovered_bound", "recovered, bound", "up", "bound", lambda group: group.recovered, True),
+        _figure("recovered_unbound", "recovered, unbound", "up", "unbound", lambda group: group.recovered, True),
+        _figure("profile_overlap", "profile overlap, bound", "up", "bound", lambda group: group.firing.overlap, True),
+        _figure(
             "profile_overlap_chance",
             "profile overlap, chance",
-            read=_of("bound", lambda group: group.firing.overlap_chance),
+            None,
+            "bound",
+            lambda group: group.firing.overlap_chance,
+            True,
+        ),
+        _figure("mask_overlap", "mask overlap, bound", "up", "bound", lambda group: group.mask.overlap),
+        _figure("mask_overlap_chance", "mask overlap, chance", None, "bound", lambda group: group.mask.overlap_chance),
+        _figure("mask_iou", "mask IoU, bound", "up", "bound", lambda group: group.mask.iou),
+        _figure("mask_iou_chance", "mask IoU, chance", None, "bound", lambda group: group.mask.iou_chance),
+        Figure(
+            "spurious_firing",
+            "spurious, unbound",
+            "down",
+            read=lambda result: result.recovery.spurious_firing,
             only_if=_if_planted,
         ),
     )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from scansion.errors import ConfigError
 from scansion.evals.base import not_comparable
 from scansion.evals.statistics import Estimate, detectable_difference, paired_p
+from scansion.files import flatten
 from scansion.study.final_info import ArmInfo
 
 BySeed = Mapping[int, float | None]
@@ -164,6 +165,22 @@ def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Compar
     return Comparison(
         baseline=reference, arms=arms, set_apart=set_apart, fronts=[one for one in fronts if one.arms], notes=notes
     )
+
+
+def by_world(infos: Mapping[str, ArmInfo]) -> dict[str, dict[str, ArmInfo]]:
+    """The arms of each synthetic world, which alone may be compared; all of them under ``""`` if there is one world or none.
+
+    Returns:
+        The settings that differ between the worlds, such as ``bound 0.5`` -> arm name -> what is known of it.
+    """
+    worlds = {name: flatten(info.provenance.get("world") or {}) for name, info in infos.items()}
+    keys = dict.fromkeys(key for world in worlds.values() for key in world)
+    differing = [key for key in keys if len({str(world.get(key)) for world in worlds.values()}) > 1]
+    found: dict[str, dict[str, ArmInfo]] = {}
+    for name, world in worlds.items():
+        label = ", ".join(f"{key} {world[key]}" for key in differing if key in world)
+        found.setdefault(label, {})[name] = infos[name]
+    return found
 
 
 def figures_of(info: ArmInfo) -> dict[str, Estimate]:
