@@ -162,7 +162,7 @@ def _lead(data: ReportData) -> str:
     where = "all positions" if 0 in core.positions else "position 0 left out"
     return (
         f"{identity.model}, {identity.hook_point}, contexts of {identity.context_length} tokens. "
-        f"{core.sae_metadata.tokens:,} training tokens an SAE; measured on {core.n_tokens:,} tokens of documents that none "
+        f"{core.sae_metadata.tokens:,} training tokens per SAE; measured on {core.n_tokens:,} tokens of documents that none "
         f"was trained on, {where}."
     )
 

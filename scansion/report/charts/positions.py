@@ -35,7 +35,7 @@ def specialisation_charts(data: ReportData) -> list[Chart]:
             lambda figures: figures.information,
             "specialisation",
             "Information of firing on position",
-            "mbit a feature",
+            "mbit per feature",
             "Above the chance of turned contexts. What a mask in force shows, it shows by construction: compare it with "
             "masks permuted; and what is left with the mask lifted, with the unmasked run and with features before training.",
             1000.0,
