@@ -50,7 +50,7 @@ def main() -> None:
     except ScansionError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again to go on")
+        sys.exit("interrupted; run the same command again to resume")
     for one in records:
         sys.stdout.write(f"{': '.join([one.name, one.info.status, *one.info.reasons])}\n")
     sys.stdout.write(f"wrote {folder / 'final_info.json'}\n")

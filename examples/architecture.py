@@ -1,6 +1,6 @@
-"""An architecture of one's own: a ReLU SAE whose penalty levels off, so that strong activations are not shrunk.
+"""An architecture of your own: a ReLU SAE whose penalty levels off, so that strong activations are not shrunk.
 
-Try it with ``scansion --plugin examples/architecture.py study PLAN.yaml``, where the plan says ``architecture: tanh``.
+Try it with ``scansion --plugin examples/architecture.py study run PLAN.yaml``, where the plan says ``architecture: tanh``.
 """
 
 from __future__ import annotations

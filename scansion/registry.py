@@ -1,6 +1,6 @@
 """One pattern for masks, architectures and evaluations: a class, its config, and a decorator that registers both.
 
-``@masks.register(MyConfig)`` makes ``MyConfig``'s name known to plans, flags, saved SAEs, tables and pages. Third-party
+``@register_mask(MyConfig)`` makes ``MyConfig``'s name known to plans, flags, saved SAEs, tables and pages. Third-party
 classes come in two ways: a package's entry points (groups ``scansion.masks``, ``scansion.architectures``,
 ``scansion.evaluations``; ``scansion.hook_points`` for functions with ``hook_site``), or a Python file given as
 ``--plugin FILE.py``.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import xxhash
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from scansion.errors import ConfigError, ScansionError
 
@@ -41,7 +41,7 @@ class Registry(Generic[Config, Item]):
         group: entry-point group of third-party packages.
 
     Example:
-        >>> @masks.register(PeriodicMaskConfig)
+        >>> @register_mask(PeriodicMaskConfig)
         ... class PeriodicMask(HardMask): ...
     """
 
@@ -136,6 +136,20 @@ class Registry(Generic[Config, Item]):
             pydantic.ValidationError: an unknown key, or a value out of range.
         """
         return self.config_called(settings.get(self.field)).model_validate(settings)
+
+    def read(self, value: object) -> object:
+        """Validator of a pydantic field that holds any registered config: :meth:`parse` for a dict, else the value.
+
+        Raises:
+            ValueError: what :meth:`parse` raises, on one line, because it becomes part of the error of the config around it.
+        """
+        if not isinstance(value, dict):
+            return value
+        try:
+            return self.parse(cast(dict[str, Any], value))
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+            raise ValueError("; ".join(problems)) from error
 
     def _find(self, name: object) -> tuple[type[Config], Item]:
         if name not in self._items:

@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from scansion.evals import evaluations
+from scansion.lm import sites
 from scansion.masks import MASKS
 from scansion.registry import PLUGINS
+from scansion.sae import ARCHITECTURES
 from tests.study.conftest import settings_of
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -24,6 +26,8 @@ def nothing_registered_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     """Plugins of one test are unknown to the next."""
     monkeypatch.setattr(MASKS, "_items", dict(MASKS._items))
     monkeypatch.setattr(evaluations, "_items", dict(evaluations._items))
+    monkeypatch.setattr(ARCHITECTURES, "_items", dict(ARCHITECTURES._items))
+    monkeypatch.setattr(sites, "_SITES", dict(sites._SITES))
     monkeypatch.setenv(PLUGINS, "")
     monkeypatch.setenv("SCANSION_CACHE", str(tmp_path / "cache"))
     yield
@@ -138,3 +142,47 @@ def test_an_evaluation_from_a_plan_to_the_page(run, lm_folder: Path, documents: 
     status, printed, _ = run(*plugin, "evaluations", "evenness")
     assert "measures evenness (evenness of activity; higher is better)" in printed
     assert "set n_contexts = 64: Held-out contexts to encode." in printed
+
+
+@pytest.mark.parametrize(
+    ("example", "changes", "unknown", "on_the_page"),
+    [
+        (
+            "architecture.py",
+            {"runs": [{"name": "levelling", "sae": {"architecture": "tanh", "d_sae": 32, "mask": {"family": "soft"}}}]},
+            "no architecture is called 'tanh'",
+            "tanh",
+        ),
+        (
+            "hook_point.py",
+            {
+                "hook_point": "mlp_hidden.1",
+                "runs": [{"name": "plain", "sae": {"architecture": "topk", "d_sae": 32, "k": 4}}],
+            },
+            "hook point 'mlp_hidden.1' is not understood",
+            "mlp_hidden.1",
+        ),
+    ],
+)
+def test_an_example_from_a_plan_to_the_page(
+    run, lm_folder: Path, documents: Path, tmp_path: Path, example, changes, unknown, on_the_page
+) -> None:
+    plan, out = tmp_path / "plan.yaml", tmp_path / "study"
+    evaluated = {"evaluations": {"core": {"loss_contexts": 4}}}
+    plan.write_text(yaml.safe_dump({**settings_of(lm_folder, documents), **evaluated, **changes}))
+    status, _, err = run("study", "run", plan, "--out", out)
+    assert status == 2 and unknown in err and "--plugin FILE.py" in err and len(err.strip().splitlines()) == 1
+    plugin = ["--plugin", EXAMPLES / example]
+    status, _, err = run(*plugin, "study", "run", plan, "--out", out)
+    assert status == 0, err
+    assert ("no logit lens" in err) == (example == "hook_point.py")  # whose decoder rows are not of the residual stream
+    [name] = (settings["name"] for settings in changes["runs"])
+    info = json.loads((out / "run_0/final_info.json").read_text())[name]
+    assert info["status"] == "ok" and info["means"]["fve"] > 0 and info["means"]["ce_loss_recovered"] is not None
+    assert on_the_page in (out / "report/index.html").read_text()
+    status, printed, err = run(*plugin, "compare", out / "run_0")
+    assert status == 0 and name in printed, err
+    held_out = next((tmp_path / "cache").glob("stores/*held_out*"))
+    status, printed, err = run(*plugin, "eval", out / "run_0/seed_0", "--held-out", held_out, "--evaluations", "core",
+                               "--settings", "core: {loss_contexts: 4}")  # fmt: skip
+    assert status == 0 and name in printed, err

@@ -68,7 +68,7 @@ def main() -> None:
     except (ScansionError, CycloptsError) as error:
         _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
-        say("interrupted; run the same command again to go on")
+        say("interrupted; run the same command again to resume")
         sys.exit(130)
 
 

@@ -37,7 +37,7 @@ def harvest(
     Parameters
     ----------
     out
-        Folder for the two stores, OUT/train and OUT/held_out. Run the same command again to go on after an interruption.
+        Folder for the two stores, OUT/train and OUT/held_out. Run the same command again to resume after an interruption.
     model
         The bundled model, a folder, a .gguf file, or a hub name such as google/gemma-2-2b.
     revision
@@ -79,7 +79,7 @@ def train(
     store
         A store made by `scansion harvest`, for example stores/sotu/train.
     out
-        The run's folder. Run the same command again to go on after an interruption.
+        The run's folder. Run the same command again to resume after an interruption.
     """
     run = TrainingRun(out.name, out, (sae or SAEFlags()).config(), training or TrainingConfig())
     train_runs([run], ActivationStore(store))

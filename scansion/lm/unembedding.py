@@ -1,4 +1,4 @@
-"""From a direction of the residual stream to the tokens it speaks for: the final norm and the unembedding, and no layer."""
+"""The logit lens: the tokens that a direction of the residual stream raises, by the final norm and the unembedding alone."""
 
 from __future__ import annotations
 
@@ -18,15 +18,21 @@ def unembed(lm: LanguageModel, directions: Float[Tensor, "n d_model"]) -> Float[
     """The logits that each direction adds, once normed to the scale of a whole residual stream (float32).
 
     The norm divides by the length of what it is given, so that only the order of the logits and their size relative to
-    one another mean something. The norm's own bias, which says nothing of the direction, is taken off again.
+    one another mean something. The norm's own bias, which does not depend on the direction, is subtracted.
 
     Raises:
-        ModelError: the model has no final norm or no unembedding that we know.
+        ModelError: the directions are not of the residual stream's width, or the model has no known final norm or
+            unembedding.
     """
+    if directions.shape[1] != lm.facts.d_model:
+        raise ModelError(
+            f"the activations are {directions.shape[1]} wide and the residual stream of {lm.facts.name} is "
+            f"{lm.facts.d_model}: a logit lens reads only directions of the residual stream"
+        )
     norm, head = _final_norm(lm), lm.model.get_output_embeddings()
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor):
-        raise ModelError(f"{lm.facts.name} has no unembedding matrix, so that no logit lens can be had of it")
+        raise ModelError(f"{lm.facts.name} has no unembedding matrix, so a logit lens cannot be computed")
     x = directions.to(weight)
     normed = norm(x) - norm(torch.zeros_like(x[:1]))
     return (normed @ weight.T).float()
@@ -38,6 +44,6 @@ def _final_norm(lm: LanguageModel) -> nn.Module:
         if isinstance(found, nn.Module):
             return found
     raise ModelError(
-        f"{type(lm.model.base_model).__name__} has no final norm called {' or '.join(_FINAL_NORMS)}, so that no logit "
-        "lens can be had of it"
+        f"{type(lm.model.base_model).__name__} has no final norm called {' or '.join(_FINAL_NORMS)}, so a logit "
+        "lens cannot be computed"
     )

@@ -1,4 +1,4 @@
-"""A permuted mask: the same shape, dealt out to other features. What it still achieves, any mask of that shape would."""
+"""A permuted mask: the same shape on other features. Any effect that it still has comes from the shape alone."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, SerializeAsAny
 
 from scansion.masks.base import MaskConfig, PositionalMask
 from scansion.registry import Registry
@@ -36,15 +36,5 @@ def build_mask(config: MaskConfig, n_positions: int, d_sae: int) -> PositionalMa
     return family(config, n_positions, d_sae)
 
 
-def _parsed(value: object) -> object:
-    if not isinstance(value, dict):
-        return value
-    try:
-        return parse_mask_config(cast(dict[str, Any], value))
-    except ValidationError as error:  # on one line, because it becomes part of the error of the config around it
-        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
-        raise ValueError("; ".join(problems)) from error
-
-
-AnyMaskConfig = Annotated[SerializeAsAny[MaskConfig], BeforeValidator(_parsed)]
+AnyMaskConfig = Annotated[SerializeAsAny[MaskConfig], BeforeValidator(MASKS.read)]
 """The settings of any family, chosen by ``family``; families registered later are included."""

@@ -40,7 +40,7 @@ class Start(BaseModel):
     def weights(self, n_positions: int, d_bound: int, generator: torch.Generator) -> Float[Tensor, "L d_bound"]:
         """The starting weights; for ``from_usage`` a flat placeholder until the trainer has measured the usage."""
         width = min(n_positions, self.width or max(1, n_positions // 8))
-        # Windows are dealt out in turn: any stretch of features covers all positions alike.
+        # Features take windows in turn, so that any stretch of features covers all positions equally.
         n_windows = -(-n_positions // width)
         window = torch.arange(d_bound) % n_windows
         places = torch.arange(n_positions)[:, None]

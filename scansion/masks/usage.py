@@ -30,7 +30,7 @@ class UsageBandMaskConfig(BandMaskConfig, frozen=True):
 
 @register_mask(UsageBandMaskConfig)
 class UsageBandMask(BandMask):
-    """Bands whose features are dealt out anew as training shows where they would be used.
+    """Bands whose features move, during training, to the band where they would be used most.
 
     Usage is measured with the mask lifted, on the training batch, and kept as a running mean. Each band always owns its
     fixed number of features, so the structure, and with it the fast execution, never changes.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
-from pydantic import BeforeValidator, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, SerializeAsAny
 
 from scansion.registry import Registry
 from scansion.sae.base import SAE, SAEConfig
@@ -49,15 +49,5 @@ def build_sae(config: SAEConfig, d_in: int, n_positions: int, generator: torch.G
     return ARCHITECTURES.of(config)(config, d_in, n_positions, generator)
 
 
-def _parsed(value: object) -> object:
-    if not isinstance(value, dict):
-        return value
-    try:
-        return parse_sae_config(cast(dict[str, Any], value))
-    except ValidationError as error:  # on one line, because it becomes part of the error of the config around it
-        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
-        raise ValueError("; ".join(problems)) from error
-
-
-AnySAEConfig = Annotated[SerializeAsAny[SAEConfig], BeforeValidator(_parsed)]
+AnySAEConfig = Annotated[SerializeAsAny[SAEConfig], BeforeValidator(ARCHITECTURES.read)]
 """The settings of any architecture, chosen by ``architecture``; those registered later are included."""

@@ -22,7 +22,7 @@ from scansion.training.warm_start import check_usage_source
 
 
 def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> None:
-    """Raise unless the entries exist, folders are writable, empty or of these very runs, and all the rest fits.
+    """Raise unless the entries exist, folders are writable, empty or of the same runs, and the settings fit each other.
 
     The rest is names, shapes, text, data sets, and the disk that SAEs and their checkpoints take; what the activations
     take is known once the text is tokenised.

@@ -124,7 +124,7 @@ class Arm:
 
 
 class StudyPlan(BaseModel):
-    """A whole study: what is asked, what is run, and how it is judged, all written down before the first run."""
+    """A whole study: its question, its runs and how they are judged, all written down before the first run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

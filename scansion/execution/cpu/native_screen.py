@@ -35,7 +35,7 @@ def round_rows(
 
 
 class Screen(ctypes.Structure):
-    """What is asked of ``x @ W.T + b``, of which a product in bfloat16 is known: ``screen`` of c/screening.c."""
+    """Arguments of a screened product ``x @ W.T + b``, whose bfloat16 product is given: ``struct screen`` of c/screening.c."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("width", "d")] + [
         (name, ctypes.c_void_p)

@@ -1,4 +1,4 @@
-"""What each feature writes: the features whose decoder rows point the same way, and the tokens its row speaks for."""
+"""What each feature writes: the features whose decoder rows point the same way, and the tokens that its row raises."""
 
 from __future__ import annotations
 

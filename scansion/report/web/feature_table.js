@@ -71,7 +71,7 @@ class FeatureTable {
     this.render();
   }
 
-  /** Make every row anew, in the colours of now. */
+  /** Redraw every row in the current colours. */
   redraw() {
     for (const element of this.rows.values()) element.remove();
     this.rows.clear();
