@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime
@@ -19,6 +20,8 @@ from scansion.progress import say
 _LOCK, _HOLDER = ".lock", ".lock.json"
 # Short waits, such as for a line added to notes, are not reported.
 _SILENT_SECONDS = 2.0
+# A holder writes its name just after it takes the lock, and removes it just before it releases it.
+_NAMING_SECONDS = 1.0
 
 
 @contextmanager
@@ -62,9 +65,16 @@ def only_writer(folder: Path, doing: str, *, wait: bool = False) -> Generator[No
 
 def _holder(folder: Path) -> str:
     """Who holds the folder, in one line."""
-    try:
-        holder = read_json(folder / _HOLDER)
-        command = " ".join(str(holder["command"]).split())
-        return f"process {holder['pid']} on {holder['host']} is {holder['doing']} there since {holder['since']} ({command})"
-    except (OSError, ScansionError, KeyError, TypeError):  # the holder's file is not written yet, or just removed
-        return "another process is writing there"
+    until = time.monotonic() + _NAMING_SECONDS
+    while True:
+        try:
+            holder = read_json(folder / _HOLDER)
+            command = " ".join(str(holder["command"]).split())
+            return (
+                f"process {holder['pid']} on {holder['host']} is {holder['doing']} there since {holder['since']} "
+                f"({command})"
+            )
+        except (OSError, ScansionError, KeyError, TypeError):
+            if time.monotonic() > until:
+                return "another process is writing there"
+        time.sleep(0.02)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -53,3 +54,16 @@ def test_a_writer_that_waits_says_whom_for(tmp_path: Path, capsys) -> None:
     assert first.wait() == 0
     said = capsys.readouterr().err
     assert f"process {first.pid} on " in said and f"waiting for it to leave {tmp_path}" in said
+
+
+def test_a_holder_that_has_just_taken_the_lock_is_waited_for_until_it_has_written_its_name(tmp_path: Path) -> None:
+    (tmp_path / "away").mkdir()
+    first = holder(tmp_path, 60)
+    (tmp_path / ".lock.json").rename(tmp_path / "away/.lock.json")  # as between taking the lock and writing the name
+    naming = threading.Timer(0.3, (tmp_path / "away/.lock.json").rename, [tmp_path / ".lock.json"])
+    naming.start()
+    with pytest.raises(BusyError, match=f"process {first.pid} on .* is holding on there"), only_writer(tmp_path, "x"):
+        pass
+    naming.join()
+    first.kill()
+    first.wait()
