@@ -143,7 +143,8 @@ def test_a_masked_feature_never_takes_a_place_in_the_top_k(architecture: str, fa
         torch.testing.assert_close(acts[position][:, allowed], expected)
 
 
-@pytest.mark.parametrize("architecture", UNROUTED)
+# The Gated SAE's magnitudes have a bias of their own, which the mask multiplies as well: see tests/sae/test_gated.py.
+@pytest.mark.parametrize("architecture", [name for name in UNROUTED if name != "gated"])
 @pytest.mark.parametrize("family", ["soft", "soft, shared", "importance"])
 def test_a_soft_mask_multiplies_pre_activations(architecture: str, family: str) -> None:
     sae = make_sae(architecture, FAMILIES[family]).eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from scansion.masks.base import MaskedActs
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.forward import ForwardPass, sum_over
 from scansion.sae.registry import register_architecture
@@ -25,12 +28,11 @@ class GatedConfig(SAEConfig, frozen=True):
 
 @register_architecture(GatedConfig)
 class GatedSAE(SAE):
-    """``acts = 1[gate > 0] * relu(exp(r_mag) * gate + b_mag)``, where ``gate`` are the pre-activations.
+    """``acts = 1[gate > 0] * relu(exp(r_mag) * (gate - b_enc) + b_mag)``, where ``gate`` are the pre-activations.
 
-    ``b_enc`` is the paper's b_gate, and ``b_mag + exp(r_mag) * b_enc`` its b_mag: the same functions, written so that the
-    weight of a soft mask scales both paths (``b_mag`` is added after it). They share the encoder up to a scale per
-    feature. The penalty acts on the gates alone, so that it does not shrink the activations. A masked feature's gate is
-    closed.
+    ``b_enc`` is the paper's b_gate. Gate and magnitude share the encoder up to a scale per feature, and each has its own
+    bias. The penalty acts on the gates alone, so that it does not shrink the activations. A blocked feature's gate is
+    closed; a weight between 0 and 1 multiplies both paths, biases included.
     """
 
     config: GatedConfig
@@ -42,12 +44,26 @@ class GatedSAE(SAE):
         self.b_mag: Float[Tensor, "d_sae"] = nn.Parameter(torch.zeros(self.d_sae))
 
     def activate(
-        self, pre_acts: Float[Tensor, "*batch w"], features: Int[Tensor, "w"] | None = None
+        self,
+        pre_acts: Float[Tensor, "*batch w"],
+        features: Int[Tensor, "w"] | None = None,
+        weights: Float[Tensor, "... w"] | float = 1.0,
     ) -> Float[Tensor, "*batch w"]:
-        r_mag, b_mag = (each if features is None else each[features] for each in (self.r_mag, self.b_mag))
+        r_mag, b_mag, b_gate = (
+            each if features is None else each[features] for each in (self.r_mag, self.b_mag, self.b_enc)
+        )
         is_open = pre_acts > 0
         # A closed gate may be minus infinity, which times a gradient of 0 would be NaN: compute with 0 in its place.
-        return (r_mag.exp() * pre_acts.where(is_open, 0.0) + b_mag).relu().where(is_open, 0.0)
+        magnitudes = r_mag.exp() * (pre_acts.where(is_open, 0.0) - weights * b_gate) + weights * b_mag
+        return magnitudes.relu().where(is_open, 0.0)
+
+    def _masked_acts_by(self, activate: Callable[[Tensor], Tensor], x: Tensor, positions: Tensor | None) -> MaskedActs:
+        gate = self.mask.gate
+        if gate.kind == "weights" and gate.forward:
+            # The mask multiplies pre-activations only; the biases of the magnitudes need its weights too.
+            positions = self.positions_of(x, positions)
+            activate = partial(self.activate, weights=self.mask(positions))
+        return super()._masked_acts_by(activate, x, positions)
 
     def sparsity_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
         gates = sum_over(part.pre_acts.relu() for part in forward.parts)
