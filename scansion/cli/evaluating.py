@@ -21,9 +21,6 @@ from scansion.lm import LanguageModel, load_language_model
 from scansion.pipeline.evaluate import evaluate
 from scansion.pipeline.run_results import RunResults
 from scansion.report import (
-    BUDGET_NOTE,
-    POSITION_NOTE,
-    PROBING_NOTE,
     FeatureConfig,
     budget_table,
     other_tables,
@@ -162,16 +159,10 @@ def present(results: list[RunResults]) -> None:
     for note in summary.notes:
         output.print(note, markup=False)
     sound = [run for run in results if not run.reasons]
-    for table, note in (
-        (probing_table(sound), PROBING_NOTE),
-        (position_table(sound), POSITION_NOTE),
-        (budget_table(sound), BUDGET_NOTE),
-    ):
-        if table is not None:
-            table_console(200).print(table)
-            output.print(note, markup=False)
-    for measured in other_tables(sound):
-        if measured.rows:
-            table_console(200).print(measured.table())
-        for note in measured.notes:
-            output.print(f"{measured.name}: {note}", markup=False)
+    for table in (probing_table(sound), position_table(sound), budget_table(sound), *other_tables(sound)):
+        if table is None:
+            continue
+        if table.groups:
+            table_console(200).print(table.table())
+        for note in table.notes:
+            output.print(f"{table.name}: {note}", markup=False)

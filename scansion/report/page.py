@@ -24,18 +24,16 @@ from scansion.report.dictionaries import Dictionaries, read_dictionaries
 from scansion.report.document import add_plotly, render
 from scansion.report.features import FeatureConfig, pack_features
 from scansion.report.plotly_form import colour_of, figure_of
-from scansion.report.tables.budget import BUDGET_NOTE, budget_columns, budget_rows
+from scansion.report.tables.budget import budget_table
 from scansion.report.tables.measured import other_tables
-from scansion.report.tables.page import full_table, headline_table, probing_by_set, verdicts
-from scansion.report.tables.position import POSITION_NOTE, position_columns, position_rows
+from scansion.report.tables.page import full_table, headline_table, verdicts
+from scansion.report.tables.position import position_table
+from scansion.report.tables.probing import probing_table
+from scansion.report.tables.summary import NOTHING, measured_on
+from scansion.report.tables.table import ONE_SAE_NOTE
 from scansion.study.compare.comparison import STAR_NOTE
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import HOW_TO_READ
-
-_ONE_SEED = (
-    "One seed per run: brackets hold 95% bootstrap intervals of one trained SAE, over contexts, test texts or documents. They "
-    "do not cover the variation between seeds."
-)
 
 
 def write_report(
@@ -57,8 +55,7 @@ def write_report(
     dictionaries = read_dictionaries(data, features, load_lm)
     sections = _charts(data)
     charts = [chart for _, _, some in sections for chart in some]
-    names = [arm.name for arm in data.sound]
-    write_figures(charts, dictionaries.maps, names, folder / "figures")
+    write_figures(charts, dictionaries.maps, [arm.name for arm in data.sound], folder / "figures")
     html = page(data, sections, dictionaries)
     path = folder / "index.html"
     with atomic_file(path) as temporary:
@@ -74,6 +71,7 @@ def page(data: ReportData, sections: Sequence[tuple[str, str, list[Chart]]], dic
         sections: (id, title, charts) in the order of the page.
         dictionaries: maps and feature pages.
     """
+    runs = [arm.results[0] for arm in data.sound]
     chunks = Chunks()
     chunks.add_json("charts", {chart.key: figure_of(chart) for _, _, some in sections for chart in some})
     for index, one in enumerate(dictionaries.maps):
@@ -88,10 +86,10 @@ def page(data: ReportData, sections: Sequence[tuple[str, str, list[Chart]]], dic
     if dictionaries.pages:
         store = data.held_out
         pack_features(dictionaries.pages, store.tokens, store.valid, dictionaries.decode, chunks)
-    if len(chunks.texts) > 1 or charts_of(sections):
+    if sections or dictionaries.maps or dictionaries.pages:
         add_plotly(chunks)
     links = [("summary", "Summary"), *((key, title) for key, title, _ in sections)]
-    measured = other_tables([arm.results[0] for arm in data.sound])
+    measured = other_tables(runs)
     links += [("evaluations", "Other evaluations")] if measured else []
     links += [("maps", "Masks")] if dictionaries.maps else []
     links += [("features", "Features")] if dictionaries.pages else []
@@ -122,23 +120,15 @@ def page(data: ReportData, sections: Sequence[tuple[str, str, list[Chart]]], dic
         has_maps=bool(dictionaries.maps),
         has_features=bool(dictionaries.pages),
         features_note=dictionaries.note,
-        budget=(budget_columns(), budget_rows([arm.results[0] for arm in data.sound]), BUDGET_NOTE),
-        position=(position_columns(), position_rows([arm.results[0] for arm in data.sound]), POSITION_NOTE),
-        probing=[
-            (arm.name, probing_by_set(arm.results[0].sparse_probing))
-            for arm in data.sound
-            if arm.results[0].sparse_probing
-        ],
+        details={
+            "specialisation": list(filter(None, (position_table(runs), budget_table(runs)))),
+            "probing": list(filter(None, (probing_table(runs, every_k=True),))),
+        },
         measured=measured,
         commands=data.commands,
         store=data.held_out.identity.model_dump_json(indent=1),
         provenance=[(arm.name, arm.info.status, _provenance(arm.info.model_dump(mode="json"))) for arm in data.arms],
     )
-
-
-def charts_of(sections: Sequence[tuple[str, str, list[Chart]]]) -> list[Chart]:
-    """All charts of some sections."""
-    return [chart for _, _, some in sections for chart in some]
 
 
 def _charts(data: ReportData) -> list[tuple[str, str, list[Chart]]]:
@@ -155,22 +145,15 @@ def _charts(data: ReportData) -> list[tuple[str, str, list[Chart]]]:
 
 
 def _lead(data: ReportData) -> str:
-    identity = data.held_out.identity
     if not data.sound:
-        return f"{identity.model}, {identity.hook_point}. No run can be compared."
-    core = data.sound[0].results[0].core
-    where = "all positions" if 0 in core.positions else "position 0 left out"
-    return (
-        f"{identity.model}, {identity.hook_point}, contexts of {identity.context_length} tokens. "
-        f"{core.sae_metadata.tokens:,} training tokens per SAE; measured on {core.n_tokens:,} tokens of documents that none "
-        f"was trained on, {where}."
-    )
+        return f"{data.held_out.identity.model}, {data.held_out.identity.hook_point}. {NOTHING}"
+    return measured_on(data.sound[0].results[0].core)
 
 
 def _notes(data: ReportData) -> list[str]:
     if not data.sound:
-        return ["No run can be compared."]
-    return [_ONE_SEED if data.one_seed else HOW_TO_READ, *data.comparison.notes]
+        return [NOTHING]
+    return [ONE_SAE_NOTE if data.one_seed else HOW_TO_READ, *data.comparison.notes]
 
 
 def _plan(data: ReportData) -> dict[str, Any] | None:

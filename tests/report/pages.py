@@ -60,7 +60,7 @@ def write_page(path: Path, pages: list[FeaturePages], words: list[str] = WORDS, 
         "report.html", title, "Nothing here is real.", [("features", "Features")], chunks,
         one_seed=True, plan=None, headline=([], []), every=([], []), how_to_read=[], set_apart=[], caveats=[],
         not_applicable=[], measured=[], verdicts=[], baseline=None,
-        arms=[], chart_sections=[], has_maps=False, has_features=True, features_note="", position=([], [], ""), probing=[],
+        arms=[], chart_sections=[], has_maps=False, has_features=True, features_note="", details={},
         commands=[], store="", provenance=[],
     )  # fmt: skip
     path.write_text(html, encoding="utf-8")

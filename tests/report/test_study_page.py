@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from scansion.cli.reporting import report
 from scansion.errors import ConfigError
+from scansion.evals import EvalResult, Evaluation, EvaluationConfig, Figure, evaluations
 from scansion.evals.statistics import Estimate
+from scansion.pipeline.run_results import RunResults
 from scansion.report import FeatureConfig, ReportData, runs_data, write_report
 from scansion.report.charts import pareto_charts, position_charts, probing_charts, training_charts
 from scansion.report.plotly_form import figure_of
-from scansion.report.tables.budget import budget_columns, budget_rows
+from scansion.report.tables.budget import budget_table
 from scansion.report.tables.page import full_table, headline_table, verdicts
 from scansion.study import StudyRecord
 from tests.report.browser import LAPTOP, PHONE, until
@@ -61,9 +65,11 @@ def test_the_page_names_every_arm_and_draws_the_sound_ones(data: ReportData, wri
 
 def test_budgets_are_given_all_four_ways(data: ReportData, written: Path) -> None:
     runs = [arm.results[0] for arm in data.sound]
-    rows = budget_rows(runs)
+    table = budget_table(runs)
+    assert table is not None
+    (rows,) = table.groups
     page = Page(written.read_text(encoding="utf-8"))
-    assert [len(row) for row in rows] == [len(budget_columns())] * len(runs) and rows[0][4] == "1.00"
+    assert [len(row) for row in rows] == [len(table.columns)] * len(runs) and rows[0][4] == "1.00"
     assert all(cell in page.text for row in rows for cell in row)
     plain, hard = (run.position.budget for run in runs[:2] if run.position)
     assert hard.width == plain.width and hard.available_mean < plain.available_mean
@@ -130,6 +136,51 @@ def test_lines_are_means_over_seeds_with_the_range_as_band(data: ReportData) -> 
         assert np.allclose(np.array(series.low, dtype=float), rows.min(axis=0))
         assert np.allclose(np.array(series.high, dtype=float), rows.max(axis=0))
     assert [len(chart.series) for chart in training_charts(data)] == [3, 3, 3]
+
+
+class DriftConfig(EvaluationConfig):
+    evaluation: ClassVar[str] = "drift"
+
+
+class DriftResult(EvalResult):
+    eval: str = "drift"
+    drift: float
+    at: dict[int, float | None]
+
+
+class Drift(Evaluation[DriftConfig, DriftResult]):
+    """An evaluation of one's own, known by position."""
+
+    result = DriftResult
+    figures = (
+        Figure("drift", "drift, %", scale=100, by_position=lambda result: (list(result.at), result.at.values())),
+    )
+
+    def run(self, saes, held_out, load_lm):
+        raise AssertionError("a report measures nothing")
+
+
+def test_a_figure_that_ones_own_evaluation_gives_by_position_has_its_chart(
+    data: ReportData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluations, "_items", dict(evaluations._items))
+    evaluations.register(DriftConfig)(Drift)
+    first, *others = data.sound
+
+    def with_drift(run: RunResults, at: dict[int, float | None]) -> RunResults:
+        shared = {name: getattr(run.core, name) for name in EvalResult.model_fields if name in DriftResult.model_fields}
+        own = DriftResult(**{**shared, "eval": "drift", "schema_version": 1}, drift=0.1, at=at)
+        return RunResults({**run.results, "drift": own})
+
+    measured = zip(first.evaluations.items(), ({1: 0.1, 2: 0.3}, {1: 0.3, 2: None}), strict=True)
+    arm = replace(first, evaluations={seed: with_drift(run, at) for (seed, run), at in measured})
+    charts = position_charts(replace(data, arms=[arm, *others]))
+    assert [chart.key for chart in charts][:3] == ["fve_by_position", "l0_by_position", "drift_by_position"]
+    (chart,) = [chart for chart in charts if chart.key == "drift_by_position"]
+    assert (chart.title, chart.y.title) == ("drift, % by position", "drift, %")
+    (line,) = chart.series
+    assert (line.name, list(line.x)) == (arm.name, [1, 2]), "of the run that has it"
+    assert list(line.y) == [pytest.approx(20), None] and list(line.low or ()) == [pytest.approx(10), None]
 
 
 def test_bars_are_accuracies_over_seeds_and_begin_at_chance(data: ReportData) -> None:

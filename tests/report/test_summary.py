@@ -69,8 +69,8 @@ def probed(run: RunResults, dataset: str) -> RunResults:
 def test_the_probing_table_has_a_row_a_run_and_set_with_its_controls_and_what_could_be_found(evaluated) -> None:
     console = Console(width=300, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
     table = probing_table([probed(evaluated(name), "order/bigram_shift") for name in ("one", "other")])
-    assert table is not None and table.row_count == 2
-    console.print(table)
+    assert table is not None and [len(rows) for rows in table.groups] == [2]
+    console.print(table.table())
     shown = console.export_text()
     assert "order/bigram_shift" in shown and "0.750 (+0.750 [+0.700, +0.800])" in shown
     # Half of the interval is 1.96 standard errors; what is found in 4 of 5 draws is 1.96 + 0.84 of them.

@@ -97,6 +97,13 @@ def split(estimates: Sequence[Estimate | None]) -> tuple[list[Number], list[Numb
     )
 
 
+def mean_estimate(by_seed: Sequence[Estimate]) -> Estimate | None:
+    """Mean over seeds with its interval; of one seed, the interval that its evaluation gives; None for no seed."""
+    if len(by_seed) <= 1:
+        return by_seed[0] if by_seed else None
+    return Estimate.of_seeds([one.value for one in by_seed if one.value is not None])
+
+
 def grouped(n_groups: int, n_arms: int, arm: int, filled: float = 0.8) -> list[float]:
     """Where an arm's mark stands in each of some groups: side by side around the group's number."""
     return [group + filled * ((arm + 0.5) / n_arms - 0.5) for group in range(n_groups)]

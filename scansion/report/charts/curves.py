@@ -7,28 +7,27 @@ from collections.abc import Sequence
 from scansion.files import read_json_lines
 from scansion.report.charts.chart import Axis, Chart, Series, log_ticks, over_seeds
 from scansion.report.data import ReportArm, ReportData
+from scansion.study.compare.figures import figure
 
-_CURVES = (
-    ("loss", "Loss during training", "loss"),
-    ("fve", "Reconstruction during training", "FVE of the batch"),
-    ("l0", "Sparsity during training", "L0"),
-)
+_CURVES = ("loss", "fve", "l0")
 
 
 def training_charts(data: ReportData) -> list[Chart]:
     """A chart for each of loss, FVE and L0."""
     charts: list[Chart] = []
-    for name, title, y_title in _CURVES:
+    for name in _CURVES:
+        label = figure(name).label
         lines = [line for index, arm in enumerate(data.sound) if (line := _line(arm, index, name))]
         if lines:
-            note = "One line a run, on training batches; the band is the range over seeds."
-            y = Axis(y_title, range=(0.0, 1.0)) if name == "fve" else _positive(y_title, lines)
+            note = "Measured on each training batch. One line per run; the band is the range over seeds."
+            y = Axis(label, range=(0.0, 1.0)) if name == "fve" else _positive(label, lines)
+            title = f"{label[0].upper()}{label[1:]} during training"
             charts.append(Chart(f"training_{name}", title, note, Axis("tokens"), y, tuple(lines)))
     return charts
 
 
 def _positive(title: str, lines: Sequence[Series]) -> Axis:
-    """Logarithmic where values are far apart; what hardly moves would have no tick there."""
+    """An axis that is logarithmic only if values differ by a factor of two or more; a narrow range would have no ticks."""
     values = [value for line in lines for value in line.y if value is not None]
     if not values or min(values) <= 0 or max(values) < 2 * min(values):
         return Axis(title)

@@ -34,7 +34,7 @@ def _chart(data: ReportData, x: str, y: str, on_front: list[str]) -> Chart | Non
     return Chart(
         key=f"pareto_{y}_{x}",
         title=title,
-        note="Up and to the left is better; the grey staircase joins the arms that no other beats on both.",
+        note="Better is up and to the left. The dotted line joins the runs that no other run beats on both.",
         x=Axis(figure(x).label),
         y=Axis(figure(y).label),
         series=(front, *series),

@@ -1,36 +1,42 @@
-"""What probes find in each arm's features: overall for every k, and on each data set, beside the controls."""
+"""What probes find in each arm's features: overall for every k, and on each data set, next to the controls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from scansion.evals.probing.result import DatasetResult, SparseProbingResult
+from scansion.evals.probing.result import SparseProbingResult
 from scansion.evals.statistics import Estimate
-from scansion.report.charts.chart import Axis, Chart, Series, grouped, split
+from scansion.report.charts.chart import Axis, Chart, Series, grouped, mean_estimate, split
 from scansion.report.data import ReportArm, ReportData
+from scansion.study.compare.figures import figure
 
 _CHANCE = 0.5
-Probed = SparseProbingResult | DatasetResult
-Get = Callable[[SparseProbingResult], Probed | None]
 
 
 def probing_charts(data: ReportData) -> list[Chart]:
     """Accuracy by number of features, and by data set with all features; none if nothing was probed."""
-    arms = [(index, arm) for index, arm in enumerate(data.sound) if _results(arm)]
-    if not arms:
+    probed = [
+        (index, arm, found)
+        for index, arm in enumerate(data.sound)
+        if (found := [one.sparse_probing for one in arm.results if one.sparse_probing])
+    ]
+    if not probed:
         return []
-    first = _results(arms[0][1])[0]
+    arms, results = [(index, arm) for index, arm, _ in probed], [found for _, _, found in probed]
+    first = results[0][0]
     ks = sorted(first.sae_top_k)
-    names = [one.name for one in first.datasets]
-    overall = [_by_k(arms, k) for k in ks] + [[_of(arm, _whole, lambda one: one.sae_test_accuracy) for _, arm in arms]]
-    by_set = [[_of(arm, _set(name), lambda one: one.sae_test_accuracy) for _, arm in arms] for name in names]
+    overall = [
+        [mean_estimate([one.sae_top_k[k] for one in found if k in one.sae_top_k]) for found in results] for k in ks
+    ]
+    overall.append([mean_estimate([one.sae_test_accuracy for one in found]) for found in results])
+    by_set = [[_on_set(found, one.name) for found in results] for one in first.datasets]
     return [
         _bars(
             "probing",
             "Sparse probing",
-            "Mean accuracy over data sets of a probe on the k best features; bars begin at chance. Strokes: the LM's own "
-            "dimensions (k best, or all) and, dotted, a bag of words, which knows no order.",
-            [f"k={k}" for k in ks] + ["all"],
+            "Mean test accuracy over data sets. Bars start at chance. Solid strokes: a probe on the language model's own "
+            "dimensions, as many as features. Dotted strokes: a bag of words, which ignores word order.",
+            [figure(name).label for name in (*(f"sae_top_{k}_test_accuracy" for k in ks), "sae_test_accuracy")],
             arms,
             overall,
             [*(first.lm_top_k[k].value for k in ks), first.lm_test_accuracy.value],
@@ -38,9 +44,9 @@ def probing_charts(data: ReportData) -> list[Chart]:
         ),
         _bars(
             "probing_by_data_set",
-            "Probing by data set, all features",
-            "A set in parentheses did not qualify: there the LM does not beat the bag of words beyond chance, so that scores "
-            "say nothing of order or context.",
+            f"By data set: {figure('sae_test_accuracy').label}",
+            "Data sets in parentheses did not qualify: the language model does not beat the bag of words beyond chance there, "
+            "so their scores say nothing about word order or context.",
             [one.name if one.qualified else f"({one.name})" for one in first.datasets],
             arms,
             by_set,
@@ -48,6 +54,10 @@ def probing_charts(data: ReportData) -> list[Chart]:
             [one.bag_test_accuracy.value for one in first.datasets],
         ),
     ]
+
+
+def _on_set(results: Sequence[SparseProbingResult], name: str) -> Estimate | None:
+    return mean_estimate([one.sae_test_accuracy for result in results for one in result.datasets if one.name == name])
 
 
 def _bars(
@@ -65,40 +75,8 @@ def _bars(
         values, low, high = split([group[place] for group in estimates])
         series.append(Series(arm.name, index, grouped(len(groups), len(arms), place), values, "bars", low, high))
     middle = [float(number) for number in range(len(groups))]
-    series += [Series("LM", None, middle, lm, "ticks"), Series("bag of words", None, middle, bag, "ticks", dash=1)]
-    labels = tuple(zip(middle, groups, strict=True))
-    return Chart(
-        key,
-        title,
-        note,
-        Axis("", range=(-0.5, len(groups) - 0.5), labels=labels),
-        Axis("test accuracy"),
-        tuple(series),
-        base=_CHANCE,
-        bar_width=0.8 / len(arms),
-    )
-
-
-def _results(arm: ReportArm) -> list[SparseProbingResult]:
-    return [one.sparse_probing for one in arm.results if one.sparse_probing]
-
-
-def _whole(result: SparseProbingResult) -> Probed | None:
-    return result
-
-
-def _set(name: str) -> Get:
-    return lambda result: next((one for one in result.datasets if one.name == name), None)
-
-
-def _by_k(arms: Sequence[tuple[int, ReportArm]], k: int) -> list[Estimate | None]:
-    nothing = Estimate(value=None, low=None, high=None)
-    return [_of(arm, _whole, lambda one: one.sae_top_k.get(k, nothing)) for _, arm in arms]
-
-
-def _of(arm: ReportArm, where: Get, get: Callable[[Probed], Estimate]) -> Estimate | None:
-    """Over seeds; of one seed, its own interval over test texts."""
-    found = [get(part) for one in _results(arm) if (part := where(one)) is not None]
-    if len(found) <= 1:
-        return found[0] if found else None
-    return Estimate.of_seeds([one.value for one in found if one.value is not None])
+    for name, values, dash in (("llm_test_accuracy", lm, 0), ("bag_of_words_test_accuracy", bag, 1)):
+        series.append(Series(figure(name).label, None, middle, values, "ticks", dash=dash))
+    x = Axis("", range=(-0.5, len(groups) - 0.5), labels=tuple(zip(middle, groups, strict=True)))
+    y = Axis("test accuracy")
+    return Chart(key, title, note, x, y, tuple(series), base=_CHANCE, bar_width=0.8 / len(arms))

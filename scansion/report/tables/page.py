@@ -1,16 +1,14 @@
-"""The tables of a page, as cells of text: figures with intervals and differences, verdicts, probing by data set."""
+"""The tables of a page, as cells of text: figures with intervals and differences, and verdicts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from scansion.evals import Figure
-from scansion.evals.probing.result import SparseProbingResult
 from scansion.report.data import ReportArm, ReportData
-from scansion.report.tables.summary import with_gain
 from scansion.study.compare.comparison import ComparedArm, Difference
 from scansion.study.compare.figures import figure
-from scansion.study.compare.tables import difference_text, figure_text, has_star
+from scansion.study.compare.tables import difference_text, figure_text, has_star, shown_figures
 from scansion.study.notes import verdict
 
 
@@ -42,12 +40,12 @@ class Row:
 
 def headline_table(data: ReportData) -> tuple[list[str], list[Row]]:
     """Headings and rows of the figures that a headline shows; those that no arm has are left out."""
-    return _table(data, [name for name in _known(data) if figure(name).headline])
+    return _table(data, shown_figures(data.comparison))
 
 
 def full_table(data: ReportData) -> tuple[list[str], list[Row]]:
     """Every figure: a row for each, a column for each arm."""
-    names = _known(data)
+    names = shown_figures(data.comparison, every=True)
     _, rows = _table(data, names)
     turned = [Row(figure(name).label, "", [row.cells[index] for row in rows]) for index, name in enumerate(names)]
     return [row.name for row in rows], turned
@@ -63,31 +61,6 @@ def verdicts(data: ReportData) -> list[tuple[str, str]]:
         for arm in data.comparison.arms
         if name in arm.differences
     ]
-
-
-def probing_by_set(result: SparseProbingResult) -> tuple[list[str], list[list[str]]]:
-    """Headings, and a row for each data set: accuracies, each with its gain over an untrained SAE."""
-    ks = sorted(result.sae_top_k)
-    headings = ["data set", *(f"k={k}" for k in ks), "all features", "untrained SAE", "LM", "bag of words", "qualified"]
-    rows = [
-        [
-            one.name,
-            *(with_gain(one.sae_top_k[k], one.gain_top_k[k]) for k in ks),
-            with_gain(one.sae_test_accuracy, one.gain_test_accuracy),
-            str(one.random_test_accuracy),
-            str(one.lm_test_accuracy),
-            str(one.bag_test_accuracy),
-            "yes" if one.qualified else "no",
-        ]
-        for one in result.datasets
-    ]
-    return headings, rows
-
-
-def _known(data: ReportData) -> list[str]:
-    found = [arm.figures() for arm in data.sound]
-    names = dict.fromkeys(name for figures in found for name in figures)
-    return [name for name in names if any(name in one and one[name].value is not None for one in found)]
 
 
 def _table(data: ReportData, names: list[str]) -> tuple[list[str], list[Row]]:

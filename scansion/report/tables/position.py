@@ -1,85 +1,83 @@
-"""The table of position figures: one row a run and state, so that no figure stands without its control."""
+"""The table of position figures: one row per run and state, so that no figure stands without its control."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Callable, Sequence
 
 from scansion.evals.position import PositionResult, excess_over_unmasked
-from scansion.evals.position.replacement import ReplacedFigures
 from scansion.evals.position.result import StateFigures
+from scansion.evals.registry import Value
 from scansion.evals.statistics import Estimate
 from scansion.pipeline.run_results import RunResults
+from scansion.report.tables.table import ReportTable
+from scansion.study.compare.figures import figure
+from scansion.study.compare.tables import figure_text
 
-_COLUMNS = ("run", "state", "L0", "information, mbit", "of entropy", "positional", "AUROC", "overlap", "retention")
-_MOVED_COLUMNS = ("stay", "move")
+STATES = {"in_force": "in use", "lifted": "mask lifted", "permuted": "masks permuted", "start": "before training"}
+"""State of an SAE -> its name in tables and charts."""
 
-POSITION_NOTE = (
-    "Position: information of firing on position above that of contexts turned as rings; 'positional' is the share of "
-    "features for which it is significant. AUROC and overlap of the mask and retention inside it: what they show with a "
-    "mask in force they show by construction; what counts is the excess over permuted masks, and what is left when the "
-    "mask is lifted. When the text is moved, 'stay' is the share of positional features that go on firing at the old "
-    "position, 'move' of those that go with the text. 'start' is the SAE before training. See docs/position.md."
-)
+# Figure -> its value in any state, whichever state the evaluation itself reads it in.
+_OF_STATE: dict[str, Callable[[StateFigures], Value]] = {
+    "l0": lambda state: state.l0,
+    "position_information": lambda state: state.information,
+    "position_share_lifted": lambda state: state.information_share,
+    "positional_features": lambda state: state.significant_share,
+    "positional_fidelity": lambda state: state.auroc.value,
+    "positional_overlap": lambda state: state.overlap.value,
+    "position_retention": lambda state: state.retention,
+}
+_MOVED = ("stay_share", "move_share")
 
 
-def position_columns() -> list[str]:
-    """Headings of the table."""
-    return [*_COLUMNS, *_MOVED_COLUMNS]
-
-
-def position_rows(runs: Sequence[RunResults]) -> list[list[list[str]]]:
-    """For each run whose position figures are known, its rows of cells; brackets hold 95% intervals over documents."""
+def position_table(runs: Sequence[RunResults]) -> ReportTable | None:
+    """A group of rows for each run with position figures; None if no run has them."""
     results = [run.position for run in runs if run.position is not None]
-    found: list[list[list[str]]] = []
-    for result, over in zip(results, excess_over_unmasked(results), strict=True):
-        rows = [_row(result, name, figures) for name, figures in result.states.items()]
-        if result.excess_specialisation is not None:
-            rows.append(["", "over permuted", "", _mbit(result.excess_specialisation)])
-        if over.value is not None:
-            rows.append(["", "over unmasked", "", f"{1000 * over.value:.2f}"])
-        found.append([row + [""] * (len(position_columns()) - len(row)) for row in rows])
-    return found
-
-
-def position_table(runs: Sequence[RunResults]) -> Table | None:
-    """The table for a terminal; None if position was not measured."""
-    by_run = position_rows(runs)
-    if not by_run:
+    if not results:
         return None
-    table = Table()
-    for index, column in enumerate(position_columns()):
-        table.add_column(column, justify="left" if index < 2 else "right")
-    for rows in by_run:
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        table.add_section()
-    return table
+    columns = ["run", "state", *(_label(name) for name in (*_OF_STATE, *_MOVED))]
+    groups: list[list[list[str]]] = []
+    for result, over in zip(results, excess_over_unmasked(results), strict=True):
+        rows = [_row(result, state, figures) for state, figures in result.states.items()]
+        for label, excess in (
+            (figure("excess_specialisation").label, result.excess_specialisation),
+            ("excess over unmasked, mbit", over.value),
+        ):
+            if excess is not None:
+                rows.append(["", label, "", _text("position_information", excess)])
+        groups.append([row + [""] * (len(columns) - len(row)) for row in rows])
+    return ReportTable(
+        "position, in each state",
+        "How firing depends on the position: with the mask in use, lifted and permuted, and before training.",
+        columns,
+        groups,
+        [
+            "A mask in use raises its own information, AUROC, overlap and retention by construction. Evidence is the excess "
+            "over permuted masks, and what remains when the mask is lifted.",
+            "Information of firing on position is above chance; chance is the same contexts rotated. Positional features "
+            "are the share of features whose information is significant. Retention is the share of activation inside the "
+            "mask, above chance. When the text is moved, 'stay' is the share of positional features that keep firing at "
+            "the old position, 'move' the share that follow the text. Brackets hold 95% intervals over documents. "
+            "docs/position.md defines each figure.",
+        ],
+        left=2,
+    )
 
 
-def _row(result: PositionResult, name: str, figures: StateFigures) -> list[str]:
-    shares = (figures.information_share, figures.significant_share)
-    moved = result.replacement.states.get(name) if result.replacement else None
-    state = name.replace("_", " ") + ("" if result.mask == "own" else " (mask drawn)")
+def _label(name: str) -> str:
+    """The figure's label without the state that the evaluation reads it in."""
+    return figure(name).label.replace(", mask lifted", "").replace(", lifted", "")
+
+
+def _row(result: PositionResult, state: str, figures: StateFigures) -> list[str]:
+    moved = result.replacement.states.get(state) if result.replacement else None
     return [
-        result.sae if name == "in_force" else "",
-        state,
-        "-" if figures.l0 is None else f"{figures.l0:.1f}",
-        _mbit(figures.information),
-        *("-" if share is None else f"{share:.1%}" for share in shares),
-        *("-" if one.value is None else f"{one.value:.3f}" for one in (figures.auroc, figures.overlap)),
-        "-" if figures.retention.value is None else str(figures.retention),
-        *("-" if share is None else f"{share:.1%}" for share in _shares(moved)),
+        result.sae if state == "in_force" else "",
+        STATES[state] + ("" if result.mask == "own" else " (drawn mask)"),
+        *(_text(name, read(figures)) for name, read in _OF_STATE.items()),
+        *(_text(name, moved and getattr(moved, name)) for name in _MOVED),
     ]
 
 
-def _mbit(estimate: Estimate) -> str:
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return "-"
-    return f"{1000 * estimate.value:.2f} [{1000 * estimate.low:.2f}, {1000 * estimate.high:.2f}]"
-
-
-def _shares(moved: ReplacedFigures | None) -> tuple[float | None, float | None]:
-    return (None, None) if moved is None else (moved.stay_share, moved.move_share)
+def _text(name: str, value: Value) -> str:
+    estimate = value if isinstance(value, Estimate) or value is None else Estimate(value=value, low=None, high=None)
+    return figure_text(estimate, figure(name))

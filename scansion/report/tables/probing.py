@@ -1,39 +1,54 @@
-"""The table of sparse probing: one row a data set and run, so that no accuracy stands without its controls."""
+"""The table of sparse probing: one row per data set and run, so that no accuracy stands without its controls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
-from rich.text import Text
-
 from scansion.evals.probing.result import DatasetResult, SparseProbingResult
+from scansion.evals.statistics import Estimate
 from scansion.pipeline.run_results import RunResults
-from scansion.report.tables.summary import shown_ks, with_gain
+from scansion.report.tables.table import ReportTable
+from scansion.study.compare.figures import figure
 
-PROBING_NOTE = (
-    "Probes by data set: the accuracy of the SAE and, in parentheses, its gain over the untrained SAE; 'found' is the "
-    "smallest gain of the probe on all features that would have been found in 4 of 5 draws of test texts. A set qualifies "
-    "if the LM beats the bag of words beyond chance; on one that does not, scores say nothing of order or context."
-)
+_SHOWN_KS = (1, 5, 20)
 
 
-def probing_table(runs: Sequence[RunResults]) -> Table | None:
-    """The table for a terminal; None if nothing was probed."""
+def probing_table(runs: Sequence[RunResults], *, every_k: bool = False) -> ReportTable | None:
+    """A group of rows for each data set; None if nothing was probed.
+
+    Args:
+        runs: one row each in every group.
+        every_k: a column for every number of features probed, which is wider than most terminals.
+    """
     results = [run.sparse_probing for run in runs if run.sparse_probing is not None]
     if not results:
         return None
-    ks = shown_ks(results)
-    table = Table()
-    for index, column in enumerate(
-        ("data set", "run", "texts", "bag", "LM", "qualified", *(f"k={k}" for k in ks), "all", "found")
-    ):
-        table.add_column(column, justify="left" if index < 2 else "right")
-    for sets in zip(*(one.datasets for one in results), strict=True):
-        for result, one in zip(results, sets, strict=True):
-            table.add_row(*(Text(cell) for cell in _row(result, one, ks, is_first=result is results[0])))
-        table.add_section()
-    return table
+    ks = sorted(results[0].sae_top_k) if every_k else shown_ks(results)
+    probes = [f"sae_top_{k}_test_accuracy" for k in ks]
+    names = (
+        "bag_of_words_test_accuracy",
+        "llm_test_accuracy",
+        "random_sae_test_accuracy",
+        *probes,
+        "sae_test_accuracy",
+    )
+    labels = [figure(name).label for name in names]
+    return ReportTable(
+        "probing, by data set",
+        "Test accuracy of probes on each data set, next to a bag of words, the language model and an untrained SAE.",
+        ["data set", "run", "texts", "qualified", *labels, "detectable gain"],
+        [
+            [_row(result, one, ks, is_first=result is results[0]) for result, one in zip(results, sets, strict=True)]
+            for sets in zip(*(result.datasets for result in results), strict=True)
+        ],
+        [
+            "Parentheses hold the gain over the untrained SAE with its 95% interval over test texts. The detectable gain of "
+            "the probe on all features would be found in 4 of 5 draws of test texts; a smaller one may be missed.",
+            "A data set qualifies if the language model beats the bag of words beyond chance. Scores on any other say nothing "
+            "about word order or context. Texts are the most of any of its tasks, for training/test.",
+        ],
+        left=2,
+    )
 
 
 def _row(result: SparseProbingResult, one: DatasetResult, ks: Sequence[int], *, is_first: bool) -> list[str]:
@@ -41,13 +56,30 @@ def _row(result: SparseProbingResult, one: DatasetResult, ks: Sequence[int], *, 
     if is_first:
         texts = "/".join(f"{max(sizes):,}" for sizes in zip(*((t.n_train, t.n_test) for t in one.tasks), strict=True))
         values = (one.bag_test_accuracy.value, one.lm_test_accuracy.value)
-        shared = [texts, *("-" if v is None else f"{v:.3f}" for v in values), "yes" if one.qualified else "no"]
-    found = one.gain_test_accuracy.detectable
+        shared = [texts, "yes" if one.qualified else "no", *map(_number, values)]
     return [
         one.name if is_first else "",
         result.sae,
         *shared,
+        _number(one.random_test_accuracy.value),
         *(with_gain(one.sae_top_k[k], one.gain_top_k[k]) for k in ks),
         with_gain(one.sae_test_accuracy, one.gain_test_accuracy),
-        "-" if found is None else f"{found:.3f}",
+        _number(one.gain_test_accuracy.detectable),
     ]
+
+
+def with_gain(accuracy: Estimate, gain: Estimate) -> str:
+    """A probe's accuracy, and what it is above that of an untrained SAE, with its interval."""
+    if accuracy.value is None or gain.value is None or gain.low is None or gain.high is None:
+        return "-"
+    return f"{accuracy.value:.3f} ({gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}])"
+
+
+def shown_ks(results: Sequence[SparseProbingResult]) -> list[int]:
+    """The numbers of features whose probes a table shows."""
+    found = {k for one in results for k in one.sae_top_k}
+    return sorted(found & set(_SHOWN_KS)) or sorted(found)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

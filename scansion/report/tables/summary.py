@@ -1,4 +1,4 @@
-"""The summary table: one row a run, with intervals; runs that mean nothing or cannot be compared say so instead."""
+"""The summary table: one row per run, with intervals; runs that mean nothing or cannot be compared say so instead."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
-from rich.text import Text
 
+from scansion.evals import evaluations
+from scansion.evals.core.evaluate import CoreResult
 from scansion.evals.probing.result import SparseProbingResult
-from scansion.evals.statistics import Estimate
 from scansion.pipeline.run_results import RunResults
+from scansion.report.tables.probing import shown_ks, with_gain
+from scansion.report.tables.table import ONE_SAE_NOTE
 from scansion.study.compare.figures import figure
+from scansion.study.compare.tables import figure_text, text_table
 
-_CORE = ("fve", "l0", "dead_share", "ce_loss_recovered")
-_SHOWN_KS = (1, 5, 20)
+NOTHING = "No run can be compared."
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,7 @@ class Summary:
 
     def table(self) -> Table:
         """The table for a terminal."""
-        table = Table()
-        for index, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if index < 3 else "right")
-        for row in self.rows:
-            table.add_row(*(Text(cell) for cell in row))  # Text, for a name may look like markup
-        return table
+        return text_table(self.columns, [self.rows], left=3)
 
 
 def summarise(runs: Sequence[RunResults]) -> Summary:
@@ -49,78 +46,52 @@ def summarise(runs: Sequence[RunResults]) -> Summary:
     set_apart = [(run.name, f"degenerate: {'; '.join(run.reasons)}") for run in runs if run.reasons]
     comparable: list[RunResults] = []
     for run in sound:
-        problems = run.not_comparable_with(sound[0])
-        if problems:
+        if problems := run.not_comparable_with(sound[0]):
             set_apart.append((run.name, f"not comparable with {sound[0].name}: {'; '.join(problems)}"))
         else:
             comparable.append(run)
-    ks = shown_ks([run.sparse_probing for run in comparable if run.sparse_probing])
-    probed = (*(f"sae_top_{k}_test_accuracy" for k in ks), "sae_test_accuracy", "llm_test_accuracy") if ks else ()
-    columns = ["run", "SAE", "mask", *(figure(name).label for name in (*_CORE, *probed))]
-    return Summary(columns, [_row(run, ks) for run in comparable], set_apart, _notes(comparable, bool(ks)))
+    probed = [run.sparse_probing for run in comparable if run.sparse_probing]
+    ks = shown_ks(probed)
+    names = [one.name for one in evaluations.called("core").figures if one.headline]
+    if ks:
+        names += [*(f"sae_top_{k}_test_accuracy" for k in ks), "sae_test_accuracy", "llm_test_accuracy"]
+    columns = ["run", "SAE", "mask", *(figure(name).label for name in names)]
+    return Summary(columns, [_row(run, names, ks) for run in comparable], set_apart, _notes(comparable, probed))
 
 
-def _row(run: RunResults, ks: Sequence[int]) -> list[str]:
-    core, probing = run.core, run.sparse_probing
-    cells = [
-        run.name,
-        f"{core.sae_config.architecture} {core.sae_config.d_sae}",
-        core.sae_config.mask.family,
-        _cell(core.fve),
-        "-" if core.l0 is None else f"{core.l0:.1f}",
-        f"{core.dead_share:.1%}",
-        _cell(core.ce_loss_recovered),
-    ]
-    if ks and probing:
-        cells += [with_gain(probing.sae_top_k[k], probing.gain_top_k[k]) for k in ks]
-        cells += [with_gain(probing.sae_test_accuracy, probing.gain_test_accuracy), _cell(probing.lm_test_accuracy)]
-    return cells + ["-"] * (len(_CORE) + 3 + (len(ks) + 2 if ks else 0) - len(cells))
+def _row(run: RunResults, names: Sequence[str], ks: Sequence[int]) -> list[str]:
+    config, probing, figures = run.core.sae_config, run.sparse_probing, run.figures()
+    cells = {name: figure_text(figures.get(name), figure(name)) for name in names}
+    if probing:
+        cells |= {f"sae_top_{k}_test_accuracy": with_gain(probing.sae_top_k[k], probing.gain_top_k[k]) for k in ks}
+        cells["sae_test_accuracy"] = with_gain(probing.sae_test_accuracy, probing.gain_test_accuracy)
+    return [run.name, f"{config.architecture} {config.d_sae}", config.mask.family, *cells.values()]
 
 
-def _cell(estimate: Estimate | None) -> str:
-    return "-" if estimate is None or estimate.value is None else str(estimate)
-
-
-def with_gain(accuracy: Estimate, gain: Estimate) -> str:
-    """A probe's accuracy, and what it is above that of an untrained SAE, with its interval."""
-    if accuracy.value is None or gain.value is None or gain.low is None or gain.high is None:
-        return "-"
-    return f"{accuracy.value:.3f} ({gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}])"
-
-
-def shown_ks(results: Sequence[SparseProbingResult]) -> list[int]:
-    """The numbers of features whose probes a table shows."""
-    found = {k for one in results for k in one.sae_top_k}
-    return sorted(found & set(_SHOWN_KS)) or sorted(found)
-
-
-def _notes(runs: Sequence[RunResults], probed: bool) -> list[str]:
-    if not runs:
-        return ["no run can be compared"]
-    core = runs[0].core
+def measured_on(core: CoreResult) -> str:
+    """What the SAE was trained and measured on, in a sentence."""
+    metadata = core.sae_metadata
     where = "all positions" if 0 in core.positions else "position 0 left out"
-    notes = [
-        f"{core.sae_metadata.model}, {core.sae_metadata.hook_point}, {core.sae_metadata.tokens:,} training tokens; "
-        f"measured on {core.n_tokens:,} tokens of held-out documents, {where}.",
-        "Brackets hold 95% bootstrap intervals over contexts (probing: over test texts) of one trained SAE; "
-        "they do not cover the variation between seeds.",
-    ]
+    return (
+        f"{metadata.model}, {metadata.hook_point}, contexts of {metadata.context_length} tokens. Each SAE was trained on "
+        f"{metadata.tokens:,} tokens and measured on {core.n_tokens:,} tokens of held-out documents, {where}."
+    )
+
+
+def _notes(runs: Sequence[RunResults], probed: Sequence[SparseProbingResult]) -> list[str]:
+    if not runs:
+        return [NOTHING]
+    notes = [measured_on(runs[0].core), ONE_SAE_NOTE]
     if probed:
-        notes.append(
-            "Probes: mean accuracy over data sets, chance 0.5; 'all' uses every feature, 'LM' every raw dimension. In "
-            "parentheses, the gain over an untrained SAE of the same settings."
-        )
-        if probing := runs[0].sparse_probing:
-            notes += _detectable_gain([run.sparse_probing for run in runs if run.sparse_probing])
-            failed = [one.name for one in probing.datasets if not one.qualified]
-            notes.append(
-                f"The bag of words scores {probing.bag_test_accuracy} with no order at all. "
-                + (
-                    f"The LM does not beat it beyond chance on: {', '.join(failed)}."
-                    if failed
-                    else "The LM beats it on all."
-                )
-            )
+        bag = figure_text(probed[0].bag_test_accuracy, figure("bag_of_words_test_accuracy"))
+        failed = [one.name for one in probed[0].datasets if not one.qualified]
+        beaten = f"does not beat it beyond chance on: {', '.join(failed)}" if failed else "beats it on every data set"
+        notes += [
+            "Probes: mean test accuracy over data sets; chance is 0.5. Parentheses hold the gain over an untrained SAE of the "
+            "same settings.",
+            *_detectable_gain(probed),
+            f"A bag of words, which ignores word order, scores {bag}. The language model {beaten}.",
+        ]
     return notes
 
 
@@ -130,6 +101,5 @@ def _detectable_gain(results: Sequence[SparseProbingResult]) -> list[str]:
     if not sizes:
         return []
     return [
-        f"A gain of {max(sizes):.3f}, over all these data sets, would have been found with any of these probes in 4 of 5 "
-        "draws of test texts; a smaller one may have been missed."
+        f"Every probe would find a mean gain of {max(sizes):.3f} in 4 of 5 draws of test texts; it may miss a smaller one."
     ]

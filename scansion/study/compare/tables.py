@@ -32,14 +32,30 @@ def terminal_tables(comparison: Comparison, *, every: bool = False) -> list[Tabl
     """
     tables: list[Table] = []
     for title, rows in _both(comparison, every):
-        table = Table(title=title, title_justify="left", caption_justify="left")
-        table.caption = STAR_NOTE if has_star(rows) else None
-        for number, cell in enumerate(rows[0]):
-            table.add_column(cell, justify="right" if number > 1 else "left")
-        for row in rows[1:]:
-            table.add_row(*(Text(cell) for cell in row))  # Text, for a name may look like markup
-        tables.append(table)
+        tables.append(text_table(rows[0], [rows[1:]], left=2, title=title))
+        tables[-1].caption = STAR_NOTE if has_star(rows) else None
     return tables
+
+
+def text_table(
+    columns: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], *, left: int = 1, title: str | None = None
+) -> Table:
+    """A table for a terminal.
+
+    Args:
+        columns: headings.
+        groups: rows of cells, in groups with a line between them.
+        left: how many columns are aligned left; the others are aligned right.
+        title: above it.
+    """
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if index < left else "right")
+    for rows in groups:
+        for row in rows:
+            table.add_row(*map(Text, row))  # Text, for a name may look like markup
+        table.add_section()
+    return table
 
 
 def lines_below(comparison: Comparison) -> list[str]:

@@ -1,0 +1,39 @@
+"""A table of some runs as text: the same cells for the terminal and for the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rich.table import Table
+
+from scansion.study.compare.tables import text_table
+
+ONE_SAE_NOTE = (
+    "Brackets hold 95% bootstrap intervals of one trained SAE, over contexts, documents or test texts. They do not cover the "
+    "variation between seeds."
+)
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table.
+
+    Attributes:
+        name: its title.
+        about: what it shows, in one sentence.
+        columns: headings.
+        groups: rows of cells, in groups with a line between them.
+        notes: how to read it, and runs without figures with the reason.
+        left: how many columns are aligned left.
+    """
+
+    name: str
+    about: str
+    columns: list[str]
+    groups: list[list[list[str]]]
+    notes: list[str] = field(default_factory=list[str])
+    left: int = 1
+
+    def table(self) -> Table:
+        """The table for a terminal."""
+        return text_table(self.columns, self.groups, left=self.left, title=self.name)
