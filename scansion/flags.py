@@ -1,54 +1,73 @@
-"""Flags that stand for an SAE: its architecture, its size, and a mask on one line."""
+"""Flags that stand for an SAE: its architecture, its size, a mask on one line, and all settings of the architectures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, make_dataclass
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
+from cyclopts import Parameter
+from pydantic.fields import FieldInfo
 
 from scansion.errors import ConfigError
+from scansion.listing import default_of, description_of
 from scansion.masks import MASKS, MaskConfig, parse_mask_config
-from scansion.sae import SAEConfig, parse_sae_config
+from scansion.sae import ARCHITECTURES, SAEConfig, parse_sae_config
 
 
 @dataclass(frozen=True)
 class SAEFlags:
-    """Flags that describe an SAE; those its architecture does not have are refused.
-
-    Parameters
-    ----------
-    architecture
-        relu, topk, batch_topk, gated, jumprelu, matryoshka, temporal, switch, or one of a plugin.
-    d_sae
-        Number of features.
-    k
-        Active features per token (all but relu, gated and jumprelu); default 32.
-    l1_coefficient
-        Weight of the L1 penalty (relu, gated); default 0.04.
-    l0_coefficient
-        Weight of the number of active features (jumprelu); default 0.001.
-    mask
-        Positional mask: a family, then its settings, for example "bands, count: 8, shared: 0.25".
-        `scansion masks` lists them.
-    n_experts
-        Experts a learnt router chooses from (switch); default 8.
-    """
+    """Flags that every SAE has; :func:`flags_of_architectures` adds their help, and the flags of each architecture."""
 
     architecture: str = "topk"
     d_sae: int = 2304
-    k: int | None = None
-    l1_coefficient: float | None = None
-    l0_coefficient: float | None = None
     mask: str = "none"
-    n_experts: int | None = None
 
-    def config(self) -> SAEConfig:
-        """The config these flags mean, of which only what was given is set."""
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        return parse_sae_config({**given, "mask": parse_mask(self.mask).model_dump(exclude_unset=True)})
+
+def flags_of_architectures(taken: Collection[str] = ()) -> type[SAEFlags]:
+    """:class:`SAEFlags` with one more flag for every setting of every registered architecture, plugins included.
+
+    Architectures that have a setting of the same name share its flag. A flag that is not given leaves the setting at its
+    architecture's default.
+
+    Args:
+        taken: names of flags that mean something else already; a setting of such a name gets the flag ``--sae-NAME``.
+    """
+    settings: dict[str, dict[str, FieldInfo]] = {}
+    for architecture, config in zip(ARCHITECTURES.names(), ARCHITECTURES.configs(), strict=True):
+        for setting, field in config.model_fields.items():
+            if setting not in SAEConfig.model_fields:
+                settings.setdefault(setting, {})[architecture] = field
+    common = {
+        "architecture": f"{', '.join(ARCHITECTURES.names())}. `scansion architectures` says what each is.",
+        "d_sae": description_of(SAEConfig.model_fields["d_sae"]),
+        "mask": f"Positional mask: a family ({', '.join(MASKS.names())}), then its settings, for example "
+        '"bands, count: 8, shared: 0.25". `scansion masks` says what each is.',
+    }
+    flags: list[tuple[str, Any, Any]] = [
+        (each.name, Annotated[each.type, Parameter(group="SAE", help=common[each.name])], each.default)
+        for each in fields(SAEFlags)
+    ]
+    for setting, owners in settings.items():
+        first, *others = [owner.annotation for owner in owners.values()]
+        # Where types differ, the config of the architecture reads the text: parsed as int, 0.75 would become 1.
+        kind: Any = first if all(other == first for other in others) else str
+        name = f"--sae-{setting.replace('_', '-')}" if setting in taken else None
+        parameter = Parameter(name=name, group="Settings of the architecture", help=_help(owners))
+        flags.append((setting, Annotated[kind | None, parameter], None))
+    return make_dataclass("SAEFlags", flags, bases=(SAEFlags,), namespace={"__module__": __name__}, frozen=True)
+
+
+def sae_config(flags: SAEFlags) -> SAEConfig:
+    """The config that these flags mean, of which only what was given is set.
+
+    Raises:
+        ConfigError: an unknown architecture, or a mask that cannot be read.
+        pydantic.ValidationError: a setting that the architecture does not have, or a value out of range.
+    """
+    given = {each.name: value for each in fields(flags) if (value := getattr(flags, each.name)) is not None}
+    return parse_sae_config({**given, "mask": parse_mask(flags.mask).model_dump(exclude_unset=True)})
 
 
 def parse_mask(text: str) -> MaskConfig:
@@ -67,29 +86,14 @@ def parse_mask(text: str) -> MaskConfig:
     return parse_mask_config(settings)
 
 
-def mask_families() -> dict[str, tuple[str, list[str]]]:
-    """Every family -> what it is, and a line for each of its settings."""
-    return {
-        name: (
-            (MASKS.called(name).__doc__ or "").strip().splitlines()[0],
-            setting_lines(config),
-        )
-        for name, config in zip(MASKS.names(), MASKS.configs(), strict=True)
-    }
-
-
-def setting_lines(config: type[BaseModel]) -> list[str]:
-    """A line for each setting that can be chosen; the name of a mask family is none."""
-    return [line for name in config.model_fields if name != "family" for line in _setting(config, name)]
-
-
-def _setting(kind: type[BaseModel], name: str) -> Iterator[str]:
-    field = kind.model_fields[name]
-    if isinstance(field.default, BaseModel):
-        for inner in type(field.default).model_fields:
-            default = getattr(field.default, inner)
-            what = type(field.default).model_fields[inner].description or ""
-            yield f"{name}.{inner} = {default}: {what}"
-    else:
-        default = "required" if field.default is PydanticUndefined else field.default
-        yield f"{name} = {default}: {field.description or ''}"
+def _help(owners: Mapping[str, FieldInfo]) -> str:
+    """``What it is. [relu, gated: default 0.04]``, with as many such parts as the setting has meanings."""
+    meanings: dict[str, dict[str, list[str]]] = {}
+    for architecture, field in owners.items():
+        default = "required" if field.is_required() else f"default {default_of(field)}"
+        meanings.setdefault(description_of(field), {}).setdefault(default, []).append(architecture)
+    parts: list[str] = []
+    for what, groups in meanings.items():
+        owned = "; ".join(f"{', '.join(architectures)}: {default}" for default, architectures in groups.items())
+        parts.append(f"{what} [{owned}]".strip())
+    return " ".join(parts)

@@ -106,6 +106,10 @@ class Registry(Generic[Config, Item]):
         """
         return self._find(name)[0]
 
+    def about(self) -> dict[str, str]:
+        """Every name -> what it is: the first line of its class's docstring."""
+        return {name: (self.called(name).__doc__ or "").strip().partition("\n")[0] for name in self.names()}
+
     def of(self, config: Config) -> Item:
         """The class that ``config`` belongs to.
 

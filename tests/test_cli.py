@@ -114,7 +114,7 @@ def test_masks_are_listed_with_their_settings(run) -> None:
     status, out, _ = run("masks", "soft")
     assert "start.low = 0.3" in out and "entropy_coefficient = 0.0" in out
     status, _, err = run("masks", "stripes")
-    assert status == 2 and "there is no mask family 'stripes'; there are adaptive, bands, importance, none" in err
+    assert status == 2 and "no mask family is called 'stripes'; there are adaptive, bands, importance, none" in err
 
 
 def test_a_mask_is_one_flag(run, harvest, tmp_path: Path) -> None:

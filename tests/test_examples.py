@@ -96,6 +96,45 @@ def test_a_mask_is_trained_from_flags(run, store, tmp_path: Path) -> None:
     assert "family: periodic" in (tmp_path / "x/config.yaml").read_text()
 
 
+def test_an_architecture_is_trained_from_flags_of_its_own(run, store, tmp_path: Path) -> None:
+    plugin = ["--plugin", EXAMPLES / "architecture.py"]
+    train = ["train", store.folder, "--d-sae", 32, "--tokens", 0, "--architecture", "tanh", "--width", 0.25,
+             "--out", tmp_path / "x"]  # fmt: skip
+    status, _, err = run(*train)
+    assert status == 2 and "Unknown option" in err and "--width" in err, err
+    status, _, err = run(*plugin, *train)
+    assert status == 0, err
+    written = yaml.safe_load((tmp_path / "x/config.yaml").read_text())["sae"]
+    assert written["width"] == 0.25 and written["coefficient"] == 0.04
+    status, printed, _ = run(*plugin, "train", "--help")
+    help_ = " ".join(printed.replace("│", " ").split())
+    assert status == 0 and "Activations well above this all cost the same. [tanh: default 0.1]" in help_
+    assert "relu, switch, temporal, tanh." in help_ and "[jumprelu: default 0.05]" in help_
+    status, printed, _ = run(*plugin, "architectures", "tanh")
+    assert "  set width = 0.1: Activations well above this all cost the same." in printed
+    status, printed, _ = run("--plugin", EXAMPLES / "architecture.py", "architectures")
+    assert {line.split(":")[0] for line in printed.splitlines()} == set(ARCHITECTURES.names()) >= {"tanh", "topk"}
+
+
+def test_settings_that_share_a_name_can_both_be_given(run, store, tmp_path: Path) -> None:
+    """An architecture's ``lr`` is not training's, and its ``k`` may be of another type than that of TopK."""
+    (tmp_path / "mine.py").write_text(
+        (EXAMPLES / "architecture.py")
+        .read_text()
+        .replace("width: float", "lr: float = 5.0\n    k: float = 0.5\n    width: float")
+    )
+    train = ["--plugin", tmp_path / "mine.py", "train", store.folder, "--d-sae", 32, "--tokens", 0]
+    status, _, err = run(
+        *train, "--architecture", "tanh", "--lr", 0.1, "--sae-lr", 2, "--k", 0.75, "--out", tmp_path / "x"
+    )
+    assert status == 0, err
+    written = yaml.safe_load((tmp_path / "x/config.yaml").read_text())
+    assert written["sae"]["lr"] == 2 and written["sae"]["k"] == 0.75 and written["training"]["lr"] == 0.1
+    status, _, err = run(*train, "--architecture", "topk", "--k", 3, "--out", tmp_path / "y")
+    assert status == 0, err
+    assert yaml.safe_load((tmp_path / "y/config.yaml").read_text())["sae"]["k"] == 3
+
+
 def test_a_plugin_that_is_not_there_is_one_line(run, tmp_path: Path, lm_folder: Path, documents: Path) -> None:
     status, _, err = run("--plugin", tmp_path / "none.py", "masks")
     assert status == 2 and "there is no plugin at" in err and len(err.strip().splitlines()) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +13,10 @@ from scansion.activations import ActivationStore
 from scansion.assets import fetch
 from scansion.cli.app import app, output, table_console
 from scansion.errors import ConfigError
-from scansion.evals import EvaluationConfig
+from scansion.evals import EvaluationConfig, Figure
 from scansion.evals import evaluations as registered
 from scansion.files import require_known_format
-from scansion.flags import setting_lines
+from scansion.listing import lines
 from scansion.lm import LanguageModel, load_language_model
 from scansion.pipeline.evaluate import evaluate
 from scansion.pipeline.run_results import RunResults
@@ -101,17 +101,12 @@ def list_evaluations(name: str | None = None) -> None:
     name
         Show what this evaluation measures and what can be set; without it, one line for each evaluation.
     """
-    if name is None:
-        for one, about in registered.about().items():
-            output.print(f"{one}: {about}", markup=False)
-        return
-    kind = registered.called(name)
-    output.print(f"{name}: {registered.about()[name]}", markup=False)
-    for figure in kind.figures:
-        better = {"up": "; higher is better", "down": "; lower is better", None: ""}[figure.better]
-        output.print(f"  measures {figure.name} ({figure.label}{better})", markup=False)
-    for line in setting_lines(registered.config_called(name)):
-        output.print(f"  set {line}", markup=False)
+    described, *settings = lines(registered, name)
+    figures: Sequence[Figure] = registered.called(name).figures if name is not None else ()
+    better = {"up": "; higher is better", "down": "; lower is better", None: ""}
+    measured = [f"  measures {figure.name} ({figure.label}{better[figure.better]})" for figure in figures]
+    for line in (described, *measured, *settings):
+        output.print(line, markup=False)
 
 
 def parse_evaluations(names: str, settings: str = "") -> dict[str, EvaluationConfig]:

@@ -10,10 +10,12 @@ from cyclopts import Parameter
 from scansion.activations import ActivationStore, HarvestConfig
 from scansion.cli.app import app, output
 from scansion.corpus import CorpusConfig
-from scansion.errors import ConfigError
-from scansion.flags import SAEFlags, mask_families
+from scansion.flags import SAEFlags, flags_of_architectures, sae_config
+from scansion.listing import lines
 from scansion.lm import BUNDLED_MODEL
+from scansion.masks import MASKS
 from scansion.pipeline import HarvestSpec, build_stores, compile_run
+from scansion.sae import ARCHITECTURES
 from scansion.training import TrainingConfig, TrainingRun
 from scansion.training import train as train_runs
 
@@ -68,7 +70,7 @@ def train(
     *,
     out: Path,
     sae: Annotated[SAEFlags | None, Parameter(name="*")] = None,
-    training: Annotated[TrainingConfig | None, Parameter(name="*")] = None,
+    training: Annotated[TrainingConfig | None, Parameter(name="*", group="Training")] = None,
 ) -> None:
     """Train one SAE on a store.
 
@@ -81,31 +83,45 @@ def train(
     out
         The run's folder. Run the same command again to resume after an interruption.
     """
-    run = TrainingRun(out.name, out, (sae or SAEFlags()).config(), training or TrainingConfig())
+    run = TrainingRun(out.name, out, sae_config(sae or SAEFlags()), training or TrainingConfig())
     train_runs([run], ActivationStore(store))
     output.print(f"trained: {out / 'sae'}", markup=False)
 
 
+def offer_all_architectures() -> None:
+    """Give `train` a flag for every setting of every architecture registered so far, those of plugins included."""
+    taken = {"config", "plugin", "store", "out", *SAEFlags.__annotations__, *TrainingConfig.model_fields}
+    train.__annotations__["sae"] = Annotated[flags_of_architectures(taken) | None, Parameter(name="*")]
+
+
+@app.command
+def architectures(name: str | None = None) -> None:
+    """List the SAE architectures, or the settings of one.
+
+    Example: scansion architectures gated
+
+    Parameters
+    ----------
+    name
+        Show the settings of this architecture; without it, one line per architecture.
+    """
+    for line in lines(ARCHITECTURES, name):
+        output.print(line, markup=False)
+
+
 @app.command
 def masks(family: str | None = None) -> None:
-    """List the families of positional masks and what can be set for each.
+    """List the families of positional masks, or the settings of one.
 
     Example: scansion masks bands
 
     Parameters
     ----------
     family
-        Show this family's settings; without it, one line a family.
+        Show the settings of this family; without it, one line per family.
     """
-    families = mask_families()
-    if family is not None and family not in families:
-        raise ConfigError(f"there is no mask family {family!r}; there are {', '.join(families)}")
-    for name, (what, settings) in families.items():
-        if family in (None, name):
-            output.print(f"{name}: {what}", markup=False)
-        if family == name:
-            for setting in settings:
-                output.print(f"  {setting}", markup=False)
+    for line in lines(MASKS, family):
+        output.print(line, markup=False)
 
 
 @app.command(name="compile")

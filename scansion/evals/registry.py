@@ -231,10 +231,6 @@ class EvaluationRegistry(Registry[EvaluationConfig, type[Evaluation[Any, Any]]])
                     return found
         return None
 
-    def about(self) -> dict[str, str]:
-        """Every evaluation's name -> what it measures, in one line."""
-        return {name: (self.called(name).__doc__ or "").strip().partition("\n")[0] for name in self.names()}
-
     def parse_all(self, settings: Mapping[str, Any]) -> dict[str, EvaluationConfig]:
         """Name -> settings as read from YAML; ``core``, which says whether there is anything to measure, is always added.
 

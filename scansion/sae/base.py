@@ -29,7 +29,7 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
 
     architecture: str
     d_sae: int = Field(ge=1, description="Number of features.")
-    mask: AnyMaskConfig = NoMaskConfig()
+    mask: AnyMaskConfig = Field(default=NoMaskConfig(), description="Positional mask: a family and its settings.")
 
 
 class SAE(nn.Module, ABC):

@@ -11,7 +11,8 @@ import torch
 from scansion.errors import ConfigError, TrainingError
 from scansion.evals.base import LoadedSAE
 from scansion.evals.position.states import acts_in_forward, measured_mask, rebuild_start, weights_at
-from scansion.flags import mask_families, parse_mask
+from scansion.flags import parse_mask
+from scansion.listing import lines, settings_of
 from scansion.masks import (
     MASKS,
     BandMaskConfig,
@@ -117,11 +118,10 @@ def test_a_learnt_family_starts_from_usage(store, tmp_path: Path) -> None:
 
 def test_flags_and_help_include_it() -> None:
     assert parse_mask("late, start: 3, shared: 0.25") == LateMaskConfig(start=3, shared=0.25)
-    what, settings = mask_families()["late"]
-    assert what.startswith("1 from a feature's own first position on")
-    assert any(line.startswith("start = 2") for line in settings) and any(
-        line.startswith("beyond") for line in settings
-    )
+    what, *settings = lines(MASKS, "late")
+    assert what.startswith("late: 1 from a feature's own first position on")
+    assert any(line.startswith("  set start = 2") for line in settings)
+    assert any(line.startswith("  set beyond") for line in settings)
 
 
 def test_a_derived_config_needs_a_name_of_its_own() -> None:
@@ -155,7 +155,7 @@ def test_no_mask_has_no_settings_and_saves_none() -> None:
     for settings in ({"seed": 3}, {"acts_on": "forward"}, {"shared": 0.5}, {"anything": 1}):
         with pytest.raises(ValueError, match="Extra inputs are not permitted"):
             parse_mask_config({"family": "none", **settings})
-    assert mask_families()["none"][1] == []
+    assert list(settings_of(NoMaskConfig, "family")) == []
     assert reseeded(TopKConfig(d_sae=4, k=1), 7) == TopKConfig(d_sae=4, k=1)
     mask = NoMaskConfig()
     assert (mask.acts_on, mask.shared, mask.beyond, mask.seed) == ("placebo", 0.0, "tile", 0)

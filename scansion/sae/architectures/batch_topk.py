@@ -33,10 +33,10 @@ class BatchTopKConfig(BatchTopKKindConfig, frozen=True):
 
 @register_architecture(BatchTopKConfig)
 class BatchTopKSAE(TopKKindSAE):
-    """Tokens compete for k x batch places in training; in use a feature fires above a threshold learnt meanwhile.
+    """Keeps the largest activations of a whole batch, k per token on average; in use, those above a fixed threshold.
 
-    The threshold is a running mean of the smallest activation that won a place, so that a token's code does not
-    depend on which others are in its batch.
+    The threshold is a running mean, taken in training, of the smallest activation that was kept, so that a token's
+    code does not depend on which others are in its batch.
     """
 
     config: BatchTopKKindConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never assigned again

@@ -28,7 +28,9 @@ class GatedConfig(SAEConfig, frozen=True):
 
 @register_architecture(GatedConfig)
 class GatedSAE(SAE):
-    """``acts = 1[gate > 0] * relu(exp(r_mag) * (gate - b_enc) + b_mag)``, where ``gate`` are the pre-activations.
+    """One path decides which features fire and another how strongly, so that the L1 penalty does not shrink activations.
+
+    ``acts = 1[gate > 0] * relu(exp(r_mag) * (gate - b_enc) + b_mag)``, where ``gate`` are the pre-activations.
 
     ``b_enc`` is the paper's b_gate. Gate and magnitude share the encoder up to a scale per feature, and each has its own
     bias. The penalty acts on the gates alone, so that it does not shrink the activations. A blocked feature's gate is

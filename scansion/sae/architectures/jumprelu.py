@@ -28,7 +28,10 @@ class JumpReluConfig(SAEConfig, frozen=True):
 
 @register_architecture(JumpReluConfig)
 class JumpReluSAE(SAE):
-    """``acts = pre_acts`` where ``pre_acts`` exceeds the feature's threshold, else 0; the penalty counts active features."""
+    """Keeps activations above a learnt threshold per feature; the penalty counts active features.
+
+    ``acts = pre_acts`` where ``pre_acts`` exceeds the feature's threshold, else 0.
+    """
 
     config: JumpReluConfig
     revival = "resample"

@@ -86,4 +86,4 @@ class NestedSAE(BatchTopKSAE):
 
 @register_architecture(MatryoshkaConfig)
 class MatryoshkaSAE(NestedSAE):
-    """Nested dictionaries and nothing else."""
+    """BatchTopK with nested dictionaries: the first sixteenth of the features, the first eighth, ... each reconstruct."""

@@ -25,7 +25,10 @@ class ReluConfig(SAEConfig, frozen=True):
 
 @register_architecture(ReluConfig)
 class ReluSAE(SAE):
-    """``acts = relu(pre_acts)``; the penalty is the coefficient times the sum of activations of a token."""
+    """ReLU with an L1 penalty: the plain baseline.
+
+    ``acts = relu(pre_acts)``; the penalty is the coefficient times the sum of activations of a token.
+    """
 
     config: ReluConfig
     revival = "resample"

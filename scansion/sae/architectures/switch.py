@@ -36,8 +36,9 @@ class SwitchConfig(TopKKindConfig, frozen=True):
 
 @register_architecture(SwitchConfig)
 class SwitchSAE(TopKSAE):
-    """Feature f belongs to expert f mod n_experts; a token may use those of its most probable expert only.
+    """TopK split into experts: a learnt router sends each token to one, and only its features may fire.
 
+    Feature f belongs to expert f mod n_experts; a token may use those of its most probable expert only.
     Activations are multiplied by the expert's probability, through which the router learns. It is static slicing with
     a router that is learnt, and that reads the activation in place of the position. Without a positional mask, an
     expert is computed for its own tokens only.

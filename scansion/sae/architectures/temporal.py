@@ -30,7 +30,7 @@ class TemporalConfig(NestedConfig, frozen=True):
 
 @register_architecture(TemporalConfig)
 class TemporalSAE(NestedSAE):
-    """A Matryoshka SAE of two levels whose first level should tell which token came just before which."""
+    """Matryoshka of two levels; a contrastive loss pulls the first level's codes of adjacent tokens together."""
 
     config: TemporalConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never assigned again
     uses_pairs = True

@@ -55,7 +55,7 @@ class TopKKindSAE(SAE):
 
 @register_architecture(TopKConfig)
 class TopKSAE(TopKKindSAE):
-    """``acts`` = the k largest positive pre-activations of each token; the rest are 0."""
+    """Keeps the k largest positive pre-activations of each token and sets the rest to 0."""
 
     def activate(
         self, pre_acts: Float[Tensor, "*batch w"], features: Int[Tensor, "w"] | None = None
