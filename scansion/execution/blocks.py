@@ -83,14 +83,14 @@ def blocks_of(mask: PositionalMask, positions: Int[Tensor, "P"]) -> list[Block]:
     """A batch cut into blocks by a mask: one for each of its bands, or, without bands, for each decoder bias.
 
     Args:
-        mask: if it has no bands, one that only blocks features (``is_binary_gate``).
+        mask: if it has no bands, one that only blocks features (``Gate.only_blocks``).
         positions: ascending, of the rows of the batch.
     """
-    bands = mask.bands()
+    bands = mask.gate.bands
     if bands is not None:
         return _blocks_of_bands(bands, positions, mask.n_decoder_biases > 1)
     whole = whole_block(len(positions), mask.d_sae)
-    if mask.can_block:
+    if mask.gate.forward:
         whole = replace(whole, closed=~mask.can_fire(positions))
     if mask.n_decoder_biases == 1:
         return [whole]

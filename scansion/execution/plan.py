@@ -49,9 +49,9 @@ def open_ways(sae: SAE) -> dict[Way, str]:
         _age(sae, name) for name in ("activate", "activate_bands", "masked_acts", "selection", "routing")
     )
     if masked_acts == base:
-        if mask.bands() is not None and (activate_bands == base or activate_bands <= activate):
+        if mask.gate.bands is not None and (activate_bands == base or activate_bands <= activate):
             ways["banded"] = "the mask has bands"
-        if mask.is_binary_gate and selection is not None and described <= min(activate, activate_bands):
+        if mask.gate.only_blocks and selection is not None and described <= min(activate, activate_bands):
             ways["sparse"] = "the activation keeps some entries as they are, and the mask only blocks features"
             if isinstance(selection, KeepsPositive):
                 ways["fused"] = "the activation is a ReLU, and the mask only blocks features"

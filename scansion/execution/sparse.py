@@ -101,6 +101,6 @@ def encode_sparse(
     positions = sae.positions_of(x, positions)
     tokens = (x - sae.bias_at(positions)).reshape(-1, 1, sae.d_in)
     block = whole_block(len(tokens), sae.d_sae)
-    if sae.mask.can_block:
+    if sae.mask.gate.forward:
         block = replace(block, closed=~sae.mask.can_fire(positions.expand(x.shape[:-1]).reshape(-1)))
     return select_top_k(Encoder(tokens, sae.W_enc.detach().T, sae.b_enc.detach(), [block]), selection.k)

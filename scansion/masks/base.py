@@ -1,4 +1,4 @@
-"""What every positional mask is: a small module that maps positions to one weight a feature, and where that weight acts."""
+"""What every positional mask is: a module that maps positions to a weight per feature, and a gate that says where it acts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from scansion.errors import ShapeError
 from scansion.masks.application import gate_gradient, mask_pre_acts, straight_through
-from scansion.masks.gate import ActsOn, Bands, Gate
+from scansion.masks.gate import ActsOn, Gate
 from scansion.readings import Reading
 
 
 class MaskConfig(BaseModel, extra="forbid", frozen=True):
-    """Settings of a mask family. Each family adds its own, and gives ``family`` a default: its name."""
+    """Settings of a mask family. Each family adds settings, and sets the default of ``family`` to its name."""
 
     has_weights: ClassVar[bool] = True
     """False only for ``none``, which has no weights to show or to compare with."""
@@ -41,7 +41,7 @@ class MaskConfig(BaseModel, extra="forbid", frozen=True):
 
     @property
     def usage_source(self) -> Path | None:
-        """Folder of a trained SAE whose weights, and whose use of positions, training starts from; None for none."""
+        """Folder of a trained SAE: training starts from its weights and from where its features fire. None if not used."""
         return None
 
 
@@ -49,8 +49,8 @@ class MaskedActs(NamedTuple):
     """What the mask makes of an encoder's output.
 
     Attributes:
-        pre_acts: what penalties may see: minus infinity where a feature is not trained.
-        acts: activations, in force.
+        pre_acts: pre-activations as penalties see them: minus infinity where a feature is not trained.
+        acts: activations under the mask.
     """
 
     pre_acts: Float[Tensor, "*batch d_sae"]
@@ -60,7 +60,8 @@ class MaskedActs(NamedTuple):
 class PositionalMask(nn.Module, ABC):
     """Which of ``d_sae`` features may fire at which of ``n_positions`` positions, and how strongly.
 
-    The first ``n_shared`` features have weight 1 everywhere; a family decides about the others, the bound ones.
+    The first ``n_shared`` features are shared: their weight is 1 everywhere. The others are bound: the family sets their
+    weights.
 
     Args:
         config: the family's settings.
@@ -92,7 +93,7 @@ class PositionalMask(nn.Module, ABC):
         return torch.cat([bound.new_ones(self.n_positions, self.n_shared), bound], dim=1)
 
     def forward(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_sae"]:
-        """The mask's weight for every feature at each of ``positions``, as drawn or learnt, applied or not."""
+        """The weight of every feature at each of ``positions``, as drawn or learnt, even if ``acts_on`` does not apply it."""
         return self.table()[self.table_rows(positions)]
 
     @property
@@ -108,21 +109,6 @@ class PositionalMask(nn.Module, ABC):
         return Gate("none") if self.n_shared == self.d_sae else Gate.of(self.config.acts_on, binary=False)
 
     @property
-    def is_binary_gate(self) -> bool:
-        """True if the mask only blocks features, or does nothing (no weighting, no gradient gating)."""
-        return self.gate.only_blocks
-
-    @property
-    def treats_positions_alike(self) -> bool:
-        """True if the mask changes nothing at any position: a placebo, or every feature shared."""
-        return self.gate.kind == "none"
-
-    @property
-    def can_block(self) -> bool:
-        """True if there can be a position at which some feature cannot fire."""
-        return self.gate.can_block
-
-    @property
     def reorders_features(self) -> bool:
         """True if :meth:`end_step` may change the order of the features."""
         return False
@@ -135,7 +121,7 @@ class PositionalMask(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot start from the usage of a trained SAE")
 
     def begin_step(self, step: int, n_steps: int) -> None:
-        """Told before each training step; a mask with a schedule follows it."""
+        """Called before each training step, for a mask that changes on a schedule."""
 
     @property
     def lr_multiplier(self) -> float:
@@ -147,21 +133,21 @@ class PositionalMask(nn.Module, ABC):
         return True
 
     def regulariser(self) -> Float[Tensor, ""]:
-        """The mask's own penalty, with its coefficient; 0 where it has none."""
-        some = next(chain(self.parameters(), self.buffers()), None)
-        return torch.zeros((), device=None if some is None else some.device)
+        """The mask's penalty, with its coefficient; 0 unless the family has one."""
+        tensor = next(chain(self.parameters(), self.buffers()), None)
+        return torch.zeros((), device=None if tensor is None else tensor.device)
 
     def wants_usage_at(self, step: int) -> bool:
-        """Whether :meth:`observe` should be told how features would be used with the mask lifted at ``step``."""
+        """Whether :meth:`observe` is to be called at ``step``; it costs a forward pass with the mask lifted."""
         return False
 
     def observe(self, usage: Float[Tensor, "P d_sae"], positions: Int[Tensor, "P"]) -> None:
-        """Told, where wanted, the mean activation of each feature at each position with the mask lifted."""
+        """Receives the mean activation of each feature at each position with the mask lifted, if :meth:`wants_usage_at`."""
 
     def end_step(self, step: int) -> Int[Tensor, "d_sae"] | None:
-        """Told after each training step. An order of the features to be put in force, if the mask has found a new one.
+        """Called after each training step. Returns a new order of the features, or None to keep the present one.
 
-        Feature ``order[i]`` is to move to place ``i``, with everything the optimiser knows about it.
+        The trainer then moves feature ``order[i]`` to index ``i``, its optimiser state included.
         """
         return None
 
@@ -206,46 +192,34 @@ class PositionalMask(nn.Module, ABC):
                 acts = straight_through(acts, self(positions), let_in)
             return MaskedActs(masked, acts)
         if gate.forward:
-            masked = mask_pre_acts(pre_acts, self._factors(positions))
+            masked = mask_pre_acts(pre_acts, self.is_open(positions) if gate.kind == "binary" else self(positions))
             acts = activate(masked)
             return MaskedActs(masked, gate_gradient(acts, self(positions)) if gate.gradient else acts)
-        # Activations stay as they are. A penalty or an auxiliary loss must still not train a feature where it is closed,
-        # so it sees minus infinity there.
+        # Activations stay as they are. A penalty or an auxiliary loss must still not train a feature at a position that is
+        # closed to it, so it sees minus infinity there.
         weights = self(positions)
         seen = mask_pre_acts(gate_gradient(pre_acts, weights), weights > 0)
         return MaskedActs(seen, gate_gradient(activate(pre_acts), weights))
 
-    def _factors(self, positions: Int[Tensor, "..."]) -> Tensor:
-        """What pre-activations are multiplied by: weights, or truth values where that is all they are."""
-        return self(positions)
-
-    @property
-    def gates_decoder(self) -> bool:
-        """True if the gradient of the decoder must be multiplied by the weights as well."""
-        return self.gate.gates_decoder
-
-    def bands(self) -> Bands | None:
-        """The block structure in the forward pass, or None if there is none."""
-        return self.gate.bands
-
     @property
     def n_decoder_biases(self) -> int:
-        """How many decoder biases the SAE has: one, or one a band."""
+        """How many decoder biases the SAE has: one, or one per band."""
         return 1
 
     def band_at(self, positions: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
-        """Which of the decoder biases belongs to each position."""
+        """Index of the decoder bias that each position uses."""
         return torch.zeros_like(positions)
 
     def table_rows(self, positions: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """Rows of the table for ``positions``.
 
         Raises:
-            ShapeError: a position lies outside the mask and ``beyond`` is ``error``; names both numbers.
+            ShapeError: a position is outside the mask and ``beyond`` is ``error``; names both numbers.
         """
         if positions.numel() == 0:
             return positions
-        # In training, positions are views of one tensor, the same at every step: if all of it fits, so does any view.
+        # In training, positions are views of one tensor, the same at every step: if the whole tensor is in range, so is any
+        # view of it. Its range is cached, which avoids waiting for the GPU at every step.
         whole = positions if positions._base is None else positions._base
         if _range_of.remembers(whole):
             lowest, highest = _range_of(whole)
@@ -257,7 +231,7 @@ class PositionalMask(nn.Module, ABC):
         if lowest < 0 or self.config.beyond == "error":
             worst = lowest if lowest < 0 else highest
             raise ShapeError(
-                f"position {worst} lies outside this mask of {self.n_positions} positions (0 to "
+                f"position {worst} is outside this mask of {self.n_positions} positions (0 to "
                 f"{self.n_positions - 1}); cut the context to {self.n_positions} tokens, train a longer mask, or set "
                 "its 'beyond' to clamp or tile"
             )

@@ -1,4 +1,4 @@
-"""What a mask does, as a value: how its weights act, and where. Execution and evaluations ask this, not the mask's type."""
+"""What a mask does, as a value: how its weights act, and where. Execution and evaluations read this, not the mask's type."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Gate:
 
     Attributes:
         kind: ``none``: the mask is not applied; ``binary``: a feature is open or closed; ``weights``: a feature is multiplied
-            by its weight; ``straight_through``: rounded in the forward pass, while the weights learn as if they
-            multiplied.
-        forward: whether it acts on activations.
-        gradient: whether it acts on the features' gradient apart from the forward pass.
+            by its weight; ``straight_through``: weights are rounded in the forward pass, and get the gradient they would
+            get if they multiplied.
+        forward: whether it acts on activations, so that there can be positions at which a feature cannot fire.
+        gradient: whether it multiplies the features' gradients, those of the decoder's rows included, by the weights.
         bands: block structure in the forward pass, if any.
     """
 
@@ -59,7 +59,8 @@ class Gate:
             case "gradient":
                 return cls(kind, gradient=True)
             case _ if binary:
-                # A closed feature's activation is exactly 0, so its gradient is too: nothing is left to gate or to learn.
+                # A closed feature's activation is exactly 0, and so is its gradient: there is nothing left to gate, and a
+                # table of truth values has nothing to learn. All three settings are one and the same.
                 return cls(kind, forward=True, bands=bands)
             case "forward":
                 return cls(kind, forward=True)
@@ -70,15 +71,5 @@ class Gate:
 
     @property
     def only_blocks(self) -> bool:
-        """True if the mask only keeps closed features from firing, or does nothing: no weighting, no gradient gating."""
+        """True if the mask only keeps closed features from firing, or does nothing: no weights, no gradient gating."""
         return self.kind == "none" or (self.kind == "binary" and not self.gradient)
-
-    @property
-    def can_block(self) -> bool:
-        """True if there can be a position at which some feature cannot fire."""
-        return self.forward
-
-    @property
-    def gates_decoder(self) -> bool:
-        """True if the gradient of the decoder must be multiplied by the weights as well."""
-        return self.gradient

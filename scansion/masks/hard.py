@@ -43,6 +43,3 @@ class HardMask(PositionalMask):
 
     def is_open(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
         return self.open[self.table_rows(positions)]
-
-    def _factors(self, positions: Int[Tensor, "..."]) -> Tensor:
-        return self.is_open(positions)

@@ -1,15 +1,14 @@
-"""No mask: every feature may fire everywhere, at any position however far."""
+"""No mask: every feature may fire everywhere, at any position."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scansion.masks.base import MaskConfig, MaskedActs, PositionalMask
+from scansion.masks.base import MaskConfig, PositionalMask
 from scansion.masks.gate import ActsOn
 from scansion.masks.registry import register_mask
 
@@ -20,8 +19,8 @@ class NoMaskConfig(MaskConfig, frozen=True):
     has_weights: ClassVar[bool] = False
 
     family: Literal["none"] = "none"
-    # Having no mask is having one that is never applied and is repeated without end. As class variables these are neither
-    # accepted nor saved nor given a seed.
+    # No mask is a mask that is never applied and repeats without end. As class variables these settings cannot be given, are
+    # not saved, and get no seed from a plan.
     acts_on: ClassVar[ActsOn] = "placebo"  # pyright: ignore[reportIncompatibleVariableOverride]
     shared: ClassVar[float] = 0.0  # pyright: ignore[reportIncompatibleVariableOverride]
     beyond: ClassVar[Literal["tile"]] = "tile"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -30,7 +29,7 @@ class NoMaskConfig(MaskConfig, frozen=True):
 
 @register_mask(NoMaskConfig)
 class NoMask(PositionalMask):
-    """No mask: every feature may fire everywhere, at any position however far."""
+    """No mask: every feature may fire everywhere, at any position."""
 
     def bound_weights(self) -> Float[Tensor, "L d_bound"]:
         return torch.ones(()).expand(self.n_positions, self.d_sae)
@@ -38,17 +37,9 @@ class NoMask(PositionalMask):
     def forward(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_sae"]:
         return torch.ones((), device=positions.device).expand(*positions.shape, self.d_sae)
 
-    def apply_to(
-        self,
-        pre_acts: Float[Tensor, "*batch d_sae"],
-        positions: Int[Tensor, "..."],
-        activate: Callable[[Tensor], Tensor],
-    ) -> MaskedActs:
-        return MaskedActs(pre_acts, activate(pre_acts))
-
 
 class LiftedMask(NoMask):
-    """Another mask, lifted: every feature may fire everywhere. What the other says of decoder biases still holds.
+    """Another mask, lifted: every feature may fire everywhere. Positions keep the decoder biases of the other mask.
 
     Args:
         mask: the mask that is lifted.

@@ -1,4 +1,4 @@
-"""A permuted mask: the same shape on other features. Any effect that it still has comes from the shape alone."""
+"""A permuted mask: the same weights, given to other features. An effect that remains comes from the mask alone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class PermutedMask(PositionalMask):
     """Another mask with the columns of its bound features in another order; shared features stay shared.
 
     Args:
-        mask: of which family ever; not changed.
-        order: a permutation of its bound features: feature i gets what feature ``order[i]`` had.
+        mask: of any family; not changed.
+        order: a permutation of its bound features: feature i gets the weights of feature ``order[i]``.
 
     Raises:
-        ShapeError: ``order`` is not one.
+        ShapeError: ``order`` is not a permutation.
     """
 
     config: MaskConfig
@@ -40,9 +40,6 @@ class PermutedMask(PositionalMask):
 
     def is_open(self, positions: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch d_sae"]:
         return self.below.is_open(positions)[..., self.columns]
-
-    def _factors(self, positions: Int[Tensor, "..."]) -> Tensor:
-        return self.below._factors(positions)[..., self.columns]
 
     @property
     def n_decoder_biases(self) -> int:

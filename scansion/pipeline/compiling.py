@@ -52,7 +52,7 @@ def compile_run(run: Path, out: Path, held_out: ActivationStore, n_bands: int, k
     with only_writer(out, "compiling"), atomic_file(out / "config.yaml") as temporary:
         save_sae(rounded.sae, out / "sae", metadata)
         temporary.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
-    bands = rounded.sae.mask.bands()
+    bands = rounded.sae.mask.gate.bands
     sizes = list(bands.sizes) if bands else []
     return [
         f"{rounded.sae.mask.n_shared} features shared, {sum(sizes)} tied to {len(sizes)} bands: {sizes}",

@@ -233,7 +233,7 @@ class SAE(nn.Module, ABC):
     @property
     def treats_positions_alike(self) -> bool:
         """True if the same activation gives the same features and reconstruction at every position."""
-        return self.mask.treats_positions_alike and self.b_dec.ndim == 1
+        return self.mask.gate.kind == "none" and self.b_dec.ndim == 1
 
     def _unpacked(self, x: Tensor | PositionedBatch, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Activations and positions of a batch that carries both, on this SAE's device; anything else as it is."""

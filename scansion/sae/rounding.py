@@ -22,7 +22,7 @@ class Rounded:
     Attributes:
         sae: features reordered: shared ones first, then band by band; order within each as before.
         order: the feature of the old SAE that stands at each place of the new one.
-        mass_lost: share of the old mask's weight that lies outside the positions each feature keeps, in [0, 1].
+        mass_lost: share of the old mask's weight that is outside the positions each feature keeps, in [0, 1].
     """
 
     sae: SAE

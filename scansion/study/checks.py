@@ -50,7 +50,7 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> None:
             source = source_at(plan, arm, arm.seeds[0])
             try:
                 mask = build_mask(arm.sae.mask, source.context_length, arm.sae.d_sae)
-                if longest and mask.can_block:  # texts of an evaluation may be longer than the contexts trained on
+                if longest and mask.gate.forward:  # texts of an evaluation may be longer than the contexts trained on
                     mask.table_rows(torch.tensor([longest - 1]))
                 check_usage_source(arm.sae, widths[source])
             except ScansionError as error:

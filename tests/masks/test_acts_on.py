@@ -134,7 +134,7 @@ def test_straight_through_is_hard_forward_and_soft_backward(architecture: str, f
 def test_a_placebo_is_drawn_and_measured(family: str) -> None:
     mask, applied = (make_sae("topk", with_acts_on(family, how)).mask for how in ("placebo", "forward"))
     assert torch.equal(mask(EVERYWHERE), applied(EVERYWHERE))
-    assert mask.can_fire(EVERYWHERE).all() and mask.bands() is None
+    assert mask.can_fire(EVERYWHERE).all() and mask.gate.bands is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

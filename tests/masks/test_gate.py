@@ -30,8 +30,6 @@ def test_a_mask_says_what_it_does(family: str, acts_on: str) -> None:
     mask = build_mask(with_acts_on(family, acts_on), L, D_SAE)
     assert mask.gate == EXPECTED[family, acts_on]
     assert mask.gate.only_blocks == ((family, acts_on) in ONLY_BLOCK)
-    assert mask.gate.can_block == (acts_on not in ("gradient", "placebo"))
-    assert mask.gate.gates_decoder == (acts_on == "gradient" or (family, acts_on) == ("soft", "both"))
 
 
 @pytest.mark.parametrize("family", BANDED)

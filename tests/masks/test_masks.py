@@ -267,9 +267,9 @@ def test_a_new_banded_sae_fires_in_every_band_of_a_store(store) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_position_past_the_end_is_an_error_that_says_both_numbers(family: str) -> None:
     sae = make_sae("topk", FAMILIES[family])
-    with pytest.raises(ShapeError, match="position 12 lies outside this mask of 12 positions"):
+    with pytest.raises(ShapeError, match="position 12 is outside this mask of 12 positions"):
         sae.encode(torch.zeros(13, D_IN))
-    with pytest.raises(ShapeError, match="position -1 lies outside"):
+    with pytest.raises(ShapeError, match="position -1 is outside"):
         sae.encode(torch.zeros(1, D_IN), torch.tensor([-1]))
 
 

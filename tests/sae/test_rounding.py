@@ -29,7 +29,7 @@ def test_a_soft_mask_that_is_banded_already_loses_nothing(architecture: str) -> 
         sae.b_mag.data.zero_()  # it is added after the weight, which a gate of weight 1e-30 shows
     rounded = round_to_bands(sae, n_bands=4)
     assert rounded.mass_lost < 1e-6
-    assert rounded.sae.mask.n_shared == (owner == 3).sum() and rounded.sae.mask.bands() is not None
+    assert rounded.sae.mask.n_shared == (owner == 3).sum() and rounded.sae.mask.gate.bands is not None
     x, places = some_x(), EVERYWHERE[:, None]
     torch.testing.assert_close(rounded.sae.encode(x, places), sae.encode(x, places)[..., rounded.order])
     torch.testing.assert_close(rounded.sae(x, places), sae(x, places))

@@ -220,7 +220,7 @@ def test_a_mask_too_short_for_the_probing_texts_is_found_beforehand(settings: di
     longer = {"sparse_probing": {**settings["evaluations"]["sparse_probing"], "context_length": 17}}
     plan = StudyPlan.model_validate({**settings, "runs": [plain, masked], "evaluations": longer})
     check_plan(plan, {0: tmp_path / "run_0"})
-    with pytest.raises(ConfigError, match=r"run 1 \(masked\): position 16 lies outside this mask of 16 positions"):
+    with pytest.raises(ConfigError, match=r"run 1 \(masked\): position 16 is outside this mask of 16 positions"):
         check_plan(plan, {1: tmp_path / "run_1"})
 
 

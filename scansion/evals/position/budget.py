@@ -38,7 +38,7 @@ class Budget(BaseModel):
 def budget_of(sae: SAE, positions: Int[Tensor, "P"], l0_by_position: list[float]) -> Budget:
     """The budgets of an SAE over the positions used."""
     available = sae.mask.can_fire(positions.to(sae.W_dec.device)).sum(dim=-1).cpu()
-    bands = sae.mask.bands()
+    bands = sae.mask.gate.bands
     per_feature = 4 * sae.d_in
     if bands is not None:
         execution = "banded"

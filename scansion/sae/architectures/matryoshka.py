@@ -50,7 +50,7 @@ class NestedSAE(BatchTopKSAE):
     @property
     def level(self) -> Int[Tensor, "d_sae"]:
         """The first of the nested dictionaries that holds each feature, from 0."""
-        bands = self.mask.bands()
+        bands = self.mask.gate.bands
         if bands is None:
             return self._levels_of(self.d_sae)
         found = [self._levels_of(bands.shared + size) for size in bands.sizes]
