@@ -73,6 +73,11 @@ class ReportData:
         return [arm for arm in self.arms if arm.name in names and arm.evaluations]
 
     @property
+    def band_note(self) -> str:
+        """What the band around a line means; nothing where there are no bands."""
+        return "" if self.one_seed else " The band is the range over seeds."
+
+    @property
     def one_seed(self) -> bool:
         """Whether every arm has one seed, so that intervals are not over seeds."""
         return all(len(arm.evaluations) <= 1 for arm in self.arms)

@@ -73,8 +73,8 @@ def read_dictionaries(
     decode = cache(lambda token: str(lm.tokenizer.decode([token])))
     read = min(config.n_contexts, data.held_out.n_contexts)
     note = (
-        f"Every feature of each run's first seed, on {read:,} held-out contexts. Specialisation is the mutual information of "
-        "firing and position, less chance; fidelity the AUROC of the mask as a predictor of firing."
+        f"All features of each run's first seed, on {read:,} held-out contexts. Specialisation: mutual information of firing "
+        "and position above chance. Fidelity: AUROC of the mask as a predictor of firing; 0.5 is chance."
     )
     return Dictionaries(maps, pages, decode, note)
 
@@ -99,7 +99,8 @@ def _mask_note(arm: ReportArm) -> str:
     mask = arm.results[0].core.sae_config.mask
     settings = mask.model_dump(mode="json", exclude_defaults=True)
     settings.pop("family", None)
-    said = ", ".join(f"{name} {value}" for name, value in settings.items())
+    said = [f"{name} {value}" for name, value in settings.items()]
     if not mask.has_weights:
-        return "Solid: share of the tokens at each position on which it fires."
-    return f"Solid: share of tokens on which it fires. Dotted: its mask ({mask.family}{', ' + said if said else ''})."
+        return "Solid line: share of tokens at each position on which it fires."
+    name = ", ".join([mask.family, *said])
+    return f"Solid line: share of tokens on which it fires. Dotted line: weight of its mask ({name})."

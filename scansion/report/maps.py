@@ -1,4 +1,4 @@
-"""Pictures of whole dictionaries: masks before and after training, and where features fire, one row a feature."""
+"""Pictures of whole dictionaries: masks before and after training, and where features fire, one row per feature."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def maps_of(subject: LoadedSAE, store: ActivationStore, rates: Mapping[str, Floa
     order = order[bound[order] & (tables[next(iter(rates))].max(axis=1)[order] > 0 if rates else True)]
     chosen = order[np.linspace(0, len(order) - 1, min(ROWS, len(order))).round().astype(int)] if len(order) else order
     what = "their mask" if "mask after training" in tables else "their firing"
-    shared = " Features that no mask binds are left out." if not bound.all() else ""
+    shared = " Features that the mask does not restrict are left out." if not bound.all() else ""
     return Maps(
         subject.name,
         places.tolist(),
         {title: table[chosen] for title, table in tables.items()},
-        f"{len(chosen)} of {sae.d_sae:,} features, evenly drawn from all that fired, in the order of the mean position of "
-        f"{what}.{shared}{missing}",
+        f"{len(chosen)} of {sae.d_sae:,} features, an even sample of all that fired, sorted by the mean position of {what}. "
+        f"Darker is a higher mask weight, or a firing rate closer to the row's highest.{shared}{missing}",
     )
 
 

@@ -16,8 +16,6 @@ def figure_of(chart: Chart) -> dict[str, Any]:
     """``{data, layout}``; every trace says in ``meta.arm`` whose it is."""
     traces = [trace for series in chart.series for trace in _traces(series, chart)]
     layout: dict[str, Any] = {"height": 320, "xaxis": _axis(chart.x), "yaxis": _axis(chart.y), "barmode": "overlay"}
-    if chart.x.labels:
-        layout["hovermode"] = "closest"
     return {"data": traces, "layout": layout}
 
 

@@ -71,8 +71,8 @@ def _entry(records: Sequence[ArmRecord], baseline: ArmRecord | None, plan: Study
         yield f"  {record.name}: {record.info.status}, {_seeds(record.info)}"
         if baseline is not None and record.name != baseline.name:
             yield f"    differs from {baseline.name} in: {_changed(baseline, record)}"
-        yield from (f"    {line}" for line in _figures(record.info))
         yield from (f"    {line}" for line in conclusions(record, baseline, plan))
+        yield from (f"    {line}" for line in _figures(record.info))
 
 
 def _seeds(info: ArmInfo) -> str:
@@ -100,7 +100,7 @@ def _figures(info: ArmInfo) -> Iterator[str]:
         yield f"figures: {'; '.join(shown)}"
     yield from (f"no {name}: {why}" for name, why in info.not_applicable.items())
     if (seconds := info.costs.get("train_seconds")) is not None:
-        yield f"cost: {seconds:.0f} s of training steps per seed, {info.costs['step_ms'] or 0:.1f} ms per step"
+        yield f"cost: {seconds:.0f} s of training per seed, {info.costs['step_ms'] or 0:.1f} ms per step"
 
 
 def conclusions(record: ArmRecord, baseline: ArmRecord | None, plan: StudyPlan) -> Iterator[str]:
@@ -135,7 +135,7 @@ def _verdicts(found: Comparison, arm_name: str, plan: StudyPlan) -> Iterator[str
         yield f"the primary metric {plan.primary_metric} was not measured"
     if arm.caveats:
         yield f"note: {'; '.join(arm.caveats)}. {SPARSITY_NOTE}"
-    yield "these sentences take each run by itself; `scansion compare` corrects for the number of runs"
+    yield "these results are not corrected for the number of runs; `scansion compare` corrects them"
 
 
 def verdict(difference: Difference, name: str, minimum_effect: float | None = None) -> str:

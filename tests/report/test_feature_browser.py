@@ -97,7 +97,7 @@ def test_a_feature_shows_everything_about_it(open_page, small: Path) -> None:
     assert page.url.endswith("#feature-0-599")
     page.click("#feature .pair .link >> nth=0")
     page.wait_for_selector("#feature h3:has-text('Feature 0 ')")
-    assert "It never fired on this text." in page.inner_text("#feature")
+    assert "It never fired on the held-out text." in page.inner_text("#feature")
 
 
 def test_the_context_can_be_opened_whole(open_page, small: Path) -> None:

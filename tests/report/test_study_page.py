@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -167,9 +168,9 @@ def test_a_figure_that_ones_own_evaluation_gives_by_position_has_its_chart(
     evaluations.register(DriftConfig)(Drift)
     first, *others = data.sound
 
-    def with_drift(run: RunResults, at: dict[int, float | None]) -> RunResults:
+    def with_drift(run: RunResults, at: Mapping[int, float | None]) -> RunResults:
         shared = {name: getattr(run.core, name) for name in EvalResult.model_fields if name in DriftResult.model_fields}
-        own = DriftResult(**{**shared, "eval": "drift", "schema_version": 1}, drift=0.1, at=at)
+        own = DriftResult(**{**shared, "eval": "drift", "schema_version": 1}, drift=0.1, at=dict(at))
         return RunResults({**run.results, "drift": own})
 
     measured = zip(first.evaluations.items(), ({1: 0.1, 2: 0.3}, {1: 0.3, 2: None}), strict=True)
@@ -249,6 +250,7 @@ def test_features_of_every_arm_can_be_looked_up(open_page, written: Path, data: 
     page.wait_for_selector("#feature .plot[data-drawn]")
     assert page.locator("#feature-run option").count() == len(data.sound)
     assert page.inner_text("#feature h3").startswith("Feature 5")
+    until(page, "document.getElementById('feature').getBoundingClientRect().top < innerHeight / 2")
     assert page.locator("#feature .lens li").count() == 8
 
 

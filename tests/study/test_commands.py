@@ -26,7 +26,7 @@ def test_a_study_is_planned_run_and_compared(run, plan: Path, tmp_path: Path) ->
     assert "asked: masks help" in out and "2 of 2" in out and "in all" in out and "untrained" not in out
     status, out, err = run("study", "run", plan, "--only", "0,1", "--seeds", 2, "--out", out_dir)
     assert status == 0, err
-    assert "Less those of plain" in out and (out_dir / "comparison.md").exists()
+    assert "Differences from plain" in out and (out_dir / "comparison.md").exists()
     assert sorted(path.name for path in (out_dir / "run_1").glob("seed_*")) == ["seed_0", "seed_1"]
     assert not (out_dir / "run_2").exists()
     assert "<title>" in (out_dir / "report/index.html").read_text()
@@ -37,7 +37,7 @@ def test_a_study_is_planned_run_and_compared(run, plan: Path, tmp_path: Path) ->
     )
     status, out, err = run("compare", *(out_dir / f"run_{i}" for i in range(3)), "--baseline", "masked", "--every")
     assert status == 0, err
-    assert "Less those of masked" in out and "normalised MSE" in out
+    assert "Differences from masked" in out and "normalised MSE" in out
 
 
 def test_the_same_name_twice_is_told_apart(run, plan: Path, tmp_path: Path) -> None:

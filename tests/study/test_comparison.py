@@ -122,10 +122,7 @@ def test_what_seeds_do_not_tell_from_a_front_is_said() -> None:
     comparison = compare(arms)
     front = comparison.fronts[0]
     assert (front.x, front.y, front.arms, front.near) == ("l0", "fve", ["base"], ["noisy"])
-    assert any(
-        line.endswith("than: base. Off this front by no more than seed noise: noisy.")
-        for line in lines_below(comparison)
-    )
+    assert any(line.endswith(": base. Within seed noise of it: noisy.") for line in lines_below(comparison))
     one_seed = compare({"base": info({0: 0.8}), "lower": info({0: 0.7})})
     assert one_seed.fronts[0].near == [], "one seed tells nothing, and that is said once"
 
@@ -163,23 +160,26 @@ def test_runs_without_a_result_are_listed_apart(status: Any) -> None:
     bad = ArmInfo(status=status, reasons=["all features are dead"])
     comparison = compare({"bad": bad, "base": BASE, "other": info({0: 0.7, 1: 0.7, 2: 0.7})})
     assert comparison.baseline == "base" and comparison.set_apart == {"bad": f"{status}: all features are dead"}
-    assert f"The baseline bad is {status}; compared with base instead." in comparison.notes, "also when nobody named it"
+    assert f"The baseline bad is {status}, so runs are compared with base instead." in comparison.notes, (
+        "also when nobody named it"
+    )
     assert "other" in [arm.name for arm in comparison.arms]
     stood_in = compare({"bad": bad, "base": BASE}, "bad")
     assert (
-        stood_in.baseline == "base" and f"The baseline bad is {status}; compared with base instead." in stood_in.notes
+        stood_in.baseline == "base"
+        and f"The baseline bad is {status}, so runs are compared with base instead." in stood_in.notes
     )
 
 
 def test_a_difference_in_sparsity_is_pointed_out() -> None:
     comparison = compare({"base": BASE, "dense": info({0: 0.9, 1: 0.9}, l0=60.0), "near": info({0: 0.8}, l0=33.0)})
-    assert comparison.arms[1].caveats == ["L0 is 60.0, the baseline's 32.0"]
-    assert "dense: L0 is 60.0, the baseline's 32.0" in lines_below(comparison) and SPARSITY_NOTE in comparison.notes
+    assert comparison.arms[1].caveats == ["L0: 60.0, baseline 32.0"]
+    assert "dense: L0: 60.0, baseline 32.0" in lines_below(comparison) and SPARSITY_NOTE in comparison.notes
     assert comparison.arms[2].caveats == []
     means = {"l0": 32.0, "position_l0_lifted": 60.0}
     lifted = BASE.model_copy(update={"means": {**BASE.means, "position_l0_lifted": 30.0}})
     comparison = compare({"base": lifted, "loose": BASE.model_copy(update={"means": {**BASE.means, **means}})})
-    assert comparison.arms[1].caveats == ["L0 with its mask lifted is 60.0, the baseline's 30.0"]
+    assert comparison.arms[1].caveats == ["L0, mask lifted: 60.0, baseline 30.0"]
 
 
 def test_nothing_to_compare_is_an_error_and_no_sound_run_is_a_line() -> None:

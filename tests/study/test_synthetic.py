@@ -299,7 +299,7 @@ def test_the_command_prints_and_writes_a_comparison_and_a_page_for_each_world(
     path.write_text(yaml.safe_dump(PLAN, sort_keys=False))
     status, out, err = run("synth", "--plan", path, "--out", finished)
     assert status == 0, err
-    assert "world: bound 0.0" in out and "Less those of tied [1]: plain" in out and "95% t-intervals" in out
+    assert "world: bound 0.0" in out and "Differences from tied [1]: plain" in out and "95% t-intervals" in out
     infos = infos_in(finished)
     for world, names in (("bound-0.0", ("free: plain", "free: hard")), ("bound-1.0", ("tied [1]: plain",))):
         written = json.loads((finished / world / "comparison.json").read_text())
@@ -311,7 +311,7 @@ def test_the_command_prints_and_writes_a_comparison_and_a_page_for_each_world(
     assert f"| tied [1]: hard | 24 | {fve:.3f} [" in (finished / "bound-1.0/comparison.md").read_text()
     status, out, err = run("compare", finished / "run_0", finished / "run_1", "--baseline", "tied [1]: hard")
     assert status == 0, err
-    assert "Less those of free: plain" in out and "Less those of tied [1]: hard" in " ".join(out.split())
+    assert "Differences from free: plain" in out and "Less those of tied [1]: hard" in " ".join(out.split())
     status, _, err = run("compare", finished / "run_0", "--baseline", "nobody")
     assert status == 2 and "there is no run called 'nobody'" in err
 

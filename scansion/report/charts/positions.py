@@ -25,7 +25,7 @@ def position_charts(data: ReportData) -> list[Chart]:
             rows = [[None if (v := one.get(p)) is None else scale * v for p in positions] for one in by_seed]
             mean, low, high = over_seeds(rows)
             lines.setdefault(name, []).append(Series(arm.name, index, positions, mean, "line", low, high))
-    note = "Measured on held-out text. The band is the range over seeds."
+    note = f"Measured on held-out text.{data.band_note}"
     return [
         *(
             Chart(
@@ -53,7 +53,7 @@ def specialisation_charts(data: ReportData) -> list[Chart]:
             arms,
             lambda figures: figures.information,
             "specialisation",
-            "Information of firing on position",
+            "Mutual information of firing and position",
             "position_information",
             "Information per feature above chance. A mask in use raises it by construction, so compare 'in use' with 'masks "
             "permuted', and 'mask lifted' with the unmasked run and with 'before training'.",
@@ -64,7 +64,8 @@ def specialisation_charts(data: ReportData) -> list[Chart]:
             "fidelity",
             "How well the mask predicts firing",
             "positional_fidelity",
-            "Chance is 0.5. A run without a mask is compared with a mask drawn at random.",
+            "AUROC of the mask's weight as a predictor of firing; 0.5 is chance. A run without a mask is compared with a mask "
+            "drawn at random.",
         ),
     ]
 

@@ -34,8 +34,8 @@ def probing_charts(data: ReportData) -> list[Chart]:
         _bars(
             "probing",
             "Sparse probing",
-            "Mean test accuracy over data sets. Bars start at chance. Solid strokes: a probe on the language model's own "
-            "dimensions, as many as features. Dotted strokes: a bag of words, which ignores word order.",
+            "Mean test accuracy over data sets; bars start at chance. Solid strokes: a probe on as many dimensions of the "
+            "language model itself. Dotted strokes: a bag of words, which ignores word order.",
             [figure(name).label for name in (*(f"sae_top_{k}_test_accuracy" for k in ks), "sae_test_accuracy")],
             arms,
             overall,
@@ -75,8 +75,12 @@ def _bars(
         values, low, high = split([group[place] for group in estimates])
         series.append(Series(arm.name, index, grouped(len(groups), len(arms), place), values, "bars", low, high))
     middle = [float(number) for number in range(len(groups))]
+    # What all labels begin with is written once, as the axis title: long labels would be turned on a phone.
+    start = groups[0].partition(", ")[0]
+    shared = start if all(name.startswith(f"{start}, ") for name in groups) else ""
+    labels = tuple(zip(middle, (name.removeprefix(f"{shared}, ") for name in groups), strict=True))
     for name, values, dash in (("llm_test_accuracy", lm, 0), ("bag_of_words_test_accuracy", bag, 1)):
         series.append(Series(figure(name).label, None, middle, values, "ticks", dash=dash))
-    x = Axis("", range=(-0.5, len(groups) - 0.5), labels=tuple(zip(middle, groups, strict=True)))
+    x = Axis(shared, range=(-0.5, len(groups) - 0.5), labels=labels)
     y = Axis("test accuracy")
     return Chart(key, title, note, x, y, tuple(series), base=_CHANCE, bar_width=0.8 / len(arms))

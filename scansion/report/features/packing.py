@@ -82,10 +82,8 @@ def _about(pages: FeaturePages) -> dict[str, Any]:
         "n": len(features.density),
         "block": BLOCK,
         "positions": features.positions.tolist(),
-        "tokens": features.profile.tokens.tolist(),
         "mask": features.mask is not None,
         "mask_note": pages.mask_note,
-        "lens": pages.lens is not None,
     }
 
 

@@ -32,7 +32,7 @@ def budget_table(runs: Sequence[RunResults]) -> ReportTable | None:
     return ReportTable(
         "budgets",
         "Four ways to measure the size of an SAE. Runs that are equal in one way usually differ in the others.",
-        ["run", "features", "usable per position", "operations per token", "of the first run's", figure("l0").label],
+        ["run", "features", "usable per position", "operations per token", "relative to first run", figure("l0").label],
         [rows],
         [
             "Usable: features that the mask allows at a position. Usable and L0: mean over positions [lowest, highest]. "

@@ -41,5 +41,5 @@ def measured_table(name: str, runs: Sequence[RunResults]) -> ReportTable | None:
         evaluations.about()[name],
         ["run", *(figure(one).label for one in names)],
         [rows] if rows else [],
-        [*notes, *([ONE_SAE_NOTE] if names else [])],
+        [*notes, *([ONE_SAE_NOTE] if any("[" in cell for row in rows for cell in row[1:]) else [])],
     )

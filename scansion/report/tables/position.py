@@ -37,7 +37,7 @@ def position_table(runs: Sequence[RunResults]) -> ReportTable | None:
     columns = ["run", "state", *(_label(name) for name in (*_OF_STATE, *_MOVED))]
     groups: list[list[list[str]]] = []
     for result, over in zip(results, excess_over_unmasked(results), strict=True):
-        rows = [_row(result, state, figures) for state, figures in result.states.items()]
+        rows = [_row(result, state, result.states[state]) for state in STATES if state in result.states]
         for label, excess in (
             (figure("excess_specialisation").label, result.excess_specialisation),
             ("excess over unmasked, mbit", over.value),
@@ -51,13 +51,13 @@ def position_table(runs: Sequence[RunResults]) -> ReportTable | None:
         columns,
         groups,
         [
-            "A mask in use raises its own information, AUROC, overlap and retention by construction. Evidence is the excess "
-            "over permuted masks, and what remains when the mask is lifted.",
-            "Information of firing on position is above chance; chance is the same contexts rotated. Positional features "
-            "are the share of features whose information is significant. Retention is the share of activation inside the "
-            "mask, above chance. When the text is moved, 'stay' is the share of positional features that keep firing at "
-            "the old position, 'move' the share that follow the text. Brackets hold 95% intervals over documents. "
-            "docs/position.md defines each figure.",
+            "A mask in use raises information, fidelity, overlap and retention by construction. Evidence is the excess over "
+            "permuted masks, and what remains when the mask is lifted.",
+            "Position is the mutual information of firing and position above chance; chance is the same contexts rotated. "
+            "Positional features are the share of features whose information is significant. Retention is the share of "
+            "activation inside the mask, above chance. When the text is moved, 'stay' is the share of positional features that "
+            "keep firing at the old position, 'move' the share that follow the text. Brackets hold 95% intervals over "
+            "documents. docs/position.md defines each figure.",
         ],
         left=2,
     )

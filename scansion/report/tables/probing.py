@@ -45,7 +45,7 @@ def probing_table(runs: Sequence[RunResults], *, every_k: bool = False) -> Repor
             "Parentheses hold the gain over the untrained SAE with its 95% interval over test texts. The detectable gain of "
             "the probe on all features would be found in 4 of 5 draws of test texts; a smaller one may be missed.",
             "A data set qualifies if the language model beats the bag of words beyond chance. Scores on any other say nothing "
-            "about word order or context. Texts are the most of any of its tasks, for training/test.",
+            "about word order or context. Texts: for training/test, in the largest of its tasks.",
         ],
         left=2,
     )

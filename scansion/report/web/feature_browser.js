@@ -86,7 +86,10 @@ async function startFeatures() {
     const asked = /^#feature-(\d+)-(\d+)$/.exec(location.hash)?.slice(1).map(Number);
     const index = asked && asked[0] < abouts.length ? asked[0] : 0;
     if (asked || !current) await choose(index);
-    if (asked && asked[1] < current.n) await open(asked[1], false);
+    if (asked && asked[1] < current.n) {
+      await open(asked[1], false);
+      pane.scrollIntoView();
+    }
   };
   window.addEventListener("hashchange", follow);
   await follow();

@@ -1,4 +1,4 @@
-// One feature: the contexts that move it most, where it fires beside its mask, its neighbours, and the tokens it speaks for.
+// One feature: the contexts where it is most active, where it fires and its mask allows it to, its neighbours, and its logit lens.
 
 const AROUND = 14; // tokens shown on either side of a peak
 
@@ -33,7 +33,7 @@ async function showFeature(article, features, f, go, close) {
     ["density", percent(table.density[f])],
     ["specialisation", `${number(1000 * table.specialisation[f], 2)} mbit`],
     ...(features.mask ? [["fidelity", number(table.fidelity[f], 3)]] : []),
-    ["max act", significant(table.max_act[f])],
+    ["max activation", significant(table.max_act[f])],
     ["mean position", number(table.centre[f], 0)],
   ];
   article.replaceChildren(
@@ -43,13 +43,13 @@ async function showFeature(article, features, f, go, close) {
     make("dl", { class: "facts" }, ...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))),
     make("h4", {}, "Where it fires"), plot,
     make("p", { class: "muted small" }, features.mask_note),
-    make("h4", {}, "Most active in"),
+    make("h4", {}, "Contexts where it is most active"),
     feature.contexts.length
       ? make("ol", { class: "contexts" }, ...feature.contexts.map((one) => contextItem(one, features, table.max_act[f])))
-      : make("p", { class: "muted" }, "It never fired on this text."),
+      : make("p", { class: "muted" }, "It never fired on the held-out text."),
     make("div", { class: "pair" },
-      make("section", {}, make("h4", {}, "Decoder rows nearest to its own"), neighbourList(feature, features, go)),
-      make("section", {}, make("h4", {}, "Tokens its decoder row speaks for"), lensLists(feature, features))),
+      make("section", {}, make("h4", {}, "Features with the most similar decoder rows"), neighbourList(feature, features, go)),
+      make("section", {}, make("h4", {}, "Tokens whose logits its decoder row changes most"), lensLists(feature, features))),
   );
   article.scrollTop = 0;
   await draw(plot, profileFigure(feature, features));
@@ -95,7 +95,7 @@ function neighbourList(feature, features, go) {
 
 function lensLists(feature, features) {
   const { lens } = feature;
-  if (!lens) return make("p", { class: "muted" }, "The language model was not asked.");
+  if (!lens) return make("p", { class: "muted" }, "No logit lens was computed.");
   const highest = Math.max(...lens.logits.map(Math.abs));
   const list = (start, name) => make("div", {}, make("h5", {}, name), make("ol", { class: "bars" },
     ...Array.from({ length: lens.n }, (_, i) => make("li", {}, bar(Math.abs(lens.logits[start + i]) / highest),
@@ -113,7 +113,7 @@ function bar(share) {
 function profileFigure(feature, features) {
   const x = features.positions;
   const data = [{ type: "scatter", mode: "lines", x, y: feature.rates, fill: "tozeroy", line: { color: colour("accent"), width: 1.5, shape: "hvh" },
-    fillcolor: colour("accent-soft"), hovertemplate: "position %{x}: fires on %{y:.2%}<extra></extra>", name: "firing rate" }];
+    fillcolor: colour("accent-soft"), hovertemplate: "position %{x}: fires on %{y:.2%} of tokens<extra></extra>", name: "firing rate" }];
   const layout = {
     height: 190, margin: { l: 48, r: feature.mask ? 44 : 10, t: 6, b: 36 },
     xaxis: { title: { text: "position in context" }, zeroline: false },

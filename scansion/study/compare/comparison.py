@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict
 
 from scansion.errors import ConfigError
 from scansion.evals.base import not_comparable
+from scansion.evals.position.baseline import L0_TOLERANCE
 from scansion.evals.statistics import Estimate, detectable_difference, paired_p
 from scansion.files import flatten
+from scansion.study.compare.figures import figure
 from scansion.study.final_info import ArmInfo
 
 BySeed = Mapping[int, float | None]
@@ -20,15 +22,14 @@ BySeed = Mapping[int, float | None]
 _LEVEL = 0.05
 _ROUNDING = 1e-9
 _FRONTS = (("l0", "fve"), ("l0", "ce_loss_recovered"), ("train_seconds", "fve"), ("train_seconds", "ce_loss_recovered"))
-L0_TOLERANCE = 0.1
 STAR_NOTE = (
     "A star (*) marks a difference whose p-value is below 0.05 after Holm's correction over the runs in the table, separately "
     "for each figure."
 )
 SPARSITY_NOTE = (
     "Where L0 differs from the baseline's by more than a tenth, differences in reconstruction and probing are partly "
-    "differences in sparsity. Information of firing on position also grows with how often features fire; its share of entropy "
-    "does not."
+    "differences in sparsity. Mutual information of firing and position also grows with how often features fire; its share of "
+    "entropy does not."
 )
 
 
@@ -143,9 +144,11 @@ def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Compar
     notes: list[str] = []
     wanted = baseline or next(iter(infos))
     if reference is not None and reference != wanted:
-        notes.append(f"The baseline {wanted} is {infos[wanted].status}; compared with {reference} instead.")
+        notes.append(f"The baseline {wanted} is {infos[wanted].status}, so runs are compared with {reference} instead.")
     if len({info.provenance.get("plan") for info in comparable.values()}) > 1:
-        notes.append("The plan was changed between some of these runs; each folder's plan.json says what it was.")
+        notes.append(
+            "The plan was changed between some of these runs; plan.json in each folder holds the plan of that run."
+        )
     differences = paired_differences({name: _by_seed(info) for name, info in comparable.items()}, reference)
     arms = [
         ComparedArm(
@@ -190,9 +193,9 @@ def figures_of(info: ArmInfo) -> dict[str, Estimate]:
 
 def _caveats(one: ArmInfo, baseline: ArmInfo) -> list[str]:
     found: list[str] = []
-    for figure, what in (("l0", "L0"), ("position_l0_lifted", "L0 with its mask lifted")):
-        if (values := _unlike(one, baseline, figure)) is not None:
-            found.append(f"{what} is {values[0]:.1f}, the baseline's {values[1]:.1f}")
+    for name in ("l0", "position_l0_lifted"):
+        if (values := _unlike(one, baseline, name)) is not None:
+            found.append(f"{figure(name).label}: {values[0]:.1f}, baseline {values[1]:.1f}")
     return found
 
 

@@ -69,19 +69,18 @@ def lines_below(comparison: Comparison) -> list[str]:
     lines += [f"{arm.name}: no {name}: {why}" for arm in comparison.arms for name, why in arm.not_applicable.items()]
     lines += _detectable_line(comparison)
     for front in comparison.fronts:
-        near = f" Off this front by no more than seed noise: {', '.join(front.near)}." if front.near else ""
+        near = f" Within seed noise of it: {', '.join(front.near)}." if front.near else ""
         lines.append(
-            f"No run has, on average, both more {figure(front.y).label} and less {figure(front.x).label} than: "
-            f"{', '.join(front.arms)}.{near}"
+            f"Pareto front of higher {figure(front.y).label} and lower {figure(front.x).label}: {', '.join(front.arms)}.{near}"
         )
     return lines + comparison.notes
 
 
 def shown_figures(comparison: Comparison, *, every: bool = False) -> list[str]:
     """Names of the figures that a table shows: those of a headline, or every one; only what some arm has a value of."""
-    names = dict.fromkeys(name for arm in comparison.arms for name in arm.figures)
-    known = [name for name in names if any(_known(arm.figures.get(name)) for arm in comparison.arms)]
-    return [name for name in known if every or figure(name).headline]
+    known = {name for arm in comparison.arms for name, one in arm.figures.items() if one.value is not None}
+    in_order = dict.fromkeys(name for arm in comparison.arms for name in arm.figures)
+    return [name for name in in_order if name in known and (every or figure(name).headline)]
 
 
 def _detectable_line(comparison: Comparison) -> list[str]:
@@ -99,7 +98,9 @@ def _detectable_line(comparison: Comparison) -> list[str]:
             found.append(f"{how.label} {least if least == most else f'{least} to {most}'}")
     if not found:
         return []
-    return [f"Smallest true difference that 4 of 5 such studies would find, from run to run: {'; '.join(found)}."]
+    return [
+        f"Smallest true difference that 4 of 5 such studies would detect (lowest to highest over runs): {'; '.join(found)}."
+    ]
 
 
 def write_comparison(comparison: Comparison, infos: Mapping[str, ArmInfo], folder: Path) -> list[Path]:
@@ -110,7 +111,8 @@ def write_comparison(comparison: Comparison, infos: Mapping[str, ArmInfo], folde
             parts += [
                 f"## {title}{', every figure' if every else ''}",
                 "",
-                *_markdown(_turned(rows) if every else rows),
+                # One row per figure where there are very many.
+                *_markdown(list(zip(*rows, strict=True)) if every else rows),
                 "",
                 *([STAR_NOTE, ""] if has_star(rows) else []),
             ]
@@ -142,23 +144,23 @@ def _both(comparison: Comparison, every: bool) -> list[tuple[str, list[list[str]
         if arm.differences
     ]
     tables = [("Figures", [headings, *figures])] if figures else []
-    return tables + ([(f"Less those of {comparison.baseline}", [headings, *differences])] if differences else [])
+    return tables + ([(f"Differences from {comparison.baseline}", [headings, *differences])] if differences else [])
 
 
-def figure_text(estimate: Estimate | None, how: Figure) -> str:
-    """``0.885 [0.881, 0.889]``, in the metric's own unit; ``-`` where there is none."""
+def figure_text(estimate: Estimate | None, how: Figure, sign: str = "") -> str:
+    """``0.885 [0.881, 0.889]``, in the metric's own unit, or with ``sign="+"`` ``+0.885``; ``-`` where there is none."""
     if estimate is None or estimate.value is None:
         return "-"
-    value, low, high = (None if v is None else f"{v * how.scale:z.{how.digits}f}" for v in _three(estimate))
+    ends = (estimate.value, estimate.low, estimate.high)
+    value, low, high = (None if v is None else f"{v * how.scale:{sign}z.{how.digits}f}" for v in ends)
     return str(value) if low is None else f"{value} [{low}, {high}]"
 
 
 def difference_text(difference: Difference | None, how: Figure) -> str:
     """``-0.064 [-0.070, -0.058] *``; the star is the one of ``STAR_NOTE``."""
-    if difference is None or difference.estimate.value is None:
+    if difference is None:
         return "-"
-    value, low, high = (None if v is None else f"{v * how.scale:+z.{how.digits}f}" for v in _three(difference.estimate))
-    return f"{value}" if low is None else f"{value} [{low}, {high}]{' *' if difference.significant else ''}"
+    return figure_text(difference.estimate, how, "+") + " *" * difference.significant
 
 
 def has_star(rows: Sequence[Sequence[str]]) -> bool:
@@ -166,21 +168,8 @@ def has_star(rows: Sequence[Sequence[str]]) -> bool:
     return any(cell.endswith(" *") for row in rows for cell in row)
 
 
-def _three(estimate: Estimate) -> tuple[float | None, float | None, float | None]:
-    return estimate.value, estimate.low, estimate.high
-
-
-def _known(estimate: Estimate | None) -> bool:
-    return estimate is not None and estimate.value is not None
-
-
 def _width(arm: ComparedArm) -> str:
     return "-" if arm.d_sae is None else f"{arm.d_sae:,}"
-
-
-def _turned(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """One row per figure instead of one per run, for a table of very many figures."""
-    return [list(row) for row in zip(*rows, strict=True)]
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
