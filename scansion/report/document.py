@@ -21,7 +21,7 @@ _SCRIPTS = (
 
 def add_plotly(chunks: Chunks) -> None:
     """Put plotly.js, as the installed package has it, among a page's chunks: packed, 5 MB become 2."""
-    from plotly.offline import get_plotlyjs  # here, for plotly takes a while to load
+    from plotly.offline import get_plotlyjs  # here, because plotly takes a while to load
 
     chunks.add_bytes("plotly", get_plotlyjs().encode("utf-8"))
 
@@ -33,7 +33,7 @@ def render(
 
     Args:
         template: a file in ``web`` that extends ``page.html``.
-        title, lead: the heading and what stands under it.
+        title, lead: the heading and the paragraph below it.
         sections: (id, name) for the links at the top.
         chunks: data for the scripts.
         content: what the template shows; everything that comes from names, paths or data is escaped by it.

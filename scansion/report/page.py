@@ -1,4 +1,4 @@
-"""The report: a page that opens from disk with everything about a study in it, and its figures for papers beside it."""
+"""The report: a page that opens from disk with everything about a study in it, and the same figures as files for papers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_report(
         features: how much feature pages show; None leaves them out, and with them the language model.
         load_lm: gives the language model of ``data.held_out``; None to load it here.
     """
-    from scansion.report.paper import write_figures  # here, for matplotlib takes a while to load
+    from scansion.report.paper import write_figures  # here, because matplotlib takes a while to load
 
     dictionaries = read_dictionaries(data, features, load_lm)
     sections = _charts(data)

@@ -1,4 +1,4 @@
-"""The same charts on paper: PDF and PNG figures by matplotlib, beside the page."""
+"""The same charts on paper: PDF and PNG files next to the page, drawn by matplotlib."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write_figures(charts: Sequence[Chart], maps: Sequence[Maps], arms: Sequence[
 
 
 def overview(charts: Sequence[Chart], arms: Sequence[str]) -> Figure:
-    """All charts in one figure, two a row."""
+    """All charts in one figure, two per row."""
     rows = -(-len(charts) // 2)
     figure = Figure(figsize=(12, 3.6 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False)

@@ -20,7 +20,7 @@ def figure_of(chart: Chart) -> dict[str, Any]:
 
 
 def colour_of(arm: int | None) -> str:
-    """An arm's colour; grey for what is no arm's."""
+    """An arm's colour; grey for a control or reference."""
     return REFERENCE if arm is None else COLOURS[arm % len(COLOURS)]
 
 

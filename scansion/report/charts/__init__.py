@@ -1,4 +1,4 @@
-"""The charts of a report, as data; how they are drawn is said elsewhere."""
+"""The charts of a report, as data; plotly_form.py and paper.py draw them."""
 
 from scansion.report.charts.chart import Axis, Chart, Series
 from scansion.report.charts.curves import training_charts

@@ -21,7 +21,7 @@ class Series:
 
     Attributes:
         name: whose they are.
-        arm: index of the arm, which decides the colour; None for what is no arm's, drawn in grey.
+        arm: index of the arm, which decides the colour; None for a control or reference, drawn in grey.
         x, y: the points; None where there is no number.
         kind: ``line`` (with a band from ``low`` to ``high``), ``points`` (with bars), ``faint points``, ``bars`` (from the
             chart's base), ``front`` (a staircase), ``rule`` (a dashed line), ``ticks`` (short level strokes).

@@ -1,4 +1,4 @@
-"""What each feature of an SAE does on held-out text: where it fires, how strongly, and the contexts that move it most."""
+"""What each feature of an SAE does on held-out text: where it fires, how strongly, and the contexts where it is most active."""
 
 from __future__ import annotations
 
@@ -25,18 +25,16 @@ class FeatureConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    n_contexts: int = Field(
-        default=1024, ge=1, description="Held-out contexts that features are looked up in, at most."
-    )
-    examples: int = Field(default=10, ge=1, description="Contexts shown of each feature.")
-    neighbours: int = Field(default=8, ge=0, description="Nearest features shown of each.")
-    lens_tokens: int = Field(default=8, ge=0, description="Tokens shown at either end of the logit lens.")
-    batch_contexts: int = Field(default=16, ge=1, description="Contexts encoded at once.")
+    n_contexts: int = Field(default=1024, ge=1, description="Held-out contexts to read, at most.")
+    examples: int = Field(default=10, ge=1, description="Contexts shown per feature.")
+    neighbours: int = Field(default=8, ge=0, description="Nearest features shown per feature.")
+    lens_tokens: int = Field(default=8, ge=0, description="Tokens shown at each end of the logit lens.")
+    batch_contexts: int = Field(default=16, ge=1, description="Contexts per encoded batch.")
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The contexts in which each feature is most active, strongest first; each context at most once a feature.
+    """The contexts in which each feature is most active, strongest first; each context at most once per feature.
 
     Attributes:
         contexts: index into the store, -1 where a feature fired in fewer.

@@ -31,7 +31,7 @@ class FeaturePages:
         arm: the run's name.
         seed: which of its seeds this is.
         features, neighbours: see there.
-        lens: None if the LM was not asked.
+        lens: None if there is no logit lens.
         mask_note: what the mask is, for the heading of the profile.
     """
 

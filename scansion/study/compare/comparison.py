@@ -104,7 +104,7 @@ class Comparison(BaseModel):
         arms: those that may be compared, the baseline among them.
         set_apart: name -> why it may not be.
         fronts: see :class:`Front`.
-        notes: what a reader must know besides.
+        notes: what a reader must know to read the comparison.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -280,12 +280,12 @@ def _front(infos: Mapping[str, ArmInfo], x: str, y: str) -> Front:
     near = [
         name
         for name, others in beaten_by.items()
-        if others and not any(_told_apart(infos[name], infos[other], y) for other in others)
+        if others and not any(_differs(infos[name], infos[other], y) for other in others)
     ]
     return Front(x=x, y=y, arms=[name for name, others in beaten_by.items() if not others], near=near)
 
 
-def _told_apart(one: ArmInfo, other: ArmInfo, figure: str) -> bool:
+def _differs(one: ArmInfo, other: ArmInfo, figure: str) -> bool:
     """Whether the difference has an interval without zero; also if there are too few seeds to have one."""
     found = _difference(_by_seed(one)[figure], _by_seed(other)[figure])
     return found is None or found.estimate.low is None or found.estimate.excludes_zero
