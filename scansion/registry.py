@@ -8,6 +8,7 @@ classes come in two ways: a package's entry points (groups ``scansion.masks``, `
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import sys
@@ -168,6 +169,12 @@ class Registry(Generic[Config, Item]):
 
 
 _LOADED_GROUPS: set[str] = set()
+_LOADED: dict[str, dict[str, str]] = {}
+
+
+def loaded_plugins() -> list[dict[str, str]]:
+    """Every plugin loaded so far: ``file`` and the start of its ``sha256``, or ``package`` and ``version``."""
+    return [_LOADED[key] for key in sorted(_LOADED)]
 
 
 def load_plugins(group: str) -> None:
@@ -186,6 +193,8 @@ def load_plugins(group: str) -> None:
             point.load()
         except Exception as error:  # another package's code may raise anything; name the package
             raise ConfigError(f"the {group} plugin {point.value} could not be loaded: {error}") from error
+        if point.dist is not None:
+            _LOADED[point.dist.name] = {"package": point.dist.name, "version": point.dist.version}
 
 
 def load_plugin(path: Path) -> None:
@@ -216,6 +225,7 @@ def load_plugin(path: Path) -> None:
     except Exception as error:  # the user's file may raise anything
         del sys.modules[name]
         raise ConfigError(f"the plugin {path} failed: {type(error).__name__}: {error}") from error
+    _LOADED[name] = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
     known = [each for each in os.environ.get(PLUGINS, "").split(os.pathsep) if each]
     if str(path) not in known:
         os.environ[PLUGINS] = os.pathsep.join([*known, str(path)])

@@ -39,7 +39,7 @@ def test_from_text_to_a_table(run, harvest, tmp_path: Path) -> None:
     assert len(rows) == 2 and "random_hard" in rows[1]
     page = (tmp_path / "report/index.html").read_text()
     assert page.count('id="chunk-block-') == 2, "feature pages of the two that learnt something"
-    assert "over permuted" in out and "in force (mask drawn)" in out
+    assert "excess over permuted" in out and "in use (drawn mask)" in out
     assert (tmp_path / "masked/evals/position_profile.safetensors").stat().st_size > 0
     assert (tmp_path / "report/figures/overview.png").stat().st_size > 10_000
     status, out, err = run(*evaluate)

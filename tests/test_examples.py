@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scansion import registry
 from scansion.evals import evaluations
 from scansion.lm import sites
 from scansion.masks import MASKS
@@ -28,6 +29,7 @@ def nothing_registered_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(evaluations, "_items", dict(evaluations._items))
     monkeypatch.setattr(ARCHITECTURES, "_items", dict(ARCHITECTURES._items))
     monkeypatch.setattr(sites, "_SITES", dict(sites._SITES))
+    monkeypatch.setattr(registry, "_LOADED", {})
     monkeypatch.setenv(PLUGINS, "")
     monkeypatch.setenv("SCANSION_CACHE", str(tmp_path / "cache"))
     yield
@@ -68,15 +70,19 @@ def test_a_mask_from_a_plan_to_the_page(
     monkeypatch.setattr(MASKS, "_items", {name: item for name, item in MASKS._items.items() if name != "periodic"})
     monkeypatch.setenv(PLUGINS, "")
     forget_plugins()
-    status, _, err = run("report", out)
-    assert status == 2 and "no mask family is called 'periodic'" in err and "--plugin FILE.py" in err, err
-    assert len(err.strip().splitlines()) == 1
-    plugin = ["--plugin", EXAMPLES / "periodic_mask.py"]
-    trained = out / "run_1/seed_0"
+    monkeypatch.setattr(registry, "_LOADED", {})
     held_out = next((tmp_path / "cache").glob("stores/*held_out*"))
-    status, printed, err = run(*plugin, "eval", trained, "--held-out", held_out, "--evaluations", "core",
-                               "--settings", "core: {loss_contexts: 0}")  # fmt: skip
-    assert status == 0 and "periodic" in printed, err
+    trained = out / "run_1/seed_0"
+    evaluate = ["eval", trained, "--held-out", held_out, "--evaluations", "core",
+                "--settings", "core: {loss_contexts: 0}"]  # fmt: skip
+    for command in (["report", out], evaluate):
+        status, _, err = run(*command)
+        assert status == 2 and "no mask family is called 'periodic'" in err, err
+        assert "was made with the plugin periodic_mask.py: put --plugin periodic_mask.py before" in err, err
+        assert len(err.strip().splitlines()) == 1
+    plugin = ["--plugin", EXAMPLES / "periodic_mask.py"]
+    status, printed, err = run(*plugin, *evaluate)
+    assert status == 0 and "periodic" in printed and "is not as it was" not in err, err
     status, printed, err = run(*plugin, "compile", trained, "--bands", 1, "--held-out", held_out,
                                "--out", tmp_path / "compiled")  # fmt: skip
     assert status == 0 and "FVE before" in printed, err
@@ -94,6 +100,30 @@ def test_a_mask_is_trained_from_flags(run, store, tmp_path: Path) -> None:
     status, _, err = run("--plugin", EXAMPLES / "periodic_mask.py", *train)
     assert status == 0, err
     assert "family: periodic" in (tmp_path / "x/config.yaml").read_text()
+
+
+def test_a_run_says_with_which_version_of_a_plugin_it_was_made(
+    run, store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = shutil.copy(EXAMPLES / "periodic_mask.py", tmp_path)
+    train = ["train", store.folder, "--d-sae", 32, "--k", 4, "--tokens", 0, "--mask", "periodic, period: 2", "--out"]
+    status, _, err = run("--plugin", plugin, *train, tmp_path / "x")
+    assert status == 0, err
+    [recorded] = yaml.safe_load((tmp_path / "x/config.yaml").read_text())["plugins"]
+    assert recorded["file"] == "periodic_mask.py" and len(recorded["sha256"]) == 16
+    evaluate = ["eval", tmp_path / "x", "--held-out", store.folder, "--evaluations", "core",
+                "--settings", "core: {loss_contexts: 0}"]  # fmt: skip
+    Path(plugin).write_text(Path(plugin).read_text() + "\n# changed\n")
+    monkeypatch.setattr(MASKS, "_items", {name: item for name, item in MASKS._items.items() if name != "periodic"})
+    forget_plugins()
+    status, _, err = run("--plugin", plugin, *evaluate)
+    assert status == 0 and err.count("periodic_mask.py is not as it was when") == 1, err
+    # A run made before plugins were recorded.
+    config = yaml.safe_load((tmp_path / "x/config.yaml").read_text())
+    del config["plugins"]
+    (tmp_path / "x/config.yaml").write_text(yaml.safe_dump(config))
+    status, _, err = run("--plugin", plugin, *evaluate)
+    assert status == 0 and "is not as it was" not in err, err
 
 
 def test_an_architecture_is_trained_from_flags_of_its_own(run, store, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from scansion.evals.base import LoadedSAE
 from scansion.evals.core.evaluate import CoreConfig, evaluate_core
 from scansion.files import atomic_file, require_writable
 from scansion.locks import only_writer
+from scansion.plugins import plugins_record
 from scansion.sae import load_sae, save_sae
 from scansion.sae.rounding import round_to_bands
 
@@ -48,6 +49,7 @@ def compile_run(run: Path, out: Path, held_out: ActivationStore, n_bands: int, k
         "mass_lost": rounded.mass_lost,
         "fve_before": before.fve.value,
         "fve_after": after.fve.value,
+        **plugins_record(),
     }
     with only_writer(out, "compiling"), atomic_file(out / "config.yaml") as temporary:
         save_sae(rounded.sae, out / "sae", metadata)

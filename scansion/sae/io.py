@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from scansion.errors import ScansionError
+from scansion.errors import ConfigError, ScansionError, describe
 from scansion.files import atomic_folder, read_json, require_known_format, write_json
+from scansion.plugins import missing_plugins, say_if_plugins_differ
 from scansion.sae.base import SAE
 from scansion.sae.metadata import SAEMetadata
 from scansion.sae.registry import build_sae, parse_sae_config
@@ -54,7 +56,13 @@ def load_sae(folder: Path, device: str | torch.device = "cpu") -> tuple[SAE, SAE
         raise ScansionError(f"{folder / 'cfg.json'} is not of an SAE that Scansion saved: it has no format_version")
     metadata = SAEMetadata.model_validate(settings.pop("metadata"))
     d_in, n_positions = settings.pop("d_in"), settings.pop("n_positions")
-    sae = build_sae(parse_sae_config(settings), d_in, n_positions, torch.Generator().manual_seed(0))
+    try:
+        config = parse_sae_config(settings)
+    except (ConfigError, ValidationError) as error:
+        text = describe(error, "cfg.json") if isinstance(error, ValidationError) else str(error)
+        raise ConfigError(f"{folder / 'cfg.json'}: {text}{missing_plugins([folder.parent])}") from error
+    say_if_plugins_differ(folder.parent)
+    sae = build_sae(config, d_in, n_positions, torch.Generator().manual_seed(0))
     try:
         sae.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError) as error:

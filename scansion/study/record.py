@@ -20,6 +20,7 @@ from scansion.files import read_json, require_known_format, write_json
 from scansion.pipeline.planted import PlantedSpec, Source
 from scansion.pipeline.run_results import RunResults
 from scansion.pipeline.stores import HarvestSpec, stores_dir
+from scansion.plugins import missing_plugins
 from scansion.study.compare.comparison import by_world, figures_of
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import figure_text
@@ -280,6 +281,9 @@ def _validated(path: Path, kind: type[Part]) -> Part:
         first = error.errors()[0]
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise ConfigError(
-            f"{path} does not fit this version ({why}); if it names a mask family of your own, register that first, else "
-            "delete it and run the study again"
+            f"{path} does not fit this version ({why})"
+            + (
+                missing_plugins(config.parent for config in sorted(path.parent.glob("**/config.yaml")))
+                or "; if it names a mask family of your own, register that first, else delete it and run the study again"
+            )
         ) from error

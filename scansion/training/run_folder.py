@@ -26,6 +26,7 @@ from scansion.files import (
     write_json,
 )
 from scansion.locks import only_writer
+from scansion.plugins import plugins_record, say_if_plugins_differ
 from scansion.sae import WEIGHTS
 
 KEEP_CHECKPOINTS = 2
@@ -65,9 +66,12 @@ class RunFolder:
             for folder in (self.path, self._checkpoints):
                 remove_leftovers(folder)
             require_same_run(self.path, self._config)
+            say_if_plugins_differ(self.path)
             if not (self.path / _CONFIG).exists():
                 with atomic_file(self.path / _CONFIG) as temporary:
-                    temporary.write_text(yaml.safe_dump(self._config, sort_keys=False), encoding="utf-8")
+                    temporary.write_text(
+                        yaml.safe_dump(self._config | plugins_record(), sort_keys=False), encoding="utf-8"
+                    )
             yield
 
     @property

@@ -1,0 +1,72 @@
+"""Which plugins a run was made with: recorded in its config.yaml, and compared with those loaded when it is read again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from scansion.progress import say
+from scansion.registry import loaded_plugins
+
+
+def plugins_record() -> dict[str, Any]:
+    """What a run's config.yaml holds about the plugins that are loaded; empty if there are none."""
+    plugins = loaded_plugins()
+    return {"plugins": plugins} if plugins else {}
+
+
+def missing_plugins(runs: Iterable[Path]) -> str:
+    """What to add to the error of runs that cannot be read; empty unless they were made with plugins not loaded now.
+
+    Args:
+        runs: folders that hold a config.yaml.
+    """
+    loaded = {_name(plugin) for plugin in loaded_plugins()}
+    missing: dict[str, Path] = {}
+    for run in runs:
+        for plugin in _plugins_of(run / "config.yaml"):
+            if _name(plugin) not in loaded:
+                missing.setdefault(_name(plugin), run)
+    return "".join(
+        f"; {run} was made with the plugin {name}: "
+        + (f"put --plugin {name} before the command's name" if name.endswith(".py") else "install this package")
+        for name, run in missing.items()
+    )
+
+
+def say_if_plugins_differ(run: Path) -> None:
+    """Say in one line, once per plugin and run folder, if a plugin is not the version that the run was made with."""
+    now = {_name(plugin): _version(plugin) for plugin in loaded_plugins()}
+    for plugin in _plugins_of(run / "config.yaml"):
+        name, then = _name(plugin), _version(plugin)
+        if now.get(name, then) != then:
+            _say_once(f"{name} is not as it was when {run} was made ({then} then, {now[name]} now); results may differ")
+
+
+def _plugins_of(config: Path) -> Iterator[dict[str, str]]:
+    """Nothing where there is no such file, or one without a record, as of runs made before there was one."""
+    if not config.is_file():
+        return
+    try:
+        settings: object = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except yaml.YAMLError:  # whoever needs the settings themselves says so
+        return
+    if isinstance(settings, dict):
+        yield from cast(dict[str, Any], settings).get("plugins", [])
+
+
+def _name(plugin: dict[str, str]) -> str:
+    return plugin.get("file") or plugin.get("package", "")
+
+
+def _version(plugin: dict[str, str]) -> str:
+    return f"sha256 {plugin['sha256']}" if "sha256" in plugin else plugin.get("version", "")
+
+
+@cache
+def _say_once(message: str) -> None:
+    say(message)
