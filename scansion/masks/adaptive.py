@@ -22,24 +22,25 @@ class AdaptiveMaskConfig(LearntConfig, frozen=True):
 
     family: Literal["adaptive"] = "adaptive"
     acts_on: ActsOn = Field(
-        default="straight_through", description="As for every family; adaptive masks are hard forward, soft backward."
+        default="straight_through",
+        description="As for all families; by default the mask is rounded in the forward pass only.",
     )
     temperature: Temperature = Temperature(start=1.0, end=0.05, shape="geometric", until=0.8)
     start: Start = Start(kind="contiguous", low=0.4, high=0.6)
     updates: MaskUpdates = MaskUpdates(lr_multiplier=10.0)
     positions_per_feature: int | None = Field(
-        default=None, ge=1, description="Budget: open positions a bound feature; default an eighth of the context."
+        default=None, ge=1, description="Budget: open positions per bound feature; default an eighth of the context."
     )
     budget: Literal["each", "average"] = Field(
         default="each",
-        description="each: every bound feature has just that many; average: features compete for places, and a feature "
-        "that is useful everywhere may take many from others, but not their last.",
+        description="each: every bound feature has exactly that many open positions; average: they have that many on "
+        "average, features compete for them, and each keeps at least one.",
     )
 
 
 @register_mask(AdaptiveMaskConfig)
 class AdaptiveMask(LearntMask):
-    """Starts soft, ends hard, and learns which positions to keep within a budget.
+    """Learns which positions each feature may fire at, within a budget of open positions; starts soft and ends hard.
 
     ``sigmoid((logits - threshold) / temperature)``, the threshold (one a feature, or one for all) set so that exactly
     the budget is open. It is a threshold and not a penalty because a threshold meets the budget at every step and has

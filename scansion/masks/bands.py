@@ -26,12 +26,12 @@ class BandMaskConfig(MaskConfig, frozen=True):
     preset: Literal["groups", "static_slicing"] | None = Field(
         default=None,
         description="groups: early, middle and late (to an eighth, to half, to the end); "
-        "static_slicing: 8 equal slices, each with a decoder bias of its own, in effect one SAE a slice.",
+        "static_slicing: 8 equal slices, each with a decoder bias of its own, in effect one SAE per slice.",
     )
     edges: tuple[int, ...] | None = Field(default=None, description="Band boundaries, ascending, from 0 to L.")
     count: int | None = Field(default=None, ge=1, description="Number of equal bands; default 8.")
     sizes: tuple[int, ...] | None = Field(
-        default=None, description="Features each band owns; default equal numbers of the bound features."
+        default=None, description="Number of features of each band; default equal numbers of the bound features."
     )
     own_bias: bool | None = Field(
         default=None, description="Whether each band has its own decoder bias; default only under static_slicing."
@@ -92,7 +92,7 @@ class BandMaskConfig(MaskConfig, frozen=True):
 
 @register_mask(BandMaskConfig)
 class BandMask(HardMask):
-    """Contiguous bands of positions, each owning a contiguous block of the bound features.
+    """Positions are split into contiguous bands, and each band has a contiguous block of the bound features to itself.
 
     Args:
         config: boundaries, sizes and the shared part.

@@ -28,16 +28,17 @@ class MaskConfig(BaseModel, extra="forbid", frozen=True):
     family: str
     acts_on: ActsOn = Field(
         default="forward",
-        description="forward: weights pre-activations; gradient: only permitted positions train a feature; both; "
-        "straight_through: rounded forward, while the weights learn from what each feature would do if let in; "
-        "placebo: drawn and measured, never applied.",
+        description="forward: it multiplies pre-activations, and 0 blocks the feature; gradient: it multiplies each token's "
+        "gradient to a feature; both: forward and gradient; straight_through: it is rounded in the forward pass, and its "
+        "weights learn as if it were not; placebo: it is drawn and measured, but never applied.",
     )
-    shared: float = Field(default=0.0, ge=0, lt=1, description="Share of features free to fire everywhere.")
+    shared: float = Field(default=0.0, ge=0, lt=1, description="Share of the features that may fire at every position.")
     beyond: Literal["error", "clamp", "tile"] = Field(
         default="error",
-        description="What a position past the mask's end means: an error, the last position, or the mask over again.",
+        description="A position past the mask's end is an error (error), is treated as the last position (clamp), or is "
+        "counted from the start again (tile).",
     )
-    seed: int = Field(default=0, description="Seed of what is drawn.")
+    seed: int = Field(default=0, description="Seed of everything the mask draws at random.")
 
     @property
     def usage_source(self) -> Path | None:

@@ -19,7 +19,7 @@ class ImportanceMaskConfig(LearntConfig, frozen=True):
 
 @register_mask(ImportanceMaskConfig)
 class ImportanceMask(LearntMask):
-    """Learnt position importance: each feature spreads weights of mean 1 over the positions.
+    """Learns how to spread a fixed total weight (mean 1) of each feature over the positions.
 
     ``L * softmax(logits / temperature)``: 0 or above, at most L. Raising a feature at one position lowers it at the
     others; the colder, the more it must choose.

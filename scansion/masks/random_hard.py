@@ -26,7 +26,7 @@ class RandomHardMaskConfig(MaskConfig, frozen=True):
 
 @register_mask(RandomHardMaskConfig)
 class RandomHardMask(HardMask):
-    """Binary and random: each feature has exactly n positions, each position an equal share of features, to within one.
+    """Each feature may fire at exactly n random positions; every position has equally many features, to within one.
 
     Args:
         config: n (``positions_per_feature``) and the seed.

@@ -14,8 +14,12 @@ class Temperature(BaseModel):
 
     start: float = Field(default=1.0, ge=0, description="Temperature at the first step.")
     end: float | None = Field(default=None, ge=0, description="Temperature at the last step; default the start's.")
-    shape: Literal["linear", "geometric"] = Field(default="linear", description="How it moves from one to the other.")
-    until: float = Field(default=1.0, gt=0, le=1, description="Share of the run after which the end is reached.")
+    shape: Literal["linear", "geometric"] = Field(
+        default="linear", description="How the temperature goes from start to end."
+    )
+    until: float = Field(
+        default=1.0, gt=0, le=1, description="Share of the run after which the temperature stays at end."
+    )
 
     @model_validator(mode="after")
     def _geometric_has_no_zero(self) -> Temperature:
@@ -38,11 +42,15 @@ class MaskUpdates(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    start: int = Field(default=0, ge=0, description="First step that may move the mask.")
-    stop: int | None = Field(default=None, ge=0, description="Step from which it is frozen; default never.")
-    every: int | None = Field(default=1, ge=1, description="Move it at every N-th step; null never does.")
+    start: int = Field(default=0, ge=0, description="First training step that changes the mask.")
+    stop: int | None = Field(
+        default=None, ge=0, description="Training step from which the mask is frozen; null = never."
+    )
+    every: int | None = Field(
+        default=1, ge=1, description="Change the mask at every such number of steps; null = never."
+    )
     lr_multiplier: float = Field(
-        default=30.0, ge=0, description="Its learning rate, as a multiple of the SAE's; logits need larger steps."
+        default=30.0, ge=0, description="Learning rate of the mask, as a multiple of the SAE's."
     )
 
     def at(self, step: int) -> bool:

@@ -17,16 +17,18 @@ class SoftMaskConfig(LearntConfig, frozen=True):
 
     family: Literal["soft"] = "soft"
     l1_coefficient: float = Field(
-        default=0.0, ge=0, description="Pressure on the mean weight, towards fewer positions."
+        default=0.0, ge=0, description="Weight of a penalty on the mean weight of the mask, which closes positions."
     )
     entropy_coefficient: float = Field(
-        default=0.0, ge=0, description="Pressure on the mean entropy (nats) of the weights, towards 0 and 1."
+        default=0.0,
+        ge=0,
+        description="Weight of a penalty on the mean entropy (nats) of the weights, which pushes them to 0 or 1.",
     )
 
 
 @register_mask(SoftMaskConfig)
 class SoftMask(LearntMask):
-    """A learnable weight in [0, 1] for every feature and position, whatever the optimiser does.
+    """Learns a weight in [0, 1] for every feature at every position.
 
     ``sigmoid(logits / temperature)``; at temperature 0 a step function.
     """

@@ -18,16 +18,22 @@ class Start(BaseModel):
 
     kind: Literal["random", "contiguous", "strided", "gaussian", "from_usage"] = Field(
         default="random",
-        description="random: uniform; contiguous: a window a feature; strided: every n-th position; gaussian: "
-        "overlapping windows; from_usage: the position profile of a trained SAE without a mask, whose weights are "
-        "taken over with it.",
+        description="First weights. random: uniform between low and high; contiguous: one window of positions per feature; "
+        "strided: every n-th position; gaussian: overlapping windows; from_usage: where the features of a trained SAE "
+        "without a mask fire; its weights are taken over too.",
     )
-    low: float = Field(default=0.3, gt=0, lt=1, description="Weight outside the window, or lowest random weight.")
-    high: float = Field(default=0.7, gt=0, lt=1, description="Weight inside the window, or highest random weight.")
+    low: float = Field(
+        default=0.3, gt=0, lt=1, description="Weight outside a feature's window, or lowest random weight."
+    )
+    high: float = Field(
+        default=0.7, gt=0, lt=1, description="Weight inside a feature's window, or highest random weight."
+    )
     width: int | None = Field(
-        default=None, ge=1, description="Positions in a window (for gaussian at half height); default an eighth."
+        default=None,
+        ge=1,
+        description="Positions in a window (for gaussian: at half height); default an eighth of the context.",
     )
-    sae: Path | None = Field(default=None, description="Folder of the trained SAE (from_usage).")
+    sae: Path | None = Field(default=None, description="Folder of the trained SAE, for from_usage.")
 
     @model_validator(mode="after")
     def _check(self) -> Start:

@@ -17,20 +17,26 @@ class UsageBandMaskConfig(BandMaskConfig, frozen=True):
     """Settings of :class:`UsageBandMask`."""
 
     family: Literal["usage_bands"] = "usage_bands"  # pyright: ignore[reportIncompatibleVariableOverride]
-    every: int = Field(default=25, ge=1, description="Steps between moves.")
-    measure_every: int = Field(default=5, ge=1, description="Steps between measurements with the mask lifted.")
+    every: int = Field(default=25, ge=1, description="Training steps between moves of features.")
+    measure_every: int = Field(
+        default=5,
+        ge=1,
+        description="Training steps between measurements of where features would fire without the mask.",
+    )
     stop: float = Field(
         default=0.6, ge=0, le=1, description="Share of the run after which features stay where they are."
     )
     decay: float = Field(default=0.8, ge=0, lt=1, description="Share of the running usage kept at each measurement.")
     stay: float = Field(
-        default=0.05, ge=0, description="By how much of its usage another band must be better to draw a feature over."
+        default=0.05,
+        ge=0,
+        description="A feature moves only if it would fire more in another band by this share of its firing.",
     )
 
 
 @register_mask(UsageBandMaskConfig)
 class UsageBandMask(BandMask):
-    """Bands whose features move, during training, to the band where they would be used most.
+    """Bands whose features move, during training, to the band where they would fire most without a mask.
 
     Usage is measured with the mask lifted, on the training batch, and kept as a running mean. Each band always owns its
     fixed number of features, so the structure, and with it the fast execution, never changes.

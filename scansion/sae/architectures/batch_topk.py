@@ -21,7 +21,10 @@ class BatchTopKKindConfig(TopKKindConfig, frozen=True):
     """Settings of all architectures whose tokens compete for places."""
 
     threshold_decay: float = Field(
-        default=0.9, ge=0, lt=1, description="Share of the running inference threshold kept at each training step."
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="Share of the running mean of the inference threshold that each training step keeps.",
     )
 
 

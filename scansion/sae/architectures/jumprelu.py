@@ -19,10 +19,14 @@ class JumpReluConfig(SAEConfig, frozen=True):
     """Settings of :class:`JumpReluSAE`; thresholds and bandwidth are for inputs scaled to unit mean norm."""
 
     architecture: Literal["jumprelu"] = "jumprelu"
-    l0_coefficient: float = Field(default=1e-3, ge=0, description="Weight of the number of active features per token.")
-    initial_threshold: float = Field(default=0.01, gt=0, description="Threshold every feature starts with.")
+    l0_coefficient: float = Field(
+        default=1e-3, ge=0, description="Weight of the penalty on the number of active features per token."
+    )
+    initial_threshold: float = Field(default=0.01, gt=0, description="Threshold of every feature at the start.")
     bandwidth: float = Field(
-        default=0.05, gt=0, description="Width around the threshold within which it receives gradient."
+        default=0.05,
+        gt=0,
+        description="Width of the window around the threshold in which pre-activations give it gradient.",
     )
 
 

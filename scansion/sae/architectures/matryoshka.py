@@ -21,7 +21,8 @@ class NestedConfig(BatchTopKKindConfig, frozen=True):
     """Settings of every architecture whose dictionaries are nested."""
 
     prefixes: tuple[float, ...] = Field(
-        default=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), description="Share of the features in each dictionary, ending in 1."
+        default=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
+        description="Share of the features in each nested dictionary, ascending to 1.",
     )
 
     @field_validator("prefixes")

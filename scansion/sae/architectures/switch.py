@@ -22,9 +22,9 @@ class SwitchConfig(TopKKindConfig, frozen=True):
     """Settings of :class:`SwitchSAE`."""
 
     architecture: Literal["switch"] = "switch"
-    n_experts: int = Field(default=8, ge=1, description="Experts, which divide the features equally.")
+    n_experts: int = Field(default=8, ge=1, description="Number of experts, which divide the features equally.")
     balance_coefficient: float = Field(
-        default=3.0, ge=0, description="Weight of the loss that gives all experts their share of the tokens."
+        default=3.0, ge=0, description="Weight of the loss that gives all experts equal shares of the tokens."
     )
 
     @model_validator(mode="after")

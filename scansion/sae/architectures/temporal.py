@@ -21,7 +21,8 @@ class TemporalConfig(NestedConfig, frozen=True):
 
     architecture: Literal["temporal"] = "temporal"
     prefixes: tuple[float, ...] = Field(
-        default=(0.2, 1.0), description="Share of the features in each dictionary; the first holds the high-level ones."
+        default=(0.2, 1.0),
+        description="Share of the features in each nested dictionary, ascending to 1; the first holds the high-level features.",
     )
     contrastive_coefficient: float = Field(
         default=1.0, ge=0, description="Weight of the contrastive loss between adjacent tokens."

@@ -22,7 +22,7 @@ class TopKKindConfig(SAEConfig, frozen=True):
 
     k: int = Field(default=32, ge=1, description="Active features per token (on average over a batch for batch_topk).")
     auxiliary_coefficient: float = Field(
-        default=1 / 32, ge=0, description="Weight of the loss by which dead features model the residual."
+        default=1 / 32, ge=0, description="Weight of the loss that trains dead features to reconstruct the residual."
     )
 
 
