@@ -5,25 +5,27 @@ from __future__ import annotations
 from cyclopts import App
 
 from scansion import assets as bundled
-from scansion.cli.app import app, output
+from scansion.cli.app import LISTS, START, app, output
 from scansion.doctor import report as doctor_report
 from scansion.files import human_bytes
 from scansion.lm import BUNDLED_MODEL, BUNDLED_MODEL_ASSET, model_facts
 
-assets_app = App(name="assets", help="The bundled model, text and labelled sets: fetch, list, verify.")
+assets_app = App(
+    name="assets", group=LISTS, help="Download, list or verify the bundled model, text and labelled data sets."
+)
 app.command(assets_app)
 
 
 @assets_app.command
 def fetch(*names: str) -> None:
-    """Download what is not in the cache yet, check its hash, unpack its data, and make the model ready to load.
+    """Download assets that are not in the cache yet, and check their hashes.
 
     Example: scansion assets fetch
 
     Parameters
     ----------
     names
-        Assets to fetch; all if none is named.
+        Names of assets to download; without names, all of them.
     """
     bundled.fetch(names or None)
     if not names or BUNDLED_MODEL_ASSET in names:
@@ -33,7 +35,7 @@ def fetch(*names: str) -> None:
 
 @assets_app.command(name="list")
 def list_assets() -> None:
-    """Show every asset: version, licence, size, and whether it is in the cache."""
+    """List all assets: version, licence, size, and whether each is in the cache."""
     for name, asset in bundled.ASSETS.items():
         output.print(
             f"{name} {asset.version}  {human_bytes(asset.kept_bytes)}  {asset.licence}  {bundled.status(name)}\n  {asset.what}",
@@ -44,7 +46,7 @@ def list_assets() -> None:
 
 @assets_app.command
 def verify(*names: str) -> None:
-    """Hash every unpacked file again and compare with what was fetched.
+    """Check that the files in the cache are still those that were downloaded.
 
     Example: scansion assets verify sotu
     """
@@ -52,9 +54,9 @@ def verify(*names: str) -> None:
     output.print("all files are as they were fetched")
 
 
-@app.command
+@app.command(group=START)
 def doctor() -> None:
-    """Say what this machine offers and whether Scansion will work on it.
+    """Check that Scansion works on this machine, and print processors, versions and disk.
 
     Example: scansion doctor
     """

@@ -11,7 +11,7 @@ import yaml
 
 from scansion.activations import ActivationStore
 from scansion.assets import fetch
-from scansion.cli.app import app, output, table_console
+from scansion.cli.app import LISTS, STEPS, app, output, table_console
 from scansion.errors import ConfigError
 from scansion.evals import EvaluationConfig, Figure
 from scansion.evals import evaluations as registered
@@ -32,7 +32,7 @@ from scansion.report import (
 )
 
 
-@app.command(name="eval")
+@app.command(name="eval", group=STEPS, sort_key=3)
 def evaluate_runs(
     runs: list[Path],
     *,
@@ -42,7 +42,7 @@ def evaluate_runs(
     report: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Score trained SAEs on text they were not trained on, and print tables.
+    """Evaluate trained SAEs on held-out activations and print tables.
 
     Example: scansion eval runs/topk runs/relu --held-out stores/sotu/held_out --report runs/report
 
@@ -51,7 +51,7 @@ def evaluate_runs(
     runs
         Folders of trained runs.
     held_out
-        A store of documents the runs were not trained on, for example stores/sotu/held_out.
+        Activation store of documents that the runs were not trained on, for example stores/sotu/held_out.
     evaluations
         What to measure: names separated by commas. `scansion evaluations` lists all of them. Sparse probing takes longest.
         core is always run.
@@ -61,7 +61,7 @@ def evaluate_runs(
     report
         Folder to write an HTML report to.
     device
-        Where the language model runs: auto, cpu, cuda, mps.
+        Where the language model runs: auto, cpu, cuda, cuda:1 or mps.
     """
     configs = parse_evaluations(evaluations, settings)
     store = ActivationStore(held_out)
@@ -90,16 +90,16 @@ def evaluate_runs(
         output.print(f"report: {page}", markup=False)
 
 
-@app.command(name="evaluations")
+@app.command(name="evaluations", group=LISTS)
 def list_evaluations(name: str | None = None) -> None:
-    """List the evaluations, or the figures and settings of one.
+    """List the evaluations, or the metrics and settings of one.
 
     Example: scansion evaluations absorption
 
     Parameters
     ----------
     name
-        Show what this evaluation measures and what can be set; without it, one line for each evaluation.
+        Show the metrics and settings of this evaluation; without it, one line per evaluation.
     """
     described, *settings = lines(registered, name)
     figures: Sequence[Figure] = registered.called(name).figures if name is not None else ()

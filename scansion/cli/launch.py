@@ -27,14 +27,14 @@ def _launch(
     config: Path | None = None,
     plugin: Annotated[list[Path] | None, Parameter(negative="")] = None,
 ) -> None:
-    """What goes before the name of any command.
+    """Options of all commands; they come before the command's name.
 
     Parameters
     ----------
     config
-        YAML file of settings; keys are command names, then flags, for example `train: {lr: 0.001}`.
+        YAML file with settings, under the name of the command, for example `train: {lr: 0.001}`.
     plugin
-        Python file that registers a mask, architecture, evaluation or hook point of your own; may be given several times.
+        Python file with a mask, architecture, evaluation or hook point of your own. Repeat the flag for several files.
     """
     for path in plugin or ():
         load_plugin(path)

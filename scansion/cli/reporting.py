@@ -8,14 +8,14 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from scansion.assets import fetch
-from scansion.cli.app import app, output
+from scansion.cli.app import STUDIES, app, output
 from scansion.report import FeatureConfig, study_data, write_report
 from scansion.study import StudyRecord
 from scansion.study.checks import plan_assets
 from scansion.study.plan import slug
 
 
-@app.command
+@app.command(group=STUDIES)
 def report(
     study: Path,
     *,
@@ -23,21 +23,21 @@ def report(
     features: bool = True,
     shown: Annotated[FeatureConfig | None, Parameter(name="*")] = None,
 ) -> None:
-    """Write a study's report: one page that opens from disk, and its figures as PDF and PNG.
+    """Write the report of a study: one HTML page that opens from disk, and its figures as PDF and PNG.
 
-    The page holds the comparison, every plot, masks before and after training, and a page for every feature of each run's
-    first seed. It asks no other machine for anything.
+    The page holds the comparison, every plot, the masks before and after training, and a page for every feature of the
+    first seed of each run. It loads nothing from the network.
 
     Example: scansion report runs/positional_masking
 
     Parameters
     ----------
     study
-        Folder of a study: what `scansion study run` wrote run_0, run_1, ... to.
+        Folder of a study, which holds run_0, run_1, ...
     out
-        Folder for index.html and figures/; default STUDY/report.
+        Folder for index.html and figures/; default: STUDY/report.
     features
-        Whether to write feature pages, which take the language model and most of the page's size.
+        Write the pages of features, which need the language model and are most of the report's size.
     """
     record = StudyRecord.open(study)
     fetch(plan_assets(record.plan))

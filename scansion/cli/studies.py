@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 from rich.table import Table
 from rich.text import Text
 
-from scansion.cli.app import app, output, table_console
+from scansion.cli.app import START, STUDIES, app, output, table_console
 from scansion.cli.reporting import write_pages
 from scansion.errors import ConfigError, StudyError
 from scansion.locks import only_writer
@@ -25,7 +25,7 @@ from scansion.study.estimate import estimate
 from scansion.study.plan import slug
 from scansion.study.tracking import Tracker, import_study, open_tracker
 
-study_app = App(name="study", help="Carry out a plan of runs, or say beforehand what it would take.")
+study_app = App(name="study", group=STUDIES, help="Run a plan of many runs, or estimate first what it takes.")
 app.command(study_app)
 
 
@@ -39,10 +39,10 @@ def run_study(
     report: bool = True,
     out: Path | None = None,
 ) -> None:
-    """Carry a plan out: one harvest, every run at every seed, a comparison, notes and a report.
+    """Run a plan: harvest once, train and evaluate every run at every seed, compare them, and write notes and a report.
 
-    What is finished is not done again, so the same command goes on after an interruption. A run that fails is recorded
-    with its error and the others go on; the exit status then says that one has.
+    Finished work is skipped, so after an interruption the same command resumes. If a run fails, its error is recorded,
+    the other runs go on, and the command ends with exit status 2.
 
     Example: scansion study run positional_masking --only 0,1 --seeds 3
 
@@ -51,15 +51,15 @@ def run_study(
     plan
         The plan: a YAML file, or the name of a bundled plan such as positional_masking.
     only
-        Numbers of the runs to carry out, from 0, separated by commas; default all.
+        Numbers of the runs to do, counted from 0 and separated by commas; default: all runs.
     seeds
-        Use seeds 0, 1, ... up to this many, instead of the plan's.
+        Number of seeds, which are then 0, 1, ...; default: the seeds of the plan.
     retry
-        Try failed runs again, from their last checkpoint.
+        Also try runs again that failed before, from their last checkpoint.
     report
-        Write the HTML report, with a page for every feature, at the end; `scansion report` does so later.
+        Write the HTML report at the end; `scansion report` can write it later.
     out
-        Folder for run_0, run_1, ..., notes.txt, the comparison and the report; default runs/<name of the plan>.
+        Folder for run_0, run_1, ..., notes.txt, the comparison and the report; default: a folder with the plan's name in runs/.
     """
     settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
     _carry_out(settings, out or Path("runs") / settings.name, only, retry, report)
@@ -89,9 +89,9 @@ def plan_study(
     seeds: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     out: Path | None = None,
 ) -> None:
-    """Check all of a plan and say what would run, on how many tokens, with how much disk, and for how long.
+    """Check a plan and print what it would run: tokens, disk space and time.
 
-    Times come from a few seconds' measurement with the real model and the real SAEs. Nothing is harvested or trained.
+    Times are estimated by running the plan's model and SAEs for a few seconds. Nothing is harvested or trained.
 
     Example: scansion study plan positional_masking
 
@@ -100,11 +100,11 @@ def plan_study(
     plan
         The plan: a YAML file, or the name of a bundled plan such as positional_masking.
     only
-        Numbers of the runs, from 0, separated by commas; default all.
+        Numbers of the runs to count, counted from 0 and separated by commas; default: all runs.
     seeds
-        Use seeds 0, 1, ... up to this many, instead of the plan's.
+        Number of seeds, which are then 0, 1, ...; default: the seeds of the plan.
     out
-        Folder the runs would go to; what is finished there is not counted.
+        Folder of the runs; finished work in it is not counted. Default: a folder with the plan's name in runs/.
     """
     settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
     found = estimate(settings, _folders(settings, out or Path("runs") / settings.name, only))
@@ -130,25 +130,25 @@ def plan_study(
         output.print(line, markup=False)
 
 
-@app.command(name="compare")
+@app.command(name="compare", group=STUDIES)
 def compare_runs(
     runs: list[Path], *, baseline: str | None = None, every: bool = False, out: Path | None = None
 ) -> None:
-    """Compare runs: figures with intervals over seeds, differences from a baseline, Pareto fronts.
+    """Compare runs of studies: metrics with intervals over seeds, differences from a baseline, and Pareto fronts.
 
-    Figures come from final_info.json alone. Runs that differ in model, hook point, text, token count or evaluation are
-    not compared, nor are degenerate, failed and unfinished ones, and the table says why.
+    All numbers come from final_info.json in each folder. Runs that differ in model, hook point, text, token count or
+    evaluation are not compared; nor are degenerate, failed or unfinished runs. The table gives the reason.
 
     Example: scansion compare runs/demo/run_*
 
     Parameters
     ----------
     runs
-        Folders of runs, in the order of the table.
+        Folders of runs (run_0, run_1, ...), in the order of the table.
     baseline
-        Name of the arm to compare with; default the first sound one.
+        Name of the run that the others are compared with; default: the first one with status ok.
     every
-        Show every figure instead of the most telling ones.
+        Show all metrics instead of the main ones.
     out
         Folder to write comparison.md and comparison.json to.
     """
@@ -160,22 +160,22 @@ def compare_runs(
     show_comparison(infos, out, baseline, every=every)
 
 
-@app.command
+@app.command(group=STUDIES)
 def ui(study: Path, *, tracker: Tracker = "trackio", show: bool = True) -> None:
-    """Give a study's runs to an experiment tracker on this machine, and open it.
+    """Import the runs of a study into an experiment tracker on this machine, and open it.
 
-    The run folders stay the record; call it again whenever they have changed. Needs `pip install 'scansion[track]'`.
+    Run it again when the run folders have changed. Needs `pip install 'scansion[track]'`.
 
     Example: scansion ui runs/demo
 
     Parameters
     ----------
     study
-        Folder that holds run_0, run_1, ...
+        Folder of a study, which holds run_0, run_1, ...
     tracker
-        Where to: trackio, or wandb in offline mode.
+        Experiment tracker: trackio, or wandb in offline mode.
     show
-        Open trackio's dashboard afterwards, until interrupted.
+        Open the dashboard of trackio afterwards; Ctrl-C closes it.
     """
     record = StudyRecord.open(study)
     output.print(f"{import_study(record, tracker)} runs are in {tracker}", markup=False)
@@ -183,9 +183,9 @@ def ui(study: Path, *, tracker: Tracker = "trackio", show: bool = True) -> None:
         open_tracker(record)
 
 
-@app.command
+@app.command(group=START)
 def demo(*, plan: str = "demo", out: Path = Path("runs/demo")) -> None:
-    """Run the demonstration study from end to end: harvest, train, evaluate, compare and report.
+    """Run a small study from end to end: harvest, train, evaluate, compare and report.
 
     Example: scansion demo
 
@@ -199,7 +199,7 @@ def demo(*, plan: str = "demo", out: Path = Path("runs/demo")) -> None:
     run_study(plan, out=out)
 
 
-@app.command
+@app.command(group=STUDIES)
 def synth(
     *,
     plan: str = "synthetic",
@@ -207,12 +207,12 @@ def synth(
     seeds: list[int] | None = None,
     report: bool = True,
 ) -> None:
-    """Train SAEs on activations made from known features, and measure how much of the truth each of them finds.
+    """Run a study on synthetic activations made from known features: how many of them does each SAE find?
 
-    Every true feature has a known direction and position profile. Figures: variance explained, recovered features
-    (position-bound and unbound ones separately), the match of true and learnt position profiles and its chance level,
-    all with intervals over seeds and paired differences from the baseline of the same world. What is finished is not
-    done again, so the same command resumes.
+    Each true feature has a known direction and a known position profile. Measured are variance explained, the share of
+    true features found (position-bound and unbound ones separately), and how well learnt position profiles match the
+    true ones, next to chance. Each number has an interval over seeds and a paired difference from the baseline of the
+    same synthetic world. Finished work is skipped, so after an interruption the same command resumes.
 
     Example: scansion synth --seeds 0 --seeds 1 --out runs/synthetic
 
@@ -221,11 +221,11 @@ def synth(
     plan
         A plan with a `world`: a YAML file, or the name of a bundled plan.
     out
-        Folder for run_0, run_1, ..., notes.txt, and a folder per world with its comparison; the stores go to the cache.
+        Folder for run_0, run_1, ..., notes.txt, and one comparison per world. The activations go to the cache.
     seeds
-        Seeds to run instead of the plan's. Each draws its own worlds, initial weights, masks and order of the data.
+        Seeds to run instead of the plan's. Each seed has its own worlds, initial weights, masks and order of the data.
     report
-        Write the HTML report, a page per world, at the end.
+        Write the HTML report at the end, one page per world.
     """
     settings = load_plan(plan)
     if settings.world is None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from scansion.activations import ActivationStore, HarvestConfig
-from scansion.cli.app import app, output
+from scansion.cli.app import LISTS, STEPS, app, output
 from scansion.corpus import CorpusConfig
 from scansion.flags import SAEFlags, flags_of_architectures, sae_config
 from scansion.listing import lines
@@ -20,7 +20,7 @@ from scansion.training import TrainingConfig, TrainingRun
 from scansion.training import train as train_runs
 
 
-@app.command
+@app.command(group=STEPS, sort_key=1)
 def harvest(
     *,
     out: Path,
@@ -32,7 +32,7 @@ def harvest(
     corpus: Annotated[CorpusConfig | None, Parameter(name="*")] = None,
     layout: Annotated[HarvestConfig | None, Parameter(name="*")] = None,
 ) -> None:
-    """Run a language model over text once and keep its activations, with their positions.
+    """Run a language model over text and store its activations, with their positions.
 
     Example: scansion harvest --source sotu --max-tokens 300000 --pool 8 --out stores/sotu
 
@@ -41,15 +41,15 @@ def harvest(
     out
         Folder for the two stores, OUT/train and OUT/held_out. Run the same command again to resume after an interruption.
     model
-        The bundled model, a folder, a .gguf file, or a hub name such as google/gemma-2-2b.
+        Language model: the bundled one, a folder, a .gguf file, or a name on the Hugging Face hub such as google/gemma-2-2b.
     revision
-        Branch, tag or commit on the hub.
+        Branch, tag or commit of the model on the hub.
     hook_point
-        For example layers.5, layers.5.mlp, blocks.5.hook_resid_post.
+        Where in the model activations are read, for example layers.5, layers.5.mlp or blocks.5.hook_resid_post.
     lm_dtype
-        Type the model runs in; auto is bfloat16 on CUDA, float32 elsewhere.
+        Number type the model computes in; auto is bfloat16 on CUDA and float32 elsewhere.
     device
-        auto, cpu, cuda, cuda:1, mps.
+        Where the model runs: auto, cpu, cuda, cuda:1 or mps.
     """
     source = HarvestSpec(
         model, hook_point, corpus or CorpusConfig(), layout or HarvestConfig(), revision, lm_dtype, device
@@ -64,7 +64,7 @@ def harvest(
         )
 
 
-@app.command
+@app.command(group=STEPS, sort_key=2)
 def train(
     store: Path,
     *,
@@ -94,7 +94,7 @@ def offer_all_architectures() -> None:
     train.__annotations__["sae"] = Annotated[flags_of_architectures(taken) | None, Parameter(name="*")]
 
 
-@app.command
+@app.command(group=LISTS)
 def architectures(name: str | None = None) -> None:
     """List the SAE architectures, or the settings of one.
 
@@ -109,7 +109,7 @@ def architectures(name: str | None = None) -> None:
         output.print(line, markup=False)
 
 
-@app.command
+@app.command(group=LISTS)
 def masks(family: str | None = None) -> None:
     """List the families of positional masks, or the settings of one.
 
@@ -124,24 +124,24 @@ def masks(family: str | None = None) -> None:
         output.print(line, markup=False)
 
 
-@app.command(name="compile")
+@app.command(name="compile", group=STEPS, sort_key=4)
 def compile_mask(run: Path, *, out: Path, held_out: Path, bands: int = 8, keep: float = 0.5) -> None:
-    """Round a learnt mask to hard bands, which train and run faster, and say what that costs.
+    """Round the learnt mask of a trained run to hard bands, which run faster, and print FVE before and after.
 
     Example: scansion compile runs/adaptive --bands 8 --held-out stores/sotu/held_out --out runs/compiled
 
     Parameters
     ----------
     run
-        Folder of a trained run with a mask.
+        Folder of a trained run whose mask is learnt.
     out
         Folder of the new run, which `scansion eval` takes like any other.
     held_out
         A store to measure FVE on before and after, for example stores/sotu/held_out.
     bands
-        Number of equal bands.
+        Number of equal bands of positions.
     keep
-        Share of its weight that a band must hold for a feature to be tied to it; features below it become shared.
+        A feature is tied to a band that holds at least this share of its mask weight; all other features become shared.
     """
     for line in compile_run(run, out, ActivationStore(held_out), bands, keep):
         output.print(line, markup=False)
