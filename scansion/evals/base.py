@@ -1,26 +1,32 @@
-"""What every evaluation shares: the SAE it is given, the result it returns, and the checks that come before any figure."""
+"""What every evaluation shares: the SAE it is given, the result it returns, why an SAE is degenerate, SAEBench's frame."""
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from importlib.metadata import version
+from typing import Any, Literal, TypeVar
 
 import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
 from scansion.activations import ActivationStore
-from scansion.errors import EvalError
-from scansion.lm import HookPoint, LanguageModel, ModelId
+from scansion.errors import ModelError
+from scansion.evals.statistics import Estimate
+from scansion.files import fingerprint
+from scansion.lm import HookPoint
 from scansion.sae import SAE, SAEMetadata
 
 Status = Literal["ok", "degenerate", "inapplicable"]
 SCHEMA_VERSION = 1
+Result = TypeVar("Result", bound="EvalResult")
 
-# Runs that differ in one of these answer different questions.
-MUST_AGREE = ("model", "model_revision", "hook_point", "contexts", "context_length", "use_position_0", "tokens")
+# Of the ids of result files in SAEBench's layout.
+_NAMESPACE = uuid.UUID("6f0f9f0e-5a3c-4f55-9b0f-5d2f7f0c8e11")
 # Probes within this distance of 0.5 are at chance; the language model's must be twice as far from it to say anything.
 _CHANCE_MARGIN = 0.02
 
@@ -74,10 +80,35 @@ class EvalResult(BaseModel):
     data: dict[str, Any]
     seed: int
 
+    @classmethod
+    def of(
+        cls: type[Result],
+        subject: LoadedSAE,
+        data: Mapping[str, Any],
+        seed: int,
+        reasons: Sequence[str] = (),
+        inapplicable: Sequence[str] = (),
+        **figures: Any,
+    ) -> Result:
+        """A result for an SAE; status and provenance are filled in.
 
-def status_of(reasons: list[str]) -> Status:
-    """``degenerate`` if there is any reason, else ``ok``."""
-    return "degenerate" if reasons else "ok"
+        Args:
+            subject: what was measured.
+            data, seed: see :class:`EvalResult`.
+            reasons: why the SAE is degenerate; empty if it is not.
+            inapplicable: if it is not, why the evaluation says nothing about it; empty if it does.
+            figures: the fields that the result's class adds, and ``notes``.
+        """
+        return cls(
+            sae=subject.name,
+            status="degenerate" if reasons else "inapplicable" if inapplicable else "ok",
+            reasons=list(reasons or inapplicable),
+            sae_fingerprint=subject.fingerprint,
+            sae_metadata=subject.metadata,
+            data=dict(data),
+            seed=seed,
+            **figures,
+        )
 
 
 def data_from(store: ActivationStore, config: BaseModel) -> dict[str, Any]:
@@ -88,74 +119,6 @@ def data_from(store: ActivationStore, config: BaseModel) -> dict[str, Any]:
         "split": store.identity.split,
         "config": config.model_dump(mode="json"),
     }
-
-
-def not_comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """What makes the figures of two runs answer different questions; empty if the runs may be compared.
-
-    Args:
-        ours, theirs: of each run, the values of :data:`MUST_AGREE`, and under ``evaluated_on`` the data that each
-            evaluation was measured on, by the evaluation's name. An evaluation that only one of the runs has does not
-            count: its figures are missing from the other, not different.
-    """
-    here, there = (ModelId(str(one.get("model")), str(one.get("model_revision"))) for one in (ours, theirs))
-    same_model = here.same_as(there)
-    problems = [
-        f"{name} is {ours.get(name)!r}, not {theirs.get(name)!r}"
-        for name in MUST_AGREE
-        if ours.get(name) != theirs.get(name) and not (same_model and name in ("model", "model_revision"))
-    ]
-    measured, other = ours.get("evaluated_on", {}), theirs.get("evaluated_on", {})
-    different = [name for name in sorted(measured.keys() & other.keys()) if measured[name] != other[name]]
-    if different:
-        problems.append(f"{', '.join(different)} was measured on other data or with other settings")
-    return problems
-
-
-def require_same_source(subjects: Sequence[LoadedSAE], store: ActivationStore) -> None:
-    """Raise :class:`EvalError` unless every SAE was trained on the store's model, revision and hook point."""
-    identity = store.identity
-    for subject in subjects:
-        _require_trained_on(subject, identity.model_id, identity.hook_point, "the store holds")
-
-
-def require_same_model(lm: LanguageModel, store: ActivationStore) -> None:
-    """Raise :class:`EvalError` unless the store was made with ``lm``."""
-    if not lm.facts.id.same_as(store.identity.model_id):
-        raise EvalError(
-            f"{lm.facts.name} is now at {lm.facts.revision}, but the store was made with "
-            f"{store.identity.model_revision}; harvest again, or bring that model back"
-        )
-
-
-def require_sae_matches_lm(
-    subjects: Sequence[LoadedSAE], lm: LanguageModel, hook_point: HookPoint, context_length: int
-) -> None:
-    """Raise unless the LM reads contexts of this length and every SAE was trained on it, at this hook point.
-
-    Raises:
-        ModelError: the model has no such layer, or cannot read contexts of this length.
-        EvalError: an SAE was trained on another model or hook point.
-        ShapeError: an SAE does not fit the model's width or the context length.
-    """
-    lm.facts.check_context_length(context_length)
-    hook_point.check(lm.facts.n_layers, lm.facts.name)
-    for subject in subjects:
-        _require_trained_on(subject, lm.facts.id, str(hook_point), "the texts are read by")
-        weights = subject.sae.W_enc
-        # Encoding one token at the last position runs every check of width and mask that the texts will meet.
-        last = torch.tensor([context_length - 1], device=weights.device)
-        with torch.no_grad():
-            subject.sae.encode(weights.new_zeros(1, hook_point.width(lm.facts)), last)
-
-
-def _require_trained_on(subject: LoadedSAE, model: ModelId, hook_point: str, what: str) -> None:
-    trained = subject.metadata
-    if not trained.model_id.same_as(model) or trained.hook_point != hook_point:
-        raise EvalError(
-            f"{subject.name} was trained on {trained.model_id} {trained.hook_point}, but {what} {model} {hook_point}; "
-            "evaluate an SAE on its own model and hook point"
-        )
 
 
 def reasons_before_running(subject: LoadedSAE) -> list[str]:
@@ -197,3 +160,82 @@ def reasons_from_probes(sae_accuracies: list[float], lm_accuracies: list[float])
     if informative and max(informative) <= 0.5 + _CHANCE_MARGIN:
         return [f"every probe is at chance (best {max(informative):.3f}) while the language model's are not"]
     return []
+
+
+def in_frame(
+    result: EvalResult,
+    subject: LoadedSAE,
+    eval_type_id: str,
+    eval_config: dict[str, Any],
+    metrics: dict[str, dict[str, Any]],
+    details: list[dict[str, Any]],
+    unstructured: dict[str, Any] | None = None,
+    *,
+    ours: dict[str, Any] | None = None,
+    epoch_millis: int | None = None,
+) -> dict[str, Any]:
+    """A result file in SAEBench's layout.
+
+    Args:
+        result: the result to write; its contents give the file's id.
+        subject: the SAE.
+        eval_type_id, eval_config, metrics, details, unstructured: SAEBench's fields of the same names.
+        ours: everything SAEBench has no field for (status, reasons, notes, intervals), written to the unstructured part
+            under ``scansion``; default the whole result.
+        epoch_millis: the time to write in the file; default now.
+    """
+    return {
+        "eval_type_id": eval_type_id,
+        "eval_config": eval_config,
+        "eval_id": str(uuid.uuid5(_NAMESPACE, fingerprint(result.model_dump(mode="json")))),
+        "datetime_epoch_millis": int(time.time() * 1000) if epoch_millis is None else epoch_millis,
+        "eval_result_metrics": metrics,
+        "eval_result_details": details,
+        "sae_bench_commit_hash": f"Unknown (not run by SAEBench but by scansion {version('scansion')})",
+        "sae_lens_id": "custom_sae",
+        "sae_lens_release_id": result.sae,
+        "sae_lens_version": "Unknown (not used)",
+        "sae_cfg_dict": _sae_config(subject),
+        "eval_result_unstructured": {
+            "scansion": result.model_dump(mode="json") if ours is None else ours,
+            **(unstructured or {}),
+        },
+    }
+
+
+def value_of(estimate: Estimate | None) -> float | None:
+    """The figure without its interval; None stays None."""
+    return estimate.value if estimate else None
+
+
+def _sae_config(subject: LoadedSAE) -> dict[str, Any]:
+    """The SAE in the terms of SAELens' configuration."""
+    sae, metadata = subject.sae, subject.metadata
+    try:
+        hook_point = HookPoint.parse(metadata.hook_point)
+        layer, name = hook_point.layer, hook_point.transformer_lens_name
+    except ModelError:  # planted activations belong to no layer
+        layer, name = 0, metadata.hook_point
+    return {
+        "model_name": metadata.model,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "hook_layer": layer,
+        "hook_name": name,
+        "context_size": metadata.context_length,
+        "hook_head_index": None,
+        "architecture": sae.config.architecture,
+        "apply_b_dec_to_input": True,
+        "finetuning_scaling_factor": None,
+        "activation_fn_str": sae.config.architecture,
+        "prepend_bos": True,
+        "normalize_activations": "none",
+        "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
+        "device": "",
+        "dataset_path": "",
+        "dataset_trust_remote_code": False,
+        "seqpos_slice": [None],
+        "training_tokens": metadata.tokens,
+        "sae_lens_training_version": None,
+        "neuronpedia_id": None,
+    }

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scansion.activations import ActivationStore
 from scansion.corpus import CorpusConfig
 from scansion.errors import ConfigError, describe
-from scansion.evals.base import EvalResult, LoadedSAE, status_of
+from scansion.evals.base import EvalResult, LoadedSAE
 from scansion.evals.statistics import Estimate
 from scansion.lm import LanguageModel
 from scansion.registry import Registry
@@ -49,8 +49,9 @@ class Figure:
         name: in final_info.json, comparisons and plans.
         label: column heading.
         better: which way is better; None if neither is.
-        read: result -> value, as a number or an :class:`Estimate`, or with ``{n}`` a mapping from n to values; default the
-            result's attribute of the figure's name.
+        read: where the result holds it, as a number or an :class:`Estimate`: attributes and keys joined by points, such as
+            ``states.lifted.l0``, or a function of the result; with ``{n}``, a mapping from n to values. Default the
+            attribute of the figure's name. None if anything on the way there is None or missing from a mapping.
         headline: shown in summary tables; with ``{n}``, the n for which it is.
         scale: factor applied before it is shown, as the label says.
         digits: shown after the point.
@@ -63,7 +64,7 @@ class Figure:
     name: str
     label: str
     better: Literal["up", "down"] | None = None
-    read: Callable[[Any], Value | Mapping[int, Value]] | None = None
+    read: str | Callable[[Any], Value | Mapping[int, Value]] | None = None
     headline: bool | tuple[int, ...] = False
     scale: float = 1.0
     digits: int = 3
@@ -86,13 +87,21 @@ class Figure:
 
     def of(self, result: EvalResult) -> Iterator[tuple[str, Estimate]]:
         """Name and estimate of this figure in a result, at every size; nothing if it was not measured."""
-        value = getattr(result, self.name) if self.read is None else self.read(result)
+        value = self.read(result) if callable(self.read) else _at(result, self.read or self.name)
         values = (
             {self.name.format(n=n): v for n, v in value.items()} if isinstance(value, Mapping) else {self.name: value}
         )
         for name, one in values.items():
             if one is not None or self.only_if is None:
                 yield name, one if isinstance(one, Estimate) else Estimate(value=one, low=None, high=None)
+
+
+def _at(value: Any, path: str) -> Any:
+    for name in path.split("."):
+        if value is None:
+            return None
+        value = value.get(name) if isinstance(value, Mapping) else getattr(value, name)
+    return value
 
 
 class Evaluation(ABC, Generic[Config, Result]):
@@ -104,8 +113,8 @@ class Evaluation(ABC, Generic[Config, Result]):
         needs_lm: whether it runs the language model; refused on stores of planted activations, which have none.
         reads_store: whether its results depend on the held-out store, and not on texts of its own alone.
         decides: whether a dictionary that it calls degenerate has no figures at all, of any evaluation.
-        tokens_of_own_text: tokens of the longest text it reads besides the store's; 0 if it reads none, or none longer
-            than the contexts of training.
+        tokens_of_own_text: tokens of the longest text it reads besides the store's, which is its ``context_length`` if it
+            has such a setting; 0 if it reads none, or none longer than the contexts of training.
     """
 
     result: ClassVar[type[Any]]
@@ -130,7 +139,7 @@ class Evaluation(ABC, Generic[Config, Result]):
     @property
     def tokens_of_own_text(self) -> int:
         """See :class:`Evaluation`."""
-        return 0
+        return getattr(self.config, "context_length", None) or 0
 
     @abstractmethod
     def run(self, saes: Sequence[LoadedSAE], held_out: ActivationStore, load_lm: LoadLM) -> Sequence[Result]:
@@ -167,25 +176,8 @@ class Evaluation(ABC, Generic[Config, Result]):
     def result_for(
         self, sae: LoadedSAE, held_out: ActivationStore, reasons: Sequence[str] = (), seed: int = 0, **figures: Any
     ) -> Result:
-        """A result with these fields; status, provenance and settings are filled in.
-
-        Args:
-            sae: what was measured.
-            held_out: the store.
-            reasons: why the dictionary is degenerate; empty if it is not.
-            seed: of every random choice made.
-            figures: the fields that the result's class adds.
-        """
-        return self.result(
-            sae=sae.name,
-            status=status_of(list(reasons)),
-            reasons=list(reasons),
-            sae_fingerprint=sae.fingerprint,
-            sae_metadata=sae.metadata,
-            data=self.data(held_out),
-            seed=seed,
-            **figures,
-        )
+        """A result on this store, with settings filled in too; see :meth:`EvalResult.of`."""
+        return self.result.of(sae, self.data(held_out), seed, reasons, **figures)
 
     def measured(self) -> list[str]:
         """Names of the figures that these settings give."""

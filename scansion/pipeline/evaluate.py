@@ -12,8 +12,8 @@ from scansion.activations import ActivationStore
 from scansion.errors import ConfigError
 from scansion.evals import Evaluation, EvaluationConfig, evaluations
 from scansion.evals.base import EvalResult, LoadedSAE
+from scansion.evals.reading.training import fill_from_training
 from scansion.evals.registry import LoadLM
-from scansion.evals.settings import fill_from_training
 from scansion.files import read_json, require_known_format, write_json
 from scansion.pipeline.run_results import RunResults
 from scansion.progress import say

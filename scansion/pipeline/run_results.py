@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from scansion.evals import EvalResult, evaluations, figures_in
-from scansion.evals.base import not_comparable
 from scansion.evals.core.evaluate import CoreResult
 from scansion.evals.position import PositionResult
 from scansion.evals.probing.result import SparseProbingResult
 from scansion.evals.statistics import Estimate
 from scansion.files import fingerprint
+from scansion.lm import ModelId
+
+# Runs that differ in one of these answer different questions.
+MUST_AGREE = ("model", "model_revision", "hook_point", "contexts", "context_length", "use_position_0", "tokens")
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,25 @@ class RunResults:
         """What makes the figures of the two runs answer different questions; empty if they may be compared."""
         ours, theirs = ({**dict(run.core.sae_metadata), "evaluated_on": run.evaluated_on()} for run in (self, other))
         return not_comparable(ours, theirs)
+
+
+def not_comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What makes the figures of two runs answer different questions; empty if the runs may be compared.
+
+    Args:
+        ours, theirs: of each run, the values of :data:`MUST_AGREE`, and under ``evaluated_on`` the data that each
+            evaluation was measured on, by the evaluation's name. An evaluation that only one of the runs has does not
+            count: its figures are missing from the other, not different.
+    """
+    here, there = (ModelId(str(one.get("model")), str(one.get("model_revision"))) for one in (ours, theirs))
+    same_model = here.same_as(there)
+    problems = [
+        f"{name} is {ours.get(name)!r}, not {theirs.get(name)!r}"
+        for name in MUST_AGREE
+        if ours.get(name) != theirs.get(name) and not (same_model and name in ("model", "model_revision"))
+    ]
+    measured, other = ours.get("evaluated_on", {}), theirs.get("evaluated_on", {})
+    different = [name for name in sorted(measured.keys() & other.keys()) if measured[name] != other[name]]
+    if different:
+        problems.append(f"{', '.join(different)} was measured on other data or with other settings")
+    return problems

@@ -24,7 +24,7 @@ from scansion.activations import HarvestConfig
 from scansion.corpus import CorpusConfig
 from scansion.errors import ConfigError, describe
 from scansion.evals import EvaluationConfig, evaluations
-from scansion.evals.settings import CountsPositions, fill
+from scansion.evals.reading.training import CountsPositions, fill
 from scansion.files import fingerprint
 from scansion.lm import BUNDLED_MODEL
 from scansion.sae import AnySAEConfig, SAEConfig

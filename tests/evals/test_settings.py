@@ -16,7 +16,7 @@ from scansion.evals.core.evaluate import CoreConfig, evaluate_core
 from scansion.evals.interp.offline import OfflineInterpConfig, evaluate_offline_interp
 from scansion.evals.position import PositionConfig, evaluate_position
 from scansion.evals.probing.config import SparseProbingConfig
-from scansion.evals.settings import CountsPositions, ReadsTexts, as_trained
+from scansion.evals.reading.training import CountsPositions, ReadsTexts, as_trained
 from scansion.files import read_json, write_json
 from scansion.pipeline.evaluate import evaluate
 from scansion.sae import ReluConfig, SAEMetadata, build_sae, save_sae
@@ -46,7 +46,7 @@ def subject(store: ActivationStore):
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr("scansion.evals.settings.say", lines.append)
+    monkeypatch.setattr("scansion.evals.reading.training.say", lines.append)
     return lines
 
 

@@ -14,7 +14,8 @@ import torch
 from scansion.activations import HarvestPlan, harvest
 from scansion.corpus import CorpusConfig
 from scansion.errors import EvalError, StoreError
-from scansion.evals.base import LoadedSAE, require_sae_matches_lm, require_same_model, require_same_source
+from scansion.evals.base import LoadedSAE
+from scansion.evals.reading.training import require_sae_matches_lm, require_same_model, require_same_source
 from scansion.lm import BUNDLED_MODEL, HookPoint, LanguageModel, ModelId, model_facts
 from scansion.pipeline.stores import HarvestSpec, build_stores
 from scansion.sae import ReluConfig, SAEMetadata, build_sae

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from scansion.cli.evaluating import parse_evaluations
-from scansion.errors import ConfigError, EvalError
+from scansion.errors import ConfigError
 from scansion.evals import LoadedSAE, evaluations, figures_in
 from scansion.evals.position import PositionConfig, evaluate_position
-from scansion.evals.recovery.evaluate import SyntheticConfig, evaluate_synthetic
+from scansion.evals.recovery.evaluation import Synthetic, SyntheticConfig
 from scansion.files import read_json, write_json
 from scansion.pipeline.evaluate import check_evaluations, evaluate
 from scansion.report import measured_table
@@ -126,6 +126,6 @@ def test_synthetic_runs_are_scored_against_the_world_their_store_names(tmp_path:
     table = measured_table("synthetic", [first])
     assert table is not None and table.columns[:2] == ["run", "MMCS"] and table.groups[0][0][:2] == ["run", "1.000"]
     assert table.notes[0] == "activations are made from known features, not from a language model"
-    with pytest.raises(EvalError, match="whose true features are unknown"):
-        evaluate_synthetic([make_subject()], store, SyntheticConfig())
+    with pytest.raises(ConfigError, match="whose true features are unknown"):
+        Synthetic(SyntheticConfig()).run([make_subject()], store, no_lm)
     assert LoadedSAE("run", perfect_sae(planted), metadata).fingerprint == synthetic.sae_fingerprint

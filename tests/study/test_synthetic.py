@@ -184,7 +184,7 @@ def test_what_is_finished_is_not_done_again(finished: Path, monkeypatch: pytest.
     started: list[str] = []
     monkeypatch.setattr("scansion.training.loop._Session.start", lambda session, *_: started.append(session.run.name))
     monkeypatch.setattr("scansion.evals.core.evaluation.evaluate_core", None)
-    monkeypatch.setattr("scansion.evals.recovery.evaluation.evaluate_synthetic", None)
+    monkeypatch.setattr("scansion.evals.recovery.evaluation.evaluate_recovery", None)
     monkeypatch.setattr("scansion.synth.store._shard", None)
     execute(plan_with(), folders_in(finished))
     assert values_in(finished) == before and (finished / "notes.txt").read_text() == notes

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from scansion.device import dtype_name
 from scansion.evals.ablation.classes import CROSSED_SETS, Quadrants, load_quadrants
 from scansion.evals.ablation.features import AUDIT, THRESHOLDS, Pooled, effects, strongest
-from scansion.evals.base import EvalResult, LoadedSAE, Status, reasons_before_running, require_sae_matches_lm
+from scansion.evals.base import EvalResult, LoadedSAE, reasons_before_running
 from scansion.evals.probing.pooling import pool_texts
 from scansion.evals.probing.probes import fit_linear
 from scansion.evals.probing.sets import probing_source
 from scansion.evals.reading.texts import TextReader
-from scansion.evals.settings import ReadsTexts, as_trained
+from scansion.evals.reading.training import ReadsTexts, as_trained, require_sae_matches_lm
 from scansion.evals.statistics import Estimate
 from scansion.lm import HookPoint, LanguageModel
 
@@ -225,27 +225,22 @@ def _result(subject: LoadedSAE, datasets: list[ScrDataset], silent: bool, dtype:
     reasons = reasons_before_running(subject)
     if silent:
         reasons.append("all features are dead: none fired on any text")
-    status: Status = "degenerate" if reasons else "ok"
-    if not reasons and not any(one.scored.applies for one in datasets):
-        reasons.append(
-            "the bias costs the language model's own probe no more than chance, so there is nothing to remove: "
-            + "; ".join(f"{one.name} {one.scored.cost}" for one in datasets)
-        )
-        status = "inapplicable"
+    no_bias = (
+        "the bias costs the language model's own probe no more than chance, so there is nothing to remove: "
+        + "; ".join(f"{one.name} {one.scored.cost}" for one in datasets)
+    )
     by_n: dict[int, float | None] = {}
     for n in config.n_values:
         estimates = [one.scored.by_n[n] for one in datasets]
         values = [one.value for one in estimates if one is not None and one.value is not None]
         by_n[n] = float(np.mean(values)) if values else None
-    return ScrResult(
-        sae=subject.name,
-        status=status,
-        reasons=reasons,
+    return ScrResult.of(
+        subject,
+        {"config": config.model_dump(mode="json"), "source": probing_source(), "lm_dtype": dtype},
+        config.seed,
+        reasons,
+        inapplicable=[] if any(one.scored.applies for one in datasets) else [no_bias],
         notes=[AUDIT, *(f"{one.name} stands in for {one.stands_for}" for one in datasets), *_without_score(datasets)],
-        sae_fingerprint=subject.fingerprint,
-        sae_metadata=subject.metadata,
-        data={"config": config.model_dump(mode="json"), "source": probing_source(), "lm_dtype": dtype},
-        seed=config.seed,
         by_n=by_n,
         datasets=datasets,
     )

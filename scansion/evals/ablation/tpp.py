@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from scansion.device import dtype_name
 from scansion.evals.ablation.classes import CLASS_SETS, ClassTexts, load_classes
 from scansion.evals.ablation.features import AUDIT, THRESHOLDS, Pooled, effects, strongest
-from scansion.evals.base import EvalResult, LoadedSAE, reasons_before_running, require_sae_matches_lm, status_of
+from scansion.evals.base import EvalResult, LoadedSAE, reasons_before_running
 from scansion.evals.probing.accuracy import Accuracies, over_data_sets, over_tasks
 from scansion.evals.probing.pooling import pool_texts
 from scansion.evals.probing.probes import fit_linear
 from scansion.evals.probing.sets import probing_source
 from scansion.evals.reading.texts import TextReader
-from scansion.evals.settings import ReadsTexts, as_trained
+from scansion.evals.reading.training import ReadsTexts, as_trained, require_sae_matches_lm
 from scansion.evals.statistics import Estimate
 from scansion.lm import HookPoint, LanguageModel
 
@@ -223,15 +223,12 @@ def _result(
     reasons = reasons_before_running(subject)
     if not any(fired for _, _, fired in found):
         reasons.append("all features are dead: none fired on any text")
-    return TppResult(
-        sae=subject.name,
-        status=status_of(reasons),
-        reasons=reasons,
+    return TppResult.of(
+        subject,
+        {"config": config.model_dump(mode="json"), "source": probing_source(), "lm_dtype": dtype},
+        config.seed,
+        reasons,
         notes=[AUDIT, *(f"{one.name} stands in for {one.stands_for}" for one, _, _ in found)],
-        sae_fingerprint=subject.fingerprint,
-        sae_metadata=subject.metadata,
-        data={"config": config.model_dump(mode="json"), "source": probing_source(), "lm_dtype": dtype},
-        seed=config.seed,
         by_n=_figures(over_data_sets([scores for _, scores, _ in found]), config),
         datasets=[one for one, _, _ in found],
     )

@@ -22,8 +22,9 @@ from scansion.evals.absorption.first_letters import (
 )
 from scansion.evals.absorption.rates import Absorption, absorption, f1, main_features, rank_by_sparse_probe
 from scansion.evals.absorption.result import AbsorptionResult, LetterAbsorption
-from scansion.evals.base import LoadedSAE, Status, reasons_before_running, require_sae_matches_lm
+from scansion.evals.base import LoadedSAE, reasons_before_running
 from scansion.evals.probing.accuracy import over_tasks
+from scansion.evals.reading.training import require_sae_matches_lm
 from scansion.evals.registry import EvaluationConfig
 from scansion.lm import HookPoint, LanguageModel
 from scansion.progress import progress
@@ -127,46 +128,40 @@ def measure(
     probe_f1 = [f1(scores[i] > 0, letters[is_test] == i) for i in range(26)]
     counting = [i for i in range(26) if probe_f1[i] > config.min_probe_f1]
     reasons = reasons_before_running(subject)
-    status: Status = "degenerate" if reasons else "ok"
-    if not reasons and spelled.spelled < config.min_spelled:
-        reasons.append(
+    inapplicable: list[str] = []
+    if spelled.spelled < config.min_spelled:
+        inapplicable.append(
             f"the language model cannot spell first letters: it named {spelled.spelled:.0%} of {spelled.n_spelled} "
             f"words' letters, below {config.min_spelled:.0%}"
         )
-        status = "inapplicable"
-    if not reasons and len(counting) < config.min_letters:
-        reasons.append(
+    elif len(counting) < config.min_letters:
+        inapplicable.append(
             f"a probe on the language model's activations recognises {len(counting)} letters (F1 above "
             f"{config.min_probe_f1}), fewer than {config.min_letters}"
         )
-        status = "inapplicable"
-    found = [] if reasons else _by_letter(subject, spelled, directions, scores, counting, config)
+    found = [] if reasons or inapplicable else _by_letter(subject, spelled, directions, scores, counting, config)
     sae_f1 = float(np.mean([one.sae_f1 for one, _ in found])) if found else None
     if sae_f1 == 0:
         reasons.append("no feature detects any first letter: every probe on features has an F1 of 0")
-        status = "degenerate"
     elif sae_f1 is not None and sae_f1 < config.min_feature_f1:
-        reasons.append(
+        inapplicable.append(
             f"features hardly detect first letters (mean F1 {sae_f1:.2f}, of the language model's probe "
             f"{np.mean(probe_f1):.2f}), so nothing could be absorbed: a rate near 0 does not speak for the SAE"
         )
-        status = "inapplicable"
     rows = [np.stack([rates.fraction, rates.full]) for _, rates in found]
     ids = np.cumsum([0, *(row.shape[1] for row in rows)])
     texts = [np.arange(start, start + row.shape[1]) for start, row in zip(ids, rows, strict=False)]
     fraction, full = over_tasks(rows, texts, [config.seed]).estimates() if rows else (None, None)
-    return AbsorptionResult(
-        sae=subject.name,
-        status=status,
-        reasons=reasons,
+    return AbsorptionResult.of(
+        subject,
+        {"config": config.model_dump(mode="json"), "n_words": len(spelled.words)},
+        config.seed,
+        reasons,
+        inapplicable,
         notes=[
             f"words are the tokens of the model's own vocabulary that are made of letters alone; each stands at "
             f"position {spelled.position} of its prompt"
         ],
-        sae_fingerprint=subject.fingerprint,
-        sae_metadata=subject.metadata,
-        data={"config": config.model_dump(mode="json"), "n_words": len(spelled.words)},
-        seed=config.seed,
         spelling_accuracy=spelled.spelled,
         probe_f1=float(np.mean(probe_f1)),
         n_letters=len(counting),

@@ -13,20 +13,11 @@ from torch import Tensor
 
 from scansion.activations import ActivationStore
 from scansion.errors import EvalError
-from scansion.evals.base import (
-    EvalResult,
-    LoadedSAE,
-    data_from,
-    reasons_before_running,
-    reasons_from_activity,
-    require_same_model,
-    require_same_source,
-    status_of,
-)
+from scansion.evals.base import EvalResult, LoadedSAE, data_from, reasons_before_running, reasons_from_activity
 from scansion.evals.core.duplicates import duplicate_share
 from scansion.evals.core.loss import LossTally, loss_by_splicing
 from scansion.evals.reading.contexts import ContextBatch, read_contexts
-from scansion.evals.settings import CountsPositions, as_trained
+from scansion.evals.reading.training import CountsPositions, as_trained, require_same_model, require_same_source
 from scansion.evals.statistics import Estimate, finite
 from scansion.lm import LanguageModel
 from scansion.progress import progress
@@ -98,11 +89,11 @@ class CoreResult(EvalResult):
     dense_share: float
     duplicate_share: float
     density: DensityHistogram
-    ce_loss: float | None
-    ce_loss_clean: float | None
-    ce_loss_ablated: float | None
-    ce_loss_recovered: Estimate | None
-    kl: float | None
+    ce_loss: float | None = None
+    ce_loss_clean: float | None = None
+    ce_loss_ablated: float | None = None
+    ce_loss_recovered: Estimate | None = None
+    kl: float | None = None
     positions: list[int]
     by_position: dict[str, list[float | None]]
 
@@ -257,15 +248,12 @@ def _result(
             **{name: tally.by_position(name) / counts for name in ("cosine", "l0", "l1")},
             **(loss.by_position() if loss else {}),
         }
-    return CoreResult(
-        sae=subject.name,
+    return CoreResult.of(
+        subject,
+        data_from(store, config),
+        config.seed,
+        reasons,
         sae_config=subject.sae.config,
-        status=status_of(reasons),
-        reasons=reasons,
-        sae_fingerprint=subject.fingerprint,
-        sae_metadata=subject.metadata,
-        data=data_from(store, config),
-        seed=config.seed,
         n_tokens=n_tokens,
         fve=Estimate.of_ratio(variance - error, variance, config.seed),
         saebench_explained_variance=saebench_explained_variance(
@@ -279,11 +267,7 @@ def _result(
         dense_share=float((rates > DENSE_RATE).double().mean()),
         duplicate_share=duplicate_share(subject.sae.W_dec[(tally.fired > 0).to(subject.sae.W_dec.device)]),
         density=_density(rates),
-        ce_loss=loss.mean("spliced") if loss else None,
-        ce_loss_clean=loss.mean("clean") if loss else None,
-        ce_loss_ablated=loss.mean("ablated") if loss else None,
-        ce_loss_recovered=loss.recovered(config.seed) if loss else None,
-        kl=loss.mean("kl") if loss else None,
+        **(loss.figures(config.seed) if loss else {}),
         positions=positions,
         by_position={name: [finite(value) for value in values] for name, values in by_position.items()},
     )

@@ -29,14 +29,18 @@ class LossTally:
         self.predicted = np.zeros((n_positions, n_contexts), dtype=bool)
         self.sums = {name: np.zeros((n_positions, n_contexts)) for name in ("clean", "ablated", "spliced", "kl")}
 
-    def mean(self, name: str) -> float | None:
-        """Mean over all predictions."""
-        return finite(self.sums[name].sum() / max(1, self.predicted.sum()))
-
-    def recovered(self, seed: int) -> Estimate:
-        """(ablated - spliced) / (ablated - clean), with an interval over contexts."""
+    def figures(self, seed: int) -> dict[str, float | Estimate | None]:
+        """Means over all predictions, and ``ce_loss_recovered`` with an interval over contexts, as a result names them."""
+        n = max(1, self.predicted.sum())
+        means = {name: finite(sums.sum() / n) for name, sums in self.sums.items()}
         clean, ablated, spliced = (self.sums[name].sum(axis=0) for name in ("clean", "ablated", "spliced"))
-        return Estimate.of_ratio(ablated - spliced, ablated - clean, seed)
+        return {
+            "ce_loss": means["spliced"],
+            "ce_loss_clean": means["clean"],
+            "ce_loss_ablated": means["ablated"],
+            "ce_loss_recovered": Estimate.of_ratio(ablated - spliced, ablated - clean, seed),
+            "kl": means["kl"],
+        }
 
     def by_position(self) -> dict[str, np.ndarray]:
         """Mean loss, KL and share recovered of predictions from each position, shape [P]; NaN where there are none."""

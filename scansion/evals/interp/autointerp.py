@@ -13,11 +13,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scansion.activations import ActivationStore
-from scansion.evals.base import EvalResult, LoadedSAE, Status, reasons_before_running
+from scansion.evals.base import EvalResult, LoadedSAE, reasons_before_running
 from scansion.evals.interp.chat import ChatEndpoint, Messages
 from scansion.evals.interp.examples import Decode, Example, ExampleCounts, FeatureExamples, gather_examples
 from scansion.evals.interp.firing import firing_of_sample
-from scansion.evals.settings import CountsPositions, as_trained
+from scansion.evals.reading.training import CountsPositions, as_trained
 from scansion.evals.statistics import Estimate
 from scansion.progress import progress
 
@@ -208,21 +208,15 @@ def _result(
     reasons = reasons_before_running(subject)
     if not features:
         reasons.append("no feature fires at enough places of held-out text to be explained")
-    status: Status = "degenerate" if reasons else "ok"
     read = [one for one in features if one.score is not None]
-    if not reasons and not read:
-        reasons.append(f"the judge {config.model!r} never answered with numbers, so nothing could be scored")
-        status = "inapplicable"
-
-    return AutoInterpResult(
-        sae=subject.name,
-        status=status,
-        reasons=reasons,
+    mute = f"the judge {config.model!r} never answered with numbers, so nothing could be scored"
+    return AutoInterpResult.of(
+        subject,
+        {"config": config.model_dump(mode="json"), "store": store.manifest.key},
+        config.seed,
+        reasons,
+        inapplicable=[] if read else [mute],
         notes=[f"explained and judged by {config.model!r}; scores of different judges are not comparable"],
-        sae_fingerprint=subject.fingerprint,
-        sae_metadata=subject.metadata,
-        data={"config": config.model_dump(mode="json"), "store": store.manifest.key},
-        seed=config.seed,
         score=Estimate.of_mean([one.score for one in read if one.score is not None], config.seed),
         balanced_accuracy=Estimate.of_mean(
             [one.balanced_accuracy for one in read if one.balanced_accuracy is not None], config.seed

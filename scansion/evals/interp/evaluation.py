@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from scansion.activations import ActivationStore
-from scansion.evals.base import LoadedSAE
+from scansion.evals.base import LoadedSAE, in_frame, value_of
 from scansion.evals.interp.autointerp import AutoInterpConfig, AutoInterpResult, evaluate_autointerp
 from scansion.evals.interp.offline import OfflineInterpConfig, OfflineInterpResult, evaluate_offline_interp
-from scansion.evals.interp.saebench import autointerp_json
 from scansion.evals.registry import Evaluation, Figure, LoadLM, evaluations
 
 
@@ -19,13 +20,8 @@ class AutoInterp(Evaluation[AutoInterpConfig, AutoInterpResult]):
 
     result = AutoInterpResult
     figures = (
-        Figure("autointerp_score", "explanations", "up", read=lambda result: result.score, headline=True),
-        Figure(
-            "autointerp_balanced_accuracy",
-            "explanations, balanced",
-            "up",
-            read=lambda result: result.balanced_accuracy,
-        ),
+        Figure("autointerp_score", "explanations", "up", read="score", headline=True),
+        Figure("autointerp_balanced_accuracy", "explanations, balanced", "up", read="balanced_accuracy"),
     )
 
     def run(self, saes: Sequence[LoadedSAE], held_out: ActivationStore, load_lm: LoadLM) -> Sequence[AutoInterpResult]:
@@ -34,8 +30,38 @@ class AutoInterp(Evaluation[AutoInterpConfig, AutoInterpResult]):
         return evaluate_autointerp(saes, held_out, lambda token: str(tokenizer.decode([token])), self.config)
 
     def saebench(self, result: AutoInterpResult, sae: LoadedSAE) -> dict[str, Any]:
-        """SAEBench's ``autointerp``."""
-        return autointerp_json(result, sae)
+        """SAEBench's ``autointerp``; every feature's explanation is in the unstructured part, as SAEBench has it."""
+        config = result.data["config"]
+        scores = [one.score for one in result.features if one.score is not None]
+        return in_frame(
+            result,
+            sae,
+            "autointerp",
+            {
+                "model_name": sae.metadata.model,
+                "n_latents": config["n_features"],
+                "dead_latent_threshold": config["least_firings"],
+                "random_seed": config["seed"],
+                "max_tokens_in_explanation": config["max_explanation_tokens"],
+            },
+            {
+                "autointerp": {
+                    "autointerp_score": value_of(result.score),
+                    "autointerp_std_dev": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
+                }
+            },
+            [],
+            {
+                str(one.feature): {
+                    "latent": one.feature,
+                    "explanation": one.explanation,
+                    "predictions": one.predicted,
+                    "correct seqs": one.fires,
+                    "score": one.score,
+                }
+                for one in result.features
+            },
+        )
 
 
 @evaluations.register(OfflineInterpConfig)
@@ -45,10 +71,10 @@ class OfflineInterp(Evaluation[OfflineInterpConfig, OfflineInterpResult]):
     result = OfflineInterpResult
     needs_lm = False
     figures = (
-        Figure("token_auroc", "AUROC of tokens", "up", read=lambda result: result.auroc, headline=True),
-        Figure("token_balanced_accuracy", "tokens, balanced", "up", read=lambda result: result.balanced_accuracy),
-        Figure("token_auroc_null", "AUROC of tokens, chance", read=lambda result: result.null_auroc),
-        Figure("token_share_above_null", "features above chance", "up", read=lambda result: result.share_above_null),
+        Figure("token_auroc", "AUROC of tokens", "up", read="auroc", headline=True),
+        Figure("token_balanced_accuracy", "tokens, balanced", "up", read="balanced_accuracy"),
+        Figure("token_auroc_null", "AUROC of tokens, chance", read="null_auroc"),
+        Figure("token_share_above_null", "features above chance", "up", read="share_above_null"),
     )
 
     def run(

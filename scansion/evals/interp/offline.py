@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import rankdata
 
 from scansion.activations import ActivationStore
-from scansion.evals.base import EvalResult, LoadedSAE, reasons_before_running, status_of
+from scansion.evals.base import EvalResult, LoadedSAE, reasons_before_running
 from scansion.evals.interp.firing import Firing, firing_of_sample
-from scansion.evals.settings import CountsPositions, as_trained
+from scansion.evals.reading.training import CountsPositions, as_trained
 from scansion.evals.statistics import Estimate
 
 # A token seen this often counts half by its own rate and half by the feature's overall rate.
@@ -166,15 +166,12 @@ def _result(
     limit = float(np.percentile(nulls, 95)) if found else None
     scores = np.array([one.auroc for one in found])
 
-    return OfflineInterpResult(
-        sae=subject.name,
-        status=status_of(reasons),
-        reasons=reasons,
+    return OfflineInterpResult.of(
+        subject,
+        {"config": config.model_dump(mode="json"), "store": store.manifest.key},
+        config.seed,
+        reasons,
         notes=["forecasts know the token and the one before it, nothing wider; no language model judges anything"],
-        sae_fingerprint=subject.fingerprint,
-        sae_metadata=subject.metadata,
-        data={"config": config.model_dump(mode="json"), "store": store.manifest.key},
-        seed=config.seed,
         auroc=Estimate.of_mean([one.auroc for one in found], config.seed),
         balanced_accuracy=Estimate.of_mean([one.balanced_accuracy for one in found], config.seed),
         null_auroc=float(nulls.mean()) if found else None,

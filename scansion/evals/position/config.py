@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from scansion.evals.settings import CountsPositions
+from scansion.evals.reading.training import CountsPositions
 
 
 class PositionConfig(CountsPositions):

@@ -11,15 +11,7 @@ from jaxtyping import Float
 
 from scansion.activations import ActivationStore
 from scansion.errors import EvalError
-from scansion.evals.base import (
-    LoadedSAE,
-    data_from,
-    reasons_before_running,
-    reasons_from_activity,
-    require_same_model,
-    require_same_source,
-    status_of,
-)
+from scansion.evals.base import LoadedSAE, data_from, reasons_before_running, reasons_from_activity
 from scansion.evals.position.agreement import divergence
 from scansion.evals.position.budget import budget_of
 from scansion.evals.position.config import PositionConfig
@@ -33,7 +25,7 @@ from scansion.evals.position.result import PositionResult, SinceStart
 from scansion.evals.position.sink import sink_fve
 from scansion.evals.position.states import acts_in_forward, measured_mask, permuted, rebuild_start, weights_at
 from scansion.evals.reading.contexts import read_contexts
-from scansion.evals.settings import as_trained, fill
+from scansion.evals.reading.training import as_trained, fill, require_same_model, require_same_source
 from scansion.evals.statistics import Estimate, finite
 from scansion.lm import LanguageModel
 from scansion.progress import Advance, progress
@@ -125,15 +117,12 @@ def _evaluate(
     free = firings.get("lifted", firings["in_force"])
     replacement, seen = _replace(saes, firings, measured, moved)
     reasons = reasons_before_running(subject) + _reasons_from_activity(sae, text, firings["in_force"])
-    result = PositionResult(
-        sae=subject.name,
+    result = PositionResult.of(
+        subject,
+        data_from(store, config),
+        config.seed,
+        reasons,
         sae_config=sae.config,
-        status=status_of(reasons),
-        reasons=reasons,
-        sae_fingerprint=subject.fingerprint,
-        sae_metadata=subject.metadata,
-        data=data_from(store, config),
-        seed=config.seed,
         n_tokens=text.n_tokens,
         n_contexts=text.n_contexts,
         n_documents=text.n_documents,

@@ -26,17 +26,12 @@ class Position(Evaluation[PositionConfig, PositionResult]):
     decides = True
     figures = (
         Figure(
-            "position_information",
-            "position, mbit",
-            read=lambda result: result.in_force.information,
-            headline=True,
-            scale=1000,
-            digits=2,
+            "position_information", "position, mbit", read="in_force.information", headline=True, scale=1000, digits=2
         ),
         Figure(
             "position_information_lifted",
             "position, mask lifted, mbit",
-            read=lambda result: result.free.information,
+            read="free.information",
             headline=True,
             scale=1000,
             digits=2,
@@ -44,37 +39,21 @@ class Position(Evaluation[PositionConfig, PositionResult]):
         Figure(
             "position_share_lifted",
             "position, % of entropy, lifted",
-            read=lambda result: result.free.information_share,
+            read="free.information_share",
             headline=True,
             scale=100,
             digits=2,
         ),
-        Figure("position_l0_lifted", "L0, mask lifted", read=lambda result: result.free.l0, digits=1),
+        Figure("position_l0_lifted", "L0, mask lifted", read="free.l0", digits=1),
         Figure("excess_specialisation", "excess over permuted, mbit", "up", headline=True, scale=1000, digits=2),
-        Figure(
-            "positional_fidelity",
-            "fidelity (AUROC of mask)",
-            "up",
-            read=lambda result: result.in_force.auroc,
-            headline=True,
-        ),
-        Figure("positional_overlap", "overlap with mask", "up", read=lambda result: result.in_force.overlap),
-        Figure(
-            "position_retention",
-            "retention, mask lifted",
-            "up",
-            read=lambda result: result.free.retention,
-            headline=True,
-        ),
-        Figure("position_retention_chance", "retention, chance", read=lambda result: result.free.retention_chance),
-        Figure("positional_features", "positional features", read=lambda result: result.free.significant_share),
-        Figure(
-            "start_similarity",
-            "likeness to start",
-            read=lambda result: result.since_start and result.since_start.similarity,
-        ),
-        Figure("stay_share", "stay when moved", read=lambda result: result.moved and result.moved.stay_share),
-        Figure("move_share", "move with text", read=lambda result: result.moved and result.moved.move_share),
+        Figure("positional_fidelity", "fidelity (AUROC of mask)", "up", read="in_force.auroc", headline=True),
+        Figure("positional_overlap", "overlap with mask", "up", read="in_force.overlap"),
+        Figure("position_retention", "retention, mask lifted", "up", read="free.retention", headline=True),
+        Figure("position_retention_chance", "retention, chance", read="free.retention_chance"),
+        Figure("positional_features", "positional features", read="free.significant_share"),
+        Figure("start_similarity", "likeness to start", read="since_start.similarity"),
+        Figure("stay_share", "stay when moved", read="moved.stay_share"),
+        Figure("move_share", "move with text", read="moved.move_share"),
         Figure("sink_fve", "FVE of the sink alone"),
     )
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from scansion.corpus import CorpusConfig
 from scansion.evals.probing.pooling import Pooling
-from scansion.evals.settings import ReadsTexts
+from scansion.evals.reading.training import ReadsTexts
 
 DEFAULT_DATASETS = ("ag_news", "code", "amazon_stars", "occupations", "sst2")
 

@@ -10,13 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from scansion.device import dtype_name
-from scansion.evals.base import (
-    LoadedSAE,
-    reasons_before_running,
-    reasons_from_probes,
-    require_sae_matches_lm,
-    status_of,
-)
+from scansion.evals.base import LoadedSAE, reasons_before_running, reasons_from_probes
 from scansion.evals.probing.accuracy import Accuracies, over_data_sets, over_tasks
 from scansion.evals.probing.cached_baselines import CachedBaselines
 from scansion.evals.probing.config import SparseProbingConfig
@@ -34,7 +28,7 @@ from scansion.evals.probing.split import ProbingSplit
 from scansion.evals.probing.untrained import random_controls
 from scansion.evals.reading.cache import ActivationCache
 from scansion.evals.reading.texts import TextReader
-from scansion.evals.settings import as_trained
+from scansion.evals.reading.training import as_trained, require_sae_matches_lm
 from scansion.evals.statistics import Estimate, finite
 from scansion.lm import HookPoint, LanguageModel
 from scansion.progress import progress
@@ -170,18 +164,14 @@ def _rows(texts: Sequence[str], row_of: dict[str, int]) -> Int[np.ndarray, " n"]
 def _result(
     subject: LoadedSAE, sets: list[_DataSet], lm_dtype: str, config: SparseProbingConfig
 ) -> SparseProbingResult:
-    reasons = _reasons(subject, sets)
     bag, lm, sae, random = (
         over_data_sets([getattr(one, kind).accuracies for one in sets]) for kind in ("bag", "lm", "sae", "random")
     )
-    return SparseProbingResult(
-        sae=subject.name,
-        status=status_of(reasons),
-        reasons=reasons,
-        sae_fingerprint=subject.fingerprint,
-        sae_metadata=subject.metadata,
-        data={"config": config.model_dump(mode="json"), "source": probing_source(), "lm_dtype": lm_dtype},
-        seed=config.seed,
+    return SparseProbingResult.of(
+        subject,
+        {"config": config.model_dump(mode="json"), "source": probing_source(), "lm_dtype": lm_dtype},
+        config.seed,
+        _reasons(subject, sets),
         pooling=config.pooling,
         **_estimates(bag, lm, sae, random, config),
         datasets=[_dataset_result(one, config) for one in sets],

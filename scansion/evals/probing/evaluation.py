@@ -29,33 +29,15 @@ class SparseProbing(Evaluation[SparseProbingConfig, SparseProbingResult]):
     reads_store = False
     decides = True
     figures = (
-        Figure("llm_test_accuracy", "LM probe", read=lambda result: result.lm_test_accuracy),
-        Figure("llm_top_{n}_test_accuracy", "LM probe, k={n}", read=lambda result: result.lm_top_k, numbers=_ks),
+        Figure("llm_test_accuracy", "LM probe", read="lm_test_accuracy"),
+        Figure("llm_top_{n}_test_accuracy", "LM probe, k={n}", read="lm_top_k", numbers=_ks),
         Figure("sae_test_accuracy", "probe, all features", "up", headline=True),
+        Figure("sae_top_{n}_test_accuracy", "probe, k={n}", "up", read="sae_top_k", headline=(1, 5), numbers=_ks),
+        Figure("bag_of_words_test_accuracy", "bag of words", read="bag_test_accuracy"),
+        Figure("random_sae_test_accuracy", "untrained SAE, all features", read="random_test_accuracy"),
+        Figure("sae_test_accuracy_gain", "probe gain over untrained, all features", "up", read="gain_test_accuracy"),
         Figure(
-            "sae_top_{n}_test_accuracy",
-            "probe, k={n}",
-            "up",
-            read=lambda result: result.sae_top_k,
-            headline=(1, 5),
-            numbers=_ks,
-        ),
-        Figure("bag_of_words_test_accuracy", "bag of words", read=lambda result: result.bag_test_accuracy),
-        Figure(
-            "random_sae_test_accuracy", "untrained SAE, all features", read=lambda result: result.random_test_accuracy
-        ),
-        Figure(
-            "sae_test_accuracy_gain",
-            "probe gain over untrained, all features",
-            "up",
-            read=lambda result: result.gain_test_accuracy,
-        ),
-        Figure(
-            "sae_top_{n}_test_accuracy_gain",
-            "probe gain over untrained, k={n}",
-            "up",
-            read=lambda result: result.gain_top_k,
-            numbers=_ks,
+            "sae_top_{n}_test_accuracy_gain", "probe gain over untrained, k={n}", "up", read="gain_top_k", numbers=_ks
         ),
     )
 
@@ -63,11 +45,6 @@ class SparseProbing(Evaluation[SparseProbingConfig, SparseProbingResult]):
     def file(self) -> str:
         """Ends in the pooling unless that is the mean, so that the same SAE may be probed with several."""
         return self.name if self.config.pooling == "mean" else f"{self.name}_{self.config.pooling}"
-
-    @property
-    def tokens_of_own_text(self) -> int:
-        """Of a labelled text."""
-        return self.config.context_length or 0
 
     def assets(self) -> list[str]:
         """Of the data sets."""

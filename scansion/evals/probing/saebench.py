@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scansion.evals.base import LoadedSAE
+from scansion.evals.base import LoadedSAE, in_frame
 from scansion.evals.probing.hub_sets import HUB_SETS
 from scansion.evals.probing.order_sets import ORDER_PREFIX
 from scansion.evals.probing.result import DatasetResult, SparseProbingResult, TaskResult
-from scansion.evals.saebench import in_frame
 from scansion.evals.statistics import Estimate
 
 # SAEBench's layout has a field for each of these, null if that k was not probed, and no field for any other k.
@@ -23,7 +22,7 @@ def sparse_probing_json(
 
     Data sets of the asset are named ``sae_probes/...``, even if they stand in for one that SAEBench uses, because their
     texts are others; where texts were not pooled by their mean, as SAEBench pools them, the name ends in the pooling.
-    Status, reasons, pooling, controls and intervals, for which it has no place, are under
+    reasons, pooling, controls and intervals, for which it has no place, are under
     ``eval_result_unstructured["scansion"]``, next to the accuracies of single tasks, which SAEBench keeps there too.
 
     Args:

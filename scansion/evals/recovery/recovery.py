@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scansion.activations import ActivationStore
 from scansion.errors import EvalError
-from scansion.evals.base import LoadedSAE, reasons_before_running, reasons_from_activity, status_of
+from scansion.evals.base import LoadedSAE, reasons_before_running, reasons_from_activity
 from scansion.evals.core.duplicates import duplicate_share
 from scansion.evals.position.information import effective_positions
 from scansion.evals.reading.contexts import read_contexts
@@ -53,15 +53,6 @@ def evaluate_recovery(
             activity = _observe(subject, held_out, advance)
             results.append(_result(subject, planted, true_counts, activity, held_out))
     return results
-
-
-def recovery_data(held_out: ActivationStore) -> dict[str, object]:
-    """What a recovery result says it was made with."""
-    return {
-        "store": held_out.manifest.key,
-        "recovered_cosine": RECOVERED_COSINE,
-        "restricted_share": RESTRICTED_SHARE,
-    }
 
 
 @dataclass(frozen=True)
@@ -110,17 +101,12 @@ def _result(
         if compared
         else {"groups": {}}
     )
-    return RecoveryResult(
-        sae=subject.name,
-        status=status_of(reasons),
-        reasons=reasons,
-        sae_metadata=subject.metadata,
-        sae_fingerprint=subject.fingerprint,
-        data=recovery_data(held_out),
-        seed=planted.config.seed,
-        n_live=len(live),
-        **figures,  # pyright: ignore[reportArgumentType] - validated by the model
-    )
+    data = {
+        "store": held_out.manifest.key,
+        "recovered_cosine": RECOVERED_COSINE,
+        "restricted_share": RESTRICTED_SHARE,
+    }
+    return RecoveryResult.of(subject, data, planted.config.seed, reasons, n_live=len(live), **figures)
 
 
 def _compare(

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from scansion.corpus.config import CorpusConfig
 from scansion.device import dtype_name
-from scansion.evals.base import LoadedSAE, Status, reasons_before_running, require_sae_matches_lm
-from scansion.evals.settings import ReadsTexts, as_trained
+from scansion.evals.base import LoadedSAE, reasons_before_running
+from scansion.evals.reading.training import ReadsTexts, as_trained, require_sae_matches_lm
 from scansion.evals.statistics import Estimate
 from scansion.evals.unlearning.answering import answer, clamp, firing_rates, fits
 from scansion.evals.unlearning.questions import Question, UnlearningData, bundled_questions, hub_questions
@@ -173,19 +173,15 @@ def _one(
     reasons = reasons_before_running(subject)
     if not rates[0].any():
         reasons.append("all features are dead: none fired on any text")
-    status: Status = "degenerate" if reasons else "ok"
-    if not reasons and why_not:
-        reasons, status = [why_not], "inapplicable"
-    swept = _Sweep([], None, None, None) if reasons else _sweep(subject, lm, hook_point, data, rates, before, config)
-    return UnlearningResult(
-        sae=subject.name,
-        status=status,
-        reasons=reasons,
+    skipped = _Sweep([], None, None, None)
+    swept = skipped if reasons or why_not else _sweep(subject, lm, hook_point, data, rates, before, config)
+    return UnlearningResult.of(
+        subject,
+        {"config": config.model_dump(mode="json"), "lm_dtype": dtype_name(lm.model.dtype)},
+        config.seed,
+        reasons,
+        inapplicable=[why_not] if why_not else [],
         notes=notes,
-        sae_fingerprint=subject.fingerprint,
-        sae_metadata=subject.metadata,
-        data={"config": config.model_dump(mode="json"), "lm_dtype": dtype_name(lm.model.dtype)},
-        seed=config.seed,
         source=data.source,
         n_forget=len(before[0]),
         n_retain=len(before[1]),

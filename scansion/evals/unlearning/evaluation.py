@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from scansion.activations import ActivationStore
-from scansion.evals.base import LoadedSAE
+from scansion.evals.base import LoadedSAE, in_frame
 from scansion.evals.probing.sets import ASSET
 from scansion.evals.registry import Evaluation, Figure, LoadLM, evaluations
 from scansion.evals.unlearning.evaluate import UnlearningConfig, evaluate_unlearning
 from scansion.evals.unlearning.result import UnlearningResult
-from scansion.evals.unlearning.saebench import unlearning_json
 from scansion.lm import HookPoint
 
 
@@ -22,8 +21,8 @@ class Unlearning(Evaluation[UnlearningConfig, UnlearningResult]):
     result = UnlearningResult
     reads_store = False
     figures = (
-        Figure("unlearning", "unlearning", "up", read=lambda result: result.score, headline=True),
-        Figure("unlearning_held_out", "unlearning, held out", "up", read=lambda result: result.held_out),
+        Figure("unlearning", "unlearning", "up", read="score", headline=True),
+        Figure("unlearning_held_out", "unlearning, held out", "up", read="held_out"),
         Figure(
             "unlearning_control",
             "unlearning, other features",
@@ -32,11 +31,6 @@ class Unlearning(Evaluation[UnlearningConfig, UnlearningResult]):
         Figure("forget_accuracy", "accuracy to forget, untouched"),
         Figure("retain_accuracy", "accuracy to keep, untouched"),
     )
-
-    @property
-    def tokens_of_own_text(self) -> int:
-        """Of a question with a choice."""
-        return self.config.context_length or 0
 
     def assets(self) -> list[str]:
         """The questions and texts, unless they come from the hub."""
@@ -47,5 +41,23 @@ class Unlearning(Evaluation[UnlearningConfig, UnlearningResult]):
         return evaluate_unlearning(saes, load_lm(), HookPoint.parse(held_out.identity.hook_point), self.config)
 
     def saebench(self, result: UnlearningResult, sae: LoadedSAE) -> dict[str, Any]:
-        """SAEBench's ``unlearning``."""
-        return unlearning_json(result, sae)
+        """SAEBench's ``unlearning``; the questions' source is in the unstructured part and in the names of the data sets."""
+        config = result.data["config"]
+        return in_frame(
+            result,
+            sae,
+            "unlearning",
+            {
+                "model_name": sae.metadata.model,
+                "random_seed": config["seed"],
+                "dataset_names": [result.source],
+                "intervention_method": "clamp_feature_activation",
+                "retain_thresholds": list(config["retain_thresholds"]),
+                "n_features_list": list(config["n_features"]),
+                "multipliers": list(config["multipliers"]),
+                "llm_batch_size": config["batch_size"],
+                "llm_dtype": result.data["lm_dtype"],
+            },
+            {"unlearning": {"unlearning_score": result.score}},
+            [],
+        )

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from scansion.errors import ConfigError
-from scansion.evals.base import not_comparable
 from scansion.evals.position.baseline import L0_TOLERANCE
 from scansion.evals.statistics import Estimate, detectable_difference, paired_p
 from scansion.files import flatten
+from scansion.pipeline.run_results import not_comparable
 from scansion.study.compare.figures import figure
 from scansion.study.final_info import ArmInfo
 

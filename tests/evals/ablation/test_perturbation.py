@@ -12,8 +12,8 @@ from scansion.errors import ConfigError
 from scansion.evals import figures_in
 from scansion.evals.ablation import classes as class_texts
 from scansion.evals.ablation.classes import ClassSet, load_classes, load_quadrants
+from scansion.evals.ablation.evaluation import Scr, Tpp
 from scansion.evals.ablation.features import AUDIT, Pooled, effects, strongest
-from scansion.evals.ablation.saebench import scr_json, tpp_json
 from scansion.evals.ablation.scr import ScrConfig, evaluate_scr, scr_directions
 from scansion.evals.ablation.tpp import TppConfig, evaluate_tpp, tpp_scores
 from scansion.evals.probing.pooling import pool_texts
@@ -180,7 +180,7 @@ def test_evaluations_carry_the_audit_and_name_stand_ins(asset: Path, lm: Languag
         HookPoint(1),
         ScrConfig(datasets=("topic_rating",), train_per_quadrant=16, test_per_quadrant=8, **sizes),
     )
-    for result, layout in ((tpp, tpp_json), (scr, scr_json)):
+    for result, layout in ((tpp, Tpp(TppConfig()).saebench), (scr, Scr(ScrConfig()).saebench)):
         assert AUDIT in result.notes and "2605.18229" in AUDIT
         assert any("stands in for" in note for note in result.notes)
         assert layout(result, subject)["eval_result_unstructured"]["scansion"]["notes"] == result.notes

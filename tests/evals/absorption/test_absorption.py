@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from scansion.errors import EvalError
 from scansion.evals import figures_in
 from scansion.evals.absorption.evaluate import AbsorptionConfig, evaluate_absorption, measure
+from scansion.evals.absorption.evaluation import AbsorptionOfFirstLetters
 from scansion.evals.absorption.first_letters import LETTERS, SpelledWords, SpellingPrompts, Word, vocabulary_words
 from scansion.evals.absorption.rates import absorption, f1, main_features, rank_by_sparse_probe
-from scansion.evals.absorption.saebench import absorption_json
 from scansion.lm import HookPoint, LanguageModel
 from tests.conftest import VOCAB, WIDTH
 from tests.evals.probing.constructed import make_subject
@@ -113,7 +113,7 @@ def test_a_model_that_cannot_spell_gets_no_score(speller: LanguageModel) -> None
     (result,) = evaluate_absorption([make_subject()], speller, HookPoint(1), config)
     assert result.status == "inapplicable" and result.reasons[0].startswith("the language model cannot spell")
     assert result.absorption_fraction is None and result.letters == [] and not figures_in(result)
-    layout = absorption_json(result, make_subject())
+    layout = AbsorptionOfFirstLetters(config).saebench(result, make_subject())
     assert set(layout["eval_result_metrics"]["mean"].values()) == {None}
 
 

@@ -9,7 +9,7 @@ import torch
 from scansion.errors import EvalError
 from scansion.evals.base import LoadedSAE, reasons_from_probes
 from scansion.evals.core.evaluate import CoreConfig, evaluate_core, saebench_explained_variance
-from scansion.evals.core.saebench import core_json
+from scansion.evals.core.evaluation import Core
 from scansion.evals.statistics import Estimate, detectable_difference
 from scansion.masks import RandomHardMaskConfig
 from scansion.sae import ReluConfig, SAEMetadata, TopKConfig, build_sae
@@ -91,7 +91,7 @@ def test_saebenchs_explained_variance_stands_beside_ours_with_its_own_closed_for
     assert result.fve.value == pytest.approx(ours.item(), abs=1e-5)
     assert result.saebench_explained_variance == pytest.approx(theirs.item(), abs=1e-5)
     assert abs(ours - theirs) > 1e-4, "the two are different figures"
-    layout = core_json(result, subject(scaled(factor)))["eval_result_metrics"]
+    layout = Core(CoreConfig()).saebench(result, subject(scaled(factor)))["eval_result_metrics"]
     assert layout["reconstruction_quality"]["explained_variance"] == result.saebench_explained_variance
     assert layout["sparsity"]["l0"] == result.l0
 

@@ -17,10 +17,10 @@ from scansion.evals import figures_in
 from scansion.evals.base import LoadedSAE
 from scansion.evals.interp.autointerp import AutoInterpConfig, detection_scores, evaluate_autointerp, read_numbers
 from scansion.evals.interp.chat import ChatEndpoint
+from scansion.evals.interp.evaluation import AutoInterp
 from scansion.evals.interp.examples import ExampleCounts, gather_examples
 from scansion.evals.interp.firing import Firing, firing_of_sample
 from scansion.evals.interp.offline import OfflineInterpConfig, auroc, evaluate_offline_interp, forecast_features
-from scansion.evals.interp.saebench import autointerp_json
 from tests.evals.probing.constructed import make_subject
 
 Judge = Callable[[list[dict[str, str]]], str]
@@ -214,7 +214,7 @@ def test_an_honest_judge_scores_well_and_a_mute_one_not_at_all(serve, store, sub
     assert len(server.asked) == 2 * len(result.features)
     for one in result.features:
         assert (one.score, one.balanced_accuracy) == detection_scores(one.predicted or [], one.fires, 6)
-    layout = autointerp_json(result, subject)
+    layout = AutoInterp(config).saebench(result, subject)
     assert layout["eval_result_metrics"]["autointerp"]["autointerp_score"] == result.score.value
     assert "key" not in json.dumps(layout["eval_config"])
     mute = AutoInterpConfig(base_url=serve(lambda _: "no idea").url, model="mute", n_features=3, least_firings=8)

@@ -14,9 +14,9 @@ from scansion.evals import figures_in
 from scansion.evals.unlearning import questions as questions_module
 from scansion.evals.unlearning.answering import answer, clamp, firing_rates
 from scansion.evals.unlearning.evaluate import UnlearningConfig, evaluate_unlearning, features_to_clamp
+from scansion.evals.unlearning.evaluation import Unlearning
 from scansion.evals.unlearning.questions import Question, UnlearningData, bundled_questions, hub_questions, lettered
 from scansion.evals.unlearning.result import best_setting, held_out
-from scansion.evals.unlearning.saebench import unlearning_json
 from scansion.lm import HookPoint, LanguageModel, logits
 from tests.conftest import WIDTH, random_contexts
 from tests.evals.probing.constructed import make_subject, use_asset, write_set
@@ -186,7 +186,7 @@ def test_a_model_that_guesses_gets_no_score_and_one_that_knows_does(
     assert (result.status, result.forget_accuracy, result.retain_accuracy) == ("ok", 1.0, 1.0)
     (setting,) = result.interventions
     assert result.score == pytest.approx(1 - setting.forget_kept if setting.retain_kept >= 0.99 else 0.0)
-    metrics = unlearning_json(result, make_subject())["eval_result_metrics"]
+    metrics = Unlearning(config).saebench(result, make_subject())["eval_result_metrics"]
     assert metrics["unlearning"]["unlearning_score"] == result.score
     assert result.notes == ["note"]
     half = replace(easy, retain_questions=data.retain_questions)

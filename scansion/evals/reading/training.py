@@ -1,15 +1,18 @@
-"""Settings that follow how the SAE was trained unless they are set: whether position 0 counts, and the context length."""
+"""How SAEs were trained: settings that follow it unless they are set, and what a store, a model and a text must share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import torch
 from pydantic import Field
 
+from scansion.activations import ActivationStore
 from scansion.errors import EvalError
 from scansion.evals.base import LoadedSAE
 from scansion.evals.registry import EvaluationConfig
+from scansion.lm import HookPoint, LanguageModel, ModelId
 from scansion.progress import say
 
 Config = TypeVar("Config", bound=EvaluationConfig)
@@ -95,3 +98,49 @@ def _filled(name: str, value: Value | None) -> Value:
     if value is None:
         raise EvalError(f"{name} follows the SAE's training: fill it in with as_trained(config, saes), or set it")
     return value
+
+
+def require_same_source(subjects: Sequence[LoadedSAE], store: ActivationStore) -> None:
+    """Raise :class:`EvalError` unless every SAE was trained on the store's model, revision and hook point."""
+    identity = store.identity
+    for subject in subjects:
+        _require_trained_on(subject, identity.model_id, identity.hook_point, "the store holds")
+
+
+def require_same_model(lm: LanguageModel, store: ActivationStore) -> None:
+    """Raise :class:`EvalError` unless the store was made with ``lm``."""
+    if not lm.facts.id.same_as(store.identity.model_id):
+        raise EvalError(
+            f"{lm.facts.name} is now at {lm.facts.revision}, but the store was made with "
+            f"{store.identity.model_revision}; harvest again, or bring that model back"
+        )
+
+
+def require_sae_matches_lm(
+    subjects: Sequence[LoadedSAE], lm: LanguageModel, hook_point: HookPoint, context_length: int
+) -> None:
+    """Raise unless the LM reads contexts of this length and every SAE was trained on it, at this hook point.
+
+    Raises:
+        ModelError: the model has no such layer, or cannot read contexts of this length.
+        EvalError: an SAE was trained on another model or hook point.
+        ShapeError: an SAE does not fit the model's width or the context length.
+    """
+    lm.facts.check_context_length(context_length)
+    hook_point.check(lm.facts.n_layers, lm.facts.name)
+    for subject in subjects:
+        _require_trained_on(subject, lm.facts.id, str(hook_point), "the texts are read by")
+        weights = subject.sae.W_enc
+        # Encoding one token at the last position runs every check of width and mask that the texts will meet.
+        last = torch.tensor([context_length - 1], device=weights.device)
+        with torch.no_grad():
+            subject.sae.encode(weights.new_zeros(1, hook_point.width(lm.facts)), last)
+
+
+def _require_trained_on(subject: LoadedSAE, model: ModelId, hook_point: str, what: str) -> None:
+    trained = subject.metadata
+    if not trained.model_id.same_as(model) or trained.hook_point != hook_point:
+        raise EvalError(
+            f"{subject.name} was trained on {trained.model_id} {trained.hook_point}, but {what} {model} {hook_point}; "
+            "evaluate an SAE on its own model and hook point"
+        )
