@@ -148,7 +148,7 @@ def write_exchange(
     for name in options.scr:
         quadrants = load_quadrants(name, options.train // 4, options.test // 4, SEED)
         by_labels = {
-            side: {f"{a}{b}": part[a][b] for a in (0, 1) for b in (0, 1)}
+            side: {f"{a}{b}": texts for (a, b), texts in part.items()}
             for side, part in (("train", quadrants.train), ("test", quadrants.test))
         }
         (exchange / "scr").mkdir(exist_ok=True)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from pydantic import Field
 
+from scansion.device import dtype_name
+from scansion.evals.base import LoadedSAE, reasons_before_running
+from scansion.evals.probing.pooling import pool_texts
 from scansion.evals.probing.probes import LinearProbe
+from scansion.evals.probing.sets import probing_source
+from scansion.evals.reading.texts import TextReader
+from scansion.evals.reading.training import ReadsTexts
+from scansion.lm import HookPoint, LanguageModel
 
 THRESHOLDS = (2, 5, 10, 20, 50, 100, 500)
 """Numbers of features ablated; SAEBench's."""
@@ -16,6 +26,16 @@ AUDIT = (
     "a 2026 audit of SAE benchmarks (arXiv:2605.18229) advises against SCR and TPP as measures of an SAE's quality; "
     "read these figures as a description, not as a ranking"
 )
+
+
+class AblationConfig(ReadsTexts):
+    """What both evaluations set."""
+
+    n_values: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=THRESHOLDS, description="Numbers of features to ablate."
+    )
+    lm_batch_size: int = Field(default=16, ge=1, description="Texts per batch of the LM.")
+    seed: int = Field(default=42, ge=0, description="Seed for drawing texts and for the bootstrap.")
 
 
 @dataclass(frozen=True)
@@ -33,6 +53,37 @@ class Pooled:
     def without(self, rows: Int[np.ndarray, " m"], features: Int[np.ndarray, " k"]) -> Float[np.ndarray, "m d_in"]:
         """The activations with these features at zero; what the SAE does not reconstruct stays as it is."""
         return self.x[rows] - self.acts[np.ix_(rows, features)] @ self.W_dec[features]
+
+
+def pool_set(
+    name: str,
+    texts: Sequence[str],
+    subjects: Sequence[LoadedSAE],
+    lm: LanguageModel,
+    hook_point: HookPoint,
+    config: AblationConfig,
+) -> list[Pooled]:
+    """The texts of a data set, pooled for each SAE."""
+    reader = TextReader(lm, hook_point, config.text_length, config.lm_batch_size)
+    pooled = pool_texts(texts, reader, [subject.sae for subject in subjects], what=f"pool {name}")
+    return [
+        Pooled(pooled.lm, acts, subject.sae.W_dec.detach().float().cpu().numpy())
+        for subject, acts in zip(subjects, pooled.saes, strict=True)
+    ]
+
+
+def reasons_from_firing(subject: LoadedSAE, fired: bool) -> list[str]:
+    """Why the SAE is degenerate, given whether any feature fired on any text."""
+    return reasons_before_running(subject) + ([] if fired else ["all features are dead: none fired on any text"])
+
+
+def data_with(lm: LanguageModel, config: AblationConfig) -> dict[str, Any]:
+    """The ``data`` of a result: settings, version of the labelled texts, and type of the LM."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "source": probing_source(),
+        "lm_dtype": dtype_name(lm.model.dtype),
+    }
 
 
 def effects(

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field
 
-from scansion.device import dtype_name
-from scansion.evals.ablation.classes import CROSSED_SETS, Quadrants, load_quadrants
-from scansion.evals.ablation.features import AUDIT, THRESHOLDS, Pooled, effects, strongest
-from scansion.evals.base import EvalResult, LoadedSAE, reasons_before_running
-from scansion.evals.probing.pooling import pool_texts
+from scansion.evals.ablation.classes import CROSSED_SETS, Rows, load_quadrants
+from scansion.evals.ablation.features import (
+    AUDIT,
+    AblationConfig,
+    Pooled,
+    data_with,
+    effects,
+    pool_set,
+    reasons_from_firing,
+    strongest,
+)
+from scansion.evals.base import EvalResult, LoadedSAE
 from scansion.evals.probing.probes import fit_linear
-from scansion.evals.probing.sets import probing_source
-from scansion.evals.reading.texts import TextReader
-from scansion.evals.reading.training import ReadsTexts, as_trained, require_sae_matches_lm
+from scansion.evals.reading.training import as_trained, require_sae_matches_lm
 from scansion.evals.statistics import Estimate
 from scansion.lm import HookPoint, LanguageModel
 
 _AttributeName = Literal["first", "second"]
-_Rows = Int[np.ndarray, " _"]
 
 
-class ScrConfig(ReadsTexts):
+class ScrConfig(AblationConfig):
     """Which texts with two labels, how many, and how many features are ablated."""
 
     evaluation: ClassVar[str] = "scr"
@@ -35,11 +38,6 @@ class ScrConfig(ReadsTexts):
     )
     train_per_quadrant: int = Field(default=200, ge=2, description="Training texts per pair of labels, at most.")
     test_per_quadrant: int = Field(default=100, ge=2, description="Test texts per pair of labels, at most.")
-    n_values: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=THRESHOLDS, description="Numbers of features to ablate."
-    )
-    lm_batch_size: int = Field(default=16, ge=1, description="Texts per batch of the LM.")
-    seed: int = Field(default=42, ge=0, description="Seed for drawing texts and for the bootstrap.")
 
 
 class ScrDirection(BaseModel):
@@ -127,15 +125,11 @@ def evaluate_scr(
     }
     require_sae_matches_lm(subjects, lm, hook_point, config.text_length)
     by_subject: list[list[ScrDataset]] = [[] for _ in subjects]
-    dead = [True for _ in subjects]
+    fired = [False for _ in subjects]
     for name, quadrants in sets.items():
-        flat, train, test = _rows(quadrants)
-        saes = [subject.sae for subject in subjects]
-        reader = TextReader(lm, hook_point, config.text_length, config.lm_batch_size)
-        texts = pool_texts(flat, reader, saes, what=f"pool {name}")
-        for index, table in enumerate(texts.saes):
-            pooled = Pooled(texts.lm, table, saes[index].W_dec.detach().float().cpu().numpy())
-            dead[index] &= not table.any()
+        flat, train, test = quadrants.rows()
+        for index, pooled in enumerate(pool_set(name, flat, subjects, lm, hook_point, config)):
+            fired[index] |= bool(pooled.acts.any())
             by_subject[index].append(
                 ScrDataset(
                     name=name,
@@ -145,17 +139,17 @@ def evaluate_scr(
                     directions=scr_directions(pooled, train, test, config.n_values, config.seed),
                 )
             )
-    dtype = dtype_name(lm.model.dtype)
+    data = data_with(lm, config)
     return [
-        _result(subject, datasets, silent, dtype, config)
-        for subject, datasets, silent in zip(subjects, by_subject, dead, strict=True)
+        _result(subject, datasets, reasons_from_firing(subject, any_fired), data, config)
+        for subject, datasets, any_fired in zip(subjects, by_subject, fired, strict=True)
     ]
 
 
 def scr_directions(
     pooled: Pooled,
-    train: dict[tuple[int, int], _Rows],
-    test: dict[tuple[int, int], _Rows],
+    train: dict[tuple[int, int], Rows],
+    test: dict[tuple[int, int], Rows],
     n_values: Sequence[int],
     seed: int,
 ) -> list[ScrDirection]:
@@ -194,41 +188,24 @@ def scr_directions(
     return found
 
 
-def _labelled(quadrants: dict[tuple[int, int], _Rows], place: int) -> tuple[_Rows, _Rows]:
+def _labelled(quadrants: dict[tuple[int, int], Rows], place: int) -> tuple[Rows, Rows]:
     rows = np.concatenate([quadrants[pair] for pair in sorted(quadrants)])
     return rows, np.concatenate([np.full(len(quadrants[pair]), pair[place]) for pair in sorted(quadrants)])
 
 
-def _rows(quadrants: Quadrants) -> tuple[list[str], dict[tuple[int, int], _Rows], dict[tuple[int, int], _Rows]]:
-    flat: list[str] = []
-    sides: list[dict[tuple[int, int], _Rows]] = []
-    for texts in (quadrants.train, quadrants.test):
-        rows: dict[tuple[int, int], _Rows] = {}
-        for pair in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            own = texts[pair[0]][pair[1]]
-            rows[pair] = np.arange(len(flat), len(flat) + len(own))
-            flat += own
-        sides.append(rows)
-    return flat, sides[0], sides[1]
-
-
-def _without_score(datasets: list[ScrDataset]) -> list[str]:
-    return [
+def _result(
+    subject: LoadedSAE, datasets: list[ScrDataset], reasons: list[str], data: dict[str, Any], config: ScrConfig
+) -> ScrResult:
+    no_bias = (
+        "the bias costs the language model's own probe no more than chance, so there is nothing to remove: "
+        + "; ".join(f"{one.name} {one.scored.cost}" for one in datasets)
+    )
+    without_score = [
         f"{one.name} has no score: the bias costs the language model's own probe {one.scored.cost} of accuracy on "
         f"{one.n_test} texts, no more than chance"
         for one in datasets
         if not one.scored.applies
     ]
-
-
-def _result(subject: LoadedSAE, datasets: list[ScrDataset], silent: bool, dtype: str, config: ScrConfig) -> ScrResult:
-    reasons = reasons_before_running(subject)
-    if silent:
-        reasons.append("all features are dead: none fired on any text")
-    no_bias = (
-        "the bias costs the language model's own probe no more than chance, so there is nothing to remove: "
-        + "; ".join(f"{one.name} {one.scored.cost}" for one in datasets)
-    )
     by_n: dict[int, float | None] = {}
     for n in config.n_values:
         estimates = [one.scored.by_n[n] for one in datasets]
@@ -236,11 +213,11 @@ def _result(subject: LoadedSAE, datasets: list[ScrDataset], silent: bool, dtype:
         by_n[n] = float(np.mean(values)) if values else None
     return ScrResult.of(
         subject,
-        {"config": config.model_dump(mode="json"), "source": probing_source(), "lm_dtype": dtype},
+        data,
         config.seed,
         reasons,
         inapplicable=[] if any(one.scored.applies for one in datasets) else [no_bias],
-        notes=[AUDIT, *(f"{one.name} stands in for {one.stands_for}" for one in datasets), *_without_score(datasets)],
+        notes=[AUDIT, *(f"{one.name} stands in for {one.stands_for}" for one in datasets), *without_score],
         by_n=by_n,
         datasets=datasets,
     )

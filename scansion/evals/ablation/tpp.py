@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 
-from scansion.device import dtype_name
-from scansion.evals.ablation.classes import CLASS_SETS, ClassTexts, load_classes
-from scansion.evals.ablation.features import AUDIT, THRESHOLDS, Pooled, effects, strongest
-from scansion.evals.base import EvalResult, LoadedSAE, reasons_before_running
+from scansion.evals.ablation.classes import CLASS_SETS, Rows, load_classes
+from scansion.evals.ablation.features import (
+    AUDIT,
+    AblationConfig,
+    Pooled,
+    data_with,
+    effects,
+    pool_set,
+    reasons_from_firing,
+    strongest,
+)
+from scansion.evals.base import EvalResult, LoadedSAE
 from scansion.evals.probing.accuracy import Accuracies, over_data_sets, over_tasks
-from scansion.evals.probing.pooling import pool_texts
 from scansion.evals.probing.probes import fit_linear
-from scansion.evals.probing.sets import probing_source
-from scansion.evals.reading.texts import TextReader
-from scansion.evals.reading.training import ReadsTexts, as_trained, require_sae_matches_lm
+from scansion.evals.reading.training import as_trained, require_sae_matches_lm
 from scansion.evals.statistics import Estimate
 from scansion.lm import HookPoint, LanguageModel
 
 
-class TppConfig(ReadsTexts):
+class TppConfig(AblationConfig):
     """Which classes, how many texts, and how many features are ablated."""
 
     evaluation: ClassVar[str] = "tpp"
@@ -35,11 +40,6 @@ class TppConfig(ReadsTexts):
     )
     train_per_class: int = Field(default=200, ge=2, description="Training texts per class, at most.")
     test_per_class: int = Field(default=100, ge=2, description="Test texts per class, at most.")
-    n_values: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=THRESHOLDS, description="Numbers of features to ablate."
-    )
-    lm_batch_size: int = Field(default=16, ge=1, description="Texts per batch of the LM.")
-    seed: int = Field(default=42, ge=0, description="Seed for drawing texts and for the bootstrap.")
 
 
 class TppFigures(BaseModel):
@@ -107,40 +107,37 @@ def evaluate_tpp(
         name: load_classes(name, config.train_per_class, config.test_per_class, config.seed) for name in config.datasets
     }
     require_sae_matches_lm(subjects, lm, hook_point, config.text_length)
-    found = [_one_set(name, texts[name], subjects, lm, hook_point, config) for name in config.datasets]
+    by_subject: list[list[tuple[TppDataset, Accuracies]]] = [[] for _ in subjects]
+    fired = [False for _ in subjects]
+    for name, classes in texts.items():
+        flat, *sides = classes.rows()
+        generator = np.random.default_rng(config.seed)
+        train, test = (_labelled(list(side.values()), generator) for side in sides)
+        for index, pooled in enumerate(pool_set(name, flat, subjects, lm, hook_point, config)):
+            fired[index] |= bool(pooled.acts.any())
+            scores, clean = tpp_scores(pooled, train, test, config.n_values, config.seed)
+            dataset = TppDataset(
+                name=name,
+                stands_for=CLASS_SETS[name].stands_for,
+                n_train=sum(map(len, classes.train.values())),
+                n_test=sum(map(len, classes.test.values())),
+                clean_accuracy=clean,
+                by_n=_figures(scores, config),
+            )
+            by_subject[index].append((dataset, scores))
+    data = data_with(lm, config)
     return [
-        _result(subject, [one[index] for one in found], dtype_name(lm.model.dtype), config)
-        for index, subject in enumerate(subjects)
-    ]
-
-
-def _one_set(
-    name: str,
-    texts: ClassTexts,
-    subjects: Sequence[LoadedSAE],
-    lm: LanguageModel,
-    hook_point: HookPoint,
-    config: TppConfig,
-) -> list[tuple[TppDataset, Accuracies, bool]]:
-    rows, flat = _rows(texts)
-    saes = [subject.sae for subject in subjects]
-    reader = TextReader(lm, hook_point, config.text_length, config.lm_batch_size)
-    features = pool_texts(flat, reader, saes, what=f"pool {name}")
-    labelled = _labelled(rows, config.seed)
-    found: list[tuple[TppDataset, Accuracies, bool]] = []
-    for subject, table in zip(subjects, features.saes, strict=True):
-        pooled = Pooled(features.lm, table, subject.sae.W_dec.detach().float().cpu().numpy())
-        scores, clean = tpp_scores(pooled, labelled["train"], labelled["test"], config.n_values, config.seed)
-        dataset = TppDataset(
-            name=name,
-            stands_for=CLASS_SETS[name].stands_for,
-            n_train=sum(map(len, texts.train.values())),
-            n_test=sum(map(len, texts.test.values())),
-            clean_accuracy=clean,
-            by_n=_figures(scores, config),
+        TppResult.of(
+            subject,
+            data,
+            config.seed,
+            reasons_from_firing(subject, any_fired),
+            notes=[AUDIT, *(f"{one.name} stands in for {one.stands_for}" for one, _ in found)],
+            by_n=_figures(over_data_sets([scores for _, scores in found]), config),
+            datasets=[one for one, _ in found],
         )
-        found.append((dataset, scores, bool(table.any())))
-    return found
+        for subject, found, any_fired in zip(subjects, by_subject, fired, strict=True)
+    ]
 
 
 Labelled = list[tuple[np.ndarray, np.ndarray]]
@@ -183,29 +180,14 @@ def tpp_scores(
     return over_tasks(drops, [rows for rows, _ in test], [seed]), float(np.mean(clean_accuracies))
 
 
-def _rows(texts: ClassTexts) -> tuple[dict[str, list[np.ndarray]], list[str]]:
-    """Rows of each class's texts, in a list of them all."""
-    flat: list[str] = []
-    rows: dict[str, list[np.ndarray]] = {}
-    for side, by_class in (("train", texts.train), ("test", texts.test)):
-        rows[side] = []
-        for own in by_class.values():
-            rows[side].append(np.arange(len(flat), len(flat) + len(own)))
-            flat += own
-    return rows, flat
-
-
-def _labelled(rows: dict[str, list[np.ndarray]], seed: int) -> dict[str, Labelled]:
+def _labelled(classes: Sequence[Rows], generator: np.random.Generator) -> Labelled:
     """For each class, its rows and as many of the others', in equal parts."""
-    generator = np.random.default_rng(seed)
-    found: dict[str, Labelled] = {}
-    for side, classes in rows.items():
-        found[side] = []
-        for own in classes:
-            others = [generator.permutation(other) for other in classes if other is not own]
-            # One text of each other class in turn, until there are as many as the class has.
-            mixed = np.stack(others, axis=1).ravel()[: len(own)]
-            found[side].append((np.concatenate([own, mixed]), np.repeat([1, 0], [len(own), len(mixed)])))
+    found: Labelled = []
+    for own in classes:
+        others = [generator.permutation(other) for other in classes if other is not own]
+        # One text of each other class in turn, until there are as many as the class has.
+        mixed = np.stack(others, axis=1).ravel()[: len(own)]
+        found.append((np.concatenate([own, mixed]), np.repeat([1, 0], [len(own), len(mixed)])))
     return found
 
 
@@ -215,20 +197,3 @@ def _figures(scores: Accuracies, config: TppConfig) -> dict[int, TppFigures]:
         n: TppFigures(total=estimates[3 * i], intended=estimates[3 * i + 1], unintended=estimates[3 * i + 2])
         for i, n in enumerate(config.n_values)
     }
-
-
-def _result(
-    subject: LoadedSAE, found: list[tuple[TppDataset, Accuracies, bool]], dtype: str, config: TppConfig
-) -> TppResult:
-    reasons = reasons_before_running(subject)
-    if not any(fired for _, _, fired in found):
-        reasons.append("all features are dead: none fired on any text")
-    return TppResult.of(
-        subject,
-        {"config": config.model_dump(mode="json"), "source": probing_source(), "lm_dtype": dtype},
-        config.seed,
-        reasons,
-        notes=[AUDIT, *(f"{one.name} stands in for {one.stands_for}" for one, _, _ in found)],
-        by_n=_figures(over_data_sets([scores for _, scores, _ in found]), config),
-        datasets=[one for one, _, _ in found],
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class LossTally:
         self.predicted = np.zeros((n_positions, n_contexts), dtype=bool)
         self.sums = {name: np.zeros((n_positions, n_contexts)) for name in ("clean", "ablated", "spliced", "kl")}
 
-    def figures(self, seed: int) -> dict[str, float | Estimate | None]:
+    def figures(self, seed: int) -> dict[str, Any]:
         """Means over all predictions, and ``ce_loss_recovered`` with an interval over contexts, as a result names them."""
         n = max(1, self.predicted.sum())
         means = {name: finite(sums.sum() / n) for name, sums in self.sums.items()}

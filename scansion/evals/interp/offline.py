@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.stats import rankdata
 
 from scansion.activations import ActivationStore
 from scansion.evals.base import EvalResult, LoadedSAE, reasons_before_running
@@ -100,6 +99,8 @@ def evaluate_offline_interp(
 
 def forecast_features(firing: Firing, seed: int) -> list[FeatureForecast]:
     """The forecast of each feature; those that fire too little in either half to be scored are left out."""
+    from sklearn.metrics import roc_auc_score  # takes a second, which every command would wait for
+
     generator = np.random.default_rng(seed)
     documents = np.unique(firing.documents[firing.valid])
     learnt = np.isin(firing.documents, generator.permutation(documents)[: len(documents) // 2])
@@ -119,9 +120,9 @@ def forecast_features(firing: Firing, seed: int) -> list[FeatureForecast]:
             FeatureForecast(
                 feature=int(feature),
                 rate=float(fires[usable].mean()),
-                auroc=auroc(forecast, truth),
+                auroc=float(roc_auc_score(truth, forecast)),
                 balanced_accuracy=float(((forecast > 0)[truth].mean() + (forecast <= 0)[~truth].mean()) / 2),
-                null_auroc=auroc(null, truth),
+                null_auroc=float(roc_auc_score(truth, null)),
                 top_tokens=best,
             )
         )
@@ -146,14 +147,6 @@ def _forecast(
         total += np.where(names[place] == asked, gain[place], 0.0)
         rates.append(dict(zip(names.tolist(), rate.tolist(), strict=True)))
     return total, rates[0]
-
-
-def auroc(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> float:
-    """Probability that a true case scores above a false one, ties counting half."""
-    ranks = rankdata(scores)
-    n_true = int(truth.sum())
-    n_false = len(truth) - n_true
-    return float((ranks[truth].sum() - n_true * (n_true + 1) / 2) / (n_true * n_false))
 
 
 def _result(

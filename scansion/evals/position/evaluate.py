@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,15 +20,15 @@ from scansion.evals.position.information import shift_null
 from scansion.evals.position.measure import Measured, measure
 from scansion.evals.position.moving import MovedText, move_text, offset_for
 from scansion.evals.position.profiles import Profiles, profiles_of
-from scansion.evals.position.replacement import Replacement, ShiftEffect, all_replaced
+from scansion.evals.position.replacement import Replacement, ShiftEffect, replaced
 from scansion.evals.position.result import PositionResult, SinceStart
 from scansion.evals.position.sink import sink_fve
 from scansion.evals.position.states import acts_in_forward, measured_mask, permuted, rebuild_start, weights_at
 from scansion.evals.reading.contexts import read_contexts
 from scansion.evals.reading.training import as_trained, fill, require_same_model, require_same_source
-from scansion.evals.statistics import Estimate, finite
+from scansion.evals.statistics import finite
 from scansion.lm import LanguageModel
-from scansion.progress import Advance, progress
+from scansion.progress import progress
 from scansion.sae import SAE
 
 # Draws of a null of which only the mean over features is used.
@@ -75,23 +75,6 @@ def check_position(store: ActivationStore, config: PositionConfig) -> None:
         offset_for(store.n_positions, config.offset)
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """What is measured of one SAE: its states, and the masks that each is compared with.
-
-    Attributes:
-        saes: state -> SAE.
-        masks: its own mask, then permuted ones.
-        compared: state -> which of the masks it is compared with; the others say what chance gives.
-        n_shared: leading features that no mask binds.
-    """
-
-    saes: dict[str, SAE]
-    masks: list[Float[np.ndarray, "P F"]]
-    compared: dict[str, int]
-    n_shared: int
-
-
 def _evaluate(
     subject: LoadedSAE, text: Text, moved: MovedText | str, config: PositionConfig
 ) -> tuple[PositionResult, Profiles]:
@@ -110,12 +93,16 @@ def _evaluate(
     if isinstance(start, SAE):
         saes["start"] = start.lifted() if applied else start
     masks = [weights_at(one, text.positions) for one in (mask, *draws)]
-    plan = _Plan(saes, masks, compared, mask.n_shared)
-    measured, firings = _measure_all(plan, text, config, subject.name)
+    measured, firings = _measure_all(subject.name, saes, masks, compared, mask.n_shared, text, config)
+    excess = None
     if applied:
         measured["permuted"] = Measured.mean([measured.pop(name) for name in compared])
+        excess = measured["in_force"].varying["information"] - measured["permuted"].varying["information"]
     free = firings.get("lifted", firings["in_force"])
-    replacement, seen = _replace(saes, firings, measured, moved)
+    seen: dict[str, ShiftEffect] = {}
+    if not isinstance(moved, str):
+        both = [state for state in ("in_force", "lifted") if state in saes]
+        seen = {state: replaced(saes[state], firings[state], moved, measured[state].significant) for state in both}
     reasons = reasons_before_running(subject) + _reasons_from_activity(sae, text, firings["in_force"])
     result = PositionResult.of(
         subject,
@@ -131,10 +118,10 @@ def _evaluate(
         mask="own" if is_own else "reference",
         acts_in_forward=applied,
         states={name: one.figures() for name, one in measured.items()},
-        excess_specialisation=_excess(measured) if applied else None,
+        excess_specialisation=excess.estimate() if excess else None,
         since_start=_since_start(firings["start"], free) if "start" in firings else None,
         no_start=start if isinstance(start, str) else None,
-        replacement=replacement,
+        replacement=None if isinstance(moved, str) else Replacement.of(moved, seen),
         no_replacement=moved if isinstance(moved, str) else None,
         sink_fve=sink_fve(store),
         budget=budget_of(sae, text.positions, firings["in_force"].l0_by_position()),
@@ -143,36 +130,40 @@ def _evaluate(
 
 
 def _measure_all(
-    plan: _Plan, text: Text, config: PositionConfig, name: str
+    name: str,
+    saes: dict[str, SAE],
+    masks: list[Float[np.ndarray, "P F"]],
+    compared: dict[str, int],
+    n_shared: int,
+    text: Text,
+    config: PositionConfig,
 ) -> tuple[dict[str, Measured], dict[str, Firing]]:
-    """Every state measured; where features fired is kept for all but the permuted ones."""
+    """Every state measured; where features fired is kept for all but the permuted ones.
+
+    Args:
+        name: of the subject.
+        saes: state -> SAE.
+        masks: its own mask, then permuted ones.
+        compared: state -> which of the masks it is compared with if not its own; the others say what chance gives.
+        n_shared: leading features that no mask binds.
+        text, config: what is read, and how.
+    """
     measured: dict[str, Measured] = {}
     firings: dict[str, Firing] = {}
-    with progress(f"position: {name}", len(plan.saes) * text.n_contexts, "contexts") as advance:
-        for index, (state, sae) in enumerate(plan.saes.items()):
-            firing, one = _measure(plan, state, sae, text, config, index, advance)
-            measured[state] = one
-            if not state.startswith("permuted"):
-                firings[state] = firing.without_bits()
+    with progress(f"position: {name}", len(saes) * text.n_contexts, "contexts") as advance:
+        for index, (state, sae) in enumerate(saes.items()):
+            firing = record(sae, text, config.batch_contexts, advance)
+            resolved = state in ("in_force", "lifted")
+            rate = config.false_discovery_rate if resolved else None
+            n_draws = config.null_draws if resolved else _MEAN_ONLY_DRAWS
+            draw = np.random.default_rng([config.seed, 2, index])
+            null = shift_null(firing, n_draws, draw, rate=rate, max_draws=config.max_null_draws)
+            its = compared.get(state, 0)
+            chance = [weights for which, weights in enumerate(masks) if which != its]
+            measured[state] = measure(firing, null, masks[its], chance, n_shared, rate)
+            if state not in compared:
+                firings[state] = replace(firing, bits=None)
     return measured, firings
-
-
-def _measure(
-    plan: _Plan, state: str, sae: SAE, text: Text, config: PositionConfig, index: int, advance: Advance
-) -> tuple[Firing, Measured]:
-    firing = record(sae, text, config.batch_contexts, advance)
-    draw = np.random.default_rng([config.seed, 2, index])
-    resolved = state in ("in_force", "lifted")
-    rate = config.false_discovery_rate if resolved else None
-    n_draws = config.null_draws if resolved else _MEAN_ONLY_DRAWS
-    null = shift_null(firing, n_draws, draw, rate=rate, max_draws=config.max_null_draws)
-    which = plan.compared.get(state, 0)
-    chance = [weights for index, weights in enumerate(plan.masks) if index != which]
-    return firing, measure(firing, null, plan.masks[which], chance, plan.n_shared, rate)
-
-
-def _excess(measured: dict[str, Measured]) -> Estimate:
-    return (measured["in_force"].varying["information"] - measured["permuted"].varying["information"]).estimate()
 
 
 def _since_start(start: Firing, end: Firing) -> SinceStart:
@@ -190,20 +181,6 @@ def _since_start(start: Firing, end: Firing) -> SinceStart:
         # Two noisy profiles diverge by half of what each diverges from another draw of itself.
         ceiling=similarity((across(before, before) + across(after, after)) / 2),
         chance=similarity(across([np.roll(rates, 1, axis=1) for rates in before], after)),
-    )
-
-
-def _replace(
-    saes: dict[str, SAE], firings: dict[str, Firing], measured: dict[str, Measured], moved: MovedText | str
-) -> tuple[Replacement | None, dict[str, ShiftEffect]]:
-    if isinstance(moved, str):
-        return None, {}
-    states = [name for name in ("in_force", "lifted") if name in saes]
-    return all_replaced(
-        {name: saes[name] for name in states},
-        {name: firings[name] for name in states},
-        {name: measured[name].significant for name in states},
-        moved,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -138,10 +138,6 @@ class Firing:
     def half(self, which: int) -> Profile:
         """Counts over the even groups (0) or the odd ones (1): no document is in both."""
         return self._over(np.arange(self.text.n_groups) % 2 == which)
-
-    def without_bits(self) -> Firing:
-        """The counts alone."""
-        return replace(self, bits=None)
 
     def _over(self, kept: np.ndarray) -> Profile:
         return Profile(

@@ -48,6 +48,16 @@ class ReplacedFigures(BaseModel):
     agreement: Estimate
 
 
+@dataclass(frozen=True, eq=False)
+class ShiftEffect:
+    """Figures of one state, and what each feature did: votes per firing (bits), their score, agreement; NaN if none."""
+
+    figures: ReplacedFigures
+    votes: Float[np.ndarray, "F"]
+    score: Float[np.ndarray, "F"]
+    agreement: Float[np.ndarray, "F"]
+
+
 class Replacement(BaseModel):
     """What moving the text showed.
 
@@ -64,15 +74,15 @@ class Replacement(BaseModel):
     n_tokens: int
     states: dict[str, ReplacedFigures]
 
-
-@dataclass(frozen=True, eq=False)
-class ShiftEffect:
-    """Figures of one state, and what each feature did: votes per firing (bits), their score, agreement; NaN if none."""
-
-    figures: ReplacedFigures
-    votes: Float[np.ndarray, "F"]
-    score: Float[np.ndarray, "F"]
-    agreement: Float[np.ndarray, "F"]
+    @classmethod
+    def of(cls, moved: MovedText, seen: Mapping[str, ShiftEffect]) -> Replacement:
+        """For the result, from what each state showed."""
+        return cls(
+            offset=moved.offset,
+            n_contexts=len(moved.groups),
+            n_tokens=int(moved.there.sum()),
+            states={state: effect.figures for state, effect in seen.items()},
+        )
 
 
 @torch.no_grad()
@@ -175,22 +185,3 @@ def _per_group(values: np.ndarray, groups: Int[np.ndarray, "n"], n_groups: int) 
     sums = np.zeros((n_groups, *values.shape[1:]))
     np.add.at(sums, groups, values)
     return sums
-
-
-def all_replaced(
-    saes: Mapping[str, SAE],
-    firings: Mapping[str, Firing],
-    significant: Mapping[str, Bool[np.ndarray, "F"]],
-    moved: MovedText,
-) -> tuple[Replacement, dict[str, ShiftEffect]]:
-    """:func:`replaced` for each state."""
-    found = {name: replaced(sae, firings[name], moved, significant[name]) for name, sae in saes.items()}
-    return (
-        Replacement(
-            offset=moved.offset,
-            n_contexts=len(moved.groups),
-            n_tokens=int(moved.there.sum()),
-            states={name: one.figures for name, one in found.items()},
-        ),
-        found,
-    )

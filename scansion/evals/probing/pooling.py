@@ -13,7 +13,6 @@ from scipy import sparse  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from scansion.evals.probing.bag_of_words import bag_of_words
 from scansion.evals.probing.untrained import centre
 from scansion.evals.reading.texts import Block, TextReader
 from scansion.execution.sparse import encode_sparse
@@ -92,6 +91,20 @@ def pool_texts(
                 else:
                     table[part.rows] = _mean_of_entries(entries, counts, len(part.rows))
     return PooledTexts(tables[0], tables[1 : 1 + len(saes)], tables[1 + len(saes) :], bag_of_words(tokens, len(texts)))
+
+
+def bag_of_words(
+    parts: Sequence[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]], n_texts: int
+) -> sparse.csr_matrix:
+    """How often each token occurs in each text, which no order of words can change; float32 [n_texts, largest id + 1].
+
+    Args:
+        parts: for some tokens, the text each is in, and its id.
+        n_texts: number of texts; those without a token have a row of zeros.
+    """
+    texts, tokens = (np.concatenate([part[i] for part in parts]).astype(np.int64) for i in (0, 1))
+    width = int(tokens.max(initial=0)) + 1
+    return sparse.csr_matrix((np.ones(len(tokens), dtype=np.float32), (texts, tokens)), shape=(n_texts, width))
 
 
 def _last_tokens(block: Block) -> Block:

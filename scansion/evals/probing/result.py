@@ -15,7 +15,7 @@ class TaskResult(BaseModel):
         n_train, n_test: texts, half of each label.
         lm_unconverged, sae_unconverged: how many of the probes stopped at 1000 iterations.
         lm_over_bag, qualified: see :class:`DatasetResult`.
-        others: see :class:`SparseProbingResult`.
+        others: see :class:`MeanAccuracies`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -36,40 +36,10 @@ class TaskResult(BaseModel):
     random_top_k: dict[int, float | None]
 
 
-class DatasetResult(BaseModel):
-    """Means over the tasks of one data set; see :class:`SparseProbingResult`.
+class MeanAccuracies(BaseModel):
+    """Test accuracies, chance 0.5, with intervals over test texts.
 
     Attributes:
-        stand_in: the bundled data set used in place of the one named; None if it is the one named.
-        qualified: whether the probe on the LM's activations, which know the order of the words, beats that on the bag of
-            words by more than chance: the interval of ``lm_over_bag`` lies above 0. Scores on a set that did not qualify
-            say nothing about how the LM uses order or context; they are kept, and marked.
-        lm_over_bag: ``lm_test_accuracy`` less ``bag_test_accuracy``.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    stand_in: str | None
-    qualified: bool
-    lm_over_bag: Estimate
-    bag_test_accuracy: Estimate
-    lm_test_accuracy: Estimate
-    lm_top_k: dict[int, Estimate]
-    sae_test_accuracy: Estimate
-    sae_top_k: dict[int, Estimate]
-    random_test_accuracy: Estimate
-    random_top_k: dict[int, Estimate]
-    gain_test_accuracy: Estimate
-    gain_top_k: dict[int, Estimate]
-    tasks: list[TaskResult]
-
-
-class SparseProbingResult(EvalResult):
-    """Test accuracies, chance 0.5: means over data sets, with intervals over test texts.
-
-    Attributes:
-        pooling: how a text's tokens became one row of features: ``mean``, ``last`` or ``bands``.
         lm_over_bag: ``lm_test_accuracy`` less ``bag_test_accuracy``.
         bag_test_accuracy: of a probe on how often each token occurs, which no order of words can change.
         lm_test_accuracy: of a probe on the LM's activations.
@@ -78,11 +48,10 @@ class SparseProbingResult(EvalResult):
         sae_top_k: of a probe on the k features whose class means differ the most.
         random_test_accuracy, random_top_k: the same for an untrained SAE of the same settings.
         gain_test_accuracy, gain_top_k: the SAE's accuracy less the untrained one's, paired by test text.
-        datasets: the same for each data set.
     """
 
-    eval: str = "sparse_probing"
-    pooling: str
+    model_config = ConfigDict(extra="forbid")
+
     lm_over_bag: Estimate
     bag_test_accuracy: Estimate
     lm_test_accuracy: Estimate
@@ -93,6 +62,34 @@ class SparseProbingResult(EvalResult):
     random_top_k: dict[int, Estimate]
     gain_test_accuracy: Estimate
     gain_top_k: dict[int, Estimate]
+
+
+class DatasetResult(MeanAccuracies):
+    """Means over the tasks of one data set.
+
+    Attributes:
+        stand_in: the bundled data set used in place of the one named; None if it is the one named.
+        qualified: whether the probe on the LM's activations, which know the order of the words, beats that on the bag of
+            words by more than chance: the interval of ``lm_over_bag`` lies above 0. Scores on a set that did not qualify
+            say nothing about how the LM uses order or context; they are kept, and marked.
+    """
+
+    name: str
+    stand_in: str | None
+    qualified: bool
+    tasks: list[TaskResult]
+
+
+class SparseProbingResult(MeanAccuracies, EvalResult):
+    """Means over data sets.
+
+    Attributes:
+        pooling: how a text's tokens became one row of features: ``mean``, ``last`` or ``bands``.
+        datasets: the same for each data set.
+    """
+
+    eval: str = "sparse_probing"
+    pooling: str
     datasets: list[DatasetResult]
 
     @property

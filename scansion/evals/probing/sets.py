@@ -24,8 +24,7 @@ _FOLDER = Path("sae_probes", "data", "cleaned_data")
 _TABLE = Path("sae_probes", "data", "probing_datasets_MASTER.csv.zst")
 _SUFFIX = ".csv.zst"
 _TRAIN_SHARE = 0.8
-
-
+_ALL = 10**9
 _COLLECTIONS = ("order", "sae_probes", "saebench")
 
 
@@ -64,6 +63,29 @@ def load_probing_set(
     else:
         tasks = _tasks(stand_in_for(name) or name)
     return [_split(task, train_size // 2, test_size // 2, seed) for task in tasks]
+
+
+def labelled_texts(name: str) -> dict[str, int]:
+    """Every text of a binary set of the asset and its label, thinned to as many of either label; errors as above."""
+    (split,) = load_probing_set(name, _ALL, _ALL, 0)
+    return {
+        text: int(label)
+        for side in (split.train, split.test)
+        for text, label in zip(side.texts, side.labels, strict=True)
+    }
+
+
+def shuffled(texts: list[str], generator: np.random.Generator) -> list[str]:
+    """The texts in random order."""
+    return [texts[index] for index in generator.permutation(len(texts))]
+
+
+def sizes_of_sides(available: int, train: int, test: int) -> tuple[int, int]:
+    """How many texts are trained on and tested on: those wanted; where there are too few, up to 80% are trained on."""
+    if available >= train + test:
+        return train, test
+    for_training = int(_TRAIN_SHARE * available)
+    return min(train, for_training), min(test, available - for_training)
 
 
 def check_probing_sets(names: Iterable[str], order_corpus: CorpusConfig | None = None, hub: bool = False) -> None:
@@ -205,10 +227,7 @@ def _split(task: ProbingSet, train_per_label: int, test_per_label: int, seed: in
     generator = np.random.default_rng(seed)
     by_label = [generator.permutation(np.flatnonzero(task.labels == label)) for label in (0, 1)]
     available = min(len(indices) for indices in by_label)
-    if available < train_per_label + test_per_label:
-        for_training = int(_TRAIN_SHARE * available)
-        train_per_label = min(train_per_label, for_training)
-        test_per_label = min(test_per_label, available - for_training)
+    train_per_label, test_per_label = sizes_of_sides(available, train_per_label, test_per_label)
     if not train_per_label or not test_per_label:
         raise ConfigError(
             f"{task.name} has {available} usable texts of its rarer label, too few to train on {train_per_label} of "

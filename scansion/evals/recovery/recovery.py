@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,7 +117,7 @@ def _compare(
     counts: Int[Tensor, "L n_live"],
     weights: Float[Tensor, "L n_live"],
     tokens: Int[Tensor, "L"],
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """All figures of a dictionary with at least one live feature, none of them depending on the features' order."""
     cosine = cosines(planted.directions, learnt)
     true, found = one_to_one(cosine)

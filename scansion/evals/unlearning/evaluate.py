@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -15,7 +14,6 @@ from scansion.corpus.config import CorpusConfig
 from scansion.device import dtype_name
 from scansion.evals.base import LoadedSAE, reasons_before_running
 from scansion.evals.reading.training import ReadsTexts, as_trained, require_sae_matches_lm
-from scansion.evals.statistics import Estimate
 from scansion.evals.unlearning.answering import answer, clamp, firing_rates, fits
 from scansion.evals.unlearning.questions import Question, UnlearningData, bundled_questions, hub_questions
 from scansion.evals.unlearning.result import Intervention, UnlearningResult, best_setting, held_out, shares
@@ -95,30 +93,48 @@ def evaluate_unlearning(
     """
     config = as_trained(config, subjects)
     require_sae_matches_lm(subjects, lm, hook_point, config.text_length)
-    data = _fitting(_read(config), lm, config.text_length)
+    data = _read(config)
+    sides = [
+        [question for question in questions if fits(lm, question, config.text_length)]
+        for questions in (data.forget_questions, data.retain_questions)
+    ]
     saes = [subject.sae for subject in subjects]
     with progress("firing by subject", len(data.forget_texts) + len(data.retain_texts), "texts") as advance:
         forget, retain = (
             firing_rates(texts, lm, hook_point, saes, config.text_length, config.batch_size, advance)
             for texts in (data.forget_texts, data.retain_texts)
         )
-    n_sequences = sum(len(q.choices) for q in (*data.forget_questions, *data.retain_questions))
-    with progress("answer untouched", n_sequences, "choices") as advance:
-        before = [
-            answer(lm, hook_point, questions, config.batch_size, None, advance)
-            for questions in (data.forget_questions, data.retain_questions)
-        ]
+    with progress("answer untouched", _n_sequences(sides), "choices") as advance:
+        before = [answer(lm, hook_point, questions, config.batch_size, None, advance) for questions in sides]
     (why, chance), (guessed, _) = (
         _guessing(right, questions, what)
-        for right, questions, what in zip(
-            before, (data.forget_questions, data.retain_questions), ("should forget", "should keep"), strict=True
-        )
+        for right, questions, what in zip(before, sides, ("should forget", "should keep"), strict=True)
     )
-    notes = [data.note, *([f"{guessed}: that it keeps them says little"] if guessed else [])]
-    return [
-        _one(subject, lm, hook_point, data, (forget[i], retain[i]), (before[0], before[1]), chance, why, notes, config)
-        for i, subject in enumerate(subjects)
-    ]
+    results: list[UnlearningResult] = []
+    for subject, rates in zip(subjects, zip(forget, retain, strict=True), strict=True):
+        reasons = reasons_before_running(subject)
+        if not rates[0].any():
+            reasons.append("all features are dead: none fired on any text")
+        swept = (
+            {"interventions": []} if reasons or why else _sweep(subject, lm, hook_point, sides, rates, before, config)
+        )
+        result = UnlearningResult.of(
+            subject,
+            {"config": config.model_dump(mode="json"), "lm_dtype": dtype_name(lm.model.dtype)},
+            config.seed,
+            reasons,
+            inapplicable=[why] if why else [],
+            notes=[data.note, *([f"{guessed}: that it keeps them says little"] if guessed else [])],
+            source=data.source,
+            n_forget=len(before[0]),
+            n_retain=len(before[1]),
+            forget_accuracy=float(before[0].mean()),
+            retain_accuracy=float(before[1].mean()),
+            forget_chance=chance,
+            **swept,
+        )
+        results.append(result)
+    return results
 
 
 def _guessing(right: Bool[np.ndarray, " n"], questions: Sequence[Question], what: str) -> tuple[str | None, float]:
@@ -150,80 +166,27 @@ def _read(config: UnlearningConfig) -> UnlearningData:
     )
 
 
-def _fitting(data: UnlearningData, lm: LanguageModel, context_length: int) -> UnlearningData:
-    forget, retain = (
-        [question for question in questions if fits(lm, question, context_length)]
-        for questions in (data.forget_questions, data.retain_questions)
-    )
-    return UnlearningData(forget, retain, data.forget_texts, data.retain_texts, data.source, data.note)
-
-
-def _one(
-    subject: LoadedSAE,
-    lm: LanguageModel,
-    hook_point: HookPoint,
-    data: UnlearningData,
-    rates: tuple[Float[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]],
-    before: tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " m"]],
-    chance: float,
-    why_not: str | None,
-    notes: list[str],
-    config: UnlearningConfig,
-) -> UnlearningResult:
-    reasons = reasons_before_running(subject)
-    if not rates[0].any():
-        reasons.append("all features are dead: none fired on any text")
-    skipped = _Sweep([], None, None, None)
-    swept = skipped if reasons or why_not else _sweep(subject, lm, hook_point, data, rates, before, config)
-    return UnlearningResult.of(
-        subject,
-        {"config": config.model_dump(mode="json"), "lm_dtype": dtype_name(lm.model.dtype)},
-        config.seed,
-        reasons,
-        inapplicable=[why_not] if why_not else [],
-        notes=notes,
-        source=data.source,
-        n_forget=len(before[0]),
-        n_retain=len(before[1]),
-        forget_accuracy=float(before[0].mean()),
-        retain_accuracy=float(before[1].mean()),
-        forget_chance=chance,
-        score=swept.score,
-        held_out=swept.held_out,
-        interventions=swept.interventions,
-        control=swept.control,
-    )
-
-
-@dataclass(frozen=True)
-class _Sweep:
-    """What becomes of an SAE's result, as :class:`UnlearningResult` names it."""
-
-    interventions: list[Intervention]
-    score: float | None
-    held_out: Estimate | None
-    control: Intervention | None
+def _n_sequences(sides: Sequence[Sequence[Question]]) -> int:
+    return sum(len(question.choices) for side in sides for question in side)
 
 
 def _sweep(
     subject: LoadedSAE,
     lm: LanguageModel,
     hook_point: HookPoint,
-    data: UnlearningData,
+    sides: Sequence[Sequence[Question]],
     rates: tuple[Float[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]],
-    before: tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " m"]],
+    before: Sequence[Bool[np.ndarray, " _"]],
     config: UnlearningConfig,
-) -> _Sweep:
+) -> dict[str, Any]:
+    """The fields of a result that the interventions give."""
     settings = [(t, n, m) for t in config.retain_thresholds for n in config.n_features for m in config.multipliers]
-    n_sequences = sum(len(q.choices) for q in (*data.forget_questions, *data.retain_questions))
+    n_sequences = _n_sequences(sides)
     known: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
 
     def intervene(threshold: float, multiplier: float, features: Int[np.ndarray, " k"]) -> Intervention:
-        replace = clamp(subject.sae, features, -multiplier)
-        after = [
-            answer(lm, hook_point, questions, config.batch_size, replace, advance)
-            for questions in (data.forget_questions, data.retain_questions)
-        ]
+        clamped = clamp(subject.sae, features, -multiplier)
+        after = [answer(lm, hook_point, questions, config.batch_size, clamped, advance) for questions in sides]
         for side, right, first in zip(known, after, before, strict=True):
             side.append(right[first])
         return Intervention(
@@ -248,4 +211,5 @@ def _sweep(
             control = intervene(threshold, multiplier, others[:n]) if len(others) >= n else None
         if control is None:
             advance(n_sequences)
-        return _Sweep(found, score, held_out(forget, retain, config.seed), control)
+    estimate = held_out(forget, retain, config.seed)
+    return {"score": score, "held_out": estimate, "interventions": found, "control": control}

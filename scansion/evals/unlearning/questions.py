@@ -10,7 +10,7 @@ import numpy as np
 from scansion.corpus.config import CorpusConfig
 from scansion.corpus.sources import read_documents
 from scansion.errors import EvalError
-from scansion.evals.probing.sets import load_probing_set
+from scansion.evals.probing.sets import labelled_texts, shuffled
 
 SCIENCE, PHYSICAL = "36_sciq_tf", "44_phys_tf"
 STAND_IN = (
@@ -19,7 +19,6 @@ STAND_IN = (
     f"physics ({PHYSICAL}: two ways to do a thing). Neither is dangerous, and nothing here says how an SAE would do on WMDP"
 )
 _LETTERS = "ABCD"
-_ALL = 10**9
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ def bundled_questions(n_questions: int, n_texts: int, seed: int) -> UnlearningDa
         AssetError: the asset has not been fetched.
     """
     generator = np.random.default_rng(seed)
-    true = [text for text, label in _labels(SCIENCE) if label and "\nA:" in text]
-    pairs = [text.rsplit("\nA:", 1) for text in _shuffled(true, generator)]
+    true = [text for text, label in labelled_texts(SCIENCE).items() if label and "\nA:" in text]
+    pairs = [text.rsplit("\nA:", 1) for text in shuffled(true, generator)]
     forget: list[Question] = []
     for index, (question, answer) in enumerate(pairs[:n_questions]):
         # The answers to the questions after it, none of which is the right one.
@@ -64,7 +63,7 @@ def bundled_questions(n_questions: int, n_texts: int, seed: int) -> UnlearningDa
         place = int(generator.integers(len(wrong) + 1))
         forget.append(Question(f"{question}\nA:", (*wrong[:place], answer, *wrong[place:]), place))
     retain: list[Question] = []
-    texts = _shuffled([f"{label}{text}" for text, label in _labels(PHYSICAL)], generator)
+    texts = shuffled([f"{label}{text}" for text, label in labelled_texts(PHYSICAL).items()], generator)
     parsed = [found for text in texts if (found := _two_ways(text[1:], int(text[0])))]
     retain = parsed[:n_questions]
     return UnlearningData(
@@ -133,16 +132,3 @@ def _two_ways(text: str, label: int) -> Question | None:
     goal, found, ways = text.rpartition("\n\nA.")
     first, both, second = ways.partition("\nB.")
     return Question(f"{goal}\n", (f" {first}", f" {second}"), label) if found and both and first and second else None
-
-
-def _labels(name: str) -> list[tuple[str, int]]:
-    (split,) = load_probing_set(name, _ALL, _ALL, 0)
-    return [
-        (text, int(label))
-        for side in (split.train, split.test)
-        for text, label in zip(side.texts, side.labels, strict=True)
-    ]
-
-
-def _shuffled(texts: list[str], generator: np.random.Generator) -> list[str]:
-    return [texts[index] for index in generator.permutation(len(texts))]

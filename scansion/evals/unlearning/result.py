@@ -55,10 +55,10 @@ class UnlearningResult(EvalResult):
     forget_accuracy: float
     retain_accuracy: float
     forget_chance: float
-    score: float | None
-    held_out: Estimate | None
+    score: float | None = None
+    held_out: Estimate | None = None
     interventions: list[Intervention]
-    control: Intervention | None
+    control: Intervention | None = None
 
 
 def best_setting(forget: Bool[np.ndarray, "settings n"], retain: Bool[np.ndarray, "settings m"]) -> int | None:

@@ -155,10 +155,10 @@ def test_no_text_is_in_two_classes_or_on_two_sides(asset: Path) -> None:
     everything = [text for side in (found.train, found.test) for texts in side.values() for text in texts]
     assert len(everything) == len(set(everything)) == 3 * 30
     quadrants = load_quadrants("topic_rating", 10, 5, seed=0)
-    texts = [t for side in (quadrants.train, quadrants.test) for row in side for part in row for t in part]
+    texts = [t for side in (quadrants.train, quadrants.test) for part in side.values() for t in part]
     assert len(texts) == len(set(texts)) == 4 * 15
     for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        for words in (text.split() for text in quadrants.train[a][b]):
+        for words in (text.split() for text in quadrants.train[a, b]):
             assert words[-1] == f"w{45 + a}" and words[0] == f"w{47 + b}"
             assert words.count(f"w{47 + b}") == 4 and f"w{48 - b}" not in words
     with pytest.raises(ConfigError, match="no set of classes"):

@@ -20,7 +20,7 @@ from scansion.evals.interp.chat import ChatEndpoint
 from scansion.evals.interp.evaluation import AutoInterp
 from scansion.evals.interp.examples import ExampleCounts, gather_examples
 from scansion.evals.interp.firing import Firing, firing_of_sample
-from scansion.evals.interp.offline import OfflineInterpConfig, auroc, evaluate_offline_interp, forecast_features
+from scansion.evals.interp.offline import OfflineInterpConfig, evaluate_offline_interp, forecast_features
 from tests.evals.probing.constructed import make_subject
 
 Judge = Callable[[list[dict[str, str]]], str]
@@ -156,14 +156,6 @@ def test_forecasts_know_tokens_and_nothing_else() -> None:
     assert masked.auroc == pytest.approx(1.0), "tokens that the mask closes to the feature do not count against it"
     nulls = [one.null_auroc for seed in range(20) for one in forecast_features(planted_firing(seed=seed), seed)]
     assert np.mean(nulls) == pytest.approx(0.5, abs=0.1)
-
-
-def test_auroc_is_the_share_of_pairs_in_order() -> None:
-    generator = np.random.default_rng(0)
-    scores, truth = generator.integers(0, 5, 60).astype(float), generator.random(60) < 0.4
-    pairs = [(s > t) + 0.5 * (s == t) for s in scores[truth] for t in scores[~truth]]
-    assert auroc(scores, truth) == pytest.approx(np.mean(pairs))
-    assert auroc(-scores, truth) == pytest.approx(1 - np.mean(pairs))
 
 
 def test_examples_do_not_overlap_and_say_whether_the_feature_fires() -> None:

@@ -12,9 +12,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from scansion.assets import status
 from scansion.corpus import CorpusConfig, held_out_documents
 from scansion.errors import ConfigError
-from scansion.evals.probing.bag_of_words import bag_of_words
 from scansion.evals.probing.order_sets import ORDER_SETS, order_split
 from scansion.evals.probing.order_texts import MARKER, ORDER_TASKS, OrderPair
+from scansion.evals.probing.pooling import bag_of_words
 from scansion.lm import BUNDLED_MODEL, BUNDLED_MODEL_ASSET, load_tokenizer, model_facts
 
 NOUNS = ("river", "Congress", "harvest", "treaty", "railway", "army", "coast", "budget", "school", "forest", "winter")
