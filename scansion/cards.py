@@ -1,11 +1,11 @@
-"""Small HTML cards for notebooks: a heading, some facts, perhaps a table; every text is escaped."""
+"""Small HTML cards for notebooks: a heading, named facts, and optionally a table. All text is escaped."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
-# No class names and no style sheet: a notebook has its own, in light and dark.
+# No class names and no style sheet: the notebook's own style, light or dark, then applies.
 _CELL = "padding:.15em .8em;text-align:left;vertical-align:top"
 
 
@@ -14,8 +14,8 @@ def card(title: str, facts: Mapping[str, str], table: Sequence[Sequence[str]] = 
 
     Args:
         title: the heading.
-        facts: name -> what it is; those without text are left out.
-        table: a row of headings and rows of cells.
+        facts: name -> text; facts with an empty text are left out.
+        table: the headings, then one row of cells after another; empty for no table.
     """
     lines = [
         f'<tr><th style="{_CELL};font-weight:normal;opacity:.7">{escape(name)}</th>'

@@ -1,4 +1,4 @@
-"""What ``scansion doctor`` says: versions, device, speed, memory, disk, assets."""
+"""The report of ``scansion doctor``: versions, device, speed, memory, disk, assets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIDE = 1024
 
 
 def report() -> list[str]:
-    """One line a fact, the last one a verdict."""
+    """The lines of the report; the last says whether everything works, or what to do."""
     problems: list[str] = []
     device = resolve_device()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "datasets"))
@@ -42,12 +42,12 @@ def report() -> list[str]:
         lines.append(f"asset {name}: {status(name)}")
         if status(name) != "present":
             problems.append(f"{name} is {status(name)}; run `scansion assets fetch`")
-    lines.append("all well" if not problems else "to mend: " + "; ".join(problems))
+    lines.append("everything is ready" if not problems else "to fix: " + "; ".join(problems))
     return lines
 
 
 def _matmul_gflops(device: torch.device) -> float:
-    """The best of a few products, which is what the machine can do when left alone."""
+    """The fastest of five products: the others may have been slowed down by other programs."""
     a = torch.randn(_SIDE, _SIDE, device=device)
     best = float("inf")
     for _ in range(5):

@@ -101,7 +101,7 @@ def read_json(path: Path) -> Any:
 
 
 def require_known_format(value: Any, path: Path, known: int = 1) -> Any:
-    """Return what was read from ``path``, unless a later version of Scansion wrote it in a format of its own.
+    """Return what was read from ``path``, unless a later version of Scansion wrote it in a newer format.
 
     Args:
         value: what the file holds. A mapping without ``format_version`` is in format 1; other values are passed through.

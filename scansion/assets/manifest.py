@@ -12,7 +12,7 @@ from scansion.errors import AssetError
 
 @dataclass(frozen=True)
 class Asset:
-    """One wheel of the package index and which of its files are used.
+    """A wheel of the package index, and which of its files are used.
 
     Args:
         name: the project's name on the package index.
@@ -59,5 +59,5 @@ def find_assets(names: Iterable[str] | None) -> list[Asset]:
     wanted = list(ASSETS if names is None else names)
     for name in wanted:
         if name not in ASSETS:
-            raise AssetError(f"no asset is called {name!r}; there are {', '.join(ASSETS)}")
+            raise AssetError(f"no asset is called {name!r}; choose from {', '.join(ASSETS)}")
     return [ASSETS[name] for name in wanted]

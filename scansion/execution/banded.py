@@ -1,7 +1,7 @@
-"""The banded way: one small matrix product per band of positions in place of one large, mostly masked product.
+"""The banded way: one small matrix product per band of positions instead of one large, mostly masked product.
 
-With G equal bands the encoder and decoder take G times fewer operations than the dense masked form, whose numbers they
-reproduce to rounding. The batch must be grouped by position, positions ascending.
+With G equal bands the encoder and decoder take G times fewer operations than the dense masked form, with the same results
+to rounding. The batch must be grouped by position, positions ascending.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def banded_encode(
 ) -> list[Float[Tensor, "_ n _"]]:
     """``x @ W_enc + b_enc`` for each band: its rows, and of the columns only the shared ones and its own."""
     n_shared, sizes = _sizes(blocks)
-    # split, whose backward is one concatenation; slices would each send back a gradient of full size.
-    # The encoder lies in memory feature by feature, and so should its gradient.
+    # split: its backward is one concatenation, while the backward of each slice would be a gradient of full size. The encoder
+    # is stored feature by feature (see SAE), hence the transposes: its gradient is then stored in the same order.
     shared_W, *weights = (rows.T for rows in W_enc.T.split([n_shared, *sizes]))
     shared_b, *biases = b_enc.split([n_shared, *sizes])
     products = [
@@ -57,13 +57,13 @@ def banded_encode(
     if n_shared == 0:
         return products
     common = torch.addmm(shared_b, x.flatten(0, 1), shared_W).view(*x.shape[:2], n_shared)
-    return [torch.cat([common[block.rows], own], dim=-1) for block, own in zip(blocks, products, strict=True)]
+    return [torch.cat([common[block.rows], bound], dim=-1) for block, bound in zip(blocks, products, strict=True)]
 
 
 def banded_decode(
     acts: Sequence[Float[Tensor, "_ n _"]], W_dec: Float[Tensor, "d_sae d_in"], blocks: Sequence[Block]
 ) -> Float[Tensor, "P n d_in"]:
-    """``acts @ W_dec``, rows of the bands put together again."""
+    """``acts @ W_dec``, with the rows of all bands joined in order."""
     n_shared, sizes = _sizes(blocks)
     shared_W, *weights = W_dec.split([n_shared, *sizes])
     parts = [a[..., n_shared:] @ W for a, W in zip(acts, weights, strict=True)]

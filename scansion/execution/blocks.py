@@ -1,4 +1,4 @@
-"""Blocks: some tokens of a batch with the features they may use. Whatever execution cuts up, it cuts into these."""
+"""Blocks: part of a batch's tokens with the features they may use. Every way of execution cuts a batch into blocks."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _listed: Reading[list[int]] = Reading(lambda positions: positions.tolist())
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some rows of a batch with the features their tokens may use: those of one band, or, without bands, all.
+    """Rows of a batch with the features that their tokens may use: those of one band, or all if the mask has no bands.
 
     Attributes:
         rows: of the batch's position axis; may be empty where a batch has no token of a band.
         pieces: the w features, as ascending ranges of the rows of W_dec: the shared ones, if there are any, then the
             band's own.
         features: their indices; None for all, in order.
-        closed: True where the mask keeps a feature from firing; None if it does so nowhere in this block.
-        bias: which decoder bias its tokens have, if there are several.
+        closed: True where the mask keeps a feature from firing; None if it keeps none in this block.
+        bias: index of the decoder bias of its tokens.
     """
 
     rows: slice
@@ -48,20 +48,20 @@ class Block:
         return self.rows.stop - self.rows.start
 
     def columns(self) -> Iterator[tuple[slice, slice]]:
-        """Each piece, and which of the block's w columns are its."""
+        """Each piece with the columns that it takes in a matrix of width w."""
         start = 0
         for piece in self.pieces:
             yield piece, slice(start, start + piece.stop - piece.start)
             start += piece.stop - piece.start
 
     def at(self, rows: slice) -> Block:
-        """The part of the block at these rows of the batch, all of which are its own."""
+        """The part of the block at these rows of the batch, which must be among the block's rows."""
         first = self.rows.start
         closed = None if self.closed is None else self.closed[rows.start - first : rows.stop - first]
         return replace(self, rows=rows, closed=closed)
 
     def split(self, n_rows: int) -> Iterator[Block]:
-        """The block in parts of so many rows; the last may have fewer."""
+        """The block in parts of ``n_rows`` rows; the last may have fewer."""
         for first in range(self.rows.start, self.rows.stop, n_rows):
             yield self.at(slice(first, min(first + n_rows, self.rows.stop)))
 
@@ -70,7 +70,7 @@ class Block:
         return values if self.features is None else values[self.features]
 
     def named(self, columns: Int[Tensor, "s"]) -> Int[Tensor, "s"]:
-        """Indices of the features in these of the block's w columns."""
+        """Indices of the features in these columns of the block."""
         return columns if self.features is None else self.features[columns]
 
 
@@ -80,7 +80,7 @@ def whole_block(n_rows: int, d_sae: int) -> Block:
 
 
 def blocks_of(mask: PositionalMask, positions: Int[Tensor, "P"]) -> list[Block]:
-    """A batch cut into blocks by a mask: one for each of its bands, or, without bands, for each decoder bias.
+    """Cut a batch into blocks: one per band; if the mask has no bands, one per decoder bias.
 
     Args:
         mask: if it has no bands, one that only blocks features (``Gate.only_blocks``).
@@ -118,6 +118,6 @@ def _blocks_of_bands(bands: Bands, positions: Tensor, own_bias: bool) -> list[Bl
 
 @lru_cache(maxsize=256)
 def _named(ranges: tuple[tuple[int, int], ...], device: torch.device) -> Int[Tensor, "w"]:
-    """Indices of the features in these ranges: the same at every step, so made once."""
+    """Indices of the features in these ranges; cached because they are the same at every step."""
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training later
         return torch.cat([torch.arange(start, stop, device=device) for start, stop in ranges])

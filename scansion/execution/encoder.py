@@ -1,4 +1,4 @@
-"""The dense part of a sparse step: the tokens of a batch, the encoder, and which tokens meet which features."""
+"""The dense part of a sparse step: the tokens of a batch, the encoder, and which features each token may use."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Encoder:
 
     Attributes:
         x: the tokens, less their decoder bias, grouped by position.
-        W_enc: of all features; a feature's weights lie together in memory.
+        W_enc: of all features, one row per feature.
         b_enc: of all features.
-        blocks: which tokens meet which features; together all tokens.
+        blocks: the features that each token may use; together all tokens.
     """
 
     x: Float[Tensor, "P n d_in"]
@@ -40,7 +40,7 @@ class Encoder:
 
     @property
     def n_entries(self) -> int:
-        """Entries of the product: tokens times the features they may use."""
+        """Entries of the product: the number of features that a token may use, summed over tokens."""
         return sum(block.n_rows * block.width for block in self.blocks) * self.per_position
 
     def first_tokens(self) -> Encoder:

@@ -1,7 +1,8 @@
-"""The fused way, for a ReLU SAE with many active features: five matrix products, and few passes over what they make.
+"""The fused way, for a ReLU SAE with many active features: five matrix products, and few passes over their results.
 
-Left to autograd it takes six, for the gradient of the centred tokens is a product of its own, of which only the sum over
-tokens is wanted; and some ten passes over [tokens, d_sae]. Here these are made a few tokens at a time, in the cache.
+Autograd would take six products, because the gradient of the centred tokens is a product too, although only its sum over
+tokens is needed (for the decoder bias); and about ten passes over [tokens, d_sae]. Here the steps between the products are
+computed a few tokens at a time, in the cache.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def fused_forward(sae: SAE, batch: PositionedBatch, blocks: Sequence[Block]) -> 
 
 @dataclass(frozen=True)
 class ReluOutput:
-    """What a batch gives.
+    """Result of :func:`relu_forward`.
 
     Attributes:
         residual: x - x_hat.
@@ -61,12 +62,12 @@ def relu_forward(
     biases: Float[Tensor, "n_biases d_in"],
     blocks: Sequence[Block],
 ) -> ReluOutput:
-    """``relu((x - bias) @ W_enc + b_enc) @ W_dec + bias``, each block by its own features and its own bias.
+    """``relu((x - bias) @ W_enc + b_enc) @ W_dec + bias``, each block with its features and its bias.
 
     Args:
         x: tokens, less their decoder bias; no gradient goes to them.
-        W_enc, b_enc, W_dec: encoder and decoder; they learn from residual and activity.
-        biases: the decoder biases; those subtracted from x, and those of the reconstruction.
+        W_enc, b_enc, W_dec: encoder and decoder; their gradients come from residual and activity.
+        biases: the decoder biases, each subtracted from its tokens and added to their reconstruction.
         blocks: of all tokens.
     """
     return ReluOutput(*_Relu.apply(W_enc, b_enc, W_dec, biases, x.detach(), tuple(blocks)))
@@ -84,22 +85,22 @@ class _Relu(torch.autograd.Function):
         blocks: tuple[Block, ...],
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows_of = W_enc.T
-        # However x lies in memory, chunks of this must be views, for they are written to.
+        # new_empty, not empty_like: chunks are written through flatten, which makes a copy unless the memory is contiguous.
         residual, activity = x.new_empty(x.shape), x.new_zeros(())
         fired = torch.zeros(len(b_enc), dtype=torch.int64, device=x.device)
         kept: list[Tensor] = []
         for block in _chunks(x, blocks):
-            own = x[block.rows].flatten(0, 1)
-            acts = x.new_empty(len(own), block.width)
+            tokens = x[block.rows].flatten(0, 1)
+            acts = x.new_empty(len(tokens), block.width)
             for piece, columns in block.columns():
-                torch.addmm(b_enc[piece], own, rows_of[piece].T, out=acts[:, columns])
+                torch.addmm(b_enc[piece], tokens, rows_of[piece].T, out=acts[:, columns])
             acts.relu_()
             if block.closed is not None:
                 acts.view(-1, x.shape[1], block.width).masked_fill_(block.closed[:, None], 0.0)
             activity += acts.sum()
-            # Counted as float32, in which whole numbers of this size are exact: a sum of truth values takes five times as long.
+            # Counted in float32, which is exact for whole numbers up to 2^24: a sum of booleans takes five times as long.
             counts = torch.gt(acts, 0, out=torch.empty_like(acts, dtype=torch.float32)).sum(dim=0).long()
-            left = residual[block.rows].flatten(0, 1).copy_(own)
+            left = residual[block.rows].flatten(0, 1).copy_(tokens)
             for piece, columns in block.columns():
                 left.addmm_(acts[:, columns], W_dec[piece], alpha=-1.0)
                 fired[piece] += counts[columns]
@@ -117,16 +118,16 @@ class _Relu(torch.autograd.Function):
         to_b_enc = x.new_zeros(ctx.n_biases, len(W_dec))
         to_biases = x.new_zeros(ctx.n_biases, x.shape[2])
         for block, acts in zip(_chunks(x, ctx.blocks), kept, strict=True):
-            own, wrong = x[block.rows].flatten(0, 1), to_residual[block.rows].flatten(0, 1)
+            tokens, wrong = x[block.rows].flatten(0, 1), to_residual[block.rows].flatten(0, 1)
             to_biases[block.bias] -= wrong.sum(dim=0)
             to_acts = torch.empty_like(acts)
             for piece, columns in block.columns():
                 torch.addmm(to_activity, wrong, W_dec[piece].T, alpha=-1.0, out=to_acts[:, columns])
-            # What is not active, a closed feature among it, has no gradient.
+            # An entry that is not active, such as one of a closed feature, has no gradient.
             torch.ops.aten.threshold_backward.grad_input(to_acts, acts, 0, grad_input=to_acts)
             sums = to_acts.sum(dim=0)
             for piece, columns in block.columns():
-                to_rows[piece].addmm_(to_acts[:, columns].T, own)
+                to_rows[piece].addmm_(to_acts[:, columns].T, tokens)
                 to_W_dec[piece].addmm_(acts[:, columns].T, wrong, alpha=-1.0)
                 to_b_enc[block.bias, piece] += sums[columns]
         to_biases -= to_b_enc @ W_enc.T
@@ -134,6 +135,6 @@ class _Relu(torch.autograd.Function):
 
 
 def _chunks(x: Float[Tensor, "P n d_in"], blocks: Sequence[Block]) -> Iterator[Block]:
-    """Whole positions of one block, a few at a time."""
+    """Every block in parts of whole positions, each of at most CHUNK entries or one position."""
     for block in blocks:
         yield from block.split(max(1, backends.CHUNK // (x.shape[1] * block.width)))

@@ -1,7 +1,8 @@
-"""What a training step is made of, each operation done by the fastest implementation that can work on its tensors.
+"""The operations of a sparse training step, each done by the fastest implementation that can work on its tensors.
 
-What each computes is said here; who else can do it is said in :mod:`scansion.execution.backends`. The private functions
-are torch's versions, which work everywhere.
+This file describes what each operation computes, for all implementations: a function of the same name in
+:mod:`scansion.execution.cpu.native` or :mod:`scansion.execution.cuda.rows` takes the same arguments. The private functions
+are torch's versions, which work everywhere. :mod:`scansion.execution.backends` chooses among them.
 """
 
 from __future__ import annotations
@@ -18,47 +19,47 @@ from torch.nn.functional import embedding_bag
 from scansion.execution.backends import CACHED, choose
 from scansion.execution.cpu.top_k import cells_above, largest_positive
 
-# torch announces its sparse matrices as new each time that a process first makes one.
+# torch warns that its sparse matrices are new when a process first makes one.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
-# Features and values of some tokens' entries, token by token, and how many each token has.
-Found: TypeAlias = tuple[Int[Tensor, "_"], Float[Tensor, "_"], Int[Tensor, "_"]]
-# Names of columns, each list for the rows up to a number (exclusive); None for the columns themselves.
+# Entries of a matrix row by row: the feature and the value of each, and the number of entries in each row.
+RowEntries: TypeAlias = tuple[Int[Tensor, "_"], Float[Tensor, "_"], Int[Tensor, "_"]]
+# The features of the columns: each tensor holds for the rows up to a number (exclusive). None: column i is feature i.
 Names: TypeAlias = Sequence[tuple[int, Int[Tensor, "w"] | None]]
 
 
-def top_k(x: Float[Tensor, "t w"], k: int, names: Names | None = None) -> Found:
-    """The k largest positive entries of each row, or all where a row has fewer; some zeros may be among them.
+def top_k(x: Float[Tensor, "t w"], k: int, names: Names | None = None) -> RowEntries:
+    """The k largest positive entries of each row, or all positive ones if a row has fewer; zeros may be among them.
 
     Args:
         x: the rows.
-        k: entries that a row keeps.
-        names: of columns; None for the columns themselves.
+        k: entries to keep per row.
+        names: the features of the columns; None if column i is feature i.
     """
     names = names or [(len(x), None)]
-    # The C part returns None where there is a NaN, which torch counts as the largest of all: whoever reads it sees it.
+    # The C part returns None if there is a NaN. torch counts NaN as the largest value, so that it reaches the loss and is seen.
     return choose("top_k", _top_k, x)(x, min(k, x.shape[1]), names) or _top_k(x, k, names)
 
 
-def _top_k(x: Tensor, k: int, names: Names) -> Found:
+def _top_k(x: Tensor, k: int, names: Names) -> RowEntries:
     columns, values, counts = largest_positive(x, k)
     tokens = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(columns))
     return _named(columns, tokens, names), values, counts
 
 
-def above(x: Float[Tensor, "t w"], floor: float, names: Names, at_most: int | None = None) -> Found | int:
-    """All entries above ``floor``, as :func:`top_k` returns them; perhaps only how many, if more than ``at_most``."""
+def above(x: Float[Tensor, "t w"], floor: float, names: Names, at_most: int | None = None) -> RowEntries | int:
+    """All entries above ``floor``, as :func:`top_k` returns them; or only their number if they are more than ``at_most``."""
     return choose("above", _above, x)(x, floor, names, at_most)
 
 
-def _above(x: Tensor, floor: float, names: Names, at_most: int | None) -> Found:
+def _above(x: Tensor, floor: float, names: Names, at_most: int | None) -> RowEntries:
     cells, width = cells_above(x, floor), x.shape[1]
     counts = torch.bincount(cells // width, minlength=len(x))
     return _named(cells % width, cells // width, names), x.view(-1)[cells], counts
 
 
 def _named(columns: Tensor, rows: Tensor, names: Names) -> Int[Tensor, "nnz"]:
-    """The names of these columns, in these rows."""
+    """The features that these columns stand for in these rows."""
     named = [each for _, each in names if each is not None]
     if not named:
         return columns
@@ -71,10 +72,10 @@ def _named(columns: Tensor, rows: Tensor, names: Names) -> Int[Tensor, "nnz"]:
 def group(
     features: Int[Tensor, "nnz"], offsets: Int[Tensor, "T_plus_1"], values: Float[Tensor, "nnz"], d_sae: int
 ) -> tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Int[Tensor, "d_sae_plus_1"]]:
-    """The order that groups entries by feature, their tokens in it, and where each feature's begin and end.
+    """Group entries by feature, token order kept: the order of the entries, their tokens, and the offsets of each feature.
 
     Args:
-        features, values: of the entries, token by token.
+        features, values: of the entries, token by token. ``values`` only decides which implementation is taken.
         offsets: token t has entries offsets[t] to offsets[t + 1] (exclusive).
         d_sae: number of features.
     """
@@ -82,7 +83,7 @@ def group(
 
 
 def _group(features: Tensor, offsets: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
-    order = features.int().argsort(stable=True)  # half the time of 64 bits
+    order = features.int().argsort(stable=True)  # 32 bits take half the time of 64
     ends = count(features, d_sae).cumsum(0)
     return order, tokens_of(offsets, len(features))[order], torch.cat([ends.new_zeros(1), ends])
 
@@ -124,11 +125,11 @@ def sum_of_rows(
     offsets: Int[Tensor, "n_plus_1"],
     weights: Float[Tensor, "nnz"],
 ) -> Float[Tensor, "n d"]:
-    """For each segment of entries the weighted sum of the table's rows that they name; 0 where a segment is empty.
+    """The weighted sum of table rows for each segment of entries; 0 for an empty segment.
 
     Args:
-        rows: of the table, one per entry.
-        table: what is added up.
+        rows: the table row of each entry.
+        table: the rows to be added up.
         offsets: segment i has entries offsets[i] to offsets[i + 1] (exclusive); from 0 to nnz.
         weights: of each entry.
     """
@@ -174,34 +175,34 @@ def normalise(rows: Float[Tensor, "n d"]) -> None:
 
 
 def _normalise(rows: Tensor) -> None:
-    for some in rows.split(_rows_at_once(rows)):
-        some /= torch.linalg.vector_norm(some, dim=1, keepdim=True).clamp_min(torch.finfo(some.dtype).tiny)
+    for part in rows.split(_rows_at_once(rows)):
+        part /= torch.linalg.vector_norm(part, dim=1, keepdim=True).clamp_min(torch.finfo(part.dtype).tiny)
 
 
 def remove_parallel(rows: Float[Tensor, "n d"], gradient: Float[Tensor, "n d"]) -> None:
-    """Take from each row of a gradient its part along a row of unit norm, in place."""
+    """Subtract from each gradient row its component along the same row of ``rows`` (of unit norm), in place."""
     choose("remove_parallel", _remove_parallel, rows, gradient)(rows, gradient)
 
 
 def _remove_parallel(rows: Tensor, gradient: Tensor) -> None:
     size = _rows_at_once(rows)
-    for some, along in zip(gradient.split(size), rows.split(size), strict=True):
-        some.addcmul_(along, (some * along).sum(dim=1, keepdim=True), value=-1)
+    for part, along in zip(gradient.split(size), rows.split(size), strict=True):
+        part.addcmul_(along, (part * along).sum(dim=1, keepdim=True), value=-1)
 
 
 def _rows_at_once(rows: Tensor) -> int:
-    """Rows that the CPU's cache holds, so that they come from memory once; elsewhere, all."""
+    """Rows that fit the CPU's cache, so that each is read from memory only once; on other devices all rows."""
     return max(1, CACHED // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
 
 
 def count(places: Int[Tensor, "nnz"], n: int, counted: Bool[Tensor, "nnz"] | None = None) -> Int[Tensor, "n"]:
-    """How often each place, from 0 to n - 1, is named; by the entries ``counted``, or all."""
+    """How often each index from 0 to n - 1 is in ``places``; if ``counted`` is given, only where it is True."""
     if places.device.type == "cpu":
         return torch.bincount(places if counted is None else places[counted], minlength=n)
     return _count_without_waiting(places, n, counted)
 
 
 def _count_without_waiting(places: Tensor, n: int, counted: Tensor | None) -> Tensor:
-    """Sizes come from shapes; bincount, and the choice of some entries, would ask the device for them."""
+    """:func:`count` without waiting for the device: bincount and boolean indexing would, to learn the size of their result."""
     ones = torch.ones_like(places) if counted is None else counted.to(places.dtype)
     return places.new_zeros(n).index_add_(0, places, ones)

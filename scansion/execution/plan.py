@@ -1,4 +1,4 @@
-"""Which way a training step is computed: what the mask and the architecture allow, and of that the fastest."""
+"""The way a training step is computed: the fastest one that the mask and the architecture allow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scansion.sae.structure import KeepsPositive
 
 Way = Literal["dense", "banded", "sparse", "fused", "routed"]
 """dense: all features at all positions; banded: a product per band; sparse: from the active entries alone; fused: ReLU in
-five products; routed: a product per group of features that tokens are routed to. All give the dense way's numbers."""
+five products; routed: a product per group of features that tokens are routed to. Results equal the dense way's to rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Plan:
         device: ``cpu`` or ``cuda``.
         reason: why, in a few words.
         otherwise: the way to take if the batch turns out to have too many active features for ``way``.
-        blocks: the batch, cut up for this way; none for the dense and the routed one.
+        blocks: the batch, cut up for this way; empty for the dense and the routed way.
     """
 
     way: Way
@@ -37,12 +37,13 @@ class Plan:
 
 
 def open_ways(sae: SAE) -> dict[Way, str]:
-    """The ways that give the dense way's numbers for this mask and architecture, and why each is open.
+    """The ways that give the dense way's results for this mask and architecture, and why each may be taken.
 
-    A fast way takes methods of an architecture at their word: that ``selection`` describes ``activate``, for example. Where
-    a derived class replaces one of them and not the other, that way is closed, so that its own method always counts.
+    A fast way relies on methods that agree: it calls ``selection`` in place of ``activate``, for example. If a derived class
+    overrides ``activate`` alone, the inherited ``selection`` no longer describes it, and the way is closed: a method that
+    somebody overrides always takes effect.
     """
-    ways: dict[Way, str] = {"dense": "it is open to any mask and architecture"}
+    ways: dict[Way, str] = {"dense": "it works for any mask and architecture"}
     mask, selection = sae.mask, sae.selection()
     base = len(type(sae).__mro__)
     activate, activate_bands, masked_acts, described, routing = (
@@ -62,9 +63,9 @@ def open_ways(sae: SAE) -> dict[Way, str]:
 
 
 def _age(sae: SAE, method: str) -> int:
-    """0 or less where the SAE's own class (or the object itself) has the method, larger the older the class that has it.
+    """Steps up the inheritance order to the class that defines the method: 0 is the SAE's class, -1 the object itself.
 
-    Methods of :class:`SAE` are the oldest, whatever lies between: they call what derived classes replace.
+    Methods of :class:`SAE` count as older than all others, wherever it stands: they call what derived classes override.
     """
     if method in vars(sae):
         return -1
@@ -78,13 +79,13 @@ def plan_execution(sae: SAE, batch: PositionedBatch, way: Way | None = None) -> 
 
     Args:
         sae: mask and architecture.
-        batch: of which only the size and the positions count.
-        way: take this one, if it is open, whatever it costs.
+        batch: only its size and positions matter.
+        way: take this way, which must be open, whatever it costs.
     """
     ways, device = open_ways(sae), batch.x.device.type
     if way is not None:
         assert way in ways, f"the {way} way is closed to {type(sae).__name__} under {sae.config.mask.family}"
-        return Plan(way, device, "it was asked for", None, _blocks(sae, batch, way))
+        return Plan(way, device, "it was requested", None, _blocks(sae, batch, way))
     if "routed" in ways:
         return Plan("routed", device, ways["routed"])
     if "fused" in ways:
@@ -98,7 +99,7 @@ def plan_execution(sae: SAE, batch: PositionedBatch, way: Way | None = None) -> 
             return Plan("sparse", device, ways["sparse"], None, blocks)
     if "banded" in ways:
         return Plan("banded", device, ways["banded"], None, _blocks(sae, batch, "banded"))
-    reason = "no faster way is open" if len(ways) == 1 else "too many features are active for the sparse way"
+    reason = "no faster way is possible" if len(ways) == 1 else "too many features are active for the sparse way"
     return Plan("dense", device, reason)
 
 

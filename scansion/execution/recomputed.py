@@ -1,4 +1,4 @@
-"""A part of a forward pass of which nothing is kept: what a loss reads of it is computed again, with its gradient."""
+"""A part of a forward pass that keeps no activations: if a loss reads them, they are computed again, with their gradient."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def recomputed_part(
     block: Block,
     compute_acts: Callable[[], Float[Tensor, "p n w"]] | None = None,
 ) -> Part:
-    """The part of a batch in a block.
+    """The forward pass of one block, computed only when it is read.
 
     Args:
         sae: whose mask only blocks features.
         x: the whole batch.
-        block: of one decoder bias.
-        compute_acts: where the activations can be had without the pre-activations.
+        block: its tokens share one decoder bias.
+        compute_acts: a faster way to the activations than from the pre-activations, if there is one.
     """
-    centred: list[Tensor] = []  # made once, when it is first needed
+    centred: list[Tensor] = []  # computed once, when first needed
 
     def pre_acts(columns: Int[Tensor, "s"] | None) -> Float[Tensor, "p n s"]:
         if columns is None:

@@ -1,4 +1,4 @@
-"""What ``scansion doctor`` says of execution: who does the sums on this machine, and which way each architecture takes."""
+"""Execution in the report of ``scansion doctor``: the implementations on this machine, and each architecture's way."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from scansion.execution.plan import plan_execution
 from scansion.masks import BandMaskConfig, NoMaskConfig, SoftMaskConfig
 from scansion.sae import ARCHITECTURES, build_sae
 
-# The reference experiment's dictionary in small: ways depend on the number of features, not on the width.
+# Sizes of the reference experiment, but narrow activations: the way depends on the number of features, not on the width.
 D_SAE, D_IN, POSITIONS, PER_POSITION = 2304, 8, 128, 16
 MASKS = {"no mask": NoMaskConfig(), "8 bands": BandMaskConfig(count=8), "soft": SoftMaskConfig()}
 
 
 def execution_lines(device: torch.device) -> list[str]:
-    """One line about this machine, and one for each architecture with the way it takes under some masks."""
+    """One line about this machine, and one per architecture with the way it takes under three masks."""
     built = "built" if native.built() else "not built: sparse steps on the CPU take longer"
     screening = "with" if native.built() and native_screen.has_bfloat16() else "without"
     sums = name_for(device)
@@ -30,7 +30,7 @@ def execution_lines(device: torch.device) -> list[str]:
 
 
 def way_of(architecture: str, mask: str) -> str:
-    """The way that a training step takes at default settings; both, if it depends on the batch."""
+    """The way that a training step takes at default settings; two ways if it depends on the batch."""
     try:
         config = ARCHITECTURES.config_called(architecture).model_validate(
             {"architecture": architecture, "d_sae": D_SAE, "mask": MASKS[mask]}

@@ -12,7 +12,7 @@ from scansion.sae.forward import ForwardPass, Part, count_fired
 
 
 def routed_forward(sae: SAE, batch: PositionedBatch) -> ForwardPass:
-    """A training forward pass in which each token meets the features of its group alone; its rows are single tokens.
+    """A training forward pass in which each token uses only the features of its group. Its rows are single tokens.
 
     Args:
         sae: with a :meth:`SAE.routing`, one decoder bias and a mask that does nothing.

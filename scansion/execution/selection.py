@@ -1,6 +1,6 @@
-"""Selection: the active entries of a batch, from an encoder product made a few tokens at a time into one buffer.
+"""Selection: the active entries of a batch, from an encoder product computed a few tokens at a time into one buffer.
 
-What is not selected is forgotten at once: no tensor of [tokens, d_sae] is kept.
+The buffer is overwritten by the next tokens: no tensor of [tokens, d_sae] is kept.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from scansion.execution import backends, operations
 from scansion.execution.blocks import Block
 from scansion.execution.cpu.screening import screened_above, screened_top_k
 from scansion.execution.encoder import Encoder
-from scansion.execution.operations import Found, Names
+from scansion.execution.operations import Names, RowEntries
 from scansion.execution.sparse_acts import SparseActs
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """The pre-activations of some tokens, of one block or of several equally wide ones.
+    """The pre-activations of a few tokens, from one block or from several blocks of equal width.
 
     Attributes:
         pre_acts: overwritten by the next chunk.
@@ -33,17 +33,17 @@ class _Chunk:
     pre_acts: Float[Tensor, "t w"]
     names: Names
 
-    def largest(self, k: int) -> Found:
+    def largest(self, k: int) -> RowEntries:
         """The k largest positive entries of each token."""
         return operations.top_k(self.pre_acts, k, self.names)
 
-    def above(self, floor: float, at_most: int | None) -> Found | int:
-        """All entries above ``floor``; perhaps only how many, if they are more than ``at_most``."""
+    def above(self, floor: float, at_most: int | None) -> RowEntries | int:
+        """All entries above ``floor``. If they are more than ``at_most``, it may return their number."""
         return operations.above(self.pre_acts, floor, self.names, at_most)
 
 
 def _chunks(encoder: Encoder) -> Iterator[_Chunk]:
-    """All tokens, in as few chunks as hold them: whole positions, at most CHUNK entries, or a single position."""
+    """All tokens in as few chunks as possible: whole positions, at most CHUNK entries; or one position, if that has more."""
     for width, alike in groupby(encoder.blocks, key=lambda block: block.width):
         step = max(1, backends.CHUNK // (encoder.per_position * max(1, width)))
         waiting: list[Block] = []
@@ -83,8 +83,8 @@ def select_over_batch(encoder: Encoder, n_places: int, floor: float) -> SparseAc
     Args:
         encoder: of all blocks.
         n_places: entries to keep; more where several tie for the last place.
-        floor: a guess, 0 or above, at a value that at least so many entries exceed. It decides how long it takes, not
-            what is found.
+        floor: a guess, 0 or above, at a value that at least ``n_places`` entries exceed. It changes the time this takes,
+            never the result: if too few exceed it, the product is computed again with a floor of 0.
     """
     k = n_places // encoder.n_tokens
     screened = screened_above(encoder, floor, k, backends.CHUNK) if floor > 0 else None
@@ -99,30 +99,30 @@ def select_over_batch(encoder: Encoder, n_places: int, floor: float) -> SparseAc
 
 
 def select_positive(encoder: Encoder, at_most: int) -> SparseActs | None:
-    """All positive entries; None if there are more than ``at_most``, which a few tokens show beforehand if they are many."""
+    """All positive entries; None if there are more than ``at_most``. If there are far more, a few tokens show it early."""
     if at_most == 0:
         return None
     few = encoder.first_tokens()
     if _above(few, 0.0)[1] / few.n_entries > backends.CLEARLY * at_most / encoder.n_entries:
         return None
-    found, count = _above(encoder, 0.0, at_most)
-    return None if count > at_most else _entries(found, encoder)
+    parts, count = _above(encoder, 0.0, at_most)
+    return None if count > at_most else _entries(parts, encoder)
 
 
-def _entries(found: Sequence[Found], encoder: Encoder) -> SparseActs:
-    """Those of all chunks, one after another."""
-    features, values, counts = (torch.cat(parts) for parts in zip(*found, strict=True))
+def _entries(parts: Sequence[RowEntries], encoder: Encoder) -> SparseActs:
+    """The entries of all chunks, one after another."""
+    features, values, counts = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return SparseActs.from_row_counts(features, values, counts, len(encoder.W_enc))
 
 
-def _above(encoder: Encoder, floor: float, at_most: int | None = None) -> tuple[list[Found], int]:
-    """All entries above ``floor``, and how many they are, or, if more than ``at_most``, some number that is more."""
-    found: list[Found] = []
+def _above(encoder: Encoder, floor: float, at_most: int | None = None) -> tuple[list[RowEntries], int]:
+    """All entries above ``floor`` and their number; if that exceeds ``at_most``, only a number that does."""
+    parts: list[RowEntries] = []
     count = 0
     for chunk in _chunks(encoder):
-        some = chunk.above(floor, None if at_most is None else at_most - count)
-        count += some if isinstance(some, int) else len(some[1])
-        if isinstance(some, int) or (at_most is not None and count > at_most):
+        part = chunk.above(floor, None if at_most is None else at_most - count)
+        count += part if isinstance(part, int) else len(part[1])
+        if isinstance(part, int) or (at_most is not None and count > at_most):
             break
-        found.append(some)
-    return found, count
+        parts.append(part)
+    return parts, count

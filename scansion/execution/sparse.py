@@ -31,10 +31,10 @@ def sparse_forward(sae: SAE, batch: PositionedBatch, blocks: Sequence[Block], sh
         sae: with a :meth:`SAE.selection`, and a mask that only blocks features.
         batch: grouped by position.
         blocks: of the batch.
-        share: of the entries that may be positive, for an architecture that keeps all of those.
+        share: largest share of entries that may be positive, for an architecture that keeps all positive ones.
 
     Returns:
-        None if there are more.
+        None if more are positive.
     """
     x, positions, selection = batch.x, batch.positions, sae.selection()
     assert selection is not None, "the plan allows the sparse way only where there is a selection"
@@ -72,7 +72,7 @@ def _select(encoder: Encoder, selection: Selection, share: float) -> SparseActs 
 
 
 def _acts_of(entries: SparseActs, block: Block, n: int) -> Float[Tensor, "p n w"]:
-    """All activations of a block, from the entries of the whole batch, with their gradient."""
+    """The activations of a block as a dense tensor, from the entries of the whole batch, with their gradient."""
     start, stop = block.rows.start * n, block.rows.stop * n
     first, last = int(entries.offsets[start]), int(entries.offsets[stop])
     cells = entries.tokens[first:last] - start, entries.features[first:last]
@@ -84,7 +84,7 @@ def _acts_of(entries: SparseActs, block: Block, n: int) -> Float[Tensor, "p n w"
 def encode_sparse(
     sae: SAE, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None = None
 ) -> SparseActs | None:
-    """What :meth:`SAE.encode` gives, as its active entries alone, token by token and without a gradient.
+    """The result of :meth:`SAE.encode` as active entries, token by token and without a gradient.
 
     Args:
         sae: in evaluation mode.

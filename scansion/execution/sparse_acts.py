@@ -17,7 +17,7 @@ from scansion.execution.operations import dots_at_entries, sum_of_rows
 
 @dataclass(frozen=True)
 class SparseActs:
-    """The selected entries of a matrix [T, d_sae] of activations, token by token. Some may be 0: they count for nothing.
+    """The selected entries of a matrix [T, d_sae] of activations, token by token. Some may be 0, which changes no result.
 
     Attributes:
         features: of each entry.
@@ -46,11 +46,11 @@ class SparseActs:
 
     @cached_property
     def by_feature(self) -> tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Int[Tensor, "d_sae_plus_1"]]:
-        """The order that groups entries by feature, their tokens in it, and where each feature's begin and end."""
+        """Entries grouped by feature, as :func:`operations.group` returns them."""
         return operations.group(self.features, self.offsets, self.values, self.d_sae)
 
     def with_values(self, values: Float[Tensor, "nnz"]) -> SparseActs:
-        """The same entries with other values, what is known of their order with them."""
+        """The same entries with other values; the cached order of the entries is kept."""
         other = SparseActs(self.features, values, self.offsets, self.d_sae)
         other.__dict__.update({name: self.__dict__[name] for name in ("tokens", "by_feature") if name in self.__dict__})
         return other
@@ -69,14 +69,14 @@ def reconstruct(
     biases: Float[Tensor, "n_biases d_in"],
     bias_of_token: Int[Tensor, "T"] | None,
 ) -> tuple[SparseActs, Float[Tensor, "T d_in"]]:
-    """The same entries, through which the encoder now learns, and what the reconstruction ``acts @ W_dec + bias`` leaves.
+    """The same entries with a gradient to the encoder, and the residual of the reconstruction ``acts @ W_dec + bias``.
 
     Args:
         entries: selected from ``(x - bias) @ W_enc + b_enc``.
         x: the tokens, already less their decoder bias.
-        W_enc, b_enc, W_dec: encoder and decoder, which learn.
-        biases: the decoder biases, which learn both from the reconstruction and from what was subtracted.
-        bias_of_token: which one was subtracted from each token; None if there is only one.
+        W_enc, b_enc, W_dec: encoder and decoder.
+        biases: the decoder biases; their gradient comes from the reconstruction and from the subtraction from x.
+        bias_of_token: index of the bias that was subtracted from each token; None if there is only one.
     """
     values, residual = _Reconstruct.apply(W_enc, b_enc, W_dec, biases, x.contiguous(), entries, bias_of_token)
     return entries.with_values(values), residual
@@ -123,7 +123,7 @@ def _sparse_backward(
     entries: SparseActs, to_acts: Tensor | None, W_dec: Tensor, x: Tensor, to_residual: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Torch's version of :func:`scansion.execution.cpu.native.sparse_backward`."""
-    # The residual falls as the reconstruction grows. Signs are turned where there are few numbers.
+    # The residual is x minus the reconstruction, so signs change. They are changed in the nnz values, the smallest tensors.
     to_values = dots_at_entries(to_residual, W_dec, entries.offsets, entries.tokens, entries.features).neg_()
     if to_acts is not None:
         to_values += to_acts

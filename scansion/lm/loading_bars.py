@@ -1,4 +1,4 @@
-"""While transformers loads a model: our progress instead of its bars, and errors but no warnings."""
+"""Show our progress bars while transformers loads a model, and silence its own bars and warnings."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _OURS = {"Converting and de-quantizing GGUF tensors...": "de-quantise", "Loading
 
 @contextmanager
 def our_progress() -> Generator[None, None, None]:
-    """Within the block transformers is quiet but for errors, and its two long loops show our progress.
+    """Within the block, transformers prints errors only, and its two long loops show our progress bars.
 
-    The hub's own bars stay, for they are what a download of gigabytes is watched by.
+    The hub client's download bars stay: a download of gigabytes needs one.
     """
-    # The GGUF reader imports tqdm by itself, past transformers' own switch and hook.
+    # The GGUF reader imports tqdm itself, so that neither transformers' switch nor its hook reaches that bar.
     gguf_reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     verbosity = transformers_logging.get_verbosity()
-    # Versions before the hook was made have bars of their own there.
+    # Older versions of transformers have no such hook; their bars then stay.
     set_hook: Callable[[Any], Any] = getattr(transformers_logging, "set_tqdm_hook", lambda hook: hook)
     hook = set_hook(lambda _, args, keywords: _bar(*args, **keywords))
     transformers_logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""Sites: what a hook point can be in a transformer block. A function with :func:`hook_site` adds one's own."""
+"""Sites: the places in a transformer block where activations can be hooked. :func:`hook_site` adds a new one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Side = Literal["input", "output"]
 
 @dataclass(frozen=True)
 class Site:
-    """One kind of place in every block.
+    """A place that exists in every block.
 
     Attributes:
         name: as in the hook point ``name.5``.
         module: from a block to the module that is hooked.
         side: whether the activation is that module's first input or its (first) output.
-        width: the activation's width by the model's configuration; None if it is the residual stream's.
+        width: from the model's configuration to the activation's width; None if it is the residual stream's.
     """
 
     name: str
@@ -68,7 +68,7 @@ def hook_site(
 
 
 def find_site(name: str) -> Site | None:
-    """The site of this name, plugins' included; None if there is none."""
+    """The site with this name, those of plugins included; None if there is none."""
     if name not in _SITES:
         load_plugins("scansion.hook_points")
     return _SITES.get(name)
@@ -84,7 +84,7 @@ def child_of(block: nn.Module, *names: str) -> nn.Module:
     """The first of a module's children with one of these names.
 
     Raises:
-        ModelError: it has none of them; says what it has.
+        ModelError: it has none of them; the message lists what it has.
     """
     children = dict(block.named_children())
     for name in names:
@@ -103,7 +103,8 @@ def _residual_after(block: nn.Module) -> nn.Module:
     return block
 
 
-# Gemma 2 and 3 normalise what a sublayer adds; only there is this norm a sibling of `pre_feedforward_layernorm`.
+# Gemma 2 and 3 normalise the output of a sublayer before it is added. A block of theirs is recognised by its
+# `pre_feedforward_layernorm`: elsewhere `post_attention_layernorm` is the norm before the MLP.
 @hook_site("attn_out")
 def _added_by_attention(block: nn.Module) -> nn.Module:
     sandwich = hasattr(block, "pre_feedforward_layernorm")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from scansion.errors import ModelError
 from scansion.lm.load import LanguageModel
 
-# What Llama, Gemma, Qwen; GPT-NeoX; and GPT-2 call it.
+# Its name in Llama, Gemma and Qwen; in GPT-NeoX; in GPT-2.
 _FINAL_NORMS = ("norm", "final_layer_norm", "ln_f")
 
 
@@ -17,8 +17,8 @@ _FINAL_NORMS = ("norm", "final_layer_norm", "ln_f")
 def unembed(lm: LanguageModel, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
     """The logits that each direction adds, once normed to the scale of a whole residual stream (float32).
 
-    The norm divides by the length of what it is given, so that only the order of the logits and their size relative to
-    one another mean something. The norm's own bias, which does not depend on the direction, is subtracted.
+    The norm divides by the length of its input: only the order of the logits and their relative sizes mean something. The
+    norm's bias, which does not depend on the direction, is subtracted.
 
     Raises:
         ModelError: the directions are not of the residual stream's width, or the model has no known final norm or
@@ -40,9 +40,9 @@ def unembed(lm: LanguageModel, directions: Float[Tensor, "n d_model"]) -> Float[
 
 def _final_norm(lm: LanguageModel) -> nn.Module:
     for name in _FINAL_NORMS:
-        found = getattr(lm.model.base_model, name, None)
-        if isinstance(found, nn.Module):
-            return found
+        norm = getattr(lm.model.base_model, name, None)
+        if isinstance(norm, nn.Module):
+            return norm
     raise ModelError(
         f"{type(lm.model.base_model).__name__} has no final norm called {' or '.join(_FINAL_NORMS)}, so a logit "
         "lens cannot be computed"

@@ -1,6 +1,6 @@
 """Positional masks: which feature may fire at which token position. One file per family.
 
-A family of one's own is two classes and a decorator (see ``examples/periodic_mask.py``):
+A new family is two classes and a decorator (see ``examples/periodic_mask.py``):
 
     class MyMaskConfig(MaskConfig, frozen=True):
         family: Literal["mine"] = "mine"

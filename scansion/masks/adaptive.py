@@ -1,4 +1,4 @@
-"""Adaptive mask: starts soft, ends hard, and keeps to a budget of positions while it learns which ones to keep."""
+"""Adaptive mask: starts soft, ends hard, and keeps a budget of open positions while it learns which ones."""
 
 from __future__ import annotations
 
@@ -42,13 +42,12 @@ class AdaptiveMaskConfig(LearntConfig, frozen=True):
 class AdaptiveMask(LearntMask):
     """Learns which positions each feature may fire at, within a budget of open positions; starts soft and ends hard.
 
-    ``sigmoid((logits - threshold) / temperature)``, the threshold (one a feature, or one for all) set so that exactly
-    the budget is open. It is a threshold and not a penalty because a threshold meets the budget at every step and has
-    no coefficient to tune.
+    ``sigmoid((logits - threshold) / temperature)``, with the threshold (one per feature, or one for all) at which exactly
+    the budget is open. A threshold, unlike a penalty, meets the budget at every step and has no coefficient to tune.
 
     Args:
         config: budget, start, schedule.
-        n_positions: context length L; the budget lies in [1, L].
+        n_positions: context length L; the budget must be in [1, L].
         d_sae: number of features.
 
     Raises:
@@ -70,16 +69,16 @@ class AdaptiveMask(LearntMask):
 
     @torch.no_grad()
     def _ranking(self) -> tuple[Float[Tensor, "..."], Bool[Tensor, "L d_bound"]]:
-        """The threshold (one a feature, or one for all) and which positions are open.
+        """The threshold (one per feature, or one for all) and which positions are open.
 
-        The threshold lies half way between the last logit that is open and the first that is not.
+        The threshold is half way between the lowest open logit and the highest closed one.
         """
         logits, opened = self.logits, torch.zeros_like(self.logits, dtype=torch.bool)
         if self.config.budget == "each":
             values, places = logits.topk(min(self.n_open + 1, self.n_positions), dim=0)
             opened.scatter_(0, places[: self.n_open], True)
             return values[self.n_open - 1 :].mean(dim=0), opened
-        # The best position of each feature comes first, whatever it is worth beside others'.
+        # The best position of each feature ranks first, whatever its logit: every feature keeps at least one position.
         first = logits.scatter(0, logits.argmax(dim=0, keepdim=True), torch.inf).flatten()
         n_open = self.n_open * self.d_bound
         places = first.topk(min(n_open + 1, len(first))).indices

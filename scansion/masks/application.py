@@ -31,14 +31,14 @@ def straight_through(
 ) -> Float[Tensor, "*batch d"]:
     """``acts`` as they are, with a gradient for ``weights`` as if activations were ``weights * let_in``.
 
-    The estimator of Bengio et al. 2013 ("Estimating or propagating gradients"), for the mask alone: what the features
-    themselves learn from is what was in force. Were they given the soft mask's gradient too, those that win under the
-    soft mask would learn in place of those that fired.
+    The estimator of Bengio et al. 2013 ("Estimating or propagating gradients"), applied to the mask only: the features
+    themselves learn from the hard mask. With the soft mask's gradient, features that win under the soft mask would learn in
+    place of those that fired.
 
     Args:
         acts: activations under the hard mask.
         weights: the soft mask, broadcasting against ``acts``.
-        let_in: what each feature does where it is open, and would do where it is not.
+        let_in: the activation of each feature if it were open.
     """
     return acts + (weights - weights.detach()) * let_in
 

@@ -20,7 +20,7 @@ DEFAULT_COUNT = 8
 
 
 class BandMaskConfig(MaskConfig, frozen=True):
-    """Settings of :class:`BandMask`. At most one of ``preset``, ``edges`` and ``count`` says where the bands lie."""
+    """Settings of :class:`BandMask`. At most one of ``preset``, ``edges`` and ``count`` sets the bands."""
 
     family: Literal["bands"] = "bands"
     preset: Literal["groups", "static_slicing"] | None = Field(
@@ -41,9 +41,9 @@ class BandMaskConfig(MaskConfig, frozen=True):
     def _one_way(self) -> BandMaskConfig:
         given = [name for name in ("edges", "count", "preset") if getattr(self, name) is not None]
         if len(given) > 1 and given != ["count", "preset"]:
-            raise ValueError(f"{' and '.join(given)} both say where the bands lie; give one")
+            raise ValueError(f"{' and '.join(given)} both set the bands; give one of them")
         if given == ["count", "preset"] and self.preset == "groups":
-            raise ValueError("groups are three; give count with static_slicing or alone")
+            raise ValueError("groups always has 3 bands; give count with static_slicing or alone")
         return self
 
     @property
@@ -111,7 +111,7 @@ class BandMask(HardMask):
         self.has_own_bias = config.has_own_bias
         super().__init__(config, n_positions, d_sae, band_table(self._bands))
         self.inner_edges: Int[Tensor, "n_bands_less_1"]
-        # Kept where the mask is, and not saved: the settings say it.
+        # A buffer, so that it moves with the mask to another device; not saved, because the settings determine it.
         self.register_buffer("inner_edges", torch.tensor(self._bands.edges[1:-1], dtype=torch.int64), persistent=False)
 
     @property
@@ -128,12 +128,12 @@ class BandMask(HardMask):
         return self.n_bands if self.has_own_bias else 1
 
     def band_at(self, positions: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
-        """The band that holds each position."""
+        """Index of the band that holds each position."""
         return torch.searchsorted(self.inner_edges.to(positions), self.table_rows(positions).contiguous(), right=True)
 
 
 def band_table(bands: Bands) -> Bool[Tensor, "L d_bound"]:
-    """True where a position lies in the band that owns a feature."""
+    """True where a position is in the band that owns a feature."""
     blocks = [torch.zeros(bands.edges[-1], size, dtype=torch.bool) for size in bands.sizes]
     for block, start, stop in zip(blocks, bands.edges[:-1], bands.edges[1:], strict=True):
         block[start:stop] = True

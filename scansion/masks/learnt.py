@@ -1,4 +1,4 @@
-"""What learnt masks share: a logit for every bound feature and position, a temperature, and leave to move."""
+"""What learnt masks share: a logit per bound feature and position, a temperature, and a schedule of updates."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class RandomHardMask(HardMask):
 
     Args:
         config: n (``positions_per_feature``) and the seed.
-        n_positions: context length L; n lies in [1, L].
+        n_positions: context length L; n must be in [1, L].
         d_sae: number of features.
 
     Raises:

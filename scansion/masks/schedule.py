@@ -1,4 +1,4 @@
-"""When and how fast a mask may move, and how strict it is meanwhile."""
+"""Schedules of a learnt mask: its temperature, the steps that may move it, and its learning rate."""
 
 from __future__ import annotations
 

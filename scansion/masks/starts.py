@@ -40,7 +40,7 @@ class Start(BaseModel):
         if self.low > self.high:
             raise ValueError(f"low ({self.low}) is above high ({self.high})")
         if (self.sae is not None) != (self.kind == "from_usage"):
-            raise ValueError("sae, the folder of a trained SAE, goes with from_usage and with nothing else")
+            raise ValueError("kind from_usage needs sae, the folder of a trained SAE, and no other kind takes it")
         return self
 
     def weights(self, n_positions: int, d_bound: int, generator: torch.Generator) -> Float[Tensor, "L d_bound"]:

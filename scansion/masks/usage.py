@@ -1,4 +1,4 @@
-"""Bands that follow use: every so often, features move to the band where they would fire most. No gradient involved."""
+"""Bands that follow usage: now and then, features move to the band where they would fire most. No gradient is used."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ class UsageBandMask(BandMask):
         return torch.cat([shared, self.n_shared + bound])
 
     def _assign(self) -> Int[Tensor, "d_bound"]:
-        """An order of the bound features in which each stands in the block of its band, moving as few as can be.
+        """An order of the bound features that puts each in the block of its band, and moves as few as possible.
 
-        Features choose in the order of what they would lose by not getting their favourite band.
+        Features choose a band one after another: first those that would lose most if they did not get their best band.
         """
         total = self.usage.sum(dim=0).clamp_min(torch.finfo(torch.float32).tiny)
         share = (self.usage / total).T.cpu()

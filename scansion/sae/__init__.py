@@ -1,6 +1,6 @@
 """Sparse autoencoders: an encoder, an activation function, a decoder, and a positional mask between the first two.
 
-An architecture of one's own is two classes and a decorator (see ``examples/architecture.py``):
+A new architecture is two classes and a decorator (see ``examples/architecture.py``):
 
     class MyConfig(SAEConfig, frozen=True):
         architecture: Literal["mine"] = "mine"

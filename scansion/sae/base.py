@@ -20,6 +20,7 @@ from scansion.masks.base import MaskedActs
 from scansion.sae.cards import sae_card
 from scansion.sae.forward import ForwardPass, squared_norm
 from scansion.sae.metadata import SAEMetadata
+from scansion.sae.positions import positions_for
 from scansion.sae.structure import Routing, Selection
 from scansion.shapes import require_shape
 
@@ -46,13 +47,13 @@ class SAE(nn.Module, ABC):
     """
 
     revival: Literal["none", "resample"]
-    """How the trainer brings dead features back; ``none`` where the architecture's auxiliary loss does it."""
+    """How the trainer revives dead features; ``none`` if the architecture's auxiliary loss does it."""
 
     provenance: SAEMetadata | None = None
-    """Where a saved SAE comes from; None if it was built and not loaded."""
+    """Model, data and training of an SAE that was loaded; None for one that was built."""
 
     uses_pairs: bool = False
-    """Whether the losses read ``previous``: the token before each of the batch's."""
+    """True if the losses read ``previous``: the token before each token of the batch."""
 
     def __init__(self, config: SAEConfig, d_in: int, n_positions: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class SAE(nn.Module, ABC):
         self.d_sae = config.d_sae
         self.n_positions = n_positions
         self.mask = build_mask(config.mask, n_positions, config.d_sae)
-        # Feature by feature in memory, like the decoder, so that all there is about a feature lies together.
+        # Stored feature by feature, like the decoder: the gradients of a feature are then written in one contiguous row.
         self.W_enc: Float[Tensor, "d_in d_sae"] = nn.Parameter(directions.clone().T)
         self.b_enc: Float[Tensor, "d_sae"] = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec: Float[Tensor, "d_sae d_in"] = nn.Parameter(directions)
@@ -77,8 +78,8 @@ class SAE(nn.Module, ABC):
         """The activation function. Masked features arrive as minus infinity and must leave as 0.
 
         Args:
-            pre_acts: of the features named.
-            features: their indices; None for all, in order.
+            pre_acts: pre-activations of w features.
+            features: the indices of these features; None for all, in order.
         """
 
     def activate_bands(
@@ -120,7 +121,7 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def start_at(self, means: Float[Tensor, "P d_in"], positions: Int[Tensor, "P"]) -> None:
-        """Put the decoder bias at the data's mean: over all positions, or over those of each band."""
+        """Set the decoder bias to the mean of the data: over all positions, or per band if each has its own bias."""
         if self.b_dec.ndim == 1:
             self.b_dec.copy_(means.mean(dim=0))
             return
@@ -131,12 +132,12 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def permute_features(self, order: Int[Tensor, "d_sae"]) -> None:
-        """Move feature ``order[i]`` to place ``i``, in place; the mask stays where it is."""
+        """Move feature ``order[i]`` to index ``i``, in place; the mask does not move with it."""
         for parameter, axis in self.feature_axes():
             parameter.copy_(parameter.index_select(axis, order.to(parameter.device)))
 
     def feature_axes(self) -> list[tuple[Tensor, int]]:
-        """The parameters that belong to features, each with the axis along which features lie."""
+        """The parameters that have a feature axis, each with that axis."""
         return [(self.W_enc, 1), (self.b_enc, 0), (self.W_dec, 0)]
 
     def with_mask(self, mask: PositionalMask) -> SAE:
@@ -200,15 +201,14 @@ class SAE(nn.Module, ABC):
 
         Args:
             acts: feature activations.
-            positions: as for :meth:`encode`; needed only if each band has a decoder bias of its own.
+            positions: as for :meth:`encode`; needed only if each band has its own decoder bias.
 
         Raises:
             ShapeError: ``acts`` is not [..., d_sae], or positions are needed and missing.
         """
         require_shape("acts", acts, "... d_sae", d_sae=self.d_sae)
-        if self.b_dec.ndim == 1:
-            return acts @ self.W_dec + self.b_dec
-        return acts @ self.W_dec + self.bias_at(self.positions_of(acts, positions))
+        bias = self.b_dec if self.b_dec.ndim == 1 else self.bias_at(self.positions_of(acts, positions))
+        return acts @ self.W_dec + bias
 
     def forward(
         self, x: Float[Tensor, "*batch d_in"] | PositionedBatch, positions: Int[Tensor, "..."] | None = None
@@ -218,7 +218,7 @@ class SAE(nn.Module, ABC):
         return self.decode(self.encode(x, positions), positions)
 
     def masked_acts(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None) -> MaskedActs:
-        """Pre-activations and activations under the mask; an architecture that weighs activations otherwise replaces it.
+        """Pre-activations and activations under the mask; overridden by architectures that also weight activations.
 
         Arguments as for :meth:`encode`.
         """
@@ -236,7 +236,7 @@ class SAE(nn.Module, ABC):
         return self.mask.gate.kind == "none" and self.b_dec.ndim == 1
 
     def _unpacked(self, x: Tensor | PositionedBatch, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Activations and positions of a batch that carries both, on this SAE's device; anything else as it is."""
+        """Activations and positions of a PositionedBatch, moved to this SAE's device; other arguments unchanged."""
         if not isinstance(x, PositionedBatch):
             return x, positions
         if positions is not None:
@@ -244,30 +244,8 @@ class SAE(nn.Module, ABC):
         return x.x.to(self.W_enc), x.token_positions.to(self.W_enc.device)
 
     def positions_of(self, x: Float[Tensor, "*batch d"], positions: Int[Tensor, "..."] | None) -> Int[Tensor, "..."]:
-        """Positions that broadcast against the leading axes of ``x``: those given, or those they may be left out for.
-
-        Raises:
-            ShapeError: they are missing, or do not broadcast.
-        """
-        leading = x.shape[:-1]
-        if positions is None:
-            if self.treats_positions_alike:
-                return torch.zeros((1,) * len(leading), dtype=torch.int64, device=x.device)
-            if len(leading) != 1:
-                raise ShapeError(
-                    f"positions are needed: this SAE's {self.config.mask.family} mask treats positions differently, and a "
-                    f"tensor of shape {list(x.shape)} does not say which axis is the context. Give positions that "
-                    f"broadcast to {list(leading)} (for [batch, L, d]: torch.arange(L)), or the PositionedBatch that "
-                    "store.contexts() returns"
-                )
-            return torch.arange(leading[0], device=x.device)
-        try:
-            fits = torch.broadcast_shapes(positions.shape, leading) == leading
-        except RuntimeError:
-            fits = False
-        if not fits:
-            raise ShapeError(f"positions should broadcast to {list(leading)} but have shape {list(positions.shape)}")
-        return positions
+        """The positions to use for ``x``; see :func:`scansion.sae.positions.positions_for`."""
+        return positions_for(x, positions, self.config.mask.family, alike=self.treats_positions_alike)
 
     def _repr_html_(self) -> str:
         """A card for notebooks."""

@@ -17,7 +17,7 @@ from scansion.sae.registry import build_sae
 
 @dataclass(frozen=True)
 class Rounded:
-    """An SAE with a hard banded mask, and what the rounding threw away.
+    """An SAE with a hard banded mask, and what the rounding lost.
 
     Attributes:
         sae: features reordered: shared ones first, then band by band; order within each as before.
@@ -43,15 +43,15 @@ def round_to_bands(sae: SAE, n_bands: int, keep: float = 0.5) -> Rounded:
         keep: share of its weight, in (0, 1], that a band must hold for the feature to be tied to it.
 
     Raises:
-        ConfigError: the mask does not act in the forward pass, has decoder biases a band, or ``n_bands`` or ``keep``
+        ConfigError: the mask does not act in the forward pass, has one decoder bias per band, or ``n_bands`` or ``keep``
             does not fit.
     """
     if not sae.mask.gate.forward or sae.b_dec.ndim != 1:
         raise ConfigError(
-            f"a mask that acts on {sae.config.mask.acts_on!r} or has decoder biases of its own cannot be rounded to bands"
+            f"a mask that acts on {sae.config.mask.acts_on!r} or has several decoder biases cannot be rounded to bands"
         )
     if not 0 < keep <= 1:
-        raise ConfigError(f"keep should lie in (0, 1], not {keep}")
+        raise ConfigError(f"keep should be in (0, 1], not {keep}")
     edges = BandMaskConfig(count=n_bands).edges_for(sae.n_positions)
     weights = _weights_in_force(sae)
     by_band = torch.stack([weights[a:b].sum(dim=0) for a, b in pairwise(edges)])
@@ -65,9 +65,9 @@ def round_to_bands(sae: SAE, n_bands: int, keep: float = 0.5) -> Rounded:
     sizes = tuple(int((band == g).sum()) for g in range(n_bands))
     mask = BandMaskConfig(edges=edges, sizes=sizes, shared=n_shared / sae.d_sae)
     new = build_sae(sae.config.model_copy(update={"mask": mask}), sae.d_in, sae.n_positions, torch.Generator())
-    own = new.state_dict()
-    own.update({name: tensor for name, tensor in sae.state_dict().items() if not name.startswith("mask.")})
-    new.load_state_dict(own)
+    state = new.state_dict()
+    state.update({name: tensor for name, tensor in sae.state_dict().items() if not name.startswith("mask.")})
+    new.load_state_dict(state)
     new.permute_features(order)
     kept = new.mask(torch.arange(new.n_positions))
     ordered = weights[:, order]

@@ -47,7 +47,7 @@ class SynthConfig(BaseModel):
     mix: ProfileMix = ProfileMix()
     band_width: Range = Field(default=(2, 16), description="Narrowest and widest band, in positions.")
     period: Range = Field(default=(2, 8), description="Shortest and longest period, in positions.")
-    mean_l0: float = Field(default=6.0, gt=0, description="True features active on a token, on average.")
+    mean_l0: float = Field(default=6.0, gt=0, description="Mean number of true features active per token.")
     zipf_exponent: float = Field(
         default=0.5, ge=0, description="Firing rates fall as rank ** -this; 0 = all features are equally frequent."
     )

@@ -48,7 +48,7 @@ class Learner:
             )
         self.optimiser = torch.optim.Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
         self._tokens_at_last_revival = 0
-        self.ways: set[str] = set()  # in which steps were computed since somebody last cleared it
+        self.ways: set[str] = set()  # ways taken since the last line of metrics, which clears this
 
     def advance(self, batch: PositionedBatch) -> Tensor:
         """Take one step on a scaled batch; returns this step's :data:`METRICS`, on the device, shape [7]."""

@@ -143,7 +143,7 @@ def test_it_serves_only_what_it_can_read(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
-        (None, "want of a C compiler"),
+        (None, "no C compiler"),
         (SimpleNamespace(origin="nowhere/_native.so"), "nowhere"),
     ],
     ids=["not built", "lost"],

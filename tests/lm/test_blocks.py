@@ -61,14 +61,14 @@ def test_one_layer_more_than_the_configuration_says_is_refused_with_what_was_fou
     model = make_lm().model
     model.model.layers.append(nn.Linear(2, 2))
     with pytest.raises(
-        ModelError, match=r"has 3 layers by its configuration.*there is model\.layers \(4 of LlamaDecoder"
+        ModelError, match=r"has 3 layers by its configuration.*lists of modules: model\.layers \(4 of LlamaDecoder"
     ):
         decoder_blocks(model)
 
 
 def test_a_model_without_blocks() -> None:
     with pytest.raises(
-        ModelError, match=r"an unknown number of layers.*there is no list; it is not a decoder we can hook"
+        ModelError, match=r"an unknown number of layers.*lists of modules: none\); Scansion cannot hook"
     ):
         decoder_blocks(nn.Linear(2, 2))
 

@@ -84,7 +84,7 @@ def test_a_site_that_does_not_fit_the_model_is_one_line() -> None:
     with pytest.raises(ModelError, match=r"hook site gone does not fit LlamaForCausalLM: .*nothing"):
         HookPoint(1, "gone").module(make_lm().model)
     hook_site("wide", width=lambda config: config.nothing)(lambda block: block)
-    with pytest.raises(ModelError, match="width of the hook site wide"):
+    with pytest.raises(ModelError, match="width function of the hook site wide"):
         HookPoint(1, "wide").width(make_lm().facts)
 
 

@@ -313,9 +313,9 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         build_mask(BandMaskConfig(count=2, sizes=(20, 20)), L, D_SAE)
     for wrong, message in [
         ({"family": "random_hard", "strictness": 1}, "strictness"),
-        ({"family": "bands", "edges": [0, 12], "count": 1}, "both say where the bands lie"),
+        ({"family": "bands", "edges": [0, 12], "count": 1}, "both set the bands"),
         ({"family": "soft", "start": {"low": 0.8, "high": 0.2}}, "is above high"),
-        ({"family": "soft", "start": {"kind": "from_usage"}}, "goes with from_usage"),
+        ({"family": "soft", "start": {"kind": "from_usage"}}, "from_usage needs sae"),
         ({"family": "soft", "temperature": {"start": 1, "end": 0, "shape": "geometric"}}, "cannot start or end at 0"),
     ]:
         with pytest.raises(ValidationError, match=message):

@@ -67,5 +67,5 @@ def test_a_hard_random_mask_is_rounded_too() -> None:
 def test_what_cannot_be_rounded_is_refused(mask) -> None:
     with pytest.raises(ConfigError, match="cannot be rounded to bands"):
         round_to_bands(make_sae("topk", mask), n_bands=2)
-    with pytest.raises(ConfigError, match=r"keep should lie in \(0, 1\]"):
+    with pytest.raises(ConfigError, match=r"keep should be in \(0, 1\]"):
         round_to_bands(make_sae("topk", SoftMaskConfig()), n_bands=2, keep=0)

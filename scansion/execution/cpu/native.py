@@ -1,6 +1,7 @@
-"""The C part of the sparse step on a CPU, which is built as the package is installed where there is a C compiler.
+"""The C part of the sparse step on a CPU. pip compiles it when the package is installed, if there is a C compiler.
 
-Where there is none, one line on stderr says so, and numpy and torch do the same work in more time.
+Functions take the arguments of :mod:`scansion.execution.operations`, on tensors that the C part :func:`supports`. Without the
+C part, one line on stderr says so, and numpy and torch do the same work more slowly.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from torch import Tensor
 
 from scansion.progress import say
 
-# Of c/sums.c, which a checkout may have moved past the library that was built of it.
+# Version of c/sums.c. A checkout may have a newer source than the library that was built from it.
 VERSION = 2
-# Rows below which another thread is not worth its start.
+# Rows per thread: with fewer, starting another thread takes longer than it saves.
 ROWS = 64
-# What each function takes: so many numbers, then so many pointers.
+# Arguments of each function: how many integers, then how many pointers.
 _ARGUMENTS = {
     "has_bfloat16": (0, 0),
     "round_rows": (3, 4),
@@ -42,12 +43,12 @@ _ANSWERING = ("has_bfloat16", "top_k", "screened_top_k", "screened_above")
 
 
 def built() -> bool:
-    """Whether the C part is there and can be used."""
+    """Whether the C part was built and can be loaded."""
     return _library() is not None
 
 
 def supports(*tensors: Tensor) -> bool:
-    """Whether the C part can work on tensors like these: float32, on the CPU, contiguous; and whether it was built."""
+    """True if the tensors are float32, contiguous and on the CPU, and the C part was built."""
     fits = all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
     return fits and built()
 
@@ -55,16 +56,7 @@ def supports(*tensors: Tensor) -> bool:
 def top_k(
     x: Float32[Tensor, "t w"], k: int, names: Sequence[tuple[int, Int64[Tensor, "w"] | None]]
 ) -> tuple[Int64[Tensor, "nnz"], Float32[Tensor, "nnz"], Int64[Tensor, "t"]] | None:
-    """The k largest positive entries of each row, or all where a row has fewer; None if there is a NaN.
-
-    Args:
-        x: for which the C part :func:`supports`.
-        k: at most w.
-        names: of columns, each for the rows up to a number (exclusive), which ascend to t; None for the columns themselves.
-
-    Returns:
-        Names and values row by row, in the order of the columns; and how many each row has.
-    """
+    """The k (at most w) largest positive entries of each row, in the order of the columns; None if there is a NaN."""
     n_rows, width = x.shape
     places, values = x.new_empty(n_rows, k, dtype=torch.int64), x.new_empty(n_rows, k)
     counts = x.new_empty(n_rows, dtype=torch.int64)
@@ -79,7 +71,7 @@ def above(
     names: Sequence[tuple[int, Int64[Tensor, "w"] | None]],
     at_most: int | None = None,
 ) -> tuple[Int64[Tensor, "nnz"], Float32[Tensor, "nnz"], Int64[Tensor, "t"]] | int:
-    """All entries above ``floor``, as :func:`top_k` returns them; only how many, if they are more than ``at_most``."""
+    """All entries above ``floor``; only their number if they are more than ``at_most``."""
     n_rows, width = x.shape
     counts, offsets = x.new_empty(n_rows, dtype=torch.int64), x.new_zeros(n_rows + 1, dtype=torch.int64)
     start = (threads(n_rows), n_rows, width, x.data_ptr(), ctypes.byref(ctypes.c_float(floor)))
@@ -97,7 +89,6 @@ def above(
 def group(
     features: Int64[Tensor, "nnz"], offsets: Int64[Tensor, "T_plus_1"], d_sae: int
 ) -> tuple[Int64[Tensor, "nnz"], Int64[Tensor, "nnz"], Int64[Tensor, "d_sae_plus_1"]]:
-    """The order that groups entries by feature, their tokens in it, and where each feature's begin and end."""
     features, offsets = features.contiguous(), offsets.contiguous()
     order, tokens, starts = torch.empty_like(features), torch.empty_like(features), features.new_empty(d_sae + 1)
     pointers = (each.data_ptr() for each in (features, offsets, starts, order, tokens))
@@ -112,7 +103,6 @@ def decode(
     values: Float32[Tensor, "nnz"],
     W_dec: Float32[Tensor, "d_sae d_in"],
 ) -> Float32[Tensor, "T d_in"]:
-    """``x - acts @ W_dec`` from the active entries."""
     residual = torch.empty_like(x)
     tensors = [each.contiguous() for each in (offsets, features, values, W_dec, x)]
     pointers = (each.data_ptr() for each in (*tensors, residual))
@@ -122,7 +112,7 @@ def decode(
 
 @runtime_checkable
 class Entries(Protocol):
-    """What :func:`sparse_backward` reads of the active entries: see :class:`scansion.execution.sparse_acts.SparseActs`."""
+    """The part of :class:`scansion.execution.sparse_acts.SparseActs`, which this file cannot import, that is read here."""
 
     @property
     def values(self) -> Float32[Tensor, "nnz"]: ...
@@ -140,13 +130,13 @@ def sparse_backward(
 ) -> tuple[
     Float32[Tensor, "d_sae d_in"], Float32[Tensor, "d_sae d_in"], Float32[Tensor, "d_sae"], Float32[Tensor, "nnz"]
 ]:
-    """Gradients of W_dec, W_enc feature by feature, b_enc, and the entries' pre-activations.
+    """Gradients of W_dec, of W_enc (a row per feature), of b_enc, and of the pre-activations at the active entries.
 
     Args:
-        entries: of the activations.
-        to_acts: the gradient that their values get from elsewhere than the residual.
+        entries: the activations.
+        to_acts: the gradient of their values, apart from what comes through the residual; None for zeros.
         W_dec: the decoder.
-        x: what the encoder read.
+        x: the input of the encoder.
         to_residual: the gradient of ``x - acts @ W_dec``.
     """
     order, tokens, starts = entries.by_feature
@@ -162,7 +152,6 @@ def sparse_backward(
 
 
 def fired(features: Int64[Tensor, "nnz"], values: Float32[Tensor, "nnz"], d_sae: int) -> Int64[Tensor, "d_sae"]:
-    """How many entries of each feature are above 0."""
     features, values, counts = features.contiguous(), values.contiguous(), features.new_empty(d_sae)
     pointers = (each.data_ptr() for each in (features, values, counts))
     loaded().scansion_fired(len(features), d_sae, *pointers)
@@ -170,17 +159,14 @@ def fired(features: Int64[Tensor, "nnz"], values: Float32[Tensor, "nnz"], d_sae:
 
 
 def remove_parallel(rows: Float32[Tensor, "n d"], gradient: Float32[Tensor, "n d"]) -> None:
-    """Take from each row of a gradient its part along a row of unit norm, in place."""
     loaded().scansion_remove_parallel(threads(len(rows)), *rows.shape, rows.data_ptr(), gradient.data_ptr())
 
 
 def normalise(rows: Float32[Tensor, "n d"]) -> None:
-    """Put rows on the unit sphere, in place; a row of zeros stays as it is."""
     loaded().scansion_normalise(threads(len(rows)), *rows.shape, rows.data_ptr())
 
 
 def weighted_sum(weights: Float32[Tensor, "n"], rows: Float32[Tensor, "n d"]) -> Float32[Tensor, "d"]:
-    """``weights @ rows``."""
     weights, total = weights.contiguous(), rows.new_empty(rows.shape[1])
     pointers = (each.data_ptr() for each in (weights, rows, total))
     loaded().scansion_weighted_sum(threads(len(rows)), *rows.shape, *pointers)
@@ -188,14 +174,14 @@ def weighted_sum(weights: Float32[Tensor, "n"], rows: Float32[Tensor, "n d"]) ->
 
 
 def check_memory(status: int) -> int:
-    """What a function answered: 0, or 1 where there was a NaN."""
+    """Return the status of a C function: 0, or 1 if there was a NaN. Raise if it ran out of memory."""
     if status > 1:
-        raise MemoryError("no memory to select active entries in")
+        raise MemoryError("not enough memory to select active entries; use smaller batches")
     return status
 
 
 def kept(status: int, places: Tensor, values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """What rows of k places hold, as many as each row counts; None where there was a NaN."""
+    """The first ``counts`` of the k places of each row, as :func:`top_k` returns them; None if there was a NaN."""
     if check_memory(status) == 1:
         return None
     n_rows, k = places.shape
@@ -206,18 +192,18 @@ def kept(status: int, places: Tensor, values: Tensor, counts: Tensor) -> tuple[T
 
 
 def _named(names: Sequence[tuple[int, Int64[Tensor, "w"] | None]]) -> tuple[ctypes.Array[Any], ctypes.Array[Any]]:
-    """The rows up to which names hold, and where the names are."""
+    """Column names as C arrays: the row (exclusive) up to which each holds, and its address."""
     ends = (ctypes.c_int64 * len(names))(*(end for end, _ in names))
     return ends, (ctypes.c_void_p * len(names))(*(None if each is None else each.data_ptr() for _, each in names))
 
 
 def threads(n_rows: int) -> int:
-    """As many as torch uses, but no more than there is work for."""
+    """Number of threads: as many as torch uses, but at least ROWS rows for each. No result depends on it."""
     return min(torch.get_num_threads(), max(1, n_rows // ROWS))
 
 
 def loaded() -> ctypes.CDLL:
-    """The C part, for which something :func:`supports`."""
+    """The C part; only to be called after :func:`supports` or :func:`built` returned True."""
     library = _library()
     assert library is not None, "ask supports() first"
     return library
@@ -225,15 +211,17 @@ def loaded() -> ctypes.CDLL:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """The C part; None, and a line that says why, where it cannot be used."""
+    """The C part. If it cannot be used: None, and a line on stderr that says why."""
     try:
         spec = find_spec("scansion.execution.cpu._native")
         if spec is None or spec.origin is None:
-            raise OSError("it was not built, for want of a C compiler")
+            raise OSError(
+                "it was not built, because there was no C compiler; install one (such as gcc), then install Scansion again"
+            )
         library = ctypes.CDLL(spec.origin)
         version = library.scansion_version()
         if version != VERSION:
-            raise OSError(f"it is of version {version}, not {VERSION}: install Scansion again")
+            raise OSError(f"it is version {version} and should be {VERSION}; install Scansion again")
     except (OSError, AttributeError) as error:
         say(f"sparse steps on the CPU take longer without Scansion's C part: {error}")
         return None

@@ -1,4 +1,4 @@
-"""The C part of screening: what a product in bfloat16 leaves open, computed in full; see ``screening.py``."""
+"""The C part of screening: it computes in float32 what the bfloat16 product could not rule out; see ``screening.py``."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch.nn.functional import pad
 
 from scansion.execution.cpu import native
 
-# Numbers that the C part deals with at once.
+# Columns that the C part handles in one vector: per-column arrays are padded to a multiple of this.
 LANES = 16
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor multiplies in bfloat16, and so faster than in float32."""
+    """Whether the processor has bfloat16 products, which are faster than float32 ones."""
     return bool(native.loaded().scansion_has_bfloat16())
 
 
 def round_rows(
     rows: Float32[Tensor, "n d"],
 ) -> tuple[BFloat16[Tensor, "n d"], Float32[Tensor, "n"], Float32[Tensor, "n"]]:
-    """Rows in bfloat16, the norm of each before, and that of what rounding took from it."""
+    """Rows rounded to bfloat16, the norm of each row before rounding, and the norm of its rounding error."""
     rounded, norms, errors = (
         torch.empty_like(rows, dtype=torch.bfloat16),
         rows.new_empty(len(rows)),
@@ -56,31 +56,39 @@ class Screen(ctypes.Structure):
     ) -> None:
         """
         Args:
-            products: ``x @ W.T``, rounded; minus infinity where a column is closed to a row.
+            products: ``x @ W.T`` in bfloat16; minus infinity where the mask closes a column to a row.
             x: the rows.
             norms, errors: of the rows; see :func:`round_rows`.
-            W: one row for each name.
-            b: of the columns.
-            W_norms, W_errors: of the columns. Before it was rounded, an entry of ``products`` was off by the row's error
-                times the column's norm, and the row's norm and error together times the column's error, at most.
-            names: of the columns; None for the columns themselves.
+            W: one row per feature.
+            b: one number per column.
+            W_norms, W_errors: of the columns. Before it was rounded itself, an entry of ``products`` was off by at most
+                error(x) norm(W) + (norm(x) + error(x)) error(W): the bound that makes screening exact.
+            names: the features of the columns; None if column i is feature i.
         """
         filling = ((b, -torch.inf), (W_norms, 0.0), (W_errors, 0.0))
         padded = [pad(each, (0, -products.shape[1] % LANES), value=value) for each, value in filling]
-        self.tensors = products, x, norms, errors, W, *padded, names  # they live as long as what points at them
+        self.tensors = (
+            products,
+            x,
+            norms,
+            errors,
+            W,
+            *padded,
+            names,
+        )  # kept alive for as long as this struct points to them
         super().__init__(*products.shape[1:], x.shape[1], *(None if t is None else t.data_ptr() for t in self.tensors))
         self.n_rows = len(x)
 
     @property
     def n_entries(self) -> int:
-        """Of the product."""
+        """Number of entries of the product."""
         return self.n_rows * self.width
 
 
 def screened_top_k(
     screen: Screen, k: int
 ) -> tuple[tuple[Int64[Tensor, "nnz"], Float32[Tensor, "nnz"], Int64[Tensor, "t"]] | None, int]:
-    """What :func:`native.top_k` gives, k at most w, and how many entries had to be computed in full for it."""
+    """What :func:`native.top_k` returns, and the number of entries that had to be computed in float32 for it."""
     places = torch.empty(screen.n_rows, k, dtype=torch.int64)
     values, counts = torch.empty(screen.n_rows, k), torch.empty(screen.n_rows, dtype=torch.int64)
     n_full = torch.empty_like(counts)
@@ -88,15 +96,15 @@ def screened_top_k(
     status = native.loaded().scansion_screened_top_k(
         native.threads(screen.n_rows), screen.n_rows, k, ctypes.byref(screen), *pointers
     )
-    found = native.kept(status, places, values, counts)
-    return found, 0 if found is None else int(n_full.sum())
+    entries = native.kept(status, places, values, counts)
+    return entries, 0 if entries is None else int(n_full.sum())
 
 
 def screened_above(
     screen: Screen, floor: float, at_most: int
 ) -> tuple[Int64[Tensor, "nnz"], Float32[Tensor, "nnz"], Int64[Tensor, "t"]] | None:
-    """What :func:`native.above` gives; None if more than so many entries had to be computed in full, or
-    something is NaN or too large for screening.
+    """What :func:`native.above` returns; None if more than ``at_most`` entries would have to be computed in float32, or if a
+    number is NaN or too large for screening.
     """
     counts, offsets = (torch.zeros(screen.n_rows + extra, dtype=torch.int64) for extra in (0, 1))
     start = (native.threads(screen.n_rows), screen.n_rows, ctypes.byref(screen), ctypes.byref(ctypes.c_float(floor)))

@@ -1,8 +1,9 @@
 """Screening: a product in bfloat16 rules out nearly all features of a token; the others are computed in full.
 
-A processor that multiplies in bfloat16 does so about twice as fast as in float32. With ``x = a + r`` and ``W = w + s``,
-rounded and lost, ``x W - a w = r W + a s``, which is no larger than the norms of these allow (Cauchy and Schwarz). So what is
-found is what float32 would have found, and its values are dot products in float32.
+A processor that multiplies in bfloat16 does so about twice as fast as in float32. Write ``x = a + r`` and ``W = w + s``,
+each the sum of its rounded value and what rounding lost. Then ``x W - a w = r W + a s``, whose size the norms of these
+vectors bound (Cauchy and Schwarz): at most ``|r| |W| + |a| |s|``. A feature that is too small even with this bound added
+cannot be selected. So the selected entries are those that float32 would select, and their values are float32 dot products.
 """
 
 from __future__ import annotations
@@ -15,50 +16,51 @@ from scansion.execution import backends
 from scansion.execution.blocks import Block
 from scansion.execution.cpu import native, native_screen
 from scansion.execution.encoder import Encoder
-from scansion.execution.operations import Found
+from scansion.execution.operations import RowEntries
 
-# The sums of squares behind the norms are themselves rounded.
+# The norms are rounded themselves: a bound computed from them is raised by this factor, so that it stays a bound.
 CARE = 1.001
 
 
-def screened_top_k(encoder: Encoder, k: int, at_once: int) -> list[Found] | None:
-    """The k largest positive entries of each token, or all where a token has fewer, some tokens at a time.
+def screened_top_k(encoder: Encoder, k: int, at_once: int) -> list[RowEntries] | None:
+    """The k largest positive entries of each token, or all positive ones if a token has fewer; a few tokens at a time.
 
     Args:
         encoder: of all blocks.
-        k: entries that a token keeps.
-        at_once: entries of the product to be held at once.
+        k: entries to keep per token.
+        at_once: entries of the product held in memory at a time.
 
     Returns:
-        None where float32 is faster: the processor does not multiply in bfloat16, there are few tokens or features, or
-        rounding leaves too much open; or where something is NaN, or too large for screening.
+        None if float32 is faster (the processor does not multiply in bfloat16, there are few tokens or features, or rounding
+        rules out too few features), or if a number is NaN or too large for screening.
     """
-    found: list[Found] = []
+    parts: list[RowEntries] = []
     for screen in _screens(encoder, k, at_once):
-        some, n_full = native_screen.screened_top_k(screen, k)
-        if some is None or n_full > backends.SCREENING_SHARE * screen.n_entries:
+        part, n_full = native_screen.screened_top_k(screen, k)
+        if part is None or n_full > backends.SCREENING_SHARE * screen.n_entries:
             return None
-        found.append(some)
-    return found or None
+        parts.append(part)
+    return parts or None
 
 
-def screened_above(encoder: Encoder, floor: float, k: int, at_once: int) -> list[Found] | None:
-    """All entries above ``floor``, likewise; ``k`` is how many a token is expected to have."""
-    found: list[Found] = []
+def screened_above(encoder: Encoder, floor: float, k: int, at_once: int) -> list[RowEntries] | None:
+    """All entries above ``floor``, as :func:`screened_top_k` returns them; ``k`` is the expected number per token."""
+    parts: list[RowEntries] = []
     for screen in _screens(encoder, k, at_once):
-        some = native_screen.screened_above(screen, floor, int(backends.SCREENING_SHARE * screen.n_entries))
-        if some is None:
+        part = native_screen.screened_above(screen, floor, int(backends.SCREENING_SHARE * screen.n_entries))
+        if part is None:
             return None
-        found.append(some)
-    return found or None
+        parts.append(part)
+    return parts or None
 
 
 def _screens(encoder: Encoder, k: int, at_once: int) -> Iterator[native_screen.Screen]:
-    """Some tokens at a time, each only until the next; none where it would not pay."""
+    """A few tokens at a time; each is valid until the next is asked for. Nothing if screening would not be faster."""
     if not may_pay(encoder, k):
         return
     W, norms, errors = native_screen.round_rows(encoder.W_enc)
-    # A sum of n products in float32 is off by n / 2^24 of the factors' norms, at most, here as in what is computed in full.
+    # A float32 sum of n products is off by at most n / 2^24 times the product of the two norms. Both the bfloat16 product,
+    # which is added up in float32, and the full one are off by this much: hence the 2.
     errors += 2 * (W.shape[1] + 16) * 2.0**-24 * norms
     of_features = encoder.b_enc, CARE * norms, CARE * errors
     n = encoder.per_position
@@ -77,7 +79,7 @@ def _screens(encoder: Encoder, k: int, at_once: int) -> Iterator[native_screen.S
 
 
 def may_pay(encoder: Encoder, k: int) -> bool:
-    """Whether screening can be faster than float32 here, as far as sizes tell, for tokens that keep ``k`` features."""
+    """Whether screening can be faster than float32, judged by sizes, for tokens that keep ``k`` features."""
     return (
         encoder.n_tokens >= backends.SCREENING_TOKENS
         and all(block.width >= backends.SCREENING_WIDTH * k for block in encoder.blocks)
@@ -89,7 +91,7 @@ def may_pay(encoder: Encoder, k: int) -> bool:
 
 
 def _parts(block: Block, n: int, at_once: int, few: bool) -> Iterator[Block]:
-    """Its positions, as many at a time as may be held, or one; if ``few``, those of a few tokens come first."""
+    """The block in parts of at most ``at_once`` entries, or of one position; if ``few``, the first part has a few tokens."""
     step = max(1, at_once // (n * block.width))
     start, stop = block.rows.start, block.rows.stop
     if few:

@@ -1,6 +1,7 @@
-"""The k largest entries of each row on a CPU: maxima of groups give a bound, and only what reaches it is compared.
+"""The k largest entries of each row on a CPU, for machines without the C part, which does the same.
 
-The C part does so too; this is for machines without it. ``torch.topk`` walks through every entry with its index.
+Maxima of groups of entries give a lower bound on the k-th largest entry, and only entries that reach the bound are compared.
+``torch.topk`` is slower: it moves an index along with every entry.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-# Groups of a row for each entry wanted. The k-th largest of 4 k maxima is exceeded by about 1.15 k entries.
+# Groups per row and wanted entry. About 1.15 k entries reach the k-th largest of 4 k group maxima.
 GROUPS = 4
-# Rows below which another thread is not worth its start.
+# Rows per thread: with fewer, starting another thread takes longer than it saves.
 ROWS = 64
 _LEAST = np.nextafter(np.float32(0), np.float32(1))
 _T = TypeVar("_T")
@@ -27,23 +28,23 @@ _T = TypeVar("_T")
 def largest_positive(
     x: Float[Tensor, "t w"], k: int
 ) -> tuple[Int[Tensor, "nnz"], Float[Tensor, "nnz"], Int[Tensor, "t"]]:
-    """The k largest entries of each row, or all of them where there are fewer; what is not above 0 counts as 0.
+    """The k largest positive entries of each row, or all positive ones if a row has fewer.
 
     Returns:
-        Their columns, row by row; their values; and how many each row has, perhaps without those that are 0.
+        Columns and values row by row, and the number of entries per row. torch's version pads rows with zeros.
     """
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return _by_torch(x, k)
     parts = _by_rows(lambda rows: _largest(rows, k), x.numpy())
-    found = [part for part in parts if part is not None]
-    if len(found) < len(parts):
-        return _by_torch(x, k)  # a NaN counts as the largest of all, and will be seen by whoever reads the values
-    columns, values, counts = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True))
+    complete = [part for part in parts if part is not None]
+    if len(complete) < len(parts):
+        return _by_torch(x, k)  # counts a NaN as the largest entry, so that it reaches the loss and is seen
+    columns, values, counts = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*complete, strict=True))
     return columns, values, counts
 
 
 def cells_above(x: Float[Tensor, "t w"], floor: float) -> Int[Tensor, "nnz"]:
-    """Places in the flattened matrix, ascending, of all entries that exceed ``floor``."""
+    """Indices in the flattened matrix, ascending, of all entries above ``floor``."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return (x.view(-1) > floor).nonzero().squeeze(1)
     parts = _by_rows(lambda rows: (np.flatnonzero(rows > np.float32(floor)), rows.size), x.numpy())
@@ -58,7 +59,7 @@ def _by_torch(x: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _largest(x: Float32[np.ndarray, "t w"], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """The columns, values and counts of some rows; None if there is a NaN."""
+    """Columns, values and counts of the largest entries of these rows; None if there is a NaN."""
     n_rows, width = x.shape
     largest = _large_ones(x, min(k, width))
     if np.isnan(largest).any():
@@ -82,20 +83,20 @@ def _largest(x: Float32[np.ndarray, "t w"], k: int) -> tuple[np.ndarray, np.ndar
 
 
 def _large_ones(x: Float32[np.ndarray, "t w"], k: int) -> Float32[np.ndarray, "t k"]:
-    """For each row k of its entries, the k-th largest of which is hardly less than they are; NaN if there is one."""
+    """For each row k of its entries: their least is a lower bound on the row's k-th largest entry. NaN if the row has one."""
     n_groups = GROUPS * k
     if x.shape[1] >= 2 * n_groups:
         maxima = x[:, :n_groups].copy()
         for start in range(n_groups, x.shape[1], n_groups):
-            some = x[:, start : start + n_groups]
-            seen = maxima[:, : some.shape[1]]
-            np.maximum(seen, some, out=seen)
+            part = x[:, start : start + n_groups]
+            seen = maxima[:, : part.shape[1]]
+            np.maximum(seen, part, out=seen)
         x = maxima
     return np.partition(x, x.shape[1] - k, axis=1)[:, x.shape[1] - k :]  # NaN counts as the largest
 
 
 def _without_ties(values: np.ndarray, rows: np.ndarray, counts: np.ndarray, last_in: np.ndarray, k: int) -> np.ndarray:
-    """True for entries to keep, where several tie for a row's last place."""
+    """True for the entries to keep: of entries that tie for a row's last place, the first ones."""
     kept = np.ones(len(values), bool)
     for row in np.flatnonzero(counts > k):
         tied = np.flatnonzero((rows == row) & (values == last_in[row]))
@@ -104,7 +105,7 @@ def _without_ties(values: np.ndarray, rows: np.ndarray, counts: np.ndarray, last
 
 
 def _by_rows(work: Callable[[np.ndarray], _T], x: np.ndarray) -> list[_T]:
-    """The work on the rows of x, cut into as many pieces as torch uses threads."""
+    """Apply ``work`` to parts of the rows of x, one per thread that torch uses."""
     n_threads = min(torch.get_num_threads(), max(1, len(x) // ROWS))
     if n_threads == 1:
         return [work(x)]
@@ -113,5 +114,5 @@ def _by_rows(work: Callable[[np.ndarray], _T], x: np.ndarray) -> list[_T]:
 
 @cache
 def _pool(n_threads: int, process: int) -> ThreadPoolExecutor:
-    """One for each process, for a forked one has none of its parent's threads."""
+    """A pool of threads. One per process: a forked process has none of its parent's threads."""
     return ThreadPoolExecutor(n_threads, thread_name_prefix="top-k")

@@ -1,8 +1,9 @@
 """Triton kernels of sparse execution: weighted sums of rows by segment, and dot products at the active entries alone.
 
-Products are added up in float32 whatever the tensors' type, each sum by one program in a fixed order, without atomic
-operations, so that the same inputs give the same bytes. Nothing here waits for the device: all sizes come from shapes.
-Needs Triton, which CUDA builds of torch bring along; `rows.py` imports this file where it is of use.
+Both functions take the arguments of the same names in :mod:`scansion.execution.operations`, in float32, bfloat16 or float16.
+Sums are computed in float32 whatever the type, each by one program in a fixed order, without atomic operations: the same
+inputs give the same bytes. Nothing here waits for the device: all sizes come from shapes. Needs Triton, which CUDA builds of
+torch bring along; `backends.py` imports this file when it is first needed.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Entries that one program adds up. A longer segment is cut at multiples of this, and the sums of its pieces are added after.
+# Entries that one program adds up. A longer segment is cut at multiples of this; the sums of its pieces are added afterwards.
 PIECE = 512
-# Rows, and columns of each, that a program holds at once. Not tuned: no GPU has run this.
+# Rows that a program holds at a time, and columns of each. Not tuned: no GPU has run this.
 BLOCK_ROWS = 16
 BLOCK_D = 128
 
@@ -28,21 +29,14 @@ def sum_of_rows(
     offsets: Int[Tensor, "n_plus_1"],
     weights: Float[Tensor, "nnz"],
 ) -> Float[Tensor, "n d"]:
-    """For each segment of entries the weighted sum of the rows that they name; 0 where a segment is empty.
-
-    Args:
-        rows: of the table, one an entry.
-        table: float32, bfloat16 or float16, as the result will be.
-        offsets: segment i has entries offsets[i] to offsets[i + 1] (exclusive); from 0 to nnz.
-        weights: of each entry.
-    """
+    """The weighted sum of table rows for each segment of entries, in the type of ``table``."""
     n, nnz, d = len(offsets) - 1, len(rows), table.shape[1]
     sums = table.new_empty(n, d)
     if sums.numel() == 0:
         return sums
     table = table if table.stride(1) == 1 else table.contiguous()
     rows, weights, offsets = rows.contiguous(), weights.contiguous(), offsets.contiguous()
-    # A segment longer than a piece can begin in one or go on into it: two sums a piece.
+    # A long segment may end in a piece in which the next one begins: room for two sums per piece.
     n_pieces = 2 * _how_many(nnz, PIECE) if nnz > PIECE else 0
     pieces = table.new_empty(n_pieces, d, dtype=torch.float32)
     blocks = _how_many(d, BLOCK_D)
@@ -64,26 +58,26 @@ def dots_at_entries(
     tokens: Int[Tensor, "nnz"],
     features: Int[Tensor, "nnz"],
 ) -> Float[Tensor, "nnz"]:
-    """For each entry the dot product of its token's row and its feature's, of the type of ``gradient``; needs no offsets."""
+    """For each entry the dot product of its token's row and its feature's row, in the type of ``gradient``."""
     nnz, d = len(tokens), gradient.shape[1]
-    found = gradient.new_empty(nnz)
+    dots = gradient.new_empty(nnz)
     if nnz == 0:
-        return found
+        return dots
     left, right = (table if table.stride(1) == 1 else table.contiguous() for table in (gradient, W_dec))
     tokens, features = tokens.contiguous(), features.contiguous()
     with torch.cuda.device_of(left):
         _dots[_how_many(nnz, BLOCK_ROWS),](
-            left, tokens, right, features, found, nnz, d, left.stride(0), right.stride(0), BLOCK_ROWS, BLOCK_D
+            left, tokens, right, features, dots, nnz, d, left.stride(0), right.stride(0), BLOCK_ROWS, BLOCK_D
         )
-    return found
+    return dots
 
 
 def _how_many(total: int, size: int) -> int:
-    """Blocks of a size that cover a total."""
+    """Number of blocks of ``size`` that cover ``total``."""
     return -(-total // size)
 
 
-# Kernels are compiled by Triton and not run by Python: neither checker of types knows what is in them.
+# Triton compiles the kernels; Python never runs them. Neither type checker understands them.
 @triton.jit
 @no_type_check
 def _sum_segments(
@@ -99,7 +93,7 @@ def _sum_segments(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A program for each segment and block of columns: adds up the rows of a short one, the pieces of a long one."""
+    """One program per segment and block of columns. It adds up the rows of a short segment, or the pieces of a long one."""
     segment = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < d
@@ -134,10 +128,10 @@ def _sum_pieces(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Two programs for each piece and block of columns: one for the segment of its first entry, one for that of its last.
+    """Two programs per piece and block of columns: one for the segment of its first entry, one for that of its last entry.
 
-    Each does nothing unless that segment is longer than a piece, and the second only if it begins within this one. What is
-    left unwritten is never read.
+    Each works only if its segment is longer than a piece, and the second only if that segment begins in this piece: otherwise
+    the first has summed it. Sums that no program writes are never read.
     """
     place = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -158,7 +152,7 @@ def _sum_pieces(
 def _weighted_sum(
     rows, weights, table, stride, start, stop, columns, inside, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """The weighted sum over entries ``start`` to ``stop`` (exclusive) of these columns of their rows."""
+    """Weighted sum of the rows of entries ``start`` to ``stop`` (exclusive), for these columns."""
     total = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
     for first in range(start, stop, BLOCK_ROWS):
         entry = first + tl.arange(0, BLOCK_ROWS)
@@ -175,7 +169,7 @@ def _weighted_sum(
 @triton.jit
 @no_type_check
 def _segment_of(entry, offsets, n):
-    """The segment that holds an entry: the last one, empty ones among them, that begins at or before it."""
+    """The segment that holds an entry: the last segment that begins at or before it. Found by bisection."""
     low = tl.zeros([], tl.int32)
     high = low + n
     while high - low > 1:
@@ -193,7 +187,7 @@ def _dots(
     left_rows,
     right,
     right_rows,
-    found,
+    dots,
     nnz,
     d,
     left_stride,
@@ -201,7 +195,7 @@ def _dots(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A program for so many entries, however they fall on segments: all have equally much to do."""
+    """One program per BLOCK_ROWS entries, whichever tokens they belong to, so that all programs have equal work."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     there = entry < nnz
     left_row = tl.load(left_rows + entry, mask=there, other=0)
@@ -213,4 +207,4 @@ def _dots(
         x = tl.load(left + left_row[:, None] * left_stride + columns[None, :], mask=both, other=0.0)
         y = tl.load(right + right_row[:, None] * right_stride + columns[None, :], mask=both, other=0.0)
         total += x.to(tl.float32) * y.to(tl.float32)
-    tl.store(found + entry, tl.sum(total, axis=1).to(found.dtype.element_ty), mask=there)
+    tl.store(dots + entry, tl.sum(total, axis=1).to(dots.dtype.element_ty), mask=there)

@@ -78,12 +78,12 @@ class BatchTopKSAE(TopKKindSAE):
 
     @torch.no_grad()
     def after_forward(self, forward: ForwardPass) -> None:
-        found = [values.where(values > 0, torch.inf).min() for values in forward.values if values.numel()]
-        if not found:
+        smallest_of_parts = [values.where(values > 0, torch.inf).min() for values in forward.values if values.numel()]
+        if not smallest_of_parts:
             return
-        smallest = torch.stack(found).min()
+        smallest = torch.stack(smallest_of_parts).min()
         decay = torch.where(self.threshold < 0, 0.0, self.config.threshold_decay)
-        # Nothing fired at all: keep what is known.
+        # If nothing fired, the threshold stays.
         updated = torch.where(smallest.isfinite(), decay * self.threshold + (1 - decay) * smallest, self.threshold)
         self.threshold.copy_(updated)
 

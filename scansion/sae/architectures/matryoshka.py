@@ -54,9 +54,9 @@ class NestedSAE(BatchTopKSAE):
         bands = self.mask.gate.bands
         if bands is None:
             return self._levels_of(self.d_sae)
-        found = [self._levels_of(bands.shared + size) for size in bands.sizes]
-        common = found[0][: bands.shared]  # of bands of unequal size, the first decides about the shared features
-        return torch.cat([common, *(level[bands.shared :] for level in found)])
+        levels = [self._levels_of(bands.shared + size) for size in bands.sizes]
+        common = levels[0][: bands.shared]  # of bands of unequal size, the first decides about the shared features
+        return torch.cat([common, *(level[bands.shared :] for level in levels)])
 
     def _levels_of(self, n_features: int) -> Int[Tensor, "n_features"]:
         sizes = torch.tensor([max(1, round(prefix * n_features)) for prefix in self.config.prefixes])

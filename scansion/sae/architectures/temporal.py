@@ -52,10 +52,10 @@ class TemporalSAE(NestedSAE):
 
     def _codes(self, parts: Sequence[Part], chosen: Bool[Tensor, "d_sae"]) -> Float[Tensor, "P n h"]:
         """The batch's activations of the chosen features, whichever part they come from."""
-        found: list[Tensor] = []
+        codes: list[Tensor] = []
         for part in parts:
             acts = part.acts
             if part.block.features is not None:
                 acts = acts.new_zeros(*acts.shape[:-1], self.d_sae).index_copy(-1, part.block.features, acts)
-            found.append(acts[..., chosen])
-        return torch.cat(found)
+            codes.append(acts[..., chosen])
+        return torch.cat(codes)

@@ -34,7 +34,7 @@ def runs(n_positions: int, n_contexts: int, n_features: int, rate: float, stay: 
     """Firing that knows nothing of positions but comes in runs: a stationary two-state chain, [P, C, F].
 
     Each context has a rate of its own, scattered around ``rate``; a state lasts with probability ``stay``, else it is
-    drawn anew.
+    drawn again.
     """
     generator = np.random.default_rng(seed)
     own = np.clip(rate * generator.gamma(2.0, 0.5, size=(n_contexts, n_features)), 0, 0.95)
