@@ -87,7 +87,7 @@ BUFFERS: dict[str, Buffer] = {
 """Each peer's buffer."""
 
 WITHOUT = {
-    "eai-sparsify": "it has no buffer: its trainer runs the whole language model anew at each step of training, "
+    "eai-sparsify": "it has no buffer: its trainer runs the whole language model again at each step of training, "
     "without its unembedding",
 }
 """Peers that have none, and what they do."""

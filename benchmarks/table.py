@@ -41,7 +41,7 @@ def harvest(result: Result, clock: str) -> str:
             rows.append((name, f"{tokens / seconds[name]:,.0f}", f"{seconds[name] / seconds[own]:.2f}x"))
     work = result["work"]
     share = (work[own]["flop"] / seconds[own]) / (work["square product"]["flop"] / seconds["square product"])
-    said = [f"Ours does {share:.0%} of the square product's operations a second, up to the layer."]
+    said = [f"Up to the layer, ours does {share:.0%} of the square product's operations per second."]
     said += not_measured(result)
     return "\n\n".join([conditions(result, clock), table(*rows), " ".join(said)])
 
@@ -65,9 +65,8 @@ def study(result: Result, clock: str) -> str:
         ratios = " and ".join(f"{own / best:.1f}x" for own in took[3:] if own is not None and best)
         rows.append((name, *("" if own is None else f"{own:.0f}" for own in took), ratios))
     said = (
-        f"Measured once each by the clock. Of a peer one run is measured: {n} runs are {n} times that, and what the "
-        "same peer would take in one pass, where it can train several SAEs on one reading, is its reading and "
-        f"{n} times its training; both are computed."
+        f"Each was measured once, by the clock. For a peer one run was measured; {n} runs are {n} times that. Its time in one "
+        f"pass, if it can train several SAEs on one reading, is its reading plus {n} times its training. Both are computed."
     )
     return "\n\n".join([conditions(result, clock), table(*rows), " ".join([said, *not_measured(result)])])
 
@@ -84,7 +83,7 @@ def growth(result: Result, clock: str) -> str:
         if memory := axis.get("memory"):
             cells = [f"{own / 1e6:.0f}" for own in memory["bytes"]]
             rows.append((f"{memory['form']}, peak MB", *cells, *_exponents(memory["exponent"])))
-        parts += [table(*rows), f"Expected of the time: {axis['expected']}."]
+        parts += [table(*rows), f"Expected exponent of the time: {axis['expected']}."]
     return "\n\n".join(parts)
 
 

@@ -107,9 +107,9 @@ def limits_line(result: Result, clock: str) -> str:
 
 
 def floors(result: Result, clock: str) -> str:
-    """What our steps take at least, by the operations and the traffic that none can do without, beside what they take."""
-    head = ("step", "Mflop a token", "products, ms", "Adam, ms", "floor, ms", "found, ms", "found over floor")
-    rows: Rows = [(*head, "selection, were it not in the cache, ms")]
+    """Least time of each of our steps, from the operations and the memory traffic that it needs, and the time measured."""
+    head = ("step", "Mflop per token", "products, ms", "Adam, ms", "floor, ms", "measured, ms", "measured over floor")
+    rows: Rows = [(*head, "selection if not in the cache, ms")]
     tokens = result["settings"]["batch_tokens"]
     for group in groups(result).values():
         seconds = seconds_of(group, clock)
@@ -126,15 +126,15 @@ def floors(result: Result, clock: str) -> str:
 
 
 def aims(result: Result, clock: str) -> str:
-    """What was aimed at beside what was found."""
-    rows: Rows = [("", "over", "aim", "found", "", "over it, keeping memory")]
+    """Each aim and the speed-up measured."""
+    rows: Rows = [("", "against", "aim", "measured", "", "against it, keeping memory")]
     seconds = {name: own for group in groups(result).values() for name, own in seconds_of(group, clock).items()}
     for name, over, aim in AIMS:
         if name in seconds and over in seconds:
-            found = seconds[over] / seconds[name]
+            speedup = seconds[over] / seconds[name]
             kept = seconds.get(f"{over}{KEEPING}")
-            beside = "" if kept is None else f"{kept / seconds[name]:.1f}x"
-            rows.append((name, over, f"{aim:g}x", f"{found:.1f}x", "met" if found >= aim else "not met", beside))
+            keeping = "" if kept is None else f"{kept / seconds[name]:.1f}x"
+            rows.append((name, over, f"{aim:g}x", f"{speedup:.1f}x", "met" if speedup >= aim else "not met", keeping))
     return table(*rows)
 
 
@@ -144,7 +144,7 @@ def kind_of(name: str) -> str:
 
 
 def conditions(result: Result, clock: str) -> str:
-    """Sizes, machine and command: what a figure is worth nothing without."""
+    """Command, sizes and machine, without which a figure means nothing."""
     machine, settings = result["machine"], result["settings"]
     flat = {key: value for name, own in settings.items() for key, value in _flat(name, own).items()}
     sizes = ", ".join(f"{name} {value}" for name, value in flat.items())
