@@ -1,6 +1,10 @@
-"""The application that every command adds itself to, the groups that help shows commands in, and where they print."""
+"""The application with all its commands, each loaded when it is called, the groups of its help, and where commands print."""
 
 from __future__ import annotations
+
+import ast
+from functools import cache
+from importlib.resources import files
 
 from cyclopts import App, Group, Parameter
 from rich.console import Console
@@ -28,3 +32,47 @@ output = Console(highlight=False, soft_wrap=True)
 def table_console(width: int) -> Console:
     """For tables: as wide as the terminal, or as given where there is none."""
     return Console(width=None if output.is_terminal else width, highlight=False)
+
+
+@cache
+def _docstrings(module: str) -> dict[str, str]:
+    """The docstring of every function in a module of this package, read from its source: importing it takes seconds."""
+    tree = ast.parse(files("scansion.cli").joinpath(f"{module}.py").read_text(encoding="utf-8"))
+    return {node.name: ast.get_docstring(node) or "" for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def _command(parent: App, name: str, module: str, function: str, group: Group | None = None, order: int = 0) -> None:
+    parent.command(
+        f"scansion.cli.{module}:{function}",
+        name=name,
+        group=group,
+        sort_key=order or None,
+        help=_docstrings(module)[function].partition("\n\nParameters\n---")[0],
+        help_flags=app.help_flags,  # else from app.meta, which has none
+    )
+
+
+_assets = App(
+    name="assets", group=LISTS, help="Download, list or verify the bundled model, text and labelled data sets."
+)
+_study = App(name="study", group=STUDIES, help="Run a plan of many runs, or estimate first what it takes.")
+app.command(_assets)
+app.command(_study)
+_command(_assets, "fetch", "assets", "fetch")
+_command(_assets, "list", "assets", "list_assets")
+_command(_assets, "verify", "assets", "verify")
+_command(_study, "plan", "studies", "plan_study")
+_command(_study, "run", "studies", "run_study")
+_command(app, "demo", "studies", "demo", START)
+_command(app, "doctor", "assets", "doctor", START)
+_command(app, "harvest", "training", "harvest", STEPS, 1)
+_command(app, "train", "training", "train", STEPS, 2)
+_command(app, "eval", "evaluating", "evaluate_runs", STEPS, 3)
+_command(app, "compile", "training", "compile_mask", STEPS, 4)
+_command(app, "compare", "studies", "compare_runs", STUDIES)
+_command(app, "report", "reporting", "report", STUDIES)
+_command(app, "synth", "studies", "synth", STUDIES)
+_command(app, "ui", "studies", "ui", STUDIES)
+_command(app, "architectures", "training", "architectures", LISTS)
+_command(app, "evaluations", "evaluating", "list_evaluations", LISTS)
+_command(app, "masks", "training", "masks", LISTS)

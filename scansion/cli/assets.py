@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from cyclopts import App
-
 from scansion import assets as bundled
-from scansion.cli.app import LISTS, START, app, output
+from scansion.cli.app import output
 from scansion.doctor import report as doctor_report
 from scansion.files import human_bytes
 from scansion.lm import BUNDLED_MODEL, BUNDLED_MODEL_ASSET, model_facts
 
-assets_app = App(
-    name="assets", group=LISTS, help="Download, list or verify the bundled model, text and labelled data sets."
-)
-app.command(assets_app)
 
-
-@assets_app.command
 def fetch(*names: str) -> None:
     """Download assets that are not in the cache yet, and check their hashes.
 
@@ -33,7 +25,6 @@ def fetch(*names: str) -> None:
     list_assets()
 
 
-@assets_app.command(name="list")
 def list_assets() -> None:
     """List all assets: version, licence, size, and whether each is in the cache."""
     for name, asset in bundled.ASSETS.items():
@@ -44,7 +35,6 @@ def list_assets() -> None:
     output.print(f"cache: {bundled.cache_dir()}", markup=False)
 
 
-@assets_app.command
 def verify(*names: str) -> None:
     """Check that the files in the cache are still those that were downloaded.
 
@@ -54,7 +44,6 @@ def verify(*names: str) -> None:
     output.print("all files are as they were fetched")
 
 
-@app.command(group=START)
 def doctor() -> None:
     """Check that Scansion works on this machine, and print processors, versions and disk.
 

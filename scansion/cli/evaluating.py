@@ -11,7 +11,7 @@ import yaml
 
 from scansion.activations import ActivationStore
 from scansion.assets import fetch
-from scansion.cli.app import LISTS, STEPS, app, output, table_console
+from scansion.cli.app import output, table_console
 from scansion.errors import ConfigError
 from scansion.evals import EvaluationConfig, Figure
 from scansion.evals import evaluations as registered
@@ -32,7 +32,6 @@ from scansion.report import (
 )
 
 
-@app.command(name="eval", group=STEPS, sort_key=3)
 def evaluate_runs(
     runs: list[Path],
     *,
@@ -90,7 +89,6 @@ def evaluate_runs(
         output.print(f"report: {page}", markup=False)
 
 
-@app.command(name="evaluations", group=LISTS)
 def list_evaluations(name: str | None = None) -> None:
     """List the evaluations, or the metrics and settings of one.
 

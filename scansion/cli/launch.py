@@ -12,11 +12,9 @@ from cyclopts.config import Env, Yaml
 from pydantic import ValidationError
 
 from scansion.cli.app import app
-from scansion.cli.training import offer_all_architectures
 from scansion.errors import ScansionError, describe
 from scansion.files import one_line_io_errors
 from scansion.progress import say
-from scansion.registry import load_plugin
 
 app.meta.help_flags = ()  # `--help` goes through _launch, so that help includes what plugins add
 
@@ -36,13 +34,18 @@ def _launch(
     plugin
         Python file with a mask, architecture, evaluation or hook point of your own. Repeat the flag for several files.
     """
-    for path in plugin or ():
-        load_plugin(path)
+    if plugin:
+        from scansion.registry import load_plugin
+
+        for path in plugin:
+            load_plugin(path)
     sources: list[Any] = [Env("SCANSION_", command=True, show=False)]
     if config is not None:
         sources.append(Yaml(config, must_exist=True))
     app.config = tuple(sources)
     if tokens[:1] == ("train",):
+        from scansion.cli.training import offer_all_architectures
+
         offer_all_architectures()
     app(tokens, exit_on_error=False, print_error=False)
 

@@ -8,14 +8,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from scansion.assets import fetch
-from scansion.cli.app import STUDIES, app, output
+from scansion.cli.app import output
 from scansion.report import FeatureConfig, study_data, write_report
 from scansion.study import StudyRecord
 from scansion.study.checks import plan_assets
 from scansion.study.plan import slug
 
 
-@app.command(group=STUDIES)
 def report(
     study: Path,
     *,

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.table import Table
 from rich.text import Text
 
-from scansion.cli.app import START, STUDIES, app, output, table_console
+from scansion.cli.app import output, table_console
 from scansion.cli.reporting import write_pages
 from scansion.errors import ConfigError, StudyError
 from scansion.locks import only_writer
@@ -25,11 +25,7 @@ from scansion.study.estimate import estimate
 from scansion.study.plan import slug
 from scansion.study.tracking import Tracker, import_study, open_tracker
 
-study_app = App(name="study", group=STUDIES, help="Run a plan of many runs, or estimate first what it takes.")
-app.command(study_app)
 
-
-@study_app.command(name="run")
 def run_study(
     plan: str,
     *,
@@ -81,7 +77,6 @@ def _carry_out(settings: StudyPlan, folder: Path, only: str, retry: bool, report
         raise StudyError(f"{', '.join(failed)} failed, as said above; --retry tries again")
 
 
-@study_app.command(name="plan")
 def plan_study(
     plan: str,
     *,
@@ -130,7 +125,6 @@ def plan_study(
         output.print(line, markup=False)
 
 
-@app.command(name="compare", group=STUDIES)
 def compare_runs(
     runs: list[Path], *, baseline: str | None = None, every: bool = False, out: Path | None = None
 ) -> None:
@@ -160,7 +154,6 @@ def compare_runs(
     show_comparison(infos, out, baseline, every=every)
 
 
-@app.command(group=STUDIES)
 def ui(study: Path, *, tracker: Tracker = "trackio", show: bool = True) -> None:
     """Import the runs of a study into an experiment tracker on this machine, and open it.
 
@@ -183,7 +176,6 @@ def ui(study: Path, *, tracker: Tracker = "trackio", show: bool = True) -> None:
         open_tracker(record)
 
 
-@app.command(group=START)
 def demo(*, plan: str = "demo", out: Path = Path("runs/demo")) -> None:
     """Run a small study from end to end: harvest, train, evaluate, compare and report.
 
@@ -199,7 +191,6 @@ def demo(*, plan: str = "demo", out: Path = Path("runs/demo")) -> None:
     run_study(plan, out=out)
 
 
-@app.command(group=STUDIES)
 def synth(
     *,
     plan: str = "synthetic",

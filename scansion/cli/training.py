@@ -8,19 +8,17 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from scansion.activations import ActivationStore, HarvestConfig
-from scansion.cli.app import LISTS, STEPS, app, output
+from scansion.cli.app import output
 from scansion.corpus import CorpusConfig
 from scansion.flags import SAEFlags, flags_of_architectures, sae_config
 from scansion.listing import lines
 from scansion.lm import BUNDLED_MODEL
 from scansion.masks import MASKS
-from scansion.pipeline import HarvestSpec, build_stores, compile_run
 from scansion.sae import ARCHITECTURES
 from scansion.training import TrainingConfig, TrainingRun
 from scansion.training import train as train_runs
 
 
-@app.command(group=STEPS, sort_key=1)
 def harvest(
     *,
     out: Path,
@@ -51,6 +49,8 @@ def harvest(
     device
         Where the model runs: auto, cpu, cuda, cuda:1 or mps.
     """
+    from scansion.pipeline import HarvestSpec, build_stores  # takes a second that `train` need not wait
+
     source = HarvestSpec(
         model, hook_point, corpus or CorpusConfig(), layout or HarvestConfig(), revision, lm_dtype, device
     )
@@ -64,7 +64,6 @@ def harvest(
         )
 
 
-@app.command(group=STEPS, sort_key=2)
 def train(
     store: Path,
     *,
@@ -94,7 +93,6 @@ def offer_all_architectures() -> None:
     train.__annotations__["sae"] = Annotated[flags_of_architectures(taken) | None, Parameter(name="*")]
 
 
-@app.command(group=LISTS)
 def architectures(name: str | None = None) -> None:
     """List the SAE architectures, or the settings of one.
 
@@ -109,7 +107,6 @@ def architectures(name: str | None = None) -> None:
         output.print(line, markup=False)
 
 
-@app.command(group=LISTS)
 def masks(family: str | None = None) -> None:
     """List the families of positional masks, or the settings of one.
 
@@ -124,7 +121,6 @@ def masks(family: str | None = None) -> None:
         output.print(line, markup=False)
 
 
-@app.command(name="compile", group=STEPS, sort_key=4)
 def compile_mask(run: Path, *, out: Path, held_out: Path, bands: int = 8, keep: float = 0.5) -> None:
     """Round the learnt mask of a trained run to hard bands, which run faster, and print FVE before and after.
 
@@ -143,5 +139,7 @@ def compile_mask(run: Path, *, out: Path, held_out: Path, bands: int = 8, keep: 
     keep
         A feature is tied to a band that holds at least this share of its mask weight; all other features become shared.
     """
+    from scansion.pipeline import compile_run
+
     for line in compile_run(run, out, ActivationStore(held_out), bands, keep):
         output.print(line, markup=False)
