@@ -63,14 +63,6 @@ class PositionedBatch:
         """The same batch in float32."""
         return PositionedBatch(self.x.float(), self.positions, None if self.previous is None else self.previous.float())
 
-    def to(self, device: torch.device, positions: Int[Tensor, "P"] | None = None) -> PositionedBatch:
-        """The same batch on another device; pass ``positions`` if its positions are on that device already."""
-        return PositionedBatch(
-            self.x.to(device, non_blocking=True),
-            self.positions.to(device, non_blocking=True) if positions is None else positions,
-            None if self.previous is None else self.previous.to(device, non_blocking=True),
-        )
-
     def scaled(self, scale: float) -> PositionedBatch:
         """The same batch with activations multiplied by ``scale``."""
         return PositionedBatch(self.x * scale, self.positions, None if self.previous is None else self.previous * scale)

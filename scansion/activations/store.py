@@ -235,9 +235,11 @@ class ActivationStore:
             raise StoreError(f"contexts {start} to {stop} are not among the {self.n_contexts} of {self.folder}")
         return PositionedBatch(torch.cat(list(parts), dim=1), torch.arange(self.n_positions))
 
-    def resident(self) -> Float[Tensor, "L C d_in"]:
-        """All contexts, read into memory shard by shard, in the stored type."""
-        acts = torch.empty(self.n_positions, self.n_contexts, self.d_in, dtype=DTYPES[self.identity.dtype])
+    def resident(self, device: torch.device) -> Float[Tensor, "L C d_in"]:
+        """All contexts, read into the device's memory shard by shard, in the stored type."""
+        acts = torch.empty(
+            self.n_positions, self.n_contexts, self.d_in, dtype=DTYPES[self.identity.dtype], device=device
+        )
         with progress("read activations", self.n_contexts, "contexts") as advance:
             for shard, first in zip(self._shards, self._starts[:-1].tolist(), strict=True):
                 acts[:, first : first + shard.n_contexts] = shard.contexts(0, shard.n_contexts)

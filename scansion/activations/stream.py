@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import psutil
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from scansion.activations.batch import PositionedBatch
 from scansion.activations.store import ActivationStore
+from scansion.activations.upload import Upload
 from scansion.errors import ConfigError
 
 PREFETCH = 2
@@ -22,21 +24,25 @@ PREFETCH = 2
 STEPS_DRAWN = 16
 # Share of the free memory that a store may take. The rest is for the LM, the SAEs and other programs.
 MEMORY_SHARE = 0.5
+# The same of the free memory of a GPU.
+GPU_MEMORY_SHARE = 0.4
 
 
 class ActivationStream:
     """Draws n contexts for each position independently, without replacement; once all were drawn, it starts again.
 
     Batch number ``step`` depends only on the store's contents, ``per_position``, the positions used and the seed: not on
-    the shard size, on memory, or on the batches read before. Any step can be replayed.
+    the shard size, on memory, on the device, or on the batches read before. Any step can be replayed.
 
     Args:
         store: the activations.
         per_position: n, the number of contexts drawn for each position in each batch.
         seed: of the order of contexts.
         use_position_0: whether to include the first position (BOS, the attention sink).
-        in_memory: keep the whole store in memory; default: if it takes less than half of the free memory.
+        in_memory: keep the whole store in memory, in its stored type; default: if it takes less than half of the free
+            memory. A GPU's own memory is used if the store takes less than 40% of what is free there.
         with_previous: also return the token before each token of the batch; the batch itself stays the same.
+        device: where batches are wanted; default the CPU.
 
     Raises:
         ConfigError: ``with_previous`` is set and some token has no token before it.
@@ -50,6 +56,7 @@ class ActivationStream:
         use_position_0: bool = False,
         in_memory: bool | None = None,
         with_previous: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         self.store = store
         self.per_position = per_position
@@ -63,13 +70,20 @@ class ActivationStream:
         self._valid = {int(p): valid[p].nonzero().squeeze(1).numpy() for p in self.positions}
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
         self._drawn: tuple[int, np.ndarray] | None = None
-        if in_memory is None:
-            in_memory = store.n_bytes < MEMORY_SHARE * psutil.virtual_memory().available
-        self._resident = store.resident() if in_memory else None
+        # With its number: `cuda` is not equal to `cuda:0`.
+        self.device = torch.empty(0, device=device).device if device else torch.device("cpu")
+        # One tensor for all batches, so that the values Python has read from it stay cached (see scansion.readings).
+        self._device_positions = self.positions.to(self.device)
+        home = _home(store, self.device, in_memory)
+        self._resident = None if home is None else store.resident(home).flatten(0, 1)
+        # On a GPU that cannot hold the store: rows are gathered into pinned memory and copied on a stream of their own.
+        self._copying = None
+        if self.device.type == "cuda" and home != self.device:
+            self._copying = torch.cuda.Stream(self.device)
 
     @property
     def in_memory(self) -> bool:
-        """Whether the whole store is kept in memory."""
+        """Whether the whole store is kept in memory, the CPU's or the device's."""
         return self._resident is not None
 
     @property
@@ -88,32 +102,58 @@ class ActivationStream:
         return self.store.mean[self.positions].float()
 
     def batch(self, step: int) -> PositionedBatch:
-        """Batch number ``step``, from 0, as float32 on the CPU."""
+        """Batch number ``step``, from 0, as float32 on the stream's device."""
+        return self._receive(self._send(step))
+
+    def _send(self, step: int) -> list[Callable[[], Tensor]]:
+        """Begin to read a batch, and the tokens before it if they are wanted; each function returned ends the reading."""
         contexts = torch.from_numpy(self._contexts_at(step))
-        previous = self._read(self.positions[1:] - 1, contexts[1:]) if self.with_previous else None
-        return PositionedBatch(self._read(self.positions, contexts), self.positions, previous)
+        return [self._begin(contexts[back:], back) for back in range(2 if self.with_previous else 1)]
 
-    def _read(self, positions: Tensor, contexts: Tensor) -> Tensor:
+    def _receive(self, sent: list[Callable[[], Tensor]]) -> PositionedBatch:
+        x, *previous = [end().to(self.device).float() for end in sent]
+        return PositionedBatch(x, self._device_positions, *previous)
+
+    def _begin(self, contexts: Int[Tensor, "R n"], back: int) -> Callable[[], Tensor]:
+        """Begin to read the tokens ``back`` positions before a batch's, for all its positions but the first ``back``."""
+        positions, pinned = self.positions[back:] - back, self._copying is not None
         if self._resident is None:
-            return self.store.gather(positions, contexts).x.float()
-        rows = (positions[:, None] * self.store.n_contexts + contexts).reshape(-1)
-        return self._resident.view(-1, self.store.d_in)[rows].view(*contexts.shape, self.store.d_in).float()
+            rows = self.store.gather(positions, contexts).x
+            rows = rows.pin_memory() if pinned else rows
+        else:
+            index = (positions[:, None] * self.store.n_contexts + contexts).reshape(-1)
+            if self._resident.device == self.device:
+                return partial(
+                    self._select, index.pin_memory() if index.device != self.device else index, contexts.shape
+                )
+            rows = torch.empty(*contexts.shape, self.store.d_in, dtype=self._resident.dtype, pin_memory=pinned)
+            torch.index_select(self._resident, 0, index, out=rows.flatten(0, 1))
+        if self._copying is not None:
+            return Upload(rows, self.device, self._copying).arrived
+        rows = rows.float()  # in the thread, if there is one
+        return lambda: rows
 
-    def batches(self, start: int, stop: int, ahead: bool = True) -> Iterator[PositionedBatch]:
+    def _select(self, index: Int[Tensor, "m"], shape: torch.Size) -> Float[Tensor, "R n d_in"]:
+        assert self._resident is not None
+        return self._resident.index_select(0, index.to(self.device, non_blocking=True)).view(*shape, self.store.d_in)
+
+    def batches(self, start: int, stop: int, ahead: bool | None = None) -> Iterator[PositionedBatch]:
         """Batches ``start`` to ``stop`` (exclusive).
 
         Args:
             start, stop: numbers of batches.
-            ahead: prepare batches in a thread that ends with the iteration. Pass False if the store is in memory and training
-                needs the core that the thread would take.
+            ahead: prepare batches in a thread that ends with the iteration. By default on a GPU, or if the store is on disk:
+                on a CPU, training needs the core that the thread would take.
         """
+        if ahead is None:
+            ahead = self.device.type != "cpu" or not self.in_memory
         return self._ahead(start, stop) if ahead else map(self.batch, range(start, stop))
 
     def _ahead(self, start: int, stop: int) -> Iterator[PositionedBatch]:
-        ready: queue.Queue[PositionedBatch | BaseException] = queue.Queue(PREFETCH)
+        ready: queue.Queue[list[Callable[[], Tensor]] | BaseException] = queue.Queue(PREFETCH)
         ended = threading.Event()
 
-        def offer(item: PositionedBatch | BaseException) -> bool:
+        def offer(item: list[Callable[[], Tensor]] | BaseException) -> bool:
             while not ended.is_set():
                 try:
                     ready.put(item, timeout=0.1)
@@ -125,7 +165,7 @@ class ActivationStream:
         def prepare() -> None:
             try:
                 for step in range(start, stop):
-                    if not offer(self.batch(step)):
+                    if not offer(self._send(step)):
                         return
             except BaseException as error:  # passed to the consumer, which raises it
                 offer(error)
@@ -137,7 +177,7 @@ class ActivationStream:
                 item = ready.get()
                 if isinstance(item, BaseException):
                     raise item
-                yield item
+                yield self._receive(item)
         finally:
             ended.set()
             thread.join()
@@ -171,3 +211,13 @@ class ActivationStream:
             known = (epoch, self._valid[position][order.numpy()])
             self._orders[position] = known
         return known[1]
+
+
+def _home(store: ActivationStore, device: torch.device, in_memory: bool | None) -> torch.device | None:
+    """Where the whole store is kept: on the GPU, else in the CPU's memory; None leaves it on disk."""
+    if in_memory is False:
+        return None
+    if device.type == "cuda" and store.n_bytes < GPU_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return device
+    fits = store.n_bytes < MEMORY_SHARE * psutil.virtual_memory().available
+    return torch.device("cpu") if in_memory or fits else None

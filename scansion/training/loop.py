@@ -114,6 +114,7 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
         config.data_seed,
         config.use_position_0,
         with_previous=any(uses_pairs(session.run.sae) for session in sessions),
+        device=device,
     )
     n_steps = config.n_steps(stream.tokens_per_batch)
     for session in sessions:
@@ -124,12 +125,9 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
         say(f"resuming {names} at step {start:,} of {n_steps:,}")
     scale = stream.input_scale
     per_step = stream.tokens_per_batch * len(sessions)
-    # One tensor for all steps, so that the values Python has read from it stay cached (see scansion.readings).
-    positions = stream.positions.to(device)
     with progress(f"train {len(sessions)} SAEs", n_steps * per_step, "tokens", start * per_step) as advance:
-        ahead = device.type != "cpu" or not stream.in_memory
-        for step, batch in enumerate(stream.batches(start, n_steps, ahead), start):
-            batch = batch.to(device, positions).scaled(scale)
+        for step, batch in enumerate(stream.batches(start, n_steps), start):
+            batch = batch.scaled(scale)
             for session in sessions:
                 if session.learner.step == step:  # False while a run that was interrupted earlier catches up
                     session.advance(batch)

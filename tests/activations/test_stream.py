@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import Tensor
 
 from scansion.activations import ActivationStream
 from scansion.errors import ShapeError, StoreError
@@ -87,9 +89,9 @@ def test_scaling_gives_unit_mean_norm(store) -> None:
 
 def test_an_error_while_preparing_reaches_the_consumer(store, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = ActivationStream(store, 2, seed=0)
-    monkeypatch.setattr(stream, "batch", lambda step: 1 / 0)
+    monkeypatch.setattr(stream, "_contexts_at", lambda step: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        next(stream.batches(0, 5))
+        next(stream.batches(0, 5, ahead=True))
 
 
 def test_a_store_of_bos_alone_has_nothing_to_stream(make_store) -> None:
@@ -100,3 +102,57 @@ def test_a_store_of_bos_alone_has_nothing_to_stream(make_store) -> None:
 def test_gather_names_the_shape_it_wants(store, as_users_run_it) -> None:
     with pytest.raises(ShapeError, match=r"contexts should have shape \[P=2 n\] but has \[3, 1\]"):
         store.gather(torch.tensor([1, 2]), torch.zeros(3, 1, dtype=torch.int64))
+
+
+class _Stream:
+    """Stands for a CUDA stream where there is none; records what was ordered after what."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.log: list[str] = []
+
+    def record_event(self) -> str:
+        return "copied"
+
+    def wait_event(self, event: str) -> None:
+        self.log.append(event)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_batches_copied_on_a_stream_are_those_read_directly(
+    store, in_memory: bool, monkeypatch: pytest.MonkeyPatch, as_users_run_it
+) -> None:
+    """The way of a GPU that cannot hold the store, carried out on the CPU."""
+    training = _Stream()
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: training)
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **others: empty(*args, **others))
+
+    direct = ActivationStream(store, 3, seed=1, with_previous=True)
+    copied = ActivationStream(store, 3, seed=1, with_previous=True, in_memory=in_memory)
+    monkeypatch.setattr(copied, "device", torch.device("cpu", 0))  # another name of the CPU: the store is not on it
+    monkeypatch.setattr(copied, "_copying", _Stream())
+    for step, batch in enumerate(copied.batches(0, 20, ahead=True)):
+        assert batch.previous is not None
+        assert torch.equal(batch.x, direct.batch(step).x) and torch.equal(batch.previous, direct.batch(step).previous)
+        assert batch.x.dtype == torch.float32
+    assert training.log == ["copied"] * 40
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("share", [0.0, 0.4])
+@pytest.mark.parametrize("in_memory", [None, False])
+def test_a_gpu_gets_the_same_batches(
+    store, share: float, in_memory: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scansion.activations.stream.GPU_MEMORY_SHARE", share)
+    cpu = ActivationStream(store, 3, seed=1, with_previous=True)
+    gpu = ActivationStream(store, 3, seed=1, with_previous=True, in_memory=in_memory, device=torch.device("cuda"))
+    for ahead in (True, False):
+        for step, batch in enumerate(gpu.batches(0, 50, ahead)):
+            expected = cpu.batch(step).scaled(cpu.input_scale)
+            batch = batch.scaled(gpu.input_scale)
+            assert batch.previous is not None and batch.x.is_cuda and batch.positions.is_cuda
+            assert torch.equal(batch.x.cpu(), expected.x) and torch.equal(batch.previous.cpu(), expected.previous)
