@@ -21,7 +21,10 @@ from scansion.progress import say
 # --- Costs: each limit was set by timing steps below and above it on a CPU ----------------------------------------------
 
 CHUNK = 1 << 21
-"""Entries of [tokens, features] held at a time (8 MB of float32): enough for fast products, and little memory."""
+"""Entries of [tokens, features] that a CPU holds at a time (8 MB of float32): enough for fast products, and little memory."""
+
+BYTES_PER_ENTRY = 64
+"""A GPU, where each chunk costs launches, holds as many entries as it has this many bytes: a sixteenth of it in float32."""
 
 DENSITY = 1 / 4
 """Share of a batch's entries, at most, that may be active for the sparse way to be faster than the dense or banded one."""
@@ -52,6 +55,19 @@ SCREENING_FEW = 64
 
 CACHED = 1 << 16
 """Numbers (256 kB of float32) that stay in any CPU's cache from one operation to the next."""
+
+
+def entries_at_once(device: torch.device) -> int:
+    """Entries of [tokens, features] to hold at once. A constant of the device, since sums depend on where chunks end."""
+    if device.type != "cuda":
+        return CHUNK
+    return max(CHUNK, torch.cuda.get_device_properties(device).total_memory // BYTES_PER_ENTRY)
+
+
+def batches_bands(device: torch.device) -> bool:
+    """True where one batched product of all bands is faster than a product for each."""
+    return device.type == "cuda"
+
 
 # --- Implementations ----------------------------------------------------------------------------------------------------
 
@@ -101,10 +117,11 @@ def _c_for(*tensors: Tensor) -> ModuleType | None:
 
 
 def _triton_for(*tensors: Tensor) -> ModuleType | None:
-    return _kernels_for(tensors[0].device, tensors[0].dtype)
+    return kernels_for(tensors[0].device, tensors[0].dtype)
 
 
-def _kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+def kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """The Triton kernels, if they can work on tensors of this type there; else None."""
     return _triton_on(device) if device.type == "cuda" and dtype in TRITON_TYPES else None
 
 
@@ -121,7 +138,11 @@ C_OPERATIONS = (
 )
 BACKENDS = (
     Backend("C", frozenset(C_OPERATIONS), _c_for),
-    Backend("Triton", frozenset({"sum_of_rows", "dots_at_entries"}), _triton_for),
+    Backend(
+        "Triton",
+        frozenset({"top_k", "group", "sum_of_rows", "sum_per_feature", "dots_at_entries", "adam_step"}),
+        _triton_for,
+    ),
 )
 """The faster implementations, in the order in which they are tried."""
 
@@ -130,27 +151,13 @@ BACKENDS = (
 def _triton_on(device: torch.device) -> ModuleType | None:
     """The Triton kernels, if a small trial on this device gives exact results. If not: None, and a line that says why."""
     try:
-        from scansion.execution.cuda import rows
+        from scansion.execution.cuda import kernels
 
-        _try_out(rows, device)
+        kernels.try_out(device)
     except Exception as error:  # no Triton, no C compiler, too old a GPU: torch gives the same numbers in each case
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         say(
             f"sparse steps on {device} use torch's operations, which may be slower: Triton does not work here ({reason})"
         )
         return None
-    return rows
-
-
-def _try_out(kernels: ModuleType, device: torch.device) -> None:
-    """Raise unless the kernels run and are exact on whole numbers, whose sums are the same in any order."""
-    start, nnz = 3, 2 * kernels.PIECE + 3  # a short segment and one that is put together from pieces
-    entry = torch.arange(nnz, device=device)
-    rows, segments, weights = entry % 3, (entry >= start).long(), (entry % 5).float()
-    table = torch.arange(6.0, device=device).view(3, 2)
-    expected = torch.zeros(2, 2, device=device).index_add_(0, segments, table[rows] * weights[:, None])
-    offsets = torch.tensor([0, start, nnz], device=device)
-    sums = kernels.sum_of_rows(rows, table, offsets, weights)
-    dots = kernels.dots_at_entries(table, sums, offsets, rows, segments)
-    if not (torch.equal(sums, expected) and torch.equal(dots, (table[rows] * expected[segments]).sum(dim=1))):
-        raise ArithmeticError("its sums are wrong on this device")
+    return kernels

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from scansion.execution import backends
 from scansion.execution.blocks import Block
 
 
@@ -51,12 +52,38 @@ class Encoder:
         """The block's tokens."""
         return self.x[block.rows].flatten(0, 1)
 
-    def write(self, block: Block, out: Float[Tensor, "t w"]) -> None:
-        """Write the pre-activations of the block's tokens; masked features are minus infinity."""
-        x = self.tokens_of(block)
-        for piece, columns in block.columns():
+    def runs(self, blocks: Sequence[Block]) -> Iterator[list[Block]]:
+        """Equally wide blocks, in order, in lists of which :meth:`write` takes one at a time.
+
+        On a GPU, bands of equally many tokens are one batched product, since a band's own is too small to keep it busy.
+        """
+        if not backends.batches_bands(self.x.device):
+            yield from ([block] for block in blocks)
+            return
+        waiting: list[Block] = []
+        for block in blocks:
+            if waiting and not _may_follow(waiting[-1], block):
+                yield waiting
+                waiting = []
+            waiting.append(block)
+        if waiting:
+            yield waiting
+
+    def write(self, blocks: Sequence[Block], out: Float[Tensor, "t w"]) -> None:
+        """Write the pre-activations of the tokens of one of the :meth:`runs`; masked features are minus infinity."""
+        first, last, n = blocks[0], blocks[-1], len(blocks)
+        x = self.x[first.rows.start : last.rows.stop].flatten(0, 1)
+        *shared, (own, own_columns) = first.columns()
+        for piece, columns in shared:
             torch.addmm(self.b_enc[piece], x, self.W_enc[piece].T, out=out[:, columns])
-        self._close(block, out)
+        if n == 1:
+            torch.addmm(self.b_enc[own], x, self.W_enc[own].T, out=out[:, own_columns])
+        else:
+            all_own = slice(own.start, last.pieces[-1].stop)
+            weights = self.W_enc[all_own].unflatten(0, (n, -1)).transpose(1, 2)
+            biases = self.b_enc[all_own].view(n, 1, -1)
+            torch.baddbmm(biases, x.unflatten(0, (n, -1)), weights, out=out.unflatten(0, (n, -1))[..., own_columns])
+        self._close(first, out)
 
     def multiply(
         self,
@@ -73,3 +100,17 @@ class Encoder:
     def _close(self, block: Block, out: Tensor) -> None:
         if block.closed is not None:
             out.view(-1, self.per_position, block.width).masked_fill_(block.closed[:, None], -torch.inf)
+
+
+def _may_follow(block: Block, other: Block) -> bool:
+    """True if two bands, one after the other, have equally many tokens, the same shared features, and as many of their own."""
+    sizes = [band.pieces[-1].stop - band.pieces[-1].start for band in (block, other)]
+    return (
+        block.closed is None
+        and other.closed is None
+        and block.n_rows == other.n_rows
+        and block.rows.stop == other.rows.start
+        and block.pieces[:-1] == other.pieces[:-1]
+        and block.pieces[-1].stop == other.pieces[-1].start
+        and sizes[0] == sizes[1]
+    )

@@ -74,15 +74,17 @@ def group(
 ) -> tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Int[Tensor, "d_sae_plus_1"]]:
     """Group entries by feature, token order kept: the order of the entries, their tokens, and the offsets of each feature.
 
+    Entries of value 0, which no sum needs, may be left out: then offsets end before nnz, and order and tokens are 0 from there.
+
     Args:
-        features, values: of the entries, token by token. ``values`` only decides which implementation is taken.
+        features, values: of the entries, token by token.
         offsets: token t has entries offsets[t] to offsets[t + 1] (exclusive).
         d_sae: number of features.
     """
-    return choose("group", _group, values)(features, offsets, d_sae)
+    return choose("group", _group, values)(features, offsets, values, d_sae)
 
 
-def _group(features: Tensor, offsets: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
+def _group(features: Tensor, offsets: Tensor, values: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
     order = features.int().argsort(stable=True)  # 32 bits take half the time of 64
     ends = count(features, d_sae).cumsum(0)
     return order, tokens_of(offsets, len(features))[order], torch.cat([ends.new_zeros(1), ends])
@@ -92,6 +94,17 @@ def tokens_of(offsets: Int[Tensor, "T_plus_1"], nnz: int) -> Int[Tensor, "nnz"]:
     """The token of each entry."""
     counts = offsets.diff()
     return torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=nnz)
+
+
+def sum_per_feature(
+    values: Float[Tensor, "nnz"], order: Int[Tensor, "nnz"], offsets: Int[Tensor, "d_sae_plus_1"]
+) -> Float[Tensor, "d_sae"]:
+    """The sum of each feature's values, given what :func:`group` returns."""
+    return choose("sum_per_feature", _sum_per_feature, values)(values, order, offsets)
+
+
+def _sum_per_feature(values: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+    return sum_into(tokens_of(offsets, len(order)), values[order], len(offsets) - 1)
 
 
 def fired(features: Int[Tensor, "nnz"], values: Float[Tensor, "nnz"], d_sae: int) -> Int[Tensor, "d_sae"]:
@@ -193,6 +206,14 @@ def _remove_parallel(rows: Tensor, gradient: Tensor) -> None:
 def _rows_at_once(rows: Tensor) -> int:
     """Rows that fit the CPU's cache, so that each is read from memory only once; on other devices all rows."""
     return max(1, CACHED // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
+
+
+def sum_into(places: Int[Tensor, "nnz"], values: Float[Tensor, "nnz *rest"], n: int) -> Float[Tensor, "n *rest"]:
+    """The sum of the values of each place, from 0 to n - 1; the same bytes every time."""
+    sums = values.new_zeros(n, *values.shape[1:])
+    if places.device.type == "cpu":
+        return sums.index_add_(0, places, values)
+    return sums.index_put_((places,), values, accumulate=True)  # sorts: index_add_ on a GPU adds in no fixed order
 
 
 def count(places: Int[Tensor, "nnz"], n: int, counted: Bool[Tensor, "nnz"] | None = None) -> Int[Tensor, "n"]:

@@ -43,14 +43,15 @@ class _Chunk:
 
 
 def _chunks(encoder: Encoder) -> Iterator[_Chunk]:
-    """All tokens in as few chunks as possible: whole positions, at most CHUNK entries; or one position, if that has more."""
+    """All tokens in as few chunks as the device holds at a time: whole positions; or one position, if that has more."""
+    at_once = backends.entries_at_once(encoder.x.device)
     for width, alike in groupby(encoder.blocks, key=lambda block: block.width):
-        step = max(1, backends.CHUNK // (encoder.per_position * max(1, width)))
+        step = max(1, at_once // (encoder.per_position * max(1, width)))
         waiting: list[Block] = []
         total, buffer = 0, encoder.x.new_empty(0, width)
         for block in (part for each in alike for part in each.split(step)):
             size = block.n_rows * encoder.per_position
-            if waiting and (total + size) * width > backends.CHUNK:
+            if waiting and (total + size) * width > at_once:
                 buffer = buffer if len(buffer) >= total else buffer.new_empty(total, width)
                 yield _written(encoder, waiting, buffer)
                 waiting, total = [], 0
@@ -63,10 +64,11 @@ def _chunks(encoder: Encoder) -> Iterator[_Chunk]:
 def _written(encoder: Encoder, blocks: Sequence[Block], buffer: Tensor) -> _Chunk:
     names: list[tuple[int, Tensor | None]] = []
     start = 0
-    for block in blocks:
-        end = start + block.n_rows * encoder.per_position
-        encoder.write(block, buffer[start:end])
-        names.append((end, block.features))
+    for alike in encoder.runs(blocks):
+        end = start + sum(block.n_rows for block in alike) * encoder.per_position
+        encoder.write(alike, buffer[start:end])
+        for block in alike:
+            names.append(((names[-1][0] if names else 0) + block.n_rows * encoder.per_position, block.features))
         start = end
     return _Chunk(buffer[:start], names)
 

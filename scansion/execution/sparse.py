@@ -15,6 +15,7 @@ from scansion.execution import backends
 from scansion.execution.blocks import Block, whole_block
 from scansion.execution.encoder import Encoder
 from scansion.execution.plan import open_ways
+from scansion.execution.precision import operand
 from scansion.execution.recomputed import recomputed_part
 from scansion.execution.selection import select_over_batch, select_positive, select_top_k
 from scansion.execution.sparse_acts import SparseActs, reconstruct
@@ -41,7 +42,8 @@ def sparse_forward(sae: SAE, batch: PositionedBatch, blocks: Sequence[Block], sh
     blocks = [block for block in blocks if block.n_rows > 0]
     centred = (x - sae.bias_at(positions[:, None])).detach()
     with torch.no_grad():
-        encoder = Encoder(centred, sae.W_enc.detach().T, sae.b_enc.detach(), blocks)
+        W_enc = operand(sae.W_enc)
+        encoder = Encoder(centred.to(W_enc.dtype), W_enc.T, sae.b_enc.detach().to(W_enc.dtype), blocks)
         selected = _select(encoder, selection, share)
     if selected is None:
         return None

@@ -13,6 +13,7 @@ from torch import Tensor
 from scansion.execution import operations
 from scansion.execution.backends import choose
 from scansion.execution.operations import dots_at_entries, sum_of_rows
+from scansion.execution.precision import operand
 
 
 @dataclass(frozen=True)
@@ -94,26 +95,28 @@ class _Reconstruct(torch.autograd.Function):
         entries: SparseActs,
         bias_of_token: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(W_enc, W_dec, x)
+        decoder = operand(W_dec)
+        ctx.save_for_backward(W_enc, decoder, x.to(decoder.dtype))
         ctx.entries, ctx.bias_of_token, ctx.n_biases = entries, bias_of_token, len(biases)
         ctx.set_materialize_grads(False)
-        residual = operations.decode(x, entries.offsets, entries.features, entries.values, W_dec)
+        residual = operations.decode(x, entries.offsets, entries.features, entries.values, decoder)
         return entries.values.clone(), residual
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         W_enc, W_dec, x = ctx.saved_tensors
         entries: SparseActs = ctx.entries
-        to_residual = torch.zeros_like(x) if gradients[1] is None else gradients[1].contiguous()
-        backward = choose("sparse_backward", _sparse_backward, W_dec, x, to_residual)
-        to_W_dec, to_rows, to_b_enc, to_values = backward(entries, gradients[0], W_dec, x, to_residual)
+        to_residual = W_enc.new_zeros(x.shape) if gradients[1] is None else gradients[1].contiguous()
+        read = to_residual.to(x.dtype)
+        backward = choose("sparse_backward", _sparse_backward, W_dec, x, read)
+        to_W_dec, to_rows, to_b_enc, to_values = backward(entries, gradients[0], W_dec, x, read)
         if ctx.bias_of_token is None:
             sums, to_biases = to_b_enc[None], -to_residual.sum(dim=0, keepdim=True)
         else:
             cells = entries.features + ctx.bias_of_token[entries.tokens] * entries.d_sae
-            sums = to_values.new_zeros(ctx.n_biases * entries.d_sae).index_add_(0, cells, to_values)
+            sums = operations.sum_into(cells, to_values, ctx.n_biases * entries.d_sae)
             sums = sums.view(ctx.n_biases, entries.d_sae)
-            to_biases = -x.new_zeros(ctx.n_biases, x.shape[1]).index_add_(0, ctx.bias_of_token, to_residual)
+            to_biases = -operations.sum_into(ctx.bias_of_token, to_residual, ctx.n_biases)
         rows = W_enc.T
         to_biases -= operations.weighted_sum(sums[0], rows) if len(sums) == 1 else sums @ rows
         return to_rows.T, to_b_enc, to_W_dec, to_biases, None, None, None
@@ -131,5 +134,5 @@ def _sparse_backward(
     order, tokens, offsets = entries.by_feature
     to_W_dec = sum_of_rows(tokens, to_residual, offsets, entries.values[order].neg_())
     to_rows = sum_of_rows(tokens, x, offsets, to_values[order])
-    to_b_enc = to_values.new_zeros(entries.d_sae).index_add_(0, entries.features, to_values)
+    to_b_enc = operations.sum_per_feature(to_values, order, offsets)
     return to_W_dec, to_rows, to_b_enc, to_values

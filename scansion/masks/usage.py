@@ -63,8 +63,10 @@ class UsageBandMask(BandMask):
     @torch.no_grad()
     def observe(self, usage: Float[Tensor, "P d_sae"], positions: Int[Tensor, "P"]) -> None:
         band = self.band_at(positions)
-        count = torch.zeros(self.n_bands, device=usage.device).index_add_(0, band, usage.new_ones(len(band)))
-        sums = torch.zeros_like(self.usage).index_add_(0, band, usage[:, self.n_shared :])
+        count = torch.zeros(self.n_bands, device=usage.device).index_put_(
+            (band,), usage.new_ones(len(band)), accumulate=True
+        )
+        sums = torch.zeros_like(self.usage).index_put_((band,), usage[:, self.n_shared :], accumulate=True)
         means = sums / count.clamp_min(1)[:, None]
         self.usage.mul_(self.config.decay).add_(means, alpha=1 - self.config.decay)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -50,6 +52,11 @@ class TrainingConfig(BaseModel):
     log_every: int = Field(default=25, ge=1, description="Steps between lines of metrics.jsonl.")
     checkpoint_seconds: float = Field(default=60.0, ge=0, description="Seconds between checkpoints.")
     device: str = Field(default="auto", description="Where to train: auto, cpu, cuda, mps.")
+    precision: Literal["auto", "float32", "tf32", "bf16"] = Field(
+        default="auto",
+        description="Type in which large matrix products read their operands: float32, tf32 (NVIDIA GPUs) or bf16; auto "
+        "is bf16 on NVIDIA GPUs that have it, else float32. Weights, optimiser and sums are float32 in any case.",
+    )
 
     def n_steps(self, tokens_per_batch: int) -> int:
         """Steps needed to read ``tokens`` tokens, rounded up."""

@@ -32,9 +32,10 @@ ROWS = {
     ),
     "none positive": lambda g, t, w: -torch.rand(t, w, generator=g),
     "masked": lambda g, t, w: torch.randn(t, w, generator=g).masked_fill(torch.arange(w) % 2 == 0, -torch.inf),
-    "one group has all": lambda g, t, w: torch.randn(t, w, generator=g).abs()
-    * (1 + 9 * (torch.arange(w) % 32 == 7)),
-    "tiny and huge": lambda g, t, w: torch.randn(t, w, generator=g) * 10.0 ** torch.randint(-30, 30, (t, w), generator=g),
+    "one group has all": lambda g, t, w: torch.randn(t, w, generator=g).abs() * (1 + 9 * (torch.arange(w) % 32 == 7)),
+    "tiny and huge": lambda g, t, w: (
+        torch.randn(t, w, generator=g) * 10.0 ** torch.randint(-30, 30, (t, w), generator=g)
+    ),
 }
 
 

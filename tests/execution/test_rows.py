@@ -30,7 +30,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         backends,
         "BACKENDS",
-        [replace(backends.BACKENDS[1], module_for=lambda table: backends._triton_on(table.device))],
+        [replace(backends.BACKENDS[1], module_for=lambda *tensors: backends._triton_on(tensors[0].device))],
     )
 
 
@@ -44,8 +44,9 @@ def sums_by_hand() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_without_triton_torch_does_it_and_it_is_said_once(here: None, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "scansion.execution.cuda.rows", raising=False)
-    monkeypatch.delattr("scansion.execution.cuda.rows", raising=False)
+    for name in [name for name in sys.modules if name.startswith("scansion.execution.cuda.")]:
+        monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delattr(name, raising=False)
     for _ in range(2):
         torch.testing.assert_close(*sums_by_hand())
     said = capsys.readouterr().err
@@ -56,7 +57,7 @@ def test_without_triton_torch_does_it_and_it_is_said_once(here: None, monkeypatc
 
 def test_kernels_that_are_wrong_or_do_not_run_are_not_used(here: None, monkeypatch, capsys) -> None:
     pytest.importorskip("triton", reason="Triton is built for Linux alone")
-    from scansion.execution.cuda import rows as triton_rows
+    from scansion.execution.cuda import kernels
 
     def off_by_a_little(names, table, offsets, weights):
         return table.new_full((len(offsets) - 1, table.shape[1]), 1e-3)
@@ -64,9 +65,9 @@ def test_kernels_that_are_wrong_or_do_not_run_are_not_used(here: None, monkeypat
     def not_running(*arguments):
         raise RuntimeError("Failed to find C compiler\nand more")
 
-    for broken, reason in ((off_by_a_little, "its sums are wrong"), (not_running, "Failed to find C compiler")):
+    for broken, reason in ((off_by_a_little, "its results are wrong"), (not_running, "Failed to find C compiler")):
         backends._triton_on.cache_clear()
-        monkeypatch.setattr(triton_rows, "sum_of_rows", broken)
+        monkeypatch.setattr(kernels, "sum_of_rows", broken)
         torch.testing.assert_close(*sums_by_hand())
         said = capsys.readouterr().err
         assert reason in said
@@ -75,10 +76,10 @@ def test_kernels_that_are_wrong_or_do_not_run_are_not_used(here: None, monkeypat
 
 def test_kernels_that_work_are_used_and_nothing_is_said(here: None, monkeypatch, capsys) -> None:
     pytest.importorskip("triton", reason="Triton is built for Linux alone")
-    from scansion.execution.cuda import rows as triton_rows
+    from scansion.execution.cuda import kernels, rows
 
-    monkeypatch.setattr(triton_rows, "PIECE", 16)
-    assert backends._triton_on(DEVICE) is triton_rows
+    monkeypatch.setattr(rows, "PIECE", 16)
+    assert backends._triton_on(DEVICE) is kernels
     torch.testing.assert_close(*sums_by_hand())
     assert capsys.readouterr().err == ""
 
@@ -99,7 +100,7 @@ def test_triton_is_for_cuda_and_what_float32_can_add_up(
     met: list[torch.device] = []
     with monkeypatch.context() as patch:
         patch.setattr(backends, "_triton_on", met.append)
-        backends._kernels_for(torch.device(device), dtype)
+        backends.kernels_for(torch.device(device), dtype)
     assert met == ([torch.device(device)] if asked else [])
 
 

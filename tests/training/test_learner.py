@@ -99,7 +99,7 @@ def test_features_move_with_all_that_is_known_about_them(store) -> None:
         def known() -> list[torch.Tensor]:
             found = [learner.dead.tokens_since_fired.clone()]
             for parameter, axis in sae.feature_axes():
-                moments = learner.moments(parameter)
+                moments = learner.optimiser.moments(parameter)
                 assert len(moments) == 2
                 found += [t.detach().clone().movedim(axis, 0) for t in (parameter, *moments.values())]
             return found

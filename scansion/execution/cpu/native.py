@@ -87,8 +87,9 @@ def above(
 
 
 def group(
-    features: Int64[Tensor, "nnz"], offsets: Int64[Tensor, "T_plus_1"], d_sae: int
+    features: Int64[Tensor, "nnz"], offsets: Int64[Tensor, "T_plus_1"], values: Float32[Tensor, "nnz"], d_sae: int
 ) -> tuple[Int64[Tensor, "nnz"], Int64[Tensor, "nnz"], Int64[Tensor, "d_sae_plus_1"]]:
+    # All entries are grouped, whatever their values.
     features, offsets = features.contiguous(), offsets.contiguous()
     order, tokens, starts = torch.empty_like(features), torch.empty_like(features), features.new_empty(d_sae + 1)
     pointers = (each.data_ptr() for each in (features, offsets, starts, order, tokens))

@@ -85,9 +85,7 @@ def _count_bits(bits, before, offsets, d_sae, n_words, FEATURES: tl.constexpr, W
 
 @triton.jit
 @no_type_check
-def _place(
-    features, tokens, values, bits, before, offsets, order, ordered_tokens, nnz, d_sae, ENTRIES: tl.constexpr
-):
+def _place(features, tokens, values, bits, before, offsets, order, ordered_tokens, nnz, d_sae, ENTRIES: tl.constexpr):
     """Write each entry, and its token, to the entry's place among those of its feature."""
     entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
     there = entry < nnz

@@ -13,14 +13,20 @@ from typing import no_type_check
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 # Entries that one program adds up. A longer segment is cut at multiples of this; the sums of its pieces are added afterwards.
-PIECE = 512
-# Rows that a program holds at a time, and columns of each. Not tuned: no GPU has run this.
-BLOCK_ROWS = 16
-BLOCK_D = 128
+# Small, so that the few features that most tokens use do not keep the others waiting.
+PIECE = 128
+# Rows that a program of weighted sums holds at a time, and columns of each. It adds rows up, so all its warps should share
+# the columns of a row (8 per thread, which is 16 bytes of bfloat16): if warps had rows of their own, each sum would cross
+# them, and take six times as long.
+BLOCK_ROWS = 4
+BLOCK_D = 1024
+# The same for dot products, which add up columns.
+DOT_ROWS = 16
+DOT_D = 128
 
 
 def sum_of_rows(
@@ -29,9 +35,9 @@ def sum_of_rows(
     offsets: Int[Tensor, "n_plus_1"],
     weights: Float[Tensor, "nnz"],
 ) -> Float[Tensor, "n d"]:
-    """The weighted sum of table rows for each segment of entries, in the type of ``table``."""
+    """The weighted sum of table rows for each segment of entries, in float32."""
     n, nnz, d = len(offsets) - 1, len(rows), table.shape[1]
-    sums = table.new_empty(n, d)
+    sums = table.new_empty(n, d, dtype=torch.float32)
     if sums.numel() == 0:
         return sums
     table = table if table.stride(1) == 1 else table.contiguous()
@@ -39,15 +45,18 @@ def sum_of_rows(
     # A long segment may end in a piece in which the next one begins: room for two sums per piece.
     n_pieces = 2 * _how_many(nnz, PIECE) if nnz > PIECE else 0
     pieces = table.new_empty(n_pieces, d, dtype=torch.float32)
-    blocks = _how_many(d, BLOCK_D)
+    block_d = min(BLOCK_D, triton.next_power_of_2(d))
+    blocks, warps = _how_many(d, block_d), max(1, block_d // 256)
     with torch.cuda.device_of(table):
         if n_pieces:
             _sum_pieces[n_pieces, blocks](
-                rows, weights, offsets, table, pieces, n, nnz, d, table.stride(0), PIECE, BLOCK_ROWS, BLOCK_D
-            )
+                rows, weights, offsets, table, pieces, n, nnz, d, table.stride(0), PIECE, BLOCK_ROWS, block_d,
+                num_warps=warps,
+            )  # fmt: skip
         _sum_segments[n, blocks](
-            rows, weights, offsets, table, pieces, sums, d, table.stride(0), PIECE, BLOCK_ROWS, BLOCK_D
-        )
+            rows, weights, offsets, table, pieces, sums, d, table.stride(0), PIECE, BLOCK_ROWS, block_d,
+            num_warps=warps,
+        )  # fmt: skip
     return sums
 
 
@@ -58,18 +67,34 @@ def dots_at_entries(
     tokens: Int[Tensor, "nnz"],
     features: Int[Tensor, "nnz"],
 ) -> Float[Tensor, "nnz"]:
-    """For each entry the dot product of its token's row and its feature's row, in the type of ``gradient``."""
+    """For each entry the dot product of its token's row and its feature's row, in float32."""
     nnz, d = len(tokens), gradient.shape[1]
-    dots = gradient.new_empty(nnz)
+    dots = gradient.new_empty(nnz, dtype=torch.float32)
     if nnz == 0:
         return dots
     left, right = (table if table.stride(1) == 1 else table.contiguous() for table in (gradient, W_dec))
     tokens, features = tokens.contiguous(), features.contiguous()
     with torch.cuda.device_of(left):
-        _dots[_how_many(nnz, BLOCK_ROWS),](
-            left, tokens, right, features, dots, nnz, d, left.stride(0), right.stride(0), BLOCK_ROWS, BLOCK_D
+        _dots[_how_many(nnz, DOT_ROWS),](
+            left, tokens, right, features, dots, nnz, d, left.stride(0), right.stride(0), DOT_ROWS, DOT_D
         )
     return dots
+
+
+def sum_per_feature(
+    values: Float[Tensor, "nnz"], order: Int[Tensor, "nnz"], offsets: Int[Tensor, "d_sae_plus_1"]
+) -> Float32[Tensor, "d_sae"]:
+    """The sum of each feature's values.
+
+    Args:
+        values: of the entries.
+        order: of the entries, so that those of a feature follow each other.
+        offsets: where each feature's begin and end in that order.
+    """
+    sums = values.new_empty(len(offsets) - 1, dtype=torch.float32)
+    with torch.cuda.device_of(values):
+        _sum_values[len(sums),](values, order, offsets, sums, PIECE, num_warps=1)
+    return sums
 
 
 def _how_many(total: int, size: int) -> int:
@@ -145,6 +170,20 @@ def _sum_pieces(
         start, stop = tl.maximum(start, begin), tl.minimum(stop, end)
         total = _weighted_sum(rows, weights, table, stride, start, stop, columns, inside, BLOCK_ROWS, BLOCK_D)
         tl.store(pieces + place * d + columns, total, mask=inside)
+
+
+@triton.jit
+@no_type_check
+def _sum_values(values, order, offsets, sums, BLOCK: tl.constexpr):
+    """A program for each feature."""
+    feature = tl.program_id(0).to(tl.int64)
+    start, stop = tl.load(offsets + feature), tl.load(offsets + feature + 1)
+    total = tl.zeros([BLOCK], tl.float32)
+    for first in range(start, stop, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        there = place < stop
+        total += tl.load(values + tl.load(order + place, mask=there, other=0), mask=there, other=0.0).to(tl.float32)
+    tl.store(sums + feature, tl.sum(total, axis=0))
 
 
 @triton.jit

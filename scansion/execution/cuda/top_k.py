@@ -35,9 +35,7 @@ def supports(width: int, k: int) -> bool:
     return min(width, GROUPS) >= GROUPS_PER_ENTRY * k
 
 
-def largest_per_row(
-    x: Float[Tensor, "t w"], k: int
-) -> tuple[Int[Tensor, "t k"], Float[Tensor, "t k"]]:
+def largest_per_row(x: Float[Tensor, "t w"], k: int) -> tuple[Int[Tensor, "t k"], Float[Tensor, "t k"]]:
     """Columns, ascending, and values of the k largest positive entries of each row.
 
     A row with fewer positive entries is filled up with entries of value 0 in column 0. Of entries that tie for the last place,
@@ -122,7 +120,9 @@ def _largest(
         key = tl.load(keys + place, mask=there, other=0)
         column = tl.load(positions + place, mask=there, other=0)
         last = _kth_largest(key, K, K)
-        n_written, _ = _write(key, column, last, K - tl.sum((key > last).to(tl.int32), axis=0), slot, columns, values, HALF)
+        n_written, _ = _write(
+            key, column, last, K - tl.sum((key > last).to(tl.int32), axis=0), slot, columns, values, HALF
+        )
     else:
         last = _kth_largest_of_row(start, bound, width, K, GROUPS, HALF)
         n_above = 0
@@ -148,10 +148,7 @@ def _keys(start, first, width, GROUPS: tl.constexpr, HALF: tl.constexpr):
     """Keys of some entries of a row: their bits, or 0 where they are not positive."""
     column = first + tl.arange(0, GROUPS)
     entry = tl.load(start + column, mask=column < width, other=0.0)
-    if HALF:
-        bits = entry.to(tl.int16, bitcast=True).to(tl.int32)
-    else:
-        bits = entry.to(tl.int32, bitcast=True)
+    bits = entry.to(tl.int16, bitcast=True).to(tl.int32) if HALF else entry.to(tl.int32, bitcast=True)
     return tl.maximum(bits, 0)
 
 
@@ -200,10 +197,7 @@ def _write(key, column, last, ties, slot, columns, values, HALF: tl.constexpr):
     equal = equal * (tl.cumsum(equal, 0) <= ties).to(tl.int32)
     kept = above + equal
     place = slot + tl.cumsum(kept, 0) - kept
-    if HALF:
-        value = key.to(tl.int16).to(tl.bfloat16, bitcast=True)
-    else:
-        value = key.to(tl.float32, bitcast=True)
+    value = key.to(tl.int16).to(tl.bfloat16, bitcast=True) if HALF else key.to(tl.float32, bitcast=True)
     tl.store(columns + place, column.to(tl.int64), mask=kept > 0)
     tl.store(values + place, value, mask=kept > 0)
     return tl.sum(kept, axis=0), tl.sum(equal, axis=0)

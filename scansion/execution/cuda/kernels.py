@@ -1,0 +1,73 @@
+"""Operations of :mod:`scansion.execution.operations` done by Triton kernels, under the same names and signatures.
+
+Nothing here waits for the device, and the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scansion.execution import operations
+from scansion.execution.cuda import grouping, rows
+from scansion.execution.cuda.adam import adam_step, parallel_parts
+from scansion.execution.cuda.rows import dots_at_entries, sum_of_rows, sum_per_feature
+from scansion.execution.cuda.top_k import largest_per_row, supports
+
+__all__ = [
+    "adam_step",
+    "dots_at_entries",
+    "group",
+    "parallel_parts",
+    "sum_of_rows",
+    "sum_per_feature",
+    "top_k",
+    "try_out",
+]
+
+
+def top_k(x: Float[Tensor, "t w"], k: int, names: operations.Names) -> operations.RowEntries | None:
+    """As :func:`scansion.execution.operations.top_k`; None if the rows are too narrow for so many."""
+    if not supports(x.shape[1], k):
+        return None
+    columns, values = largest_per_row(x if x.stride(1) == 1 else x.contiguous(), k)
+    counts = torch.full((len(x),), k, dtype=torch.int64, device=x.device)
+    start, named = 0, []
+    for end, features in names:
+        named.append(columns[start:end] if features is None else features[columns[start:end]])
+        start = end
+    return torch.cat(named).flatten(), values.flatten().float(), counts
+
+
+def group(
+    features: Int[Tensor, "nnz"], offsets: Int[Tensor, "T_plus_1"], values: Float[Tensor, "nnz"], d_sae: int
+) -> tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Int[Tensor, "d_sae_plus_1"]]:
+    """As :func:`scansion.execution.operations.group`, without the entries of value 0."""
+    tokens = operations.tokens_of(offsets, len(features))
+    return grouping.group(features, tokens, values, len(offsets) - 1, d_sae)
+
+
+def try_out(device: torch.device) -> None:
+    """Raise unless the kernels run on this device and are right about whole numbers, whose sums have one value."""
+    nnz = 2 * rows.PIECE + 3
+    entry = torch.arange(nnz, device=device)
+    names, segments, weights = entry % 3, (entry >= 3).long(), (entry % 5).float()
+    table, offsets = torch.arange(6.0, device=device).view(3, 2), torch.tensor([0, 3, nnz], device=device)
+    expected = torch.zeros(2, 2, device=device).index_add_(0, segments, table[names] * weights[:, None])
+    sums = sum_of_rows(
+        names, table, offsets, weights
+    )  # of a short segment, and of one that is put together from pieces
+    dots = dots_at_entries(table, sums, offsets, names, segments)
+    right = [torch.equal(sums, expected), torch.equal(dots, (table[names] * expected[segments]).sum(dim=1))]
+    order, _, places = group(entry % 7, torch.arange(nnz + 1, device=device), weights + 1, 7)
+    right.append(torch.equal(order, (entry % 7).sort(stable=True).indices))
+    totals = torch.zeros(7, device=device).index_add_(0, entry % 7, weights)
+    right.append(torch.equal(sum_per_feature(weights, order, places), totals))
+    for dtype in (torch.float32, torch.bfloat16):
+        shuffled = (torch.arange(128, device=device) * 7 % 128).to(dtype).view(2, 64)
+        columns, values, _ = top_k(shuffled, 4, [(2, None)]) or (entry, entry, entry)
+        right.append(torch.equal(values.view(2, 4).sort().values, shuffled.topk(4).values.sort().values.float()))
+        right.append(torch.equal(shuffled.gather(1, columns.view(2, 4)).float(), values.view(2, 4)))
+    if not all(right):
+        raise ArithmeticError("its results are wrong on this device")

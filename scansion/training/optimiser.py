@@ -1,0 +1,141 @@
+"""Adam with clipping and the decoder's upkeep; on a GPU with Triton, one pass over each weight matrix does all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scansion.execution import backends
+from scansion.execution.precision import copy_of
+from scansion.sae import SAE
+from scansion.sae.decoder import normalise_decoder, remove_parallel_gradient
+from scansion.training.config import TrainingConfig
+
+
+class Optimiser:
+    """Steps an SAE's parameters, its mask's among them. Keeps decoder rows on the unit sphere.
+
+    Adam's state is torch's, whoever computes the step, so that a run may resume on another device.
+
+    Args:
+        sae: already on the device it is trained on.
+        config: Adam's rates, and the clipping.
+    """
+
+    def __init__(self, sae: SAE, config: TrainingConfig) -> None:
+        self.sae = sae
+        self.config = config
+        mask = list(sae.mask.parameters())
+        self._weights = [p for p in sae.parameters() if all(p is not other for other in mask)]
+        self._row_major: dict[Tensor, Tensor] = {p: _to_row_major(p.detach()) for p in sae.parameters()}
+        groups = [{"params": [self._row_major[weight] for weight in self._weights], "multiplier": 1.0}]
+        if mask:
+            groups.append(
+                {"params": [self._row_major[weight] for weight in mask], "multiplier": sae.mask.lr_multiplier}
+            )
+        self._adam = torch.optim.Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+    @torch.no_grad()
+    def step(self, number: int, lr: float) -> Tensor:
+        """Take one step along the parameters' gradients.
+
+        Args:
+            number: of this step, from 1; the SAE's own matrices have a gradient at each.
+            lr: learning rate of the SAE's own parameters.
+
+        Returns:
+            The norm of their gradient before clipping, without the part along the decoder's rows.
+        """
+        for group in self._adam.param_groups:
+            group["lr"] = lr * group["multiplier"]
+        kernels = backends.kernels_for(self.sae.W_dec.device, self.sae.W_dec.dtype)
+        if kernels is None or self.sae.W_dec.grad is None or self.sae.W_enc.grad is None:
+            return self._step_by_torch()
+        return self._step_by_kernels(kernels, number, lr)
+
+    def _step_by_torch(self) -> Tensor:
+        remove_parallel_gradient(self.sae)
+        # Without the mask's gradients: they have another scale, and would change how much the weights are clipped.
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._weights if p.grad is not None])
+        self._step_divided(self._excess(norm))
+        normalise_decoder(self.sae)
+        return norm
+
+    def _step_by_kernels(self, kernels: Any, number: int, lr: float) -> Tensor:
+        W_enc, W_dec = self.sae.W_enc, self.sae.W_dec
+        to_W_enc, to_W_dec = (_to_row_major(weight.grad).contiguous() for weight in (W_enc, W_dec))
+        dots, squares = kernels.parallel_parts(W_dec.detach(), to_W_dec)
+        others = [p.grad for p in self._weights if p.grad is not None and p is not W_dec]
+        # Rows have unit norm, so what is left of one without its part along the weights is its square less that of the part.
+        norm = ((squares - dots.square()).sum().clamp_min(0) + torch.nn.utils.get_total_norm(others).square()).sqrt()
+        excess = self._excess(norm)
+        for weight, gradient, parallel in ((W_enc, to_W_enc, None), (W_dec, to_W_dec, dots)):
+            rows, copy = self._row_major[weight], copy_of(weight)
+            state = self._adam.state[rows]
+            if not state:
+                state.update(
+                    step=excess.new_zeros(()), exp_avg=torch.zeros_like(rows), exp_avg_sq=torch.zeros_like(rows)
+                )
+            state["step"] += 1
+            kernels.adam_step(
+                rows, gradient, state["exp_avg"], state["exp_avg_sq"], excess, step=number, lr=lr,
+                betas=(self.config.beta1, self.config.beta2), parallel=parallel,
+                copy=None if copy is None else _to_row_major(copy),
+            )  # fmt: skip
+            weight.grad = None
+        self._step_divided(excess)
+        return norm
+
+    def _excess(self, norm: Tensor) -> Tensor:
+        """How many times longer than ``clip_norm`` the gradient is, or 1."""
+        return (norm / self.config.clip_norm).clamp_min(1.0)
+
+    def _step_divided(self, excess: Tensor) -> None:
+        """Let torch step the parameters that have a gradient, divided by ``excess``."""
+        # Fused Adam divides every gradient by this as it reads it; clipping before would read and write them once more.
+        self._adam.grad_scale = excess  # pyright: ignore[reportAttributeAccessIssue] - read by its step()
+        for parameter in self.sae.mask.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= excess
+        for parameter, row_major in self._row_major.items():
+            row_major.grad = None if parameter.grad is None else _to_row_major(parameter.grad)
+        self._adam.step()
+
+    def moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Adam's moments of a parameter, as views in its shape, to be changed in place; empty before its first step."""
+        row_major = self._row_major[parameter]
+        state = self._adam.state[row_major]
+        transposed = row_major.shape != parameter.shape or row_major.stride() != parameter.stride()
+        return {
+            name: state[name].T if transposed else state[name] for name in ("exp_avg", "exp_avg_sq") if name in state
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Adam's tensors by name; a parameter that has never had a gradient has none."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.sae.named_parameters():
+            state = self._adam.state[self._row_major[parameter]]
+            for moment, tensor in ({"step": state["step"], **self.moments(parameter)} if state else {}).items():
+                tensors[f"adam.{moment}.{name}"] = tensor
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Set everything to what :meth:`state` returned; other names are ignored."""
+        for name, parameter in self.sae.named_parameters():
+            if f"adam.step.{name}" not in tensors:
+                continue
+            row_major = self._row_major[parameter]
+            step = tensors[f"adam.step.{name}"].to(row_major.device)
+            self._adam.state[row_major] = {
+                "step": step, "exp_avg": torch.empty_like(row_major), "exp_avg_sq": torch.empty_like(row_major)
+            }  # fmt: skip
+            for moment, tensor in self.moments(parameter).items():
+                tensor.copy_(tensors[f"adam.{moment}.{name}"])
+
+
+def _to_row_major(tensor: Tensor) -> Tensor:
+    """The matrix or its transpose, whichever is contiguous: fused Adam copies a matrix that is not, and W_enc is stored by
+    columns."""
+    return tensor if tensor.is_contiguous() else tensor.T
