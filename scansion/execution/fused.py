@@ -18,6 +18,7 @@ from torch import Tensor
 from scansion.activations.batch import PositionedBatch
 from scansion.execution import backends
 from scansion.execution.blocks import Block
+from scansion.execution.precision import add_product, operand
 from scansion.execution.recomputed import recomputed_part
 from scansion.sae.base import SAE
 from scansion.sae.forward import ForwardPass
@@ -84,28 +85,29 @@ class _Relu(torch.autograd.Function):
         x: Tensor,
         blocks: tuple[Block, ...],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rows_of = W_enc.T
+        rows_of, decoder, bias = operand(W_enc).T, operand(W_dec), b_enc.to(operand(W_enc).dtype)
         # new_empty, not empty_like: chunks are written through flatten, which makes a copy unless the memory is contiguous.
         residual, activity = x.new_empty(x.shape), x.new_zeros(())
         fired = torch.zeros(len(b_enc), dtype=torch.int64, device=x.device)
         kept: list[Tensor] = []
         for block in _chunks(x, blocks):
             tokens = x[block.rows].flatten(0, 1)
-            acts = x.new_empty(len(tokens), block.width)
+            read = tokens.to(rows_of.dtype)
+            acts = read.new_empty(len(tokens), block.width)
             for piece, columns in block.columns():
-                torch.addmm(b_enc[piece], tokens, rows_of[piece].T, out=acts[:, columns])
+                torch.addmm(bias[piece], read, rows_of[piece].T, out=acts[:, columns])
             acts.relu_()
             if block.closed is not None:
                 acts.view(-1, x.shape[1], block.width).masked_fill_(block.closed[:, None], 0.0)
-            activity += acts.sum()
+            activity += acts.sum(dtype=x.dtype)
             # Counted in float32, which is exact for whole numbers up to 2^24: a sum of booleans takes five times as long.
             counts = torch.gt(acts, 0, out=torch.empty_like(acts, dtype=torch.float32)).sum(dim=0).long()
             left = residual[block.rows].flatten(0, 1).copy_(tokens)
             for piece, columns in block.columns():
-                left.addmm_(acts[:, columns], W_dec[piece], alpha=-1.0)
+                add_product(left, acts[:, columns], decoder[piece], -1.0)
                 fired[piece] += counts[columns]
             kept.append(acts)
-        ctx.save_for_backward(W_enc, W_dec, x, *kept)
+        ctx.save_for_backward(W_enc, decoder, x, *kept)
         ctx.blocks, ctx.n_biases = blocks, len(biases)
         ctx.mark_non_differentiable(fired)
         return residual, activity, fired
@@ -114,21 +116,22 @@ class _Relu(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         W_enc, W_dec, x, *kept = ctx.saved_tensors
         to_residual, to_activity = gradients[0].contiguous(), gradients[1]
-        to_rows, to_W_dec = torch.zeros_like(W_dec), torch.zeros_like(W_dec)
+        to_rows, to_W_dec = torch.zeros(2, *W_dec.shape, dtype=x.dtype, device=x.device)
         to_b_enc = x.new_zeros(ctx.n_biases, len(W_dec))
         to_biases = x.new_zeros(ctx.n_biases, x.shape[2])
         for block, acts in zip(_chunks(x, ctx.blocks), kept, strict=True):
-            tokens, wrong = x[block.rows].flatten(0, 1), to_residual[block.rows].flatten(0, 1)
+            wrong = to_residual[block.rows].flatten(0, 1)
             to_biases[block.bias] -= wrong.sum(dim=0)
+            tokens, wrong = x[block.rows].flatten(0, 1).to(acts.dtype), wrong.to(acts.dtype)
             to_acts = torch.empty_like(acts)
             for piece, columns in block.columns():
-                torch.addmm(to_activity, wrong, W_dec[piece].T, alpha=-1.0, out=to_acts[:, columns])
-            # An entry that is not active, such as one of a closed feature, has no gradient.
+                torch.addmm(to_activity.to(acts.dtype), wrong, W_dec[piece].T, alpha=-1.0, out=to_acts[:, columns])
+            # What is not active, a closed feature among it, has no gradient.
             torch.ops.aten.threshold_backward.grad_input(to_acts, acts, 0, grad_input=to_acts)
-            sums = to_acts.sum(dim=0)
+            sums = to_acts.sum(dim=0, dtype=x.dtype)
             for piece, columns in block.columns():
-                to_rows[piece].addmm_(to_acts[:, columns].T, tokens)
-                to_W_dec[piece].addmm_(acts[:, columns].T, wrong, alpha=-1.0)
+                add_product(to_rows[piece], to_acts[:, columns].T, tokens)
+                add_product(to_W_dec[piece], acts[:, columns].T, wrong, -1.0)
                 to_b_enc[block.bias, piece] += sums[columns]
         to_biases -= to_b_enc @ W_enc.T
         return to_rows.T, to_b_enc.sum(dim=0), to_W_dec, to_biases, None, None

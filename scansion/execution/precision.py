@@ -93,3 +93,15 @@ def copy_of(weights: Float[Tensor, "*size"]) -> BFloat16[Tensor, "*size"] | None
     """The copy that was made of a parameter, if it still holds the same numbers; who changes both keeps it so."""
     kept = _copies.get(weights)
     return kept.tensor if kept is not None and kept.version == weights._version else None
+
+
+def add_product(
+    total: Float[Tensor, "n m"], left: Float[Tensor, "n k"], right: Float[Tensor, "k m"], factor: float = 1.0
+) -> None:
+    """Add ``factor * left @ right`` to a total in place; products of bfloat16 numbers are added up in float32."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right, alpha=factor)
+    elif left.device.type == "cuda":
+        total.add_(torch.mm(left, right, out_dtype=total.dtype), alpha=factor)
+    else:
+        total.addmm_(left.to(total.dtype), right.to(total.dtype), alpha=factor)
