@@ -85,12 +85,17 @@ def bfloat16_copy(weights: Float[Tensor, "*size"]) -> BFloat16[Tensor, "*size"]:
     kept = copy_of(weights)
     if kept is None:
         kept = weights.detach().to(torch.bfloat16)
-        _copies[weights] = _Copy(weights._version, kept)
+        keep_copy(weights, kept)
     return kept
 
 
+def keep_copy(weights: Float[Tensor, "*size"], copy: BFloat16[Tensor, "*size"]) -> None:
+    """Say that this copy holds the parameter's present numbers."""
+    _copies[weights] = _Copy(weights._version, copy)
+
+
 def copy_of(weights: Float[Tensor, "*size"]) -> BFloat16[Tensor, "*size"] | None:
-    """The copy that was made of a parameter, if it still holds the same numbers; who changes both keeps it so."""
+    """The copy that was made of a parameter, if torch has not changed the parameter since. Who changes both keeps it."""
     kept = _copies.get(weights)
     return kept.tensor if kept is not None and kept.version == weights._version else None
 

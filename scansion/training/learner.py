@@ -9,7 +9,7 @@ from scansion.activations import PositionedBatch
 from scansion.device import disable_malloc_trim
 from scansion.execution.losses import training_losses
 from scansion.execution.plan import Way
-from scansion.execution.precision import autocast, products_in, resolve_precision
+from scansion.execution.precision import Precision, autocast, products_in, resolve_precision
 from scansion.sae import SAE
 from scansion.training.config import TrainingConfig
 from scansion.training.dead import DeadFeatures, resample
@@ -35,7 +35,7 @@ class Learner:
         self.config = config
         self.n_steps = n_steps
         self.way: Way | None = way
-        self.precision = resolve_precision(config.precision, sae.W_dec.device)
+        self.precision: Precision = resolve_precision(config.precision, sae.W_dec.device)
         self.step = 0
         self.tokens = 0
         self.generator = torch.Generator().manual_seed(config.seed)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scansion.execution import backends
-from scansion.execution.precision import copy_of
+from scansion.execution.precision import copy_of, keep_copy
 from scansion.sae import SAE
 from scansion.sae.decoder import normalise_decoder, remove_parallel_gradient
 from scansion.training.config import TrainingConfig
@@ -51,9 +51,11 @@ class Optimiser:
         for group in self._adam.param_groups:
             group["lr"] = lr * group["multiplier"]
         kernels = backends.kernels_for(self.sae.W_dec.device, self.sae.W_dec.dtype)
-        if kernels is None or self.sae.W_dec.grad is None or self.sae.W_enc.grad is None:
+        gradients = self.sae.W_enc.grad, self.sae.W_dec.grad
+        if kernels is None or gradients[0] is None or gradients[1] is None:
             return self._step_by_torch()
-        return self._step_by_kernels(kernels, number, lr)
+        to_W_enc, to_W_dec = (_to_row_major(gradient).contiguous() for gradient in (gradients[0], gradients[1]))
+        return self._step_by_kernels(kernels, to_W_enc, to_W_dec, number, lr)
 
     def _step_by_torch(self) -> Tensor:
         remove_parallel_gradient(self.sae)
@@ -63,9 +65,8 @@ class Optimiser:
         normalise_decoder(self.sae)
         return norm
 
-    def _step_by_kernels(self, kernels: Any, number: int, lr: float) -> Tensor:
+    def _step_by_kernels(self, kernels: Any, to_W_enc: Tensor, to_W_dec: Tensor, number: int, lr: float) -> Tensor:
         W_enc, W_dec = self.sae.W_enc, self.sae.W_dec
-        to_W_enc, to_W_dec = (_to_row_major(weight.grad).contiguous() for weight in (W_enc, W_dec))
         dots, squares = kernels.parallel_parts(W_dec.detach(), to_W_dec)
         others = [p.grad for p in self._weights if p.grad is not None and p is not W_dec]
         # Rows have unit norm, so what is left of one without its part along the weights is its square less that of the part.
@@ -84,6 +85,8 @@ class Optimiser:
                 betas=(self.config.beta1, self.config.beta2), parallel=parallel,
                 copy=None if copy is None else _to_row_major(copy),
             )  # fmt: skip
+            if copy is not None:
+                keep_copy(weight, copy)
             weight.grad = None
         self._step_divided(excess)
         return norm

@@ -14,6 +14,8 @@ import triton.language as tl
 from jaxtyping import BFloat16, Float32
 from torch import Tensor
 
+from scansion.execution.cuda.launch import launch, power_of_two, warps_per_row
+
 EPSILON = 1e-8
 
 
@@ -23,8 +25,7 @@ def parallel_parts(
     """For each row the dot product of gradient and weights, and the squared norm of the gradient."""
     n, d = weights.shape
     dots, squares = torch.empty(2, n, device=weights.device)
-    with torch.cuda.device_of(weights):
-        _dots_of_rows[n,](weights, gradient, dots, squares, d, BLOCK=triton.next_power_of_2(d), num_warps=_warps(d))
+    launch(_dots_of_rows, (n,), weights, gradient, dots, squares, d, BLOCK=power_of_two(d), warps=warps_per_row(d))
     return dots, squares
 
 
@@ -56,34 +57,30 @@ def adam_step(
     """
     n, d = weights.shape
     beta1, beta2 = betas
-    with torch.cuda.device_of(weights):
-        _adam[n,](
-            weights,
-            gradient,
-            exp_avg,
-            exp_avg_sq,
-            weights if parallel is None else parallel,
-            weights if copy is None else copy,
-            divisor,
-            d,
-            lr / (1 - beta1**step),
-            1 / math.sqrt(1 - beta2**step),
-            beta1,
-            beta2,
-            EPSILON,
-            ON_SPHERE=parallel is not None,
-            COPIES=copy is not None,
-            BLOCK=triton.next_power_of_2(d),
-            num_warps=_warps(d),
-        )
+    launch(
+        _adam,
+        (n,),
+        weights,
+        gradient,
+        exp_avg,
+        exp_avg_sq,
+        weights if parallel is None else parallel,
+        weights if copy is None else copy,
+        divisor,
+        d,
+        lr / (1 - beta1**step),
+        1 / math.sqrt(1 - beta2**step),
+        beta1,
+        beta2,
+        EPSILON,
+        ON_SPHERE=parallel is not None,
+        COPIES=copy is not None,
+        BLOCK=power_of_two(d),
+        warps=warps_per_row(d),
+    )
 
 
-def _warps(d: int) -> int:
-    """So many that a thread holds 16 numbers of a row of each matrix, and none has to wait in slower memory."""
-    return min(32, max(1, triton.next_power_of_2(d) // 512))
-
-
-# Kernels are compiled by Triton and not run by Python: neither checker of types knows what is in them.
+# Triton compiles the kernels; Python never runs them. Neither type checker understands them.
 @triton.jit
 @no_type_check
 def _dots_of_rows(weights, gradient, dots, squares, d, BLOCK: tl.constexpr):

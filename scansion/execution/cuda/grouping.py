@@ -14,6 +14,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scansion.execution.cuda.launch import ceil_div, launch
+
 # Entries, features, and words of 32 tokens that one program reads at a time.
 ENTRIES = 256
 FEATURES = 64
@@ -33,7 +35,7 @@ def group(
         n_tokens: number of tokens.
         d_sae: number of features.
     """
-    nnz, n_words, device = len(features), triton.cdiv(n_tokens, 32), features.device
+    nnz, n_words, device = len(features), ceil_div(n_tokens, 32), features.device
     order, ordered_tokens = torch.zeros(2, nnz, dtype=torch.int64, device=device)
     offsets = torch.zeros(d_sae + 1, dtype=torch.int64, device=device)
     if nnz == 0:
@@ -41,18 +43,16 @@ def group(
     bits = torch.zeros(n_words, d_sae, dtype=torch.int32, device=device)
     before = torch.empty_like(bits)
     features, tokens, values = features.contiguous(), tokens.contiguous(), values.contiguous()
-    of_entries, of_features = (triton.cdiv(nnz, ENTRIES),), (triton.cdiv(d_sae, FEATURES),)
-    with torch.cuda.device_of(features):
-        _set_bits[of_entries](features, tokens, values, bits, nnz, d_sae, ENTRIES=ENTRIES)
-        _count_bits[of_features](bits, before, offsets, d_sae, n_words, FEATURES=FEATURES, WORDS=WORDS)
-        torch.cumsum(offsets, 0, out=offsets)
-        _place[of_entries](
-            features, tokens, values, bits, before, offsets, order, ordered_tokens, nnz, d_sae, ENTRIES=ENTRIES
-        )
+    of_entries, of_features = (ceil_div(nnz, ENTRIES),), (ceil_div(d_sae, FEATURES),)
+    entries = features, tokens, values, bits
+    launch(_set_bits, of_entries, *entries, nnz, d_sae, ENTRIES=ENTRIES)
+    launch(_count_bits, of_features, bits, before, offsets, d_sae, n_words, FEATURES=FEATURES, WORDS=WORDS)
+    torch.cumsum(offsets, 0, out=offsets)
+    launch(_place, of_entries, *entries, before, offsets, order, ordered_tokens, nnz, d_sae, ENTRIES=ENTRIES)
     return order, ordered_tokens, offsets
 
 
-# Kernels are compiled by Triton and not run by Python: neither checker of types knows what is in them.
+# Triton compiles the kernels; Python never runs them. Neither type checker understands them.
 @triton.jit
 @no_type_check
 def _set_bits(features, tokens, values, bits, nnz, d_sae, ENTRIES: tl.constexpr):

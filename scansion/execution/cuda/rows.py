@@ -16,6 +16,8 @@ import triton.language as tl
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from scansion.execution.cuda.launch import ceil_div, launch, power_of_two
+
 # Entries that one program adds up. A longer segment is cut at multiples of this; the sums of its pieces are added afterwards.
 # Small, so that the few features that most tokens use do not keep the others waiting.
 PIECE = 128
@@ -43,20 +45,16 @@ def sum_of_rows(
     table = table if table.stride(1) == 1 else table.contiguous()
     rows, weights, offsets = rows.contiguous(), weights.contiguous(), offsets.contiguous()
     # A long segment may end in a piece in which the next one begins: room for two sums per piece.
-    n_pieces = 2 * _how_many(nnz, PIECE) if nnz > PIECE else 0
+    n_pieces = 2 * ceil_div(nnz, PIECE) if nnz > PIECE else 0
     pieces = table.new_empty(n_pieces, d, dtype=torch.float32)
-    block_d = min(BLOCK_D, triton.next_power_of_2(d))
-    blocks, warps = _how_many(d, block_d), max(1, block_d // 256)
-    with torch.cuda.device_of(table):
-        if n_pieces:
-            _sum_pieces[n_pieces, blocks](
-                rows, weights, offsets, table, pieces, n, nnz, d, table.stride(0), PIECE, BLOCK_ROWS, block_d,
-                num_warps=warps,
-            )  # fmt: skip
-        _sum_segments[n, blocks](
-            rows, weights, offsets, table, pieces, sums, d, table.stride(0), PIECE, BLOCK_ROWS, block_d,
-            num_warps=warps,
-        )  # fmt: skip
+    block_d = min(BLOCK_D, power_of_two(d))
+    blocks, warps = ceil_div(d, block_d), max(1, block_d // 256)
+    sizes = {"PIECE": PIECE, "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_D": block_d, "warps": warps}
+    if n_pieces:
+        launch(
+            _sum_pieces, (n_pieces, blocks), rows, weights, offsets, table, pieces, n, nnz, d, table.stride(0), **sizes
+        )
+    launch(_sum_segments, (n, blocks), rows, weights, offsets, table, pieces, sums, d, table.stride(0), **sizes)
     return sums
 
 
@@ -74,10 +72,11 @@ def dots_at_entries(
         return dots
     left, right = (table if table.stride(1) == 1 else table.contiguous() for table in (gradient, W_dec))
     tokens, features = tokens.contiguous(), features.contiguous()
-    with torch.cuda.device_of(left):
-        _dots[_how_many(nnz, DOT_ROWS),](
-            left, tokens, right, features, dots, nnz, d, left.stride(0), right.stride(0), DOT_ROWS, DOT_D
-        )
+    inputs = left, tokens, right, features
+    launch(
+        _dots, (ceil_div(nnz, DOT_ROWS),), *inputs, dots, nnz, d, left.stride(0), right.stride(0),
+        BLOCK_ROWS=DOT_ROWS, BLOCK_D=DOT_D,
+    )  # fmt: skip
     return dots
 
 
@@ -92,14 +91,8 @@ def sum_per_feature(
         offsets: where each feature's begin and end in that order.
     """
     sums = values.new_empty(len(offsets) - 1, dtype=torch.float32)
-    with torch.cuda.device_of(values):
-        _sum_values[len(sums),](values, order, offsets, sums, PIECE, num_warps=1)
+    launch(_sum_values, (len(sums),), values, order, offsets, sums, BLOCK=PIECE, warps=1)
     return sums
-
-
-def _how_many(total: int, size: int) -> int:
-    """Number of blocks of ``size`` that cover ``total``."""
-    return -(-total // size)
 
 
 # Triton compiles the kernels; Python never runs them. Neither type checker understands them.

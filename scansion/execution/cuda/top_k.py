@@ -22,6 +22,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scansion.execution.cuda.launch import launch, power_of_two
+
 # Groups of a row. A program reads this many entries at a time: 4 warps with 16 bytes per thread.
 GROUPS = 1024
 # A row has at least this many groups for each entry kept, so that few entries share a group and the bound is close.
@@ -50,31 +52,32 @@ def largest_per_row(x: Float[Tensor, "t w"], k: int) -> tuple[Int[Tensor, "t k"]
     values = x.new_empty(n_rows, k)
     if n_rows == 0:
         return columns, values
-    groups = min(GROUPS, triton.next_power_of_2(width))
-    padded_k = triton.next_power_of_2(k)
+    groups = min(GROUPS, power_of_two(width))
+    padded_k = power_of_two(k)
     room = 4 * padded_k
     candidates = torch.empty(2, n_rows, room, dtype=torch.int32, device=x.device)
-    with torch.cuda.device_of(x):
-        _largest[n_rows,](
-            x,
-            candidates,
-            columns,
-            values,
-            n_rows,
-            width,
-            x.stride(0),
-            K=k,
-            PADDED_K=padded_k,
-            AT_MOST=max(k, int(SLACK * k)),
-            ROOM=room,
-            GROUPS=groups,
-            HALF=x.dtype == torch.bfloat16,
-            num_warps=max(1, min(4, groups // 256)),
-        )
+    launch(
+        _largest,
+        (n_rows,),
+        x,
+        candidates,
+        columns,
+        values,
+        n_rows,
+        width,
+        x.stride(0),
+        K=k,
+        PADDED_K=padded_k,
+        AT_MOST=max(k, int(SLACK * k)),
+        ROOM=room,
+        GROUPS=groups,
+        HALF=x.dtype == torch.bfloat16,
+        warps=max(1, min(4, groups // 256)),
+    )
     return columns, values
 
 
-# Kernels are compiled by Triton and not run by Python: neither checker of types knows what is in them.
+# Triton compiles the kernels; Python never runs them. Neither type checker understands them.
 @triton.jit
 @no_type_check
 def _largest(
