@@ -217,6 +217,7 @@ class _Session:
                 "tokens": learner.tokens,
                 **dict(zip(METRICS, values, strict=True)),
                 "way": "+".join(sorted(learner.ways)),
+                "precision": learner.precision,
                 "dead": int(learner.dead.mask.sum()),
                 "lr": training.lr_at(learner.step - 1, learner.n_steps),
                 "seconds": round(now - self._clock, 3),
