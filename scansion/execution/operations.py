@@ -8,8 +8,6 @@ are torch's versions, which work everywhere. :mod:`scansion.execution.backends` 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,14 +16,10 @@ from torch.nn.functional import embedding_bag
 
 from scansion.execution.backends import CACHED, choose
 from scansion.execution.cpu.top_k import cells_above, largest_positive
+from scansion.execution.entries import Names, RowEntries, tokens_of
 
 # torch warns that its sparse matrices are new when a process first makes one.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-
-# Entries of a matrix row by row: the feature and the value of each, and the number of entries in each row.
-RowEntries: TypeAlias = tuple[Int[Tensor, "_"], Float[Tensor, "_"], Int[Tensor, "_"]]
-# The features of the columns: each tensor holds for the rows up to a number (exclusive). None: column i is feature i.
-Names: TypeAlias = Sequence[tuple[int, Int[Tensor, "w"] | None]]
 
 
 def top_k(x: Float[Tensor, "t w"], k: int, names: Names | None = None) -> RowEntries:
@@ -88,12 +82,6 @@ def _group(features: Tensor, offsets: Tensor, values: Tensor, d_sae: int) -> tup
     order = features.int().argsort(stable=True)  # 32 bits take half the time of 64
     ends = count(features, d_sae).cumsum(0)
     return order, tokens_of(offsets, len(features))[order], torch.cat([ends.new_zeros(1), ends])
-
-
-def tokens_of(offsets: Int[Tensor, "T_plus_1"], nnz: int) -> Int[Tensor, "nnz"]:
-    """The token of each entry."""
-    counts = offsets.diff()
-    return torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=nnz)
 
 
 def sum_per_feature(

@@ -87,6 +87,7 @@ def test_the_loss_falls_and_the_record_is_complete(trained: Path, name: str) -> 
     lines = metrics(trained / name)
     assert [line["step"] for line in lines] == list(range(10, 101, 10))
     assert lines[-1]["mse"] < 0.7 * lines[0]["mse"]
+    assert {line["precision"] for line in lines} == {"float32"}
     sae, metadata = load_sae(trained / name / "sae")
     assert (metadata.steps, metadata.tokens, metadata.use_position_0) == (100, 2800, False)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE))

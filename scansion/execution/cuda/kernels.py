@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scansion.execution import operations
 from scansion.execution.cuda import grouping, rows
 from scansion.execution.cuda.adam import adam_step, parallel_parts
 from scansion.execution.cuda.rows import dots_at_entries, sum_of_rows, sum_per_feature
 from scansion.execution.cuda.top_k import largest_per_row, supports
+from scansion.execution.entries import Names, RowEntries, tokens_of
 
 __all__ = [
     "adam_step",
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-def top_k(x: Float[Tensor, "t w"], k: int, names: operations.Names) -> operations.RowEntries | None:
+def top_k(x: Float[Tensor, "t w"], k: int, names: Names) -> RowEntries | None:
     """As :func:`scansion.execution.operations.top_k`; None if the rows are too narrow for so many."""
     if not supports(x.shape[1], k):
         return None
@@ -44,7 +44,7 @@ def group(
     features: Int[Tensor, "nnz"], offsets: Int[Tensor, "T_plus_1"], values: Float[Tensor, "nnz"], d_sae: int
 ) -> tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Int[Tensor, "d_sae_plus_1"]]:
     """As :func:`scansion.execution.operations.group`, without the entries of value 0."""
-    tokens = operations.tokens_of(offsets, len(features))
+    tokens = tokens_of(offsets, len(features))
     return grouping.group(features, tokens, values, len(offsets) - 1, d_sae)
 
 
