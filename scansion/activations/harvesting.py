@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from scansion.activations.filling import (
     finished_store,
@@ -15,7 +18,7 @@ from scansion.activations.filling import (
     resumed_settings,
     seal,
 )
-from scansion.activations.shard import SIDE_BYTES, ShardBuffer
+from scansion.activations.shard import SIDE_BYTES, FinishedShard, ShardBuffer
 from scansion.activations.store import ActivationStore, StoreIdentity
 from scansion.corpus import Contexts
 from scansion.device import DTYPES, resolve_dtype
@@ -24,6 +27,9 @@ from scansion.files import human_bytes, one_line_io_errors, require_free_space, 
 from scansion.lm import HookPoint, LanguageModel, activations_at
 from scansion.locks import only_writer
 from scansion.progress import Advance, progress, say
+
+_WRITERS = 2
+"""Shards written at once: writing one to disk takes about twice as long as computing it on a fast GPU."""
 
 
 class HarvestConfig(BaseModel):
@@ -112,36 +118,96 @@ def _fill(plan: HarvestPlan, load_lm: Callable[[], LanguageModel]) -> None:
         lm = load_lm()
         to_do = sum(stop - start for start, stop in missing.values())
         done = n_tokens * (1 - to_do / n_contexts)
-        with progress(f"harvest {plan.identity.split}", n_tokens, "tokens", done) as advance:
+        on_gpu = lm.device.type == "cuda"
+        with (
+            progress(f"harvest {plan.identity.split}", n_tokens, "tokens", done) as advance,
+            _Writer(in_threads=on_gpu) as writer,
+        ):
             for path, (start, stop) in missing.items():
-                _compute_shard(plan.contexts[start:stop], lm, hook_point, config, d_in, advance).write(path)
+                contexts = plan.contexts[start:stop]
+                buffer = ShardBuffer.empty(length, len(contexts), d_in, config.dtype, lm.device if on_gpu else None)
+                _fill_shard(buffer, contexts, lm, hook_point, config.lm_batch_size, on_gpu, advance)
+                writer.write(buffer.finished(), path, f"{hook_point} of {lm.facts.name}", config.dtype)
     seal(plan.folder, plan.identity, n_tokens, per_shard)
 
 
-def _compute_shard(
+def _fill_shard(
+    buffer: ShardBuffer,
     contexts: Contexts,
     lm: LanguageModel,
     hook_point: HookPoint,
-    config: HarvestConfig,
-    d_in: int,
+    lm_batch_size: int,
+    by_length: bool,
     advance: Advance,
-) -> ShardBuffer:
-    buffer = ShardBuffer.empty(contexts.length, len(contexts), d_in, config.dtype)
-    for start in range(0, len(contexts), config.lm_batch_size):
-        batch = contexts[start : start + config.lm_batch_size]
-        acts = activations_at(lm, hook_point, batch).cpu()
+) -> None:
+    """Run the LM over a shard's contexts.
+
+    Args:
+        buffer: filled in place, on its activations' device.
+        contexts: those of the shard.
+        lm: the model.
+        hook_point: where to read the activations.
+        lm_batch_size: contexts in a batch.
+        by_length: batch contexts of similar length, without their common padding. That saves work where contexts are
+            padded, and changes activations by no more than rounding.
+        advance: told of every batch.
+    """
+    order = torch.arange(len(contexts))
+    lengths = contexts.valid.sum(dim=1)
+    if by_length and int(lengths.min()) < contexts.length:
+        order = lengths.argsort(descending=True, stable=True)
+    for start in range(0, len(order), lm_batch_size):
+        members = order[start : start + lm_batch_size]
+        batch = contexts[members]
+        batch = batch.without_common_padding() if by_length else batch
+        acts = activations_at(lm, hook_point, batch).to(buffer.acts.device)
         row, column = batch.valid.nonzero(as_tuple=True)
         # A token is stored at its position, wherever padding has put it in the batch.
-        cell = (batch.positions[row, column].long(), row + start)
-        buffer.acts[cell] = acts[row, column].to(buffer.acts.dtype)
+        cell = (batch.positions[row, column].long(), members[row])
+        there = tuple(_send(index, acts.device) for index in (*cell, row, column))
+        buffer.acts[there[:2]] = acts[there[2:]].to(buffer.acts.dtype)
         buffer.tokens[cell] = batch.tokens[row, column]
         buffer.doc_ids[cell] = batch.doc_ids[row, column]
         buffer.doc_positions[cell] = batch.doc_positions[row, column]
         buffer.valid[cell] = True
         advance(len(row))
-    if not bool(torch.isfinite(buffer.acts).all()):
+
+
+def _send(index: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that Python does not wait for."""
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
+
+
+class _Writer:
+    """Checks and writes shards, in threads while a GPU computes the next ones."""
+
+    def __init__(self, in_threads: bool) -> None:
+        self._threads = ThreadPoolExecutor(_WRITERS) if in_threads else None
+        self._pending: deque[Future[None]] = deque()
+
+    def write(self, shard: FinishedShard, path: Path, of: str, dtype: str) -> None:
+        if self._threads is None:
+            _check_and_write(shard, path, of, dtype)
+            return
+        self._pending.append(self._threads.submit(_check_and_write, shard, path, of, dtype))
+        while len(self._pending) > _WRITERS:  # bounds the memory of shards that wait for the disk
+            self._pending.popleft().result()
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._threads is None:
+            return
+        self._threads.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            for each in self._pending:
+                each.result()
+
+
+def _check_and_write(shard: FinishedShard, path: Path, of: str, dtype: str) -> None:
+    if not shard.is_finite:
         raise StoreError(
-            f"the activations at {hook_point} of {lm.facts.name} are not all finite in {config.dtype}; "
-            "store float32, or run the model in float32"
+            f"the activations at {of} are not all finite in {dtype}; store float32, or run the model in float32"
         )
-    return buffer
+    shard.write(path)

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import xxhash
 from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from scansion.activations.tensor_file import digest_of, write_tensors
 from scansion.device import DTYPES
 from scansion.errors import StoreError
 from scansion.files import atomic_file
@@ -22,6 +21,7 @@ from scansion.files import atomic_file
 SIDE_TENSORS = ("tokens", "valid", "doc_ids", "doc_positions")
 SIDE_BYTES = 4 + 1 + 4 + 4  # of one token in the side tensors
 STATS_TENSORS = ("count", "norm_sum", "square_sum", "act_sum")
+_FLOAT64_NUMBERS = 1 << 24
 _NUMPY_TYPES = {"F32": np.dtype("<i4"), "BF16": np.dtype("<i2"), "F16": np.dtype("<i2")}
 _TORCH_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -87,14 +87,17 @@ class Shard:
     def verify(self) -> None:
         """Re-read every byte and raise :class:`StoreError` if the shard is not what was written."""
         with safe_open(self.path, framework="pt") as file:
-            digest = _digest({name: file.get_tensor(name) for name in ("acts", *SIDE_TENSORS, *STATS_TENSORS)})
+            digest = digest_of({name: file.get_tensor(name) for name in ("acts", *SIDE_TENSORS, *STATS_TENSORS)})
         if digest != self.digest:
             raise StoreError(f"{self.path} is damaged: its contents do not match their fingerprint; harvest again")
 
 
 @dataclass
 class ShardBuffer:
-    """A shard being filled in memory; positions that a context does not reach stay invalid and zero."""
+    """A shard being filled in memory; positions that a context does not reach stay invalid and zero.
+
+    The activations may be on a CUDA device; everything else is on the CPU.
+    """
 
     acts: Float[Tensor, "L n d_in"]
     tokens: Int[Tensor, "L n"]
@@ -103,22 +106,24 @@ class ShardBuffer:
     doc_positions: Int[Tensor, "L n"]
 
     @classmethod
-    def empty(cls, length: int, n_contexts: int, d_in: int, dtype: str) -> ShardBuffer:
-        """A buffer with nothing valid in it."""
+    def empty(
+        cls, length: int, n_contexts: int, d_in: int, dtype: str, device: torch.device | None = None
+    ) -> ShardBuffer:
+        """A buffer with nothing valid in it; its activations are on ``device``, by default the CPU."""
 
         def filled(value: int) -> Tensor:
             return torch.full((length, n_contexts), value, dtype=torch.int32)
 
         return cls(
-            acts=torch.zeros(length, n_contexts, d_in, dtype=DTYPES[dtype]),
+            acts=torch.zeros(length, n_contexts, d_in, dtype=DTYPES[dtype], device=device),
             tokens=filled(0),
             valid=torch.zeros(length, n_contexts, dtype=torch.bool),
             doc_ids=filled(-1),
             doc_positions=filled(-1),
         )
 
-    def write(self, path: Path) -> None:
-        """Write the shard with its per-position statistics, atomically."""
+    def finished(self) -> FinishedShard:
+        """The shard with its per-position statistics, on its way to the CPU's memory."""
         tensors = {
             "acts": self.acts,
             "tokens": self.tokens,
@@ -127,26 +132,76 @@ class ShardBuffer:
             "doc_positions": self.doc_positions,
             **self._statistics(),
         }
-        # Not safetensors' save_file: if killed, it leaves a temporary file under a name that remove_leftovers does not know.
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(save(tensors, metadata={"digest": _digest(tensors)}))
+        return FinishedShard({name: _to_cpu(tensor) for name, tensor in tensors.items()}, _now_on(self.acts.device))
+
+    def write(self, path: Path) -> None:
+        """Write the shard with its per-position statistics, atomically."""
+        self.finished().write(path)
 
     def _statistics(self) -> dict[str, Tensor]:
         """Sums over valid tokens at each position, in float64, of the stored (rounded) values."""
-        length, _, d_in = self.acts.shape
-        norm_sum, square_sum = (torch.zeros(length, dtype=torch.float64) for _ in range(2))
-        act_sum = torch.zeros(length, d_in, dtype=torch.float64)
-        for position in range(length):  # one position at a time keeps the float64 copy small
-            acts = self.acts[position, self.valid[position]].double()
-            norms = acts.norm(dim=1)
-            norm_sum[position], square_sum[position] = norms.sum(), norms.square().sum()
-            act_sum[position] = acts.sum(dim=0)
-        return {"count": self.valid.sum(dim=1), "norm_sum": norm_sum, "square_sum": square_sum, "act_sum": act_sum}
+        length, n_contexts, d_in = self.acts.shape
+        on_gpu = self.acts.device.type == "cuda"
+        # The float64 copy is kept small: on a CPU one position at a time, on a GPU as many as few launches need.
+        at_once = max(1, _FLOAT64_NUMBERS // (n_contexts * d_in)) if on_gpu else 1
+        norm_sums: list[Tensor] = []
+        square_sums: list[Tensor] = []
+        act_sums: list[Tensor] = []
+        for start in range(0, length, at_once):
+            acts = self.acts[start : start + at_once]
+            if (
+                not on_gpu
+            ):  # there, cells that are not valid are left in: they are zero, and picking cells waits for the GPU
+                acts = acts[:, self.valid[start]]
+            acts = acts.double()
+            norms = acts.norm(dim=2)
+            norm_sums.append(norms.sum(dim=1))
+            square_sums.append(norms.square().sum(dim=1))
+            act_sums.append(acts.sum(dim=1))
+        return {
+            "count": self.valid.sum(dim=1),
+            "norm_sum": torch.cat(norm_sums),
+            "square_sum": torch.cat(square_sums),
+            "act_sum": torch.cat(act_sums),
+        }
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = xxhash.xxh3_128()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+@dataclass(frozen=True)
+class FinishedShard:
+    """A shard's tensors in the CPU's memory, once ``copied``: an event of the GPU that they come from, or None."""
+
+    tensors: dict[str, Tensor]
+    copied: torch.cuda.Event | None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every activation is a finite number."""
+        self._wait()
+        # A sum in float64 is finite if and only if all its terms are: none of the stored types comes near its limit.
+        return bool(torch.isfinite(self.tensors["act_sum"]).all())
+
+    def write(self, path: Path) -> None:
+        """Write the shard atomically."""
+        self._wait()
+        with atomic_file(path) as temporary:
+            write_tensors(temporary, self.tensors, {"digest": digest_of(self.tensors)})
+
+    def _wait(self) -> None:
+        if self.copied is not None:
+            self.copied.synchronize()
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    """The tensor in the CPU's memory, perhaps before its values are there: see :func:`_now_on`."""
+    if tensor.device.type == "cpu":
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _now_on(device: torch.device) -> torch.cuda.Event | None:
+    """An event after everything that a GPU has been told to do so far."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event

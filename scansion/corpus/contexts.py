@@ -115,5 +115,13 @@ class Contexts:
         order = self.valid.to(torch.int8).argsort(dim=1, stable=True)
         return Contexts(**{name: tensor.gather(1, order) for name, tensor in self._tensors().items()})
 
+    def without_common_padding(self) -> Contexts:
+        """The same contexts without the columns, at either end, in which none has a token; the positions stay."""
+        used = self.valid.any(dim=0).nonzero().squeeze(1)
+        if len(used) == 0:
+            return self
+        columns = slice(int(used[0]), int(used[-1]) + 1)
+        return Contexts(**{name: tensor[:, columns] for name, tensor in self._tensors().items()})
+
     def _tensors(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from scansion.activations import ActivationStore, harvest, harvesting
+from scansion.activations.shard import ShardBuffer
 from scansion.errors import ScansionError, StoreError
 from scansion.lm import HookPoint, activations_at
 from tests.conftest import make_lm, make_plan, random_contexts
@@ -132,6 +133,54 @@ def test_activations_that_overflow_the_stored_type_are_refused(make_store, monke
     )
     with pytest.raises(StoreError, match="not all finite in float16"):
         make_store(random_contexts(4), dtype="float16")
+
+
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+def test_batches_by_length_change_activations_by_rounding_alone(lm, padding: str) -> None:
+    """The way of a GPU, carried out on the CPU."""
+    contexts = random_contexts(20, shortest=None if padding == "none" else 3)
+    contexts = contexts.left_padded() if padding == "left" else contexts
+    plain, sorted_ = (ShardBuffer.empty(contexts.length, 20, 16, "float32") for _ in range(2))
+    for buffer, by_length in ((plain, False), (sorted_, True)):
+        harvesting._fill_shard(buffer, contexts, lm, HookPoint(1), 3, by_length, lambda _: None)
+    torch.testing.assert_close(sorted_.acts, plain.acts, rtol=1e-4, atol=1e-5)
+    for name in ("tokens", "valid", "doc_ids", "doc_positions"):
+        assert torch.equal(getattr(sorted_, name), getattr(plain, name))
+
+
+def test_shards_written_in_threads_are_the_same(tmp_path: Path, lm, monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts = random_contexts(80, shortest=4)
+    plain = harvest(make_plan(tmp_path / "plain", contexts, shard_bytes=4_000), lambda: lm)
+    writer = harvesting._Writer
+    monkeypatch.setattr(harvesting, "_Writer", lambda in_threads: writer(in_threads=True))
+    threaded = harvest(make_plan(tmp_path / "threaded", contexts, shard_bytes=4_000), lambda: lm)
+    assert len(plain.manifest.shards) > 3 and plain.manifest == threaded.manifest
+    assert all(
+        (plain.folder / name).read_bytes() == (threaded.folder / name).read_bytes() for name in plain.manifest.shards
+    )
+    monkeypatch.setattr(
+        harvesting, "activations_at", lambda lm, hook, batch: torch.full((len(batch), batch.tokens.shape[1], 16), 1e6)
+    )
+    with pytest.raises(StoreError, match="not all finite in float16"):
+        harvest(make_plan(tmp_path / "inf", contexts, dtype="float16", shard_bytes=4_000), lambda: lm)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("shortest", [None, 3])
+def test_a_gpu_harvests_the_same_to_rounding(tmp_path: Path, shortest: int | None) -> None:
+    contexts = random_contexts(200, shortest=shortest)
+    cpu = harvest(make_plan(tmp_path / "cpu", contexts, shard_bytes=4_000), make_lm)
+    lm = make_lm()
+    lm.model.to("cuda")
+    plan = make_plan(tmp_path / "gpu", contexts, shard_bytes=4_000)
+    gpu = harvest(plan, lambda: lm)
+    gpu.verify()
+    torch.testing.assert_close(gpu.contexts(0, 200).x, cpu.contexts(0, 200).x, rtol=1e-3, atol=1e-4)
+    assert torch.equal(gpu.valid, cpu.valid) and torch.equal(gpu.tokens, cpu.tokens)
+    for name in ("mean_norm", "mean_square", "mean"):
+        torch.testing.assert_close(getattr(gpu, name), getattr(cpu, name), rtol=1e-3, atol=1e-4)
+    again = harvest(make_plan(tmp_path / "again", contexts, shard_bytes=4_000), lambda: lm)
+    assert again.manifest.shards == gpu.manifest.shards
 
 
 def _harvest_slowly(started: Event, folder: Path) -> None:
