@@ -63,6 +63,11 @@ class PositionedBatch:
         """The same batch in float32."""
         return PositionedBatch(self.x.float(), self.positions, None if self.previous is None else self.previous.float())
 
+    def to(self, device: torch.device) -> PositionedBatch:
+        """The same batch on another device."""
+        previous = None if self.previous is None else self.previous.to(device)
+        return PositionedBatch(self.x.to(device), self.positions.to(device), previous)
+
     def scaled(self, scale: float) -> PositionedBatch:
         """The same batch with activations multiplied by ``scale``."""
         return PositionedBatch(self.x * scale, self.positions, None if self.previous is None else self.previous * scale)
