@@ -45,7 +45,7 @@ SCREENING_WIDTH = 32
 """Least number of features that a token may use per feature that it keeps, for screening to be faster."""
 
 SCREENING_TOKENS = 256
-"""Least number of tokens for screening to be faster: the encoder is rounded to bfloat16 once for all of them."""
+"""Least number of tokens for screening to be faster: the encoder is rounded once for all of them."""
 
 SCREENING_SHARE = 1 / 8
 """Share of the entries, at most, that may be computed in float32 for screening to be faster."""
@@ -123,6 +123,21 @@ def _triton_for(*tensors: Tensor) -> ModuleType | None:
 def kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     """The Triton kernels, if they can work on tensors of this type there; else None."""
     return _triton_on(device) if device.type == "cuda" and dtype in TRITON_TYPES else None
+
+
+SCREENING_TYPES = {
+    "AVX-512 BF16": torch.bfloat16,
+    "AVX-512 VNNI": torch.int16,
+    "AVX-VNNI": torch.int16,
+    "AVX2": torch.int16,
+}
+"""Instructions that multiply faster than in float32, fastest first, and the type of the products by which they screen."""
+
+
+def screening() -> tuple[str, torch.dtype] | None:
+    """The first of :data:`SCREENING_TYPES` that this processor has; None if float32 is as fast, or without the C part."""
+    available = native.instructions()
+    return next((each for each in SCREENING_TYPES.items() if each[0] in available), None)
 
 
 C_OPERATIONS = (

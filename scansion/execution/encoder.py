@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,16 +85,10 @@ class Encoder:
             torch.baddbmm(biases, x.unflatten(0, (n, -1)), weights, out=out.unflatten(0, (n, -1))[..., own_columns])
         self._close(first, out)
 
-    def multiply(
-        self,
-        block: Block,
-        x: Shaped[Tensor, "t d_in"],
-        W_enc: Shaped[Tensor, "d_sae d_in"],
-        out: Shaped[Tensor, "t w"],
-    ) -> None:
-        """Write the product of the same tokens and weights in another type; masked features are minus infinity."""
+    def fill(self, block: Block, product: Callable[[slice, Tensor], None], out: Shaped[Tensor, "t w"]) -> None:
+        """Let ``product`` write the products with each piece of the features; masked features are minus infinity."""
         for piece, columns in block.columns():
-            torch.mm(x, W_enc[piece].T, out=out[:, columns])
+            product(piece, out[:, columns])
         self._close(block, out)
 
     def _close(self, block: Block, out: Tensor) -> None:

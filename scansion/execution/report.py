@@ -6,8 +6,8 @@ import torch
 from pydantic import ValidationError
 
 from scansion.activations.batch import PositionedBatch
-from scansion.execution.backends import name_for
-from scansion.execution.cpu import native, native_screen
+from scansion.execution.backends import name_for, screening
+from scansion.execution.cpu import native
 from scansion.execution.plan import plan_execution
 from scansion.masks import BandMaskConfig, NoMaskConfig, SoftMaskConfig
 from scansion.sae import ARCHITECTURES, build_sae
@@ -20,9 +20,12 @@ MASKS = {"no mask": NoMaskConfig(), "8 bands": BandMaskConfig(count=8), "soft": 
 def execution_lines(device: torch.device) -> list[str]:
     """One line about this machine, and one per architecture with the way it takes under three masks."""
     built = "built" if native.built() else "not built: sparse steps on the CPU take longer"
-    screening = "with" if native.built() and native_screen.has_bfloat16() else "without"
+    chosen = screening()
+    screens = (
+        "no screening" if chosen is None else f"screening in {str(chosen[1]).removeprefix('torch.')} ({chosen[0]})"
+    )
     sums = name_for(device)
-    lines = [f"execution: C part {built}, {screening} bfloat16 screening; sums on {device} by {sums}"]
+    lines = [f"execution: C part {built}, {screens}; sums on {device} by {sums}"]
     for name in ARCHITECTURES.names():
         ways = [f"{way_of(name, mask)} ({mask})" for mask in MASKS]
         lines.append(f"way of {name}: {', '.join(ways)}")

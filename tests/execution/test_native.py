@@ -13,6 +13,7 @@ from scansion.execution.cpu import native
 from scansion.execution.sparse_acts import SparseActs, reconstruct
 
 built = pytest.mark.skipif(not native.built(), reason="Scansion was installed without a C compiler")
+every_build = pytest.mark.usefixtures("build")
 
 
 def draw(*size: int, seed: int = 0) -> Tensor:
@@ -51,6 +52,7 @@ def learnt(d: int, n: int = 24, d_sae: int = 9, one_bias: bool = True) -> list[T
 
 
 @built
+@every_build
 @pytest.mark.parametrize("one_bias", [True, False])
 @pytest.mark.parametrize("d", [3, 16, 37, 128])
 def test_entries_are_decoded_and_learnt_from_as_by_torch(
@@ -65,6 +67,7 @@ def test_entries_are_decoded_and_learnt_from_as_by_torch(
 
 
 @built
+@every_build
 def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "ROWS", 2)
     found: list[list[Tensor]] = []
@@ -75,6 +78,7 @@ def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @built
+@every_build
 def test_entries_are_grouped_by_feature_in_their_own_order(monkeypatch: pytest.MonkeyPatch) -> None:
     found = some_entries(24, 9).by_feature
     monkeypatch.setattr(native, "_library", lambda: None)
@@ -83,6 +87,7 @@ def test_entries_are_grouped_by_feature_in_their_own_order(monkeypatch: pytest.M
 
 
 @built
+@every_build
 def test_rows_may_have_names_of_their_own_for_the_columns() -> None:
     x = draw(10, 40)
     names = [(3, torch.arange(100, 140)), (9, None), (10, torch.arange(39, -1, -1))]
@@ -94,6 +99,7 @@ def test_rows_may_have_names_of_their_own_for_the_columns() -> None:
 
 
 @built
+@every_build
 def test_a_row_of_nothing_but_nan_is_given_up_on_before_anything_is_written() -> None:
     x = draw(200, 1000)
     x[150:] = torch.nan
@@ -101,6 +107,7 @@ def test_a_row_of_nothing_but_nan_is_given_up_on_before_anything_is_written() ->
 
 
 @built
+@every_build
 @pytest.mark.parametrize("d", [3, 16, 37])
 def test_passes_over_rows_are_torch_s(d: int) -> None:
     rows, gradient, weights = draw(200, d, seed=1), draw(200, d, seed=2), draw(200, seed=3)
@@ -115,6 +122,7 @@ def test_passes_over_rows_are_torch_s(d: int) -> None:
 
 
 @built
+@every_build
 @pytest.mark.parametrize("width", [5, 16, 37])
 def test_all_above_a_floor_are_found_unless_they_are_too_many(width: int) -> None:
     x = draw(150, width)
@@ -167,5 +175,5 @@ def test_a_library_of_another_version_is_not_used(
 
 
 def test_versions_agree() -> None:
-    source = (Path(native.__file__).parent / "c" / "sums.c").read_text(encoding="utf-8")
+    source = (Path(native.__file__).parent / "c" / "processor.c").read_text(encoding="utf-8")
     assert f"#define VERSION {native.VERSION}\n" in source

@@ -11,11 +11,10 @@ from scansion.execution.blocks import Block
 from scansion.execution.cpu import native, native_screen, screening
 from scansion.execution.encoder import Encoder
 from scansion.execution.selection import select_over_batch, select_top_k
+from tests.execution.screens import SCREENS
 
 built = pytest.mark.skipif(not native.built(), reason="Scansion was installed without a C compiler")
-bfloat16 = pytest.mark.skipif(
-    not (native.built() and native_screen.has_bfloat16()), reason="this processor does not multiply in bfloat16"
-)
+screened = pytest.mark.usefixtures("screens")
 K = 5
 
 
@@ -23,6 +22,10 @@ K = 5
 def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Screening for as few tokens as these tests have."""
     monkeypatch.setattr(backends, "SCREENING_TOKENS", 1)
+
+
+def without_screening(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "screening", lambda: None)
 
 
 def draw(*size: int, seed: int = 0) -> Tensor:
@@ -83,18 +86,38 @@ def require_above(found: list[tuple[Tensor, Tensor, Tensor]], whole: Tensor, flo
     assert float(missed.max()) <= floor * (1 + 1e-5)
 
 
+def exact(rounded: native_screen.Rounded, d: int) -> Tensor:
+    """The numbers that rounded rows stand for."""
+    rows = rounded.rows[:, :d].double()
+    return rows if rounded.scales is None else rows * rounded.scales[:, None].double()
+
+
 @built
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int16])
 @pytest.mark.parametrize("d", [3, 16, 37])
-def test_rows_are_rounded_as_torch_does_it_and_measured(d: int) -> None:
+def test_rows_are_rounded_as_torch_does_it_and_measured(d: int, dtype: torch.dtype) -> None:
     rows = draw(70, d)
     rows[3], rows[4, 1], rows[5] = 0, 1 + 2**-8, 1 + 3 * 2**-8  # two that lie half way between others
-    rounded, norms, errors = native_screen.round_rows(rows)
-    assert torch.equal(rounded, rows.bfloat16())
-    torch.testing.assert_close(norms, rows.norm(dim=1))
-    torch.testing.assert_close(errors, (rows - rounded.float()).norm(dim=1))
+    rounded = native_screen.round_rows(rows, dtype)
+    expected = rows.bfloat16() if rounded.scales is None else (rows / rounded.scales[:, None]).round().short()
+    assert torch.equal(rounded.rows[:, :d], expected)
+    torch.testing.assert_close(rounded.norms, rows.norm(dim=1))
+    torch.testing.assert_close(rounded.errors, (rows - exact(rounded, d)).norm(dim=1).float())
 
 
 @built
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("row", [[0.0, 32767.5, 0.0], [1.0, 1.0, 1.0], [3e38, 1.0, 1.0], [torch.nan, torch.inf, 1e20]])
+@pytest.mark.parametrize("d", [3, 1500])
+def test_whole_numbers_are_so_small_that_no_sum_of_products_overflows(row: list[float], d: int) -> None:
+    rounded = native_screen.round_rows(torch.tensor(row).repeat(1, d // 3), torch.int16)
+    norm = exact(rounded, d).norm() / rounded.scales
+    assert rounded.rows.double().norm() < 2**15 and bool(norm <= 2**15)
+
+
+@built
+@pytest.mark.usefixtures("build")
 @pytest.mark.parametrize("width", [5, 160, 333])
 @pytest.mark.parametrize("slack", [0.0, 0.02, 10.0])
 def test_whatever_the_product_is_within_its_slack_the_largest_are_found(width: int, slack: float) -> None:
@@ -117,13 +140,18 @@ def test_whatever_the_product_is_within_its_slack_the_largest_are_found(width: i
         assert n_full < 90 * 4 * K
 
 
-@bfloat16
+@built
+@screened
 @pytest.mark.parametrize("scale", [1e-25, 1e-10, 1.0, 1e10])
 @pytest.mark.parametrize("d", [130, 577, 4096])
 def test_rounding_moves_no_product_by_more_than_is_allowed_for(d: int, scale: float) -> None:
     """Not even where every rounding is the largest there is, and all go the same way."""
+    dtype = backends.screening()[1]
     x, W = (draw(*size, seed=i).abs() for i, size in enumerate(((8, d), (40, d))))
     halfway = 1 + 2**-8 + 2**-20
+    if dtype == torch.int16:
+        place = native_screen.round_rows(torch.ones(1, d), dtype).scales.item()
+        halfway = (round(1 / place) + 0.5) * place
     for rows in (x, W):
         rows[1], rows[2], rows[3, ::2], rows[4] = halfway, -halfway, -halfway, 1e-3
     x *= scale
@@ -131,13 +159,34 @@ def test_rounding_moves_no_product_by_more_than_is_allowed_for(d: int, scale: fl
     products, _, norms, errors, _, _, W_norms, W_errors, _ = screen.tensors
     W_norms, W_errors = W_norms[:40], W_errors[:40]
     allowed = errors[:, None].double() * W_norms + (norms + errors)[:, None].double() * W_errors
-    off = (products.double() - x.double() @ W.double().T).abs()
-    assert (off <= allowed + products.double().abs() * 2**-8).all()
+    whole = x.double() @ W.double().T
+    assert ((products.double() - whole).abs() <= allowed + products.double().abs() * 2**-8).all()
+    rounded = exact(native_screen.round_rows(x, dtype), d) @ exact(native_screen.round_rows(W, dtype), d).T
+    assert ((rounded - whole).abs() <= allowed).all()
     if scale > 1e-17:  # the least norm that is allowed for
-        assert off.max() > 0.3 * allowed.max()
+        assert (rounded - whole).abs().max() > 0.3 * allowed.max()
 
 
-@bfloat16
+@built
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("screens", [name for name in SCREENS if name != "bfloat16"], indirect=True)
+@pytest.mark.parametrize("size", [(1, 1, 1), (3, 16, 37), (41, 130, 100), (700, 33, 50)])
+@pytest.mark.parametrize("piece", [slice(None), slice(7, 45)])
+def test_products_in_int16_are_exact_until_they_are_rounded(
+    screens: torch.dtype, size: tuple[int, int, int], piece: slice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "ROWS", 20)
+    n_rows, d, width = size
+    x, W = (native_screen.round_rows(draw(n, d, seed=n), screens) for n in (n_rows, width))
+    expected = (exact(x, d) @ exact(W, d)[piece].T).bfloat16()
+    around = torch.full((n_rows, width + 3), 7.0, dtype=torch.bfloat16)
+    native_screen.multiply(x, W, piece, around[:, 2 : 2 + expected.shape[1]])
+    assert torch.equal(around[:, 2 : 2 + expected.shape[1]], expected)
+    assert (around[:, :2] == 7).all() and (around[:, 2 + expected.shape[1] :] == 7).all()
+
+
+@built
+@screened
 @pytest.mark.parametrize("scale", [1e-25, 1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("width", [160, 333])
 @pytest.mark.parametrize("pieces", [(slice(None),), (slice(0, 20), slice(70, None))], ids=["all", "two pieces"])
@@ -162,7 +211,8 @@ def test_what_is_selected_is_what_the_whole_product_has(
     require_above(found, product(source), floor)
 
 
-@bfloat16
+@built
+@screened
 def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "ROWS", 2)
     monkeypatch.setattr(backends, "SCREENING_SHARE", 1)
@@ -178,17 +228,19 @@ def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(a, b) for i in range(2, 6) for a, b in zip(found[i % 2], found[i], strict=True))
 
 
-@bfloat16
+@built
+@screened
 def test_it_is_not_done_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     source = encoder(width=1000)
     assert screening.screened_top_k(source, K, 1 << 20) is not None
     assert screening.screened_top_k(source, source.blocks[0].width // backends.SCREENING_WIDTH + 1, 1 << 20) is None
     assert screening.screened_top_k(encoder(d=backends.SCREENING_D_IN - 1, width=1000), K, 1 << 20) is None
-    monkeypatch.setattr(native_screen, "has_bfloat16", lambda: False)
+    without_screening(monkeypatch)
     assert screening.screened_top_k(source, K, 1 << 20) is None
 
 
-@bfloat16
+@built
+@screened
 def test_features_too_alike_to_tell_apart_are_left_to_float32() -> None:
     source = encoder()
     alike = encoder_of(source.x, source.W_enc[:1] + 1e-4 * source.W_enc, source.b_enc * 0)
@@ -198,19 +250,21 @@ def test_features_too_alike_to_tell_apart_are_left_to_float32() -> None:
     assert screening.screened_above(alike, 0.1, K, 1 << 20) is None
 
 
-@bfloat16
+@built
+@screened
 @pytest.mark.parametrize("floor", [1.0, 10.0, 1e6])
 def test_over_a_batch_too_the_floor_decides_nothing(floor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     source = encoder(width=1000)
     found = [select_over_batch(source, 200, floor)]
-    monkeypatch.setattr(native_screen, "has_bfloat16", lambda: False)
+    without_screening(monkeypatch)
     found.append(select_over_batch(source, 200, floor))
     assert torch.equal(found[0].features, found[1].features)
     assert torch.equal(found[0].offsets, found[1].offsets)
     torch.testing.assert_close(found[0].values, found[1].values)
 
 
-@bfloat16
+@built
+@screened
 @pytest.mark.parametrize("where", ["x", "W_enc", "b_enc"])
 @pytest.mark.parametrize("what", [torch.nan, torch.inf, -torch.inf, 1e20, 3e38])
 @pytest.mark.parametrize("pieces", [(slice(None),), (slice(0, 20), slice(70, 1000))], ids=["all", "two pieces"])
@@ -223,14 +277,15 @@ def test_what_is_not_finite_gives_what_float32_gives(
     source = encoder_of(source.x, source.W_enc, source.b_enc, pieces, closed)
     getattr(source, where).view(-1)[540] = what
     found = [select_top_k(source, K), select_over_batch(source, 200, 30.0)]
-    monkeypatch.setattr(native_screen, "has_bfloat16", lambda: False)
+    without_screening(monkeypatch)
     expected = [select_top_k(source, K), select_over_batch(source, 200, 30.0)]
     for mine, theirs in zip(found, expected, strict=True):
         assert torch.equal(mine.features, theirs.features) and torch.equal(mine.offsets, theirs.offsets)
         torch.testing.assert_close(mine.values, theirs.values, equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
-@bfloat16
+@built
+@screened
 def test_a_few_tokens_are_not_worth_rounding_the_encoder_for(monkeypatch: pytest.MonkeyPatch) -> None:
     source = encoder(width=1000)
     monkeypatch.setattr(backends, "SCREENING_TOKENS", source.n_tokens + 1)

@@ -7,13 +7,14 @@ import torch
 
 from scansion.execution import backends
 from scansion.execution.blocks import Block
-from scansion.execution.cpu import native, native_screen, screening
+from scansion.execution.cpu import native, screening
 from scansion.execution.encoder import Encoder
 from scansion.execution.plan import open_ways
 from scansion.execution.selection import select_over_batch, select_positive, select_top_k
 from scansion.execution.sparse import encode_sparse
 from scansion.masks import MaskConfig, NoMaskConfig
 from tests.execution.curves import curve_of, losses_of, require_same_as_dense
+from tests.execution.screens import SCREENS, use_screen
 from tests.masks.families import BANDED, D_IN, D_SAE, EVERYWHERE, FAMILIES, NONE_DEAD, L, make_sae, some_x, with_acts_on
 
 SPARSE = ["relu", "topk", "batch_topk"]
@@ -29,12 +30,15 @@ MASKS: dict[str, MaskConfig] = {
 SOME_DEAD = torch.arange(D_SAE) % 4 == 1
 
 
-@pytest.fixture(autouse=True, params=["float32", "screened"])
+@pytest.fixture(autouse=True, params=["float32", "bfloat16", SCREENS[-1]])
 def always(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Sparse execution, in several chunks, and screening, for sizes at which they would not pay; which of the two."""
-    if request.param == "screened":
-        if not (native.built() and native_screen.has_bfloat16()):
-            pytest.skip("this processor does not multiply in bfloat16")
+    if request.param == "float32":
+        monkeypatch.setattr(backends, "screening", lambda: None)
+    else:
+        if not native.built():
+            pytest.skip("Scansion was installed without a C compiler")
+        use_screen(request.param, monkeypatch)
         for name in ("D_IN", "WIDTH", "TOKENS", "SHARE", "FEW"):
             monkeypatch.setattr(backends, f"SCREENING_{name}", 1)
     monkeypatch.setattr(backends, "DENSITY", 1.0)
@@ -132,7 +136,7 @@ def test_entries_are_those_of_the_whole_product(closed: torch.Tensor | None) -> 
 
 def test_screening_is_what_is_tested_as_such(always: str) -> None:
     source, _ = encoder()
-    assert (screening.screened_top_k(source, 5, 1 << 20) is not None) == (always == "screened")
+    assert (screening.screened_top_k(source, 5, 1 << 20) is not None) == (always != "float32")
 
 
 def test_positive_entries_are_given_up_on_when_they_are_too_many() -> None:

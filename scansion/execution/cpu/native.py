@@ -18,14 +18,19 @@ from torch import Tensor
 
 from scansion.progress import say
 
-# Version of c/sums.c. A checkout may have a newer source than the library that was built from it.
-VERSION = 2
+# Version of c/processor.c. A checkout may have a newer source than the library that was built from it.
+VERSION = 3
+# What c/processor.c looks for, one bit each.
+INSTRUCTIONS = ("AVX2", "AVX-512", "AVX-512 VNNI", "AVX-512 BF16", "AVX-VNNI")
+# The C part is built once for each kind of processor: fastest first, with the instructions that each needs.
+BUILDS = {"avx512": "AVX-512", "avx2": "AVX2", "any": None}
 # Rows per thread: with fewer, starting another thread takes longer than it saves.
 ROWS = 64
 # Arguments of each function: how many integers, then how many pointers.
 _ARGUMENTS = {
-    "has_bfloat16": (0, 0),
     "round_rows": (3, 4),
+    "round_to_int16": (3, 5),
+    "multiply_int16": (6, 5),
     "top_k": (4, 6),
     "screened_top_k": (3, 5),
     "screened_above": (2, 6),
@@ -39,12 +44,19 @@ _ARGUMENTS = {
     "normalise": (3, 1),
     "weighted_sum": (3, 3),
 }
-_ANSWERING = ("has_bfloat16", "top_k", "screened_top_k", "screened_above")
+_ANSWERING = ("multiply_int16", "top_k", "screened_top_k", "screened_above")
 
 
 def built() -> bool:
     """Whether the C part was built and can be loaded."""
     return _library() is not None
+
+
+def instructions() -> frozenset[str]:
+    """Those of :data:`INSTRUCTIONS` that this processor has; none without the C part."""
+    library = _library()
+    bits = 0 if library is None else library.scansion_instructions()
+    return frozenset(name for i, name in enumerate(INSTRUCTIONS) if bits >> i & 1)
 
 
 def supports(*tensors: Tensor) -> bool:
@@ -214,20 +226,31 @@ def loaded() -> ctypes.CDLL:
 def _library() -> ctypes.CDLL | None:
     """The C part. If it cannot be used: None, and a line on stderr that says why."""
     try:
-        spec = find_spec("scansion.execution.cpu._native")
-        if spec is None or spec.origin is None:
-            raise OSError(
-                "it was not built, because there was no C compiler; install one (such as gcc), then install Scansion again"
-            )
-        library = ctypes.CDLL(spec.origin)
-        version = library.scansion_version()
-        if version != VERSION:
-            raise OSError(f"it is version {version} and should be {VERSION}; install Scansion again")
+        return load()
     except (OSError, AttributeError) as error:
         say(f"sparse steps on the CPU take longer without Scansion's C part: {error}")
         return None
+
+
+def load(build: str | None = None) -> ctypes.CDLL:
+    """One of the :data:`BUILDS` of the C part, by default the fastest for this processor; OSError if it cannot be used."""
+    spec = find_spec("scansion.execution.cpu._native")
+    if spec is None or spec.origin is None:
+        raise OSError(
+            "it was not built, because there was no C compiler; install one (such as gcc), then install Scansion again"
+        )
+    library = ctypes.CDLL(spec.origin)
+    version = library.scansion_version()
+    if version != VERSION:
+        raise OSError(f"it is version {version} and should be {VERSION}; install Scansion again")
+    library.scansion_instructions.restype = ctypes.c_int64
+    bits = library.scansion_instructions()
+    build = build or next(
+        name for name, needed in BUILDS.items() if needed is None or bits >> INSTRUCTIONS.index(needed) & 1
+    )
     for name, (numbers, pointers) in _ARGUMENTS.items():
-        function = getattr(library, f"scansion_{name}")
+        function = getattr(library, f"scansion_{name}_{build}")
         function.argtypes = [ctypes.c_int64] * numbers + [ctypes.c_void_p] * pointers
         function.restype = ctypes.c_int64 if name in _ANSWERING else None
+        setattr(library, f"scansion_{name}", function)
     return library

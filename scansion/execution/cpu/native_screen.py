@@ -1,11 +1,12 @@
-"""The C part of screening: it computes in float32 what the bfloat16 product could not rule out; see ``screening.py``."""
+"""The C part of screening: products in 16 bits, and in float32 what they could not rule out; see ``screening.py``."""
 
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import BFloat16, Float32, Int64
+from jaxtyping import BFloat16, Float32, Int16, Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -15,27 +16,57 @@ from scansion.execution.cpu import native
 LANES = 16
 
 
-def has_bfloat16() -> bool:
-    """Whether the processor has bfloat16 products, which are faster than float32 ones."""
-    return bool(native.loaded().scansion_has_bfloat16())
+# Instructions for products in int16, slowest first, in the order of c/kernels.c; the first kernel needs none.
+KERNELS = (None, "AVX2", "AVX-VNNI", "AVX-512 VNNI")
 
 
-def round_rows(
-    rows: Float32[Tensor, "n d"],
-) -> tuple[BFloat16[Tensor, "n d"], Float32[Tensor, "n"], Float32[Tensor, "n"]]:
-    """Rows rounded to bfloat16, the norm of each row before rounding, and the norm of its rounding error."""
-    rounded, norms, errors = (
-        torch.empty_like(rows, dtype=torch.bfloat16),
-        rows.new_empty(len(rows)),
-        rows.new_empty(len(rows)),
-    )
-    pointers = (each.data_ptr() for each in (rows, rounded, norms, errors))
-    native.loaded().scansion_round_rows(native.threads(len(rows)), *rows.shape, *pointers)
-    return rounded, norms, errors
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """Rows of a matrix in 16 bits per number, and bounds for what that loses.
+
+    Attributes:
+        rows: the rounded numbers; int16 rows of odd length end with a zero more.
+        norms: of the rows before rounding.
+        errors: norms of their rounding errors.
+        scales: for int16, the power of two that each row's whole numbers are multiplied by.
+    """
+
+    rows: BFloat16[Tensor, "n d"] | Int16[Tensor, "n even"]
+    norms: Float32[Tensor, "n"]
+    errors: Float32[Tensor, "n"]
+    scales: Float32[Tensor, "n"] | None = None
+
+
+def round_rows(rows: Float32[Tensor, "n d"], dtype: torch.dtype) -> Rounded:
+    """Rows rounded to bfloat16, or to int16 with a scale per row."""
+    n, d = rows.shape
+    norms, errors, start = rows.new_empty(n), rows.new_empty(n), (native.threads(n), n, d)
+    if dtype == torch.bfloat16:
+        rounded, scales = torch.empty_like(rows, dtype=dtype), None
+        pointers = (each.data_ptr() for each in (rows, rounded, norms, errors))
+        native.loaded().scansion_round_rows(*start, *pointers)
+    else:
+        rounded, scales = rows.new_empty(n, d + d % 2, dtype=dtype), rows.new_empty(n)
+        pointers = (each.data_ptr() for each in (rows, rounded, scales, norms, errors))
+        native.loaded().scansion_round_to_int16(*start, *pointers)
+    return Rounded(rounded, norms, errors, scales)
+
+
+def multiply(x: Rounded, W: Rounded, piece: slice, products: BFloat16[Tensor, "t w"]) -> None:
+    """Write ``x @ W[piece].T``, rounded to bfloat16; int16 products are exact before that."""
+    if x.scales is None or W.scales is None:
+        torch.mm(x.rows, W.rows[piece].T, out=products)
+        return
+    (n_rows, width), W_rows, W_scales = products.shape, W.rows[piece], W.scales[piece]
+    available = native.instructions()
+    kernel = max(i for i, needed in enumerate(KERNELS) if needed is None or needed in available)
+    sizes = (n_rows, width, x.rows.shape[1] // 2, products.stride(0), kernel)
+    pointers = (each.data_ptr() for each in (x.rows, x.scales, W_rows, W_scales, products))
+    native.check_memory(native.loaded().scansion_multiply_int16(native.threads(width), *sizes, *pointers))
 
 
 class Screen(ctypes.Structure):
-    """Arguments of a screened product ``x @ W.T + b``, whose bfloat16 product is given: ``struct screen`` of c/screening.c."""
+    """Arguments of a screened product ``x @ W.T + b``, which is given to within a bound: ``struct screen`` of c/screening.c."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("width", "d")] + [
         (name, ctypes.c_void_p)
@@ -58,7 +89,7 @@ class Screen(ctypes.Structure):
         Args:
             products: ``x @ W.T`` in bfloat16; minus infinity where the mask closes a column to a row.
             x: the rows.
-            norms, errors: of the rows; see :func:`round_rows`.
+            norms, errors: of the rows; see :class:`Rounded`.
             W: one row per feature.
             b: one number per column.
             W_norms, W_errors: of the columns. Before it was rounded itself, an entry of ``products`` was off by at most

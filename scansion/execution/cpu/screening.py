@@ -1,14 +1,15 @@
-"""Screening: a product in bfloat16 rules out nearly all features of a token; the others are computed in full.
+"""Screening: a product in 16 bits rules out nearly all features of a token; the others are computed in full.
 
-A processor that multiplies in bfloat16 does so about twice as fast as in float32. Write ``x = a + r`` and ``W = w + s``,
-each the sum of its rounded value and what rounding lost. Then ``x W - a w = r W + a s``, whose size the norms of these
-vectors bound (Cauchy and Schwarz): at most ``|r| |W| + |a| |s|``. A feature that is too small even with this bound added
-cannot be selected. So the selected entries are those that float32 would select, and their values are float32 dot products.
+Processors multiply in bfloat16, or in int16 with a scale per row, about twice as fast as in float32. Write ``x = a + r`` and
+``W = w + s``, each the sum of its rounded value and what rounding lost. Then ``x W - a w = r W + a s``, whose size the norms
+of these vectors bound (Cauchy and Schwarz): at most ``|r| |W| + |a| |s|``. A feature that is too small even with this bound
+added cannot be selected. So the selected entries are those that float32 would select, with dot products in float32 as values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -31,7 +32,7 @@ def screened_top_k(encoder: Encoder, k: int, at_once: int) -> list[RowEntries] |
         at_once: entries of the product held in memory at a time.
 
     Returns:
-        None if float32 is faster (the processor does not multiply in bfloat16, there are few tokens or features, or rounding
+        None if float32 is faster (the processor multiplies no faster in 16 bits, there are few tokens or features, or rounding
         rules out too few features), or if a number is NaN or too large for screening.
     """
     parts: list[RowEntries] = []
@@ -58,23 +59,27 @@ def _screens(encoder: Encoder, k: int, at_once: int) -> Iterator[native_screen.S
     """A few tokens at a time; each is valid until the next is asked for. Nothing if screening would not be faster."""
     if not may_pay(encoder, k):
         return
-    W, norms, errors = native_screen.round_rows(encoder.W_enc)
+    chosen = backends.screening()
+    assert chosen is not None, "may_pay() checks it"
+    _, dtype = chosen
+    W = native_screen.round_rows(encoder.W_enc, dtype)
     # A float32 sum of n products is off by at most n / 2^24 times the product of the two norms. Both the bfloat16 product,
-    # which is added up in float32, and the full one are off by this much: hence the 2.
-    errors += 2 * (W.shape[1] + 16) * 2.0**-24 * norms
-    of_features = encoder.b_enc, CARE * norms, CARE * errors
+    # which is added up in float32, and the full one are off by this much: hence the 2. An int16 product is off by less.
+    errors = W.errors + 2 * (encoder.W_enc.shape[1] + 16) * 2.0**-24 * W.norms
+    of_features = encoder.b_enc, CARE * W.norms, CARE * errors
     n = encoder.per_position
-    buffer = W.new_empty(max(at_once, *(n * block.width for block in encoder.blocks)))
+    size = max(at_once, *(n * block.width for block in encoder.blocks))
+    buffer = torch.empty(size, dtype=torch.bfloat16)
     few = True
     for block in encoder.blocks:
         b, W_norms, W_errors = (torch.cat([each[piece] for piece in block.pieces]) for each in of_features)
         for part in _parts(block, n, at_once, few):
             x = encoder.tokens_of(part).contiguous()
-            rounded, norms, errors = native_screen.round_rows(x)
+            rounded = native_screen.round_rows(x, dtype)
             products = buffer[: len(x) * part.width].view(len(x), -1)
-            encoder.multiply(part, rounded, W, products)
-            W_enc, names = encoder.W_enc, part.features
-            yield native_screen.Screen(products, x, norms, errors, W_enc, b, W_norms, W_errors, names)
+            encoder.fill(part, partial(native_screen.multiply, rounded, W), products)
+            of_tokens, names = (rounded.norms, rounded.errors), part.features
+            yield native_screen.Screen(products, x, *of_tokens, encoder.W_enc, b, W_norms, W_errors, names)
         few = False
 
 
@@ -86,7 +91,7 @@ def may_pay(encoder: Encoder, k: int) -> bool:
         and encoder.x.shape[-1] >= backends.SCREENING_D_IN
         and encoder.x.dtype == torch.float32
         and native.supports(encoder.W_enc)
-        and native_screen.has_bfloat16()
+        and backends.screening() is not None
     )
 
 

@@ -5,10 +5,15 @@
 
 #include "lanes.h"
 
-INLINE ints load_bits(const int32_t *x) { return *(const ints *)x; }
-
 /* With these, a sum tells which lanes of a comparison hold. */
-#define POWERS {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768}
+#define FOUR_POWERS(n) 1 << (n), 2 << (n), 4 << (n), 8 << (n)
+#if LANES == 4
+#define POWERS {FOUR_POWERS(0)}
+#elif LANES == 8
+#define POWERS {FOUR_POWERS(0), FOUR_POWERS(4)}
+#else
+#define POWERS {FOUR_POWERS(0), FOUR_POWERS(4), FOUR_POWERS(8), FOUR_POWERS(12)}
+#endif
 
 /* Floats above 0 are in the order of their bits, below all of them those that are not, and NaN, with its sign taken
    away, above infinity. So the search below is one among whole numbers. */

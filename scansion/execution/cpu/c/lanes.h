@@ -2,50 +2,46 @@
 
    All of it is called through ctypes. Matrices are contiguous, row by row; whole numbers are of 64 bits. Work is
    cut among threads where no two write the same row, so that results do not depend on how many there are. The threads are
-   OpenMP's, which torch has loaded already: others would wait for cores on which its own are waiting for work. */
+   OpenMP's, which torch has loaded already: others would wait for cores on which its own are waiting for work.
+
+   any.c, avx2.c and avx512.c each build all of it, with vectors as wide as their processors' registers: a comparison of wider
+   ones is done number by number by some compilers. They define LANES, the numbers in a vector, and SUFFIX, which is added to the
+   names of functions; native.py takes those that are fastest on the processor. */
 
 #ifndef SCANSION_LANES_H
 #define SCANSION_LANES_H
 
-#include <omp.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "system.h"
 
-/* One build serves old and new processors: the C library picks the widest form as the library is loaded. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
-#define FOR_EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_EACH_CPU
-#endif
+#define JOINED(name, suffix) scansion_##name##_##suffix
+#define NAMED(name, suffix) JOINED(name, suffix)
+#define EXPORT(name) NAMED(name, SUFFIX)
 #define INLINE static inline __attribute__((always_inline))
 
 /* What this thread does of n rows or columns, as two arguments: the first, and the one after the last. */
 #define MINE(n) ((n) * omp_get_thread_num() / omp_get_num_threads()), ((n) * (omp_get_thread_num() + 1) / omp_get_num_threads())
 
-#define LANES 16
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t eight __attribute__((vector_size(32)));
-typedef int32_t four __attribute__((vector_size(16)));
+typedef int32_t four_ints __attribute__((vector_size(16)));
+typedef float four_floats __attribute__((vector_size(16)));
 
 INLINE floats load(const float *x) { return *(const floats *)x; }
 
+INLINE ints load_bits(const int32_t *x) { return *(const ints *)x; }
+
 INLINE int32_t sum_of_ints(ints x) {
-    union { ints whole; eight half[2]; } halves = {x};
-    union { eight whole; four half[2]; } quarters = {halves.half[0] + halves.half[1]};
-    four sums = quarters.half[0] + quarters.half[1];
-    return sums[0] + sums[1] + sums[2] + sums[3];
+    union { ints whole; four_ints parts[LANES / 4]; } of = {x};
+    for (int n = LANES / 8; n; n /= 2)
+        for (int i = 0; i < n; i++) of.parts[i] += of.parts[i + n];
+    return of.parts[0][0] + of.parts[0][1] + of.parts[0][2] + of.parts[0][3];
 }
 
-typedef float eight_floats __attribute__((vector_size(32)));
-typedef float four_floats __attribute__((vector_size(16)));
-
 INLINE float sum_of_floats(floats x) {
-    union { floats whole; eight_floats half[2]; } halves = {x};
-    union { eight_floats whole; four_floats half[2]; } quarters = {halves.half[0] + halves.half[1]};
-    four_floats sums = quarters.half[0] + quarters.half[1];
-    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+    union { floats whole; four_floats parts[LANES / 4]; } of = {x};
+    for (int n = LANES / 8; n; n /= 2)
+        for (int i = 0; i < n; i++) of.parts[i] += of.parts[i + n];
+    return (of.parts[0][0] + of.parts[0][2]) + (of.parts[0][1] + of.parts[0][3]);
 }
 
 /* Rows that are read at once, so that what is added to them, or they to, is read less often. */

@@ -1,56 +1,30 @@
-/* The largest of each row of a product, where a product in bfloat16 has ruled out nearly all of it. */
-
-#include <float.h>
-#include <math.h>
+/* The largest of each row of a product, where a product in bfloat16 or int16 has ruled out nearly all of it. */
 
 #include "bounds.h"
+#include "rounding.h"
 
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-/* Whether this processor multiplies in bfloat16. */
-int64_t scansion_has_bfloat16(void) {
-/* Older compilers do not know the name. */
-#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
-    return __builtin_cpu_supports("avx512bf16") != 0;
-#else
-    return 0;
-#endif
-}
-
-/* A bfloat16 is the upper half of a float. Of two equally near, the even one is taken. */
-INLINE words nearest(words bits) { return (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u; }
-
-/* More than the norm of numbers whose squares are too small to be held. */
-#define UNDERFLOW 1e-17f
-
-FOR_EACH_CPU
 static void round_rows(int64_t first, int64_t last, int64_t d, const float *rows, uint16_t *rounded, float *norms,
                        float *errors) {
     for (int64_t i = first; i < last; i++) {
         floats squares = {0}, lost = {0};
         for (int64_t j = 0; j < d; j += LANES) {
             const int64_t n = d - j < LANES ? d - j : LANES;
-            floats exact = {0};
-            if (n == LANES)
-                exact = load(rows + i * d + j);
-            else
-                memcpy(&exact, rows + i * d + j, sizeof(float) * n);
+            const floats exact = load_up_to(rows + i * d, j, d);
             const words near = nearest((words)exact);
             const floats error = exact - (floats)near;
-            const halves upper = __builtin_convertvector(near >> 16, halves);
+            const halves upper = upper_halves(near);
             squares += exact * exact;
             lost += error * error;
             memcpy(rounded + i * d + j, &upper, sizeof(uint16_t) * n);
         }
-        norms[i] = sqrtf(sum_of_floats(squares)) + UNDERFLOW;
-        errors[i] = sqrtf(sum_of_floats(lost)) + UNDERFLOW;
+        norms[i] = norm_of(squares);
+        errors[i] = norm_of(lost);
     }
 }
 
 /* Rows in bfloat16, with what the norm of each, and of what rounding took from it, does not exceed by more than rounding. */
-void scansion_round_rows(int64_t n_threads, int64_t n_rows, int64_t d, const float *rows, uint16_t *rounded, float *norms,
-                         float *errors) {
+void EXPORT(round_rows)(int64_t n_threads, int64_t n_rows, int64_t d, const float *rows, uint16_t *rounded, float *norms,
+                        float *errors) {
 #pragma omp parallel num_threads(n_threads)
     round_rows(MINE(n_rows), d, rows, rounded, norms, errors);
 }
@@ -144,7 +118,6 @@ INLINE int compute(const screen *of, int64_t row, const int32_t *chosen, int64_t
 }
 
 /* scansion_screened_top_k for rows from first to last (exclusive). */
-FOR_EACH_CPU
 static int64_t screened_top_k(int64_t first, int64_t last, int64_t k, const screen *of, int64_t *places, int32_t *values,
                               int64_t *counts, int64_t *n_full) {
     const ints powers = POWERS;
@@ -202,8 +175,8 @@ static int64_t screened_top_k(int64_t first, int64_t last, int64_t k, const scre
 }
 
 /* scansion_top_k of what is screened; n_full says how many entries of each row were computed in full. */
-int64_t scansion_screened_top_k(int64_t n_threads, int64_t n_rows, int64_t k, const screen *of, int64_t *places,
-                                int32_t *values, int64_t *counts, int64_t *n_full) {
+int64_t EXPORT(screened_top_k)(int64_t n_threads, int64_t n_rows, int64_t k, const screen *of, int64_t *places,
+                               int32_t *values, int64_t *counts, int64_t *n_full) {
     int64_t status = 0;
 #pragma omp parallel num_threads(n_threads) reduction(| : status)
     status |= screened_top_k(MINE(n_rows), k, of, places, values, counts, n_full);
@@ -211,7 +184,6 @@ int64_t scansion_screened_top_k(int64_t n_threads, int64_t n_rows, int64_t k, co
 }
 
 /* scansion_screened_above for rows from first to last (exclusive). */
-FOR_EACH_CPU
 static int64_t screened_above(int64_t first, int64_t last, const screen *of, const float *floor, const int64_t *offsets,
                               int64_t *places, float *values, int64_t *counts) {
     const ints powers = POWERS;
@@ -247,8 +219,8 @@ static int64_t screened_above(int64_t first, int64_t last, const screen *of, con
 
 /* Entries of which all that exceed the floor are some, in the order of the row, computed in full: row i has counts[i], which go to
    places[offsets[i]] and after. They are only counted where offsets is NULL. Returns what scansion_top_k does. */
-int64_t scansion_screened_above(int64_t n_threads, int64_t n_rows, const screen *of, const float *floor, const int64_t *offsets,
-                                int64_t *places, float *values, int64_t *counts) {
+int64_t EXPORT(screened_above)(int64_t n_threads, int64_t n_rows, const screen *of, const float *floor, const int64_t *offsets,
+                               int64_t *places, float *values, int64_t *counts) {
     int64_t status = 0;
 #pragma omp parallel num_threads(n_threads) reduction(| : status)
     status |= screened_above(MINE(n_rows), of, floor, offsets, places, values, counts);

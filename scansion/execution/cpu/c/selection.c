@@ -3,7 +3,6 @@
 #include "bounds.h"
 
 /* scansion_top_k for rows from first to last (exclusive). */
-FOR_EACH_CPU
 static int64_t top_k(int64_t first, int64_t last, const int32_t *x, int64_t width, int64_t k, const int64_t *ends,
                      const int64_t *const *names, int64_t *places, int32_t *values, int64_t *counts) {
     const ints powers = POWERS;
@@ -41,15 +40,14 @@ static int64_t top_k(int64_t first, int64_t last, const int32_t *x, int64_t widt
    Row i writes places[i * k] and after, as many as counts[i] says: the name of the column, of names[part] for rows up to
    ends[part] (exclusive), or the column itself where that is NULL; values likewise. Returns 0; 1 where there is a NaN; 2 where
    there is no memory. */
-int64_t scansion_top_k(int64_t n_threads, int64_t n_rows, int64_t width, int64_t k, const int32_t *x, const int64_t *ends,
-                       const int64_t *const *names, int64_t *places, int32_t *values, int64_t *counts) {
+int64_t EXPORT(top_k)(int64_t n_threads, int64_t n_rows, int64_t width, int64_t k, const int32_t *x, const int64_t *ends,
+                      const int64_t *const *names, int64_t *places, int32_t *values, int64_t *counts) {
     int64_t status = 0;
 #pragma omp parallel num_threads(n_threads) reduction(| : status)
     status |= top_k(MINE(n_rows), x, width, k, ends, names, places, values, counts);
     return status;
 }
 
-FOR_EACH_CPU
 static void count_above(int64_t first, int64_t last, int64_t width, const float *x, const float *floor, int64_t *counts) {
     for (int64_t row = first; row < last; row++) {
         const float *all = x + row * width;
@@ -62,13 +60,12 @@ static void count_above(int64_t first, int64_t last, int64_t width, const float 
 }
 
 /* How many entries of each row exceed the floor. */
-void scansion_count_above(int64_t n_threads, int64_t n_rows, int64_t width, const float *x, const float *floor,
-                          int64_t *counts) {
+void EXPORT(count_above)(int64_t n_threads, int64_t n_rows, int64_t width, const float *x, const float *floor,
+                         int64_t *counts) {
 #pragma omp parallel num_threads(n_threads)
     count_above(MINE(n_rows), width, x, floor, counts);
 }
 
-FOR_EACH_CPU
 static void take_above(int64_t first, int64_t last, int64_t width, const float *x, const float *floor, const int64_t *offsets,
                        const int64_t *ends, const int64_t *const *names, int64_t *places, float *values) {
     const ints powers = POWERS;
@@ -93,9 +90,9 @@ static void take_above(int64_t first, int64_t last, int64_t width, const float *
 }
 
 /* Those entries, row by row, in the order of the row; row i has offsets[i] to offsets[i + 1]. Names as in scansion_top_k. */
-void scansion_take_above(int64_t n_threads, int64_t n_rows, int64_t width, const float *x, const float *floor,
-                         const int64_t *offsets, const int64_t *ends, const int64_t *const *names, int64_t *places,
-                         float *values) {
+void EXPORT(take_above)(int64_t n_threads, int64_t n_rows, int64_t width, const float *x, const float *floor,
+                        const int64_t *offsets, const int64_t *ends, const int64_t *const *names, int64_t *places,
+                        float *values) {
 #pragma omp parallel num_threads(n_threads)
     take_above(MINE(n_rows), width, x, floor, offsets, ends, names, places, values);
 }

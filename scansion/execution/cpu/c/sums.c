@@ -1,19 +1,11 @@
 /* The sums that go over active entries alone, forward and backward, and passes over rows. */
 
-#include <float.h>
-#include <math.h>
-
 #include "lanes.h"
-
-/* To be raised with every change of what a function of the C part takes or gives; native.py refuses a library of another version. */
-#define VERSION 2
-
-int64_t scansion_version(void) { return VERSION; }
 
 /* Entries grouped by feature, those of a feature in their own order: feature f has starts[f] to starts[f + 1] (exclusive) of
    order, which names entries, and of their tokens. Token t has entries offsets[t] to offsets[t + 1]. */
-void scansion_group(int64_t n_tokens, int64_t d_sae, const int64_t *features, const int64_t *offsets, int64_t *starts,
-                    int64_t *order, int64_t *tokens) {
+void EXPORT(group)(int64_t n_tokens, int64_t d_sae, const int64_t *features, const int64_t *offsets, int64_t *starts,
+                   int64_t *order, int64_t *tokens) {
     const int64_t n = offsets[n_tokens];
     memset(starts, 0, sizeof(int64_t) * (d_sae + 1));
     for (int64_t i = 0; i < n; i++) starts[features[i] + 1]++;
@@ -65,7 +57,6 @@ INLINE void subtract_and_dot(const int n, int64_t d, const float *const *rows, c
 }
 
 /* scansion_decode for tokens from first to last (exclusive). */
-FOR_EACH_CPU
 static void decode(int64_t first, int64_t last, int64_t d, const int64_t *offsets, const int64_t *features,
                    const float *values, const float *W_dec, const float *x, float *residual) {
     for (int64_t token = first; token < last; token++) {
@@ -85,14 +76,14 @@ static void decode(int64_t first, int64_t last, int64_t d, const int64_t *offset
 }
 
 /* How many entries of each feature are above 0. */
-void scansion_fired(int64_t n, int64_t d_sae, const int64_t *features, const float *values, int64_t *counts) {
+void EXPORT(fired)(int64_t n, int64_t d_sae, const int64_t *features, const float *values, int64_t *counts) {
     memset(counts, 0, sizeof(int64_t) * d_sae);
     for (int64_t i = 0; i < n; i++) counts[features[i]] += values[i] > 0;
 }
 
 /* residual = x - the sum of the token's values times decoder rows. */
-void scansion_decode(int64_t n_threads, int64_t n_tokens, int64_t d, const int64_t *offsets, const int64_t *features,
-                     const float *values, const float *W_dec, const float *x, float *residual) {
+void EXPORT(decode)(int64_t n_threads, int64_t n_tokens, int64_t d, const int64_t *offsets, const int64_t *features,
+                    const float *values, const float *W_dec, const float *x, float *residual) {
 #pragma omp parallel num_threads(n_threads)
     decode(MINE(n_tokens), d, offsets, features, values, W_dec, x, residual);
 }
@@ -132,7 +123,6 @@ INLINE void learn_encoder(const int n, int64_t d, const int64_t *entries, const 
 #define FEATURES 256
 
 /* scansion_learn for features from first to last (exclusive). */
-FOR_EACH_CPU
 static void learn(int64_t first, int64_t last, int64_t d, const int64_t *starts, const int64_t *order, const int64_t *tokens,
                   const float *values, const float *beside, const float *W_dec, const float *x, const float *to_residual,
                   float *to_W_dec, float *to_W_enc, float *to_b_enc, float *to_values) {
@@ -173,9 +163,9 @@ static int64_t feature_at(int64_t entry, const int64_t *starts, int64_t d_sae) {
    to_residual is the gradient of the residual; beside, where given, what the values of entries get from elsewhere. Writes
    to_W_dec, to_W_enc, which lies feature by feature, to_b_enc, and, in the entries' own order, to_values: the gradient of the
    pre-activations. */
-void scansion_learn(int64_t n_threads, int64_t d_sae, int64_t d, const int64_t *starts, const int64_t *order,
-                    const int64_t *tokens, const float *values, const float *beside, const float *W_dec, const float *x,
-                    const float *to_residual, float *to_W_dec, float *to_W_enc, float *to_b_enc, float *to_values) {
+void EXPORT(learn)(int64_t n_threads, int64_t d_sae, int64_t d, const int64_t *starts, const int64_t *order,
+                   const int64_t *tokens, const float *values, const float *beside, const float *W_dec, const float *x,
+                   const float *to_residual, float *to_W_dec, float *to_W_enc, float *to_b_enc, float *to_values) {
 #pragma omp parallel num_threads(n_threads)
     {
         /* Equally many entries for each thread, in whole features. */
@@ -196,7 +186,6 @@ INLINE float dot(int64_t d, const float *one, const float *other) {
     return rest + sum_of_floats(sums);
 }
 
-FOR_EACH_CPU
 static void remove_parallel(int64_t first, int64_t last, int64_t d, const float *rows, float *gradient) {
     for (int64_t i = first; i < last; i++) {
         const float *row = rows + i * d, along = dot(d, row, gradient + i * d);
@@ -205,12 +194,11 @@ static void remove_parallel(int64_t first, int64_t last, int64_t d, const float 
 }
 
 /* From each row of a gradient, its part along a row of unit norm. */
-void scansion_remove_parallel(int64_t n_threads, int64_t n_rows, int64_t d, const float *rows, float *gradient) {
+void EXPORT(remove_parallel)(int64_t n_threads, int64_t n_rows, int64_t d, const float *rows, float *gradient) {
 #pragma omp parallel num_threads(n_threads)
     remove_parallel(MINE(n_rows), d, rows, gradient);
 }
 
-FOR_EACH_CPU
 static void normalise(int64_t first, int64_t last, int64_t d, float *rows) {
     for (float *row = rows + first * d; row < rows + last * d; row += d) {
         const float norm = sqrtf(dot(d, row, row)), scale = 1 / (norm > FLT_MIN ? norm : FLT_MIN);
@@ -219,12 +207,11 @@ static void normalise(int64_t first, int64_t last, int64_t d, float *rows) {
 }
 
 /* Every row becomes one of unit norm; one of zeros stays as it is. */
-void scansion_normalise(int64_t n_threads, int64_t n_rows, int64_t d, float *rows) {
+void EXPORT(normalise)(int64_t n_threads, int64_t n_rows, int64_t d, float *rows) {
 #pragma omp parallel num_threads(n_threads)
     normalise(MINE(n_rows), d, rows);
 }
 
-FOR_EACH_CPU
 static void weighted_sum(int64_t first, int64_t last, int64_t n_rows, int64_t d, const float *weights, const float *rows,
                          float *sum) {
     memset(sum + first, 0, sizeof(float) * (last - first));
@@ -236,7 +223,7 @@ static void weighted_sum(int64_t first, int64_t last, int64_t n_rows, int64_t d,
 }
 
 /* The sum of all rows, each times its weight; every thread has some of the columns, as many at a time as it adds at once. */
-void scansion_weighted_sum(int64_t n_threads, int64_t n_rows, int64_t d, const float *weights, const float *rows, float *sum) {
+void EXPORT(weighted_sum)(int64_t n_threads, int64_t n_rows, int64_t d, const float *weights, const float *rows, float *sum) {
 #pragma omp parallel num_threads(n_threads)
     {
         const int64_t blocks[] = {MINE(rounded_up(d) / LANES)}, last = blocks[1] * LANES;
