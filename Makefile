@@ -1,6 +1,7 @@
 # make demo: from nothing to a scored SAE on a real language model.   make test: the tests.   make check: what CI runs.
 # make bench: speed beside other libraries' and the machine's own limit; its parts are bench-training, bench-large,
 #   bench-wide, bench-harvest, bench-study, bench-growth and bench-profile, and bench-page writes what they found into the docs.
+# make bench-gpu: on a machine with a GPU, whether every way is right there, and how fast; ends by itself within 4 minutes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ BENCH := $(BENCH_VENV)/bin/python -m
 MEASURED := benchmarks/results
 BENCH_PARTS := bench-training bench-large bench-wide bench-harvest bench-study bench-growth bench-profile
 
-.PHONY: demo test check lint types layers bench $(BENCH_PARTS) bench-page clean
+.PHONY: demo test check lint types layers bench bench-gpu $(BENCH_PARTS) bench-page clean
 
 demo: $(READY)
 	$(BIN)/scansion demo
@@ -48,6 +49,9 @@ $(DEV_READY): $(READY)
 	touch $@
 
 bench: $(BENCH_PARTS) bench-page
+
+bench-gpu:
+	$(PYTHON) -m benchmarks.gpu --out $(MEASURED)/gpu.json
 
 bench-training: $(BENCH_READY)
 	$(BENCH) benchmarks.training --out $(MEASURED)/training.json

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from benchmarks.peers import Step
 from scansion.activations import PositionedBatch
-from scansion.masks import BandMaskConfig, MaskConfig, NoMaskConfig, RandomHardMaskConfig, SoftMaskConfig
-from scansion.sae import BatchTopKConfig, ReluConfig, TopKConfig, build_sae
+from scansion.masks import (
+    AdaptiveMaskConfig,
+    BandMaskConfig,
+    ImportanceMaskConfig,
+    MaskConfig,
+    NoMaskConfig,
+    RandomHardMaskConfig,
+    SoftMaskConfig,
+)
+from scansion.sae import BatchTopKConfig, JumpReluConfig, ReluConfig, SAEConfig, TopKConfig, build_sae
 from scansion.training import TrainingConfig
 from scansion.training.learner import Learner
 
@@ -19,8 +28,14 @@ TOKENS = 20_000_000  # of the schedules
 
 
 def mask_config(mask: str) -> MaskConfig:
-    """Settings of ``none``, ``random`` (hard), ``soft`` (learnt), or a number of bands."""
-    named = {"none": NoMaskConfig, "random": RandomHardMaskConfig, "soft": SoftMaskConfig}
+    """Settings of ``none``, ``random`` (hard), ``soft``, ``importance``, ``adaptive`` (learnt), or a number of bands."""
+    named = {
+        "none": NoMaskConfig,
+        "random": RandomHardMaskConfig,
+        "soft": SoftMaskConfig,
+        "importance": ImportanceMaskConfig,
+        "adaptive": AdaptiveMaskConfig,
+    }
     return named[mask]() if mask in named else BandMaskConfig(count=int(mask))
 
 
@@ -34,30 +49,53 @@ def ours(
     n_positions: int = POSITIONS,
     seed: int = 0,
 ) -> Step:
-    """A whole step of training, metrics and counts of dead features included.
+    """A whole step of training, metrics and counts of dead features included; takes batches on the CPU.
+
+    Arguments as for :func:`learner`.
+    """
+    trained = learner(kind, d_in, d_sae, k, mask, dense, n_positions, seed)
+    positions = torch.arange(n_positions)
+
+    def step(x: Tensor) -> None:
+        trained.advance(PositionedBatch(x.view(n_positions, -1, d_in), positions))
+
+    return step
+
+
+def learner(
+    kind: str,
+    d_in: int,
+    d_sae: int,
+    k: int,
+    mask: str = "none",
+    dense: bool = False,
+    n_positions: int = POSITIONS,
+    seed: int = 0,
+    device: str = "cpu",
+    precision: Literal["auto", "float32", "tf32", "bf16"] = "auto",
+) -> Learner:
+    """An SAE that is being trained.
 
     Args:
-        kind: relu, topk or batch_topk.
+        kind: relu, jumprelu, topk or batch_topk.
         d_in, d_sae, k: sizes.
         mask: see :func:`mask_config`.
         dense: by the dense form that every faster way is tested against.
         n_positions: context length; batches hold equally many tokens of each.
         seed: of the initial weights.
+        device: where it is trained.
+        precision: of its products.
     """
     config = mask_config(mask)
-    made: dict[str, Callable[[], ReluConfig | TopKConfig | BatchTopKConfig]] = {
+    made: dict[str, Callable[[], SAEConfig]] = {
         "relu": lambda: ReluConfig(d_sae=d_sae, mask=config),
+        "jumprelu": lambda: JumpReluConfig(d_sae=d_sae, mask=config),
         "topk": lambda: TopKConfig(d_sae=d_sae, k=k, mask=config),
         "batch_topk": lambda: BatchTopKConfig(d_sae=d_sae, k=k, mask=config),
     }
-    sae = build_sae(made[kind](), d_in, n_positions, torch.Generator().manual_seed(seed))
-    learner = Learner(sae, TrainingConfig(tokens=TOKENS, device="cpu"), TOKENS // 2048, "dense" if dense else None)
-    positions = torch.arange(n_positions)
-
-    def step(x: Tensor) -> None:
-        learner.advance(PositionedBatch(x.view(n_positions, -1, d_in), positions))
-
-    return step
+    sae = build_sae(made[kind](), d_in, n_positions, torch.Generator().manual_seed(seed)).to(device)
+    training = TrainingConfig(tokens=TOKENS, device=device, precision=precision)
+    return Learner(sae, training, TOKENS // 2048, "dense" if dense else None)
 
 
 def batch(n_tokens: int, d_in: int, seed: int) -> Tensor:

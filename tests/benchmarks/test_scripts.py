@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import figures, growth, harvest, profile, study, table, training
+from benchmarks import figures, gpu, growth, harvest, profile, study, table, training
 from benchmarks.rounds import Record, take_turns
 from benchmarks.training_tables import PLAIN, Result
 from scansion.files import read_json
@@ -44,6 +45,26 @@ def test_a_result_stays_until_something_is_measured(tmp_path: Path) -> None:
     record.measure("group", {"a": lambda _: None}, 1, lambda times: {"subjects": len(times)})
     assert read_json(path)["group"]["subjects"] == 1
     assert read_json(path)["work"] == {}
+
+
+def test_the_script_for_a_gpu_checks_and_times_every_way(tmp_path: Path) -> None:
+    gpu.measure(out=tmp_path / "gpu.json", device="cpu", small=True)
+    found = read_json(tmp_path / "gpu.json")
+    ways = {f"{kind}, {mask}" for kind, mask, dense in gpu.STEPS if not dense}
+    assert found["correct"].keys() == ways < found["steps A"].keys()
+    for row in found["correct"].values():
+        assert abs(row["fve_dense_less_fast"]) < 1e-4 and row["same_bytes_twice"], row
+    assert all(row["ms"] > 0 for part in ("limits A", "steps A") for row in found[part].values())
+
+
+def test_what_fails_on_a_gpu_is_written_down_and_the_rest_goes_on(tmp_path: Path) -> None:
+    rows = gpu.Rows(tmp_path / "gpu.json", torch.device("cpu"), until=float("inf"))
+    rows.add("steps", "broken", lambda: 1 // 0)
+    rows.add("steps", "fine", lambda: {"ms": 1.0})
+    gpu.Rows(tmp_path / "late.json", torch.device("cpu"), until=0.0).add("steps", "late", lambda: 1 // 0)
+    failed = "ZeroDivisionError: integer division or modulo by zero"
+    assert read_json(tmp_path / "gpu.json") == {"steps": {"broken": {"failed": failed}, "fine": {"ms": 1.0}}}
+    assert read_json(tmp_path / "late.json") == {"steps": {"late": {"skipped": "out of time"}}}
 
 
 @pytest.mark.parametrize("apart", [False, True])
