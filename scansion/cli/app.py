@@ -21,10 +21,10 @@ app = App(
     version_flags=["--version"],
     default_parameter=Parameter(negative_iterable=()),
 )
-START = Group.create_ordered("Start here")
-STEPS = Group.create_ordered("Steps, from text to scores")
-STUDIES = Group.create_ordered("Studies: many runs, compared")
-LISTS = Group.create_ordered("What there is to choose from")
+START = Group("Start here", sort_key=0)
+STEPS = Group("Steps, from text to scores", sort_key=1)
+STUDIES = Group("Studies: many runs, compared", sort_key=2)
+LISTS = Group("What there is to choose from", sort_key=3)
 output = Console(highlight=False, soft_wrap=True)
 """For lines: a file gets them whole, a terminal wraps them."""
 
