@@ -125,13 +125,20 @@ def evaluate_core(
     positions = store.used_positions(config.counts_position_0)
     n_contexts = min(config.n_contexts or store.n_contexts, store.n_contexts)
     valid = store.valid[positions][:, :n_contexts]
+    # Sums stay where the SAEs are, if that is one GPU: it computes in float64, which Apple's do not.
+    places = {subject.sae.W_dec.device for subject in subjects}
+    device = next(iter(places)) if len(places) == 1 and all(place.type == "cuda" for place in places) else None
+    valid = valid.to(device or torch.device("cpu"))
     tallies = [_Tally(subject.sae, valid) for subject in subjects]
     with progress("reconstruct held-out", n_contexts * (1 + len(subjects)), "contexts") as advance, torch.no_grad():
-        means = _Means(read_contexts(store, positions, n_contexts, config.batch_contexts, advance), valid, store.d_in)
-        for part in read_contexts(store, positions, n_contexts, config.batch_contexts):
+        parts = read_contexts(store, positions, n_contexts, config.batch_contexts, advance, device)
+        means = _Means(parts, valid, store.d_in)
+        for part in read_contexts(store, positions, n_contexts, config.batch_contexts, device=device):
             for subject, tally in zip(subjects, tallies, strict=True):
                 tally.add(subject.sae, part, means)
                 advance(len(part))
+    for tally in tallies:
+        tally.to_cpu()
     losses: list[LossTally] | None = None
     if has_loss and load_lm:
         lm = load_lm()
@@ -169,7 +176,7 @@ class _Means:
     """Mean activation of the evaluated tokens, overall and at each position: what variance is measured around."""
 
     def __init__(self, parts: Iterable[ContextBatch], valid: Bool[Tensor, "P C"], d_in: int) -> None:
-        sums = torch.zeros(len(valid), d_in, dtype=torch.float64)
+        sums = torch.zeros(len(valid), d_in, dtype=torch.float64, device=valid.device)
         for part in parts:
             sums += (part.batch.x.double() * part.valid[..., None]).sum(dim=1)
         self.overall: Float[Tensor, "1 1 d_in"] = (sums.sum(dim=0) / valid.sum()).float()[None, None]
@@ -181,18 +188,20 @@ class _Tally:
 
     def __init__(self, sae: SAE, valid: Bool[Tensor, "P C"]) -> None:
         self.valid = valid
+        device = valid.device
         self.squares = {
-            name: torch.zeros(valid.shape, dtype=torch.float64)
+            name: torch.zeros(valid.shape, dtype=torch.float64, device=device)
             for name in ("error", "variance", "variance_at_position", "norm", "cosine", "l0", "l1")
         }
-        self.fired = torch.zeros(sae.d_sae, dtype=torch.int64)
-        self.allowed = torch.zeros(sae.d_sae, dtype=torch.int64)
-        self.output_sum = torch.zeros(sae.d_in, dtype=torch.float64)
-        self.output_square = 0.0
+        self.fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
+        # In float64, exact for counts: GPUs have no product of integer matrices.
+        self.allowed = torch.zeros(sae.d_sae, dtype=torch.float64, device=device)
+        self.output_sum = torch.zeros(sae.d_in, dtype=torch.float64, device=device)
+        self.output_square = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, sae: SAE, part: ContextBatch, means: _Means) -> None:
         x, valid, acts = part.batch.x, part.valid, part.encode(sae)
-        x_hat = sae.decode(acts, part.batch.token_positions.to(acts.device)).cpu()
+        x_hat = sae.decode(acts, part.batch.token_positions.to(acts.device)).to(x.device)
         active = acts > 0
         figures = {
             "error": (x - x_hat).square().sum(dim=-1),
@@ -200,16 +209,23 @@ class _Tally:
             "variance_at_position": (x - means.by_position).square().sum(dim=-1),
             "norm": x.square().sum(dim=-1),
             "cosine": torch.nn.functional.cosine_similarity(x, x_hat, dim=-1),
-            "l0": active.sum(dim=-1).cpu(),
-            "l1": acts.sum(dim=-1).cpu(),
+            "l0": active.sum(dim=-1).to(x.device),
+            "l1": acts.sum(dim=-1).to(x.device),
         }
         for name, figure in figures.items():
             self.squares[name][:, part.contexts] = torch.where(valid, figure.double(), 0.0)
-        self.fired += active.sum(dim=(0, 1)).cpu()
-        self.allowed += valid.sum(dim=1) @ sae.mask.can_fire(part.batch.positions.to(acts.device)).long().cpu()
+        self.fired += active.sum(dim=(0, 1)).to(x.device)
+        can_fire = sae.mask.can_fire(part.batch.positions.to(acts.device)).to(x.device)
+        self.allowed += valid.sum(dim=1).double() @ can_fire.double()
         seen = x_hat[valid].double()
         self.output_sum += seen.sum(dim=0)
-        self.output_square += float(seen.square().sum())
+        self.output_square += seen.square().sum()
+
+    def to_cpu(self) -> None:
+        """Bring the sums to the CPU, all at once: reading them batch by batch would wait for the GPU each time."""
+        self.valid, self.fired, self.allowed = self.valid.cpu(), self.fired.cpu(), self.allowed.cpu()
+        self.output_sum, self.output_square = self.output_sum.cpu(), self.output_square.cpu()
+        self.squares = {name: values.cpu() for name, values in self.squares.items()}
 
     def by_context(self, name: str) -> np.ndarray:
         """Sum over positions, shape [C]."""
@@ -223,7 +239,7 @@ class _Tally:
     def output_variance(self) -> float:
         """Variance of the reconstruction, summed over dimensions, per token."""
         n = int(self.valid.sum())
-        return self.output_square / n - float((self.output_sum / n).square().sum())
+        return float(self.output_square) / n - float((self.output_sum / n).square().sum())
 
 
 def _result(

@@ -20,7 +20,7 @@ class ContextBatch:
 
     Attributes:
         contexts: their indices in the store.
-        batch: their activations in float32, on the CPU.
+        batch: their activations in float32.
         valid: False where a context does not reach a position.
     """
 
@@ -46,6 +46,7 @@ def read_contexts(
     n_contexts: int,
     batch_size: int,
     advance: Advance | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[ContextBatch]:
     """The first contexts of a store, in order.
 
@@ -55,11 +56,13 @@ def read_contexts(
         n_contexts: contexts to read, at most as many as the store has.
         batch_size: contexts per batch.
         advance: called after each batch has been used, with the number of its contexts.
+        device: where the batches are wanted; default the CPU.
     """
-    valid = store.valid[positions]
+    device = device or torch.device("cpu")
+    valid = store.valid[positions].to(device)
     for start in range(0, n_contexts, batch_size):
         contexts = slice(start, min(start + batch_size, n_contexts))
-        batch = store.contexts(contexts.start, contexts.stop).at(positions).float()
+        batch = store.contexts(contexts.start, contexts.stop).at(positions).to(device).float()
         yield ContextBatch(contexts, batch, valid[:, contexts])
         if advance:
             advance(contexts.stop - contexts.start)
