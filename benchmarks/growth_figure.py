@@ -17,13 +17,13 @@ TITLES = {
     "n_positions": "positions",
     "bands": "bands",
     "n_saes": "SAEs trained together",
-    "batch_tokens": "tokens a step",
+    "batch_tokens": "tokens per step",
 }
 MARKERS = ("o", "s", "^")
 
 
 def growth(result: Result) -> Figure:
-    """An axis a column; time above, memory below where it was measured."""
+    """One axis per column; time above, memory below where it was measured."""
     axes_found = groups(result)
     rows = 2 if any("memory" in part for part in axes_found.values()) else 1
     figure = Figure(figsize=(3.0 * len(axes_found), 2.9 * rows + 0.3), layout="constrained")
@@ -39,7 +39,7 @@ def growth(result: Result) -> Figure:
         for axis in panels[:, column]:
             _dress(axis, part["values"])
         panels[-1, column].set_xlabel(name)
-    panels[0, 0].set_ylabel("milliseconds a step")
+    panels[0, 0].set_ylabel("milliseconds per step")
     if rows == 2:
         panels[1, 0].set_ylabel("peak memory, MB")
     figure.suptitle("In brackets the exponent that fits all points", fontsize=9, color="0.3")

@@ -1,6 +1,6 @@
 """An own hook point: the hidden activations of the MLP, before they are projected back to the residual stream.
 
-    scansion harvest --plugin examples/hook_point.py --hook-point mlp_hidden.5 ...
+    scansion --plugin examples/hook_point.py harvest --hook-point mlp_hidden.5 ...
 
 The activation that is read is the *input* of the MLP's last projection, whose name differs between model families. It is
 wider than the residual stream, so the site says how wide.

@@ -150,3 +150,12 @@ def test_a_trained_mask_is_compiled_to_bands(run, harvest, tmp_path: Path) -> No
     assert status == 0 and "bands" in out, err
     status, _, err = run(*compiling, tmp_path / "soft")
     assert status == 2 and "cannot replace its origin" in err
+
+
+def test_help_begins_with_where_to_start(run) -> None:
+    _, out, _ = run("--help")
+    titles = ["Start here", "Steps, from text to scores", "Studies: many runs", "What there is", "Options of every command"]
+    places = [out.index(title) for title in titles]
+    assert places == sorted(places) and out.index("--version") > places[-1] and out.index("--plugin") > places[-1]
+    _, out, _ = run("harvest", "--help")
+    assert out.index("--hook-point") < out.index("Options of every command") < out.index("--config")

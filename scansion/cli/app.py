@@ -9,6 +9,12 @@ from importlib.resources import files
 from cyclopts import App, Group, Parameter
 from rich.console import Console
 
+START = Group("Start here", sort_key=0)
+STEPS = Group("Steps, from text to scores", sort_key=1)
+STUDIES = Group("Studies: many runs, compared", sort_key=2)
+LISTS = Group("What there is to choose from", sort_key=3)
+COMMON = Group("Options of every command", sort_key=4)
+
 app = App(
     name="scansion",
     help="Train, evaluate and compare position-aware sparse autoencoders (SAEs) on language-model activations.\n\n"
@@ -21,10 +27,8 @@ app = App(
     version_flags=["--version"],
     default_parameter=Parameter(negative_iterable=()),
 )
-START = Group("Start here", sort_key=0)
-STEPS = Group("Steps, from text to scores", sort_key=1)
-STUDIES = Group("Studies: many runs, compared", sort_key=2)
-LISTS = Group("What there is to choose from", sort_key=3)
+for flag in ("--help", "-h", "--version"):
+    app[flag].group = (COMMON,)
 output = Console(highlight=False, soft_wrap=True)
 """For lines: a file gets them whole, a terminal wraps them."""
 

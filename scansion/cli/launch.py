@@ -11,7 +11,7 @@ from cyclopts import CycloptsError, Parameter
 from cyclopts.config import Env, Yaml
 from pydantic import ValidationError
 
-from scansion.cli.app import app
+from scansion.cli.app import COMMON, app
 from scansion.errors import ScansionError, describe
 from scansion.files import one_line_io_errors
 from scansion.progress import say
@@ -22,8 +22,8 @@ app.meta.help_flags = ()  # `--help` goes through _launch, so that help includes
 @app.meta.default
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Path | None = None,
-    plugin: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    config: Annotated[Path | None, Parameter(group=COMMON)] = None,
+    plugin: Annotated[list[Path] | None, Parameter(group=COMMON, negative="")] = None,
 ) -> None:
     """Options of all commands; they come before the command's name.
 

@@ -26,11 +26,16 @@ class Position(Evaluation[PositionConfig, PositionResult]):
     decides = True
     figures = (
         Figure(
-            "position_information", "position, mbit", read="in_force.information", headline=True, scale=1000, digits=2
+            "position_information",
+            "position information, mbit",
+            read="in_force.information",
+            headline=True,
+            scale=1000,
+            digits=2,
         ),
         Figure(
             "position_information_lifted",
-            "position, mask lifted, mbit",
+            "position information, mask lifted, mbit",
             read="free.information",
             headline=True,
             scale=1000,
@@ -38,7 +43,7 @@ class Position(Evaluation[PositionConfig, PositionResult]):
         ),
         Figure(
             "position_share_lifted",
-            "position, % of entropy, lifted",
+            "position information, % of firing entropy, lifted",
             read="free.information_share",
             headline=True,
             scale=100,
