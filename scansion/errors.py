@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
 
 
 class ScansionError(Exception):
@@ -49,9 +52,37 @@ class StudyError(ScansionError):
     """A run of a study failed; the other runs were done."""
 
 
-def describe(error: ValidationError, whole: str = "plan") -> str:
-    """A validation error in one line: each mistake with its place; ``whole`` is the place of mistakes outside any field."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in mistake['loc']) or whole}: {mistake['msg'].removeprefix('Value error, ')}"
-        for mistake in error.errors()
-    )
+def describe(error: ValidationError, whole: str = "plan", model: type[BaseModel] | None = None) -> str:
+    """A validation error in one line: each mistake with its place.
+
+    Args:
+        error: what pydantic raised.
+        whole: the place of mistakes outside any field; without one, the mistake alone is said.
+        model: the class that was validated, whose settings are named where a key is unknown.
+    """
+    said: list[str] = []
+    for mistake in error.errors():
+        place = ".".join(str(part) for part in mistake["loc"]) or whole
+        text = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            text = "there is no such setting" + _settings_near(model, mistake["loc"])
+        said.append(f"{place}: {text}" if place else text)
+    return "; ".join(said)
+
+
+def _settings_near(model: type[BaseModel] | None, loc: tuple[int | str, ...]) -> str:
+    """The known setting closest to the last part of ``loc``, else all that stand beside it; empty if they are not known."""
+    for part in loc[:-1]:
+        if model is not None and isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation)
+    if model is None:
+        return ""
+    close = get_close_matches(str(loc[-1]), model.model_fields, 1)
+    return f"; did you mean {close[0]}?" if close else f"; the settings here are {', '.join(model.model_fields)}"
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The one config class in an annotation such as ``list[RunPlan] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for part in get_args(annotation) if (model := _model_in(part)) is not None), None)

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 import yaml
 from cyclopts import Parameter
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from scansion.errors import ConfigError
+from scansion.errors import ConfigError, describe
 from scansion.listing import default_of, description_of
-from scansion.masks import MASKS, MaskConfig, parse_mask_config
-from scansion.sae import ARCHITECTURES, SAEConfig, parse_sae_config
+from scansion.masks import MASKS, MaskConfig
+from scansion.registry import Config, Registry
+from scansion.sae import ARCHITECTURES, SAEConfig
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,17 @@ def sae_config(flags: SAEFlags) -> SAEConfig:
     """The config that these flags mean, of which only what was given is set.
 
     Raises:
-        ConfigError: an unknown architecture, or a mask that cannot be read.
-        pydantic.ValidationError: a setting that the architecture does not have, or a value out of range.
+        ConfigError: an unknown architecture or setting, a value out of range, or a mask that cannot be read.
     """
     given = {each.name: value for each in fields(flags) if (value := getattr(flags, each.name)) is not None}
-    return parse_sae_config({**given, "mask": parse_mask(flags.mask).model_dump(exclude_unset=True)})
+    return _parsed(ARCHITECTURES, {**given, "mask": parse_mask(flags.mask).model_dump(exclude_unset=True)})
 
 
 def parse_mask(text: str) -> MaskConfig:
     """``"bands, count: 8, shared: 0.25"`` -> the config it means: a family, then its settings as YAML.
 
     Raises:
-        ConfigError: it cannot be read.
-        pydantic.ValidationError: an unknown family or setting, or a value out of range.
+        ConfigError: it cannot be read, an unknown family or setting, or a value out of range.
     """
     try:
         settings = yaml.safe_load(f"{{family: {text}}}")
@@ -83,7 +83,14 @@ def parse_mask(text: str) -> MaskConfig:
         raise ConfigError(
             f"mask {text!r} cannot be read; write a family, then its settings, like 'bands, count: 8, shared: 0.25'"
         ) from error
-    return parse_mask_config(settings)
+    return _parsed(MASKS, settings)
+
+
+def _parsed(registry: Registry[Config, Any], settings: dict[str, Any]) -> Config:
+    try:
+        return registry.parse(settings)
+    except ValidationError as error:
+        raise ConfigError(describe(error, "", registry.config_called(settings[registry.field]))) from error
 
 
 def _help(owners: Mapping[str, FieldInfo]) -> str:

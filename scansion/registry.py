@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar, cast
 import xxhash
 from pydantic import BaseModel, ValidationError
 
-from scansion.errors import ConfigError, ScansionError
+from scansion.errors import ConfigError, ScansionError, describe
 
 PLUGINS = "SCANSION_PLUGINS"
 """Environment variable with the paths of loaded plugins, so that worker processes load them too."""
@@ -153,8 +153,8 @@ class Registry(Generic[Config, Item]):
         try:
             return self.parse(cast(dict[str, Any], value))
         except ValidationError as error:
-            problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
-            raise ValueError("; ".join(problems)) from error
+            settings = cast(dict[str, Any], value)
+            raise ValueError(describe(error, "", self.config_called(settings.get(self.field)))) from error
 
     def _find(self, name: object) -> tuple[type[Config], Item]:
         if name not in self._items:

@@ -57,9 +57,11 @@ def main() -> None:
         with one_line_io_errors("scansion"):
             app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
     except ValidationError as error:
-        _fail(describe(error))
+        _fail(describe(error, ""))
     except (ScansionError, CycloptsError) as error:
-        _fail(" ".join(str(error).split()))
+        cause = error.__cause__
+        mistaken_flags = isinstance(error, CycloptsError) and isinstance(cause, ValidationError)
+        _fail(describe(cause, "") if mistaken_flags else " ".join(str(error).split()))
     except KeyboardInterrupt:
         say("interrupted; run the same command again to resume")
         sys.exit(130)

@@ -103,7 +103,9 @@ def plan_study(
     """
     settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
     found = estimate(settings, _folders(settings, out or Path("runs") / settings.name, only))
-    table = Table("run", "name", "SAE", "mask", "seeds to do", "tokens", "training, s per seed", "evaluation, s per seed")
+    table = Table(
+        "run", "name", "SAE", "mask", "seeds to do", "tokens", "training, s per seed", "evaluation, s per seed"
+    )
     for one in found.arms:
         arm = one.arm
         table.add_row(

@@ -235,7 +235,7 @@ class EvaluationRegistry(Registry[EvaluationConfig, type[Evaluation[Any, Any]]])
             try:
                 parsed[name] = given if isinstance(given, kind) else kind.model_validate({} if given is None else given)
             except ValidationError as error:
-                raise ConfigError(f"{name}: {describe(error, 'settings')}") from error
+                raise ConfigError(f"{name}: {describe(error, 'settings', kind)}") from error
         return parsed
 
     def build(self, configs: Mapping[str, EvaluationConfig]) -> dict[str, Evaluation[Any, Any]]:

@@ -35,7 +35,7 @@ def load_plan(plan: Path | str) -> StudyPlan:
         _load_plugins(settings, Path(plan).parent)
         return StudyPlan.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(f"{plan}: {describe(error)}") from error
+        raise ConfigError(f"{plan}: {describe(error, model=StudyPlan)}") from error
 
 
 def _load_plugins(settings: Any, folder: Path) -> None:

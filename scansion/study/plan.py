@@ -253,7 +253,7 @@ class StudyPlan(BaseModel):
         try:
             return SynthConfig.model_validate(settings)
         except ValidationError as error:
-            raise ValueError(f"world of run {run.name!r}: {describe(error, 'world')}") from error
+            raise ValueError(f"world of run {run.name!r}: {describe(error, 'world', SynthConfig)}") from error
 
     def with_runs(self, runs: Sequence[Mapping[str, Any]]) -> StudyPlan:
         """The plan with further runs, as they would stand in its file, after its own.
@@ -266,7 +266,7 @@ class StudyPlan(BaseModel):
         try:
             return StudyPlan.model_validate({**self.model_dump(), "runs": [*self.runs, *runs]})
         except ValidationError as error:
-            raise ConfigError(f"a new run of {self.name}: {describe(error)}") from error
+            raise ConfigError(f"a new run of {self.name}: {describe(error, model=StudyPlan)}") from error
 
     def with_settings_filled(self) -> StudyPlan:
         """The plan with those settings of evaluations written out that follow training: what it will do is unchanged."""

@@ -30,7 +30,7 @@ def test_names_and_settings_are_checked(tmp_path: Path) -> None:
     settings.write_text("absorption: {example: 7}")
     for names, given, what in (
         ("absorbtion", "", "no evaluation is called 'absorbtion'; did you mean absorption"),
-        ("absorption", str(settings), "absorption: example: Extra inputs"),
+        ("absorption", str(settings), "absorption: example: there is no such setting; did you mean examples?"),
         (
             "tpp",
             str(settings),

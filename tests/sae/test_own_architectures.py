@@ -73,5 +73,5 @@ def test_a_subclass_of_a_built_in_config_must_be_registered_itself() -> None:
 
 
 def test_settings_of_another_architecture_are_named_in_the_error_of_the_plan() -> None:
-    with pytest.raises(ValueError, match="k: Extra inputs are not permitted"):
+    with pytest.raises(ValueError, match="k: there is no such setting; the settings here are architecture"):
         Plan.model_validate({"sae": {"architecture": "relu", "d_sae": 4, "k": 3}})

@@ -116,16 +116,22 @@ def written(folder: Path, settings: object) -> Path:
 
 
 MISTAKES = {
-    "unknown key": (lambda s: s.update(modle="x"), "modle: Extra inputs are not permitted"),
-    "unknown key inside": (lambda s: s["corpus"].update(lenght=3), r"corpus\.lenght: Extra inputs"),
+    "unknown key": (lambda s: s.update(modle="x"), "modle: there is no such setting; did you mean model\?"),
+    "unknown key inside": (
+        lambda s: s["corpus"].update(lenght=3),
+        r"corpus\.lenght: there is no such setting; the settings here are source, ",
+    ),
     "missing key": (lambda s: s.pop("corpus"), "a plan needs a corpus, or a world"),
     "out of range": (lambda s: s["training"].update(lr=-1), r"training\.lr: Input should be greater than 0"),
     "wrong type": (lambda s: s["corpus"].update(context_length="long"), r"corpus\.context_length: .*integer"),
     "no runs": (lambda s: s.update(runs=[]), "runs: List should have at least 1 item"),
     "two of one name": (lambda s: s["runs"][1].update(name="plain"), "two runs have the same name"),
     "unknown architecture": (lambda s: s["runs"][0]["sae"].update(architecture="vae"), r"runs\.0\.sae: .*'vae'"),
-    "another architecture's key": (lambda s: s["runs"][2]["sae"].update(k=3), r"runs\.2\.sae: k: Extra inputs"),
-    "unknown training key of a run": (lambda s: s["runs"][2]["training"].update(rl=3), "rl: Extra inputs"),
+    "another architecture's key": (
+        lambda s: s["runs"][2]["sae"].update(k=3),
+        r"runs\.2\.sae: k: there is no such setting",
+    ),
+    "unknown training key of a run": (lambda s: s["runs"][2]["training"].update(rl=3), "rl: there is no such setting"),
     "a metric nobody measures": (
         lambda s: s.update(primary_metric="fev"),
         "primary_metric 'fev' is not among what this plan measures; did you mean fve",
@@ -140,7 +146,7 @@ MISTAKES = {
     ),
     "unknown key of an evaluation": (
         lambda s: s["evaluations"]["core"].update(loss=3),
-        "evaluations: core: loss: Extra inputs are not permitted",
+        "evaluations: core: loss: there is no such setting; the settings here are use_position_0",
     ),
     "unknown mask": (lambda s: s["runs"][1]["sae"]["mask"].update(family="odd"), r"runs\.1\.sae: mask: .*'odd'"),
 }
