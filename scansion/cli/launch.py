@@ -59,9 +59,8 @@ def main() -> None:
     except ValidationError as error:
         _fail(describe(error, ""))
     except (ScansionError, CycloptsError) as error:
-        cause = error.__cause__
-        mistaken_flags = isinstance(error, CycloptsError) and isinstance(cause, ValidationError)
-        _fail(describe(cause, "") if mistaken_flags else " ".join(str(error).split()))
+        cause = error.__cause__ if isinstance(error, CycloptsError) else None
+        _fail(describe(cause, "") if isinstance(cause, ValidationError) else " ".join(str(error).split()))
     except KeyboardInterrupt:
         say("interrupted; run the same command again to resume")
         sys.exit(130)
