@@ -54,6 +54,7 @@ class TrainingConfig(BaseModel):
     device: str = Field(default="auto", description="Where to train: auto, cpu, cuda, mps.")
     precision: Literal["auto", "float32", "tf32", "bf16"] = Field(
         default="auto",
+        exclude_if=lambda precision: precision == "auto",  # so that runs from before this setting keep their identity
         description="Type in which large matrix products read their operands: float32, tf32 (NVIDIA GPUs) or bf16; auto "
         "is bf16 on NVIDIA GPUs that have it, else float32. Weights, optimiser and sums are float32 in any case.",
     )

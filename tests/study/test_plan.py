@@ -116,7 +116,7 @@ def written(folder: Path, settings: object) -> Path:
 
 
 MISTAKES = {
-    "unknown key": (lambda s: s.update(modle="x"), "modle: there is no such setting; did you mean model\?"),
+    "unknown key": (lambda s: s.update(modle="x"), r"modle: there is no such setting; did you mean model\?"),
     "unknown key inside": (
         lambda s: s["corpus"].update(lenght=3),
         r"corpus\.lenght: there is no such setting; the settings here are source, ",
