@@ -63,7 +63,7 @@ TABLES = {
 
 
 def written(page: str) -> str:
-    """A page's text with its tables made anew."""
+    """A page's text with its tables rewritten."""
     return BLOCK.sub(lambda block: f"{block[1]}{TABLES[block[2]]()}\n{block[3]}", page)
 
 
