@@ -138,6 +138,6 @@ class _Relu(torch.autograd.Function):
 
 
 def _chunks(x: Float[Tensor, "P n d_in"], blocks: Sequence[Block]) -> Iterator[Block]:
-    """Every block in parts of whole positions, each of at most CHUNK entries or one position."""
+    """Every block in parts of whole positions, each of as many entries as the device holds at a time, or one position."""
     for block in blocks:
         yield from block.split(max(1, backends.entries_at_once(x.device) // (x.shape[1] * block.width)))

@@ -17,6 +17,7 @@ from torch import Tensor
 from scansion.activations import ActivationStore, ActivationStream, PositionedBatch
 from scansion.device import resolve_device
 from scansion.errors import ConfigError, TrainingError
+from scansion.execution.precision import resolve_precision
 from scansion.files import one_line_io_errors
 from scansion.masks import build_mask
 from scansion.progress import progress, say
@@ -146,6 +147,7 @@ class _Session:
         self.store = store
         build_mask(run.sae.mask, store.n_positions, run.sae.d_sae)  # raises if it does not fit, before a folder is made
         check_usage_source(run.sae, store.d_in)
+        resolve_precision(run.training.precision, resolve_device(run.training.device))
         self.folder = RunFolder(run.folder, {**run.settings(), "store": store.manifest.key})
         self._pending: list[Tensor] = []
         self._durations: list[float] = []

@@ -257,3 +257,11 @@ def test_schedules() -> None:
     assert weights_[:10] == pytest.approx([0.1 * i for i in range(1, 11)]) and set(weights_[9:]) == {1.0}
     assert TrainingConfig().lr_at(0, 100) == pytest.approx(3e-4 / 5)
     assert TrainingConfig(lr_warmup_steps=0, lr_decay_fraction=0).lr_at(99, 100) == 3e-4
+
+
+@pytest.mark.parametrize("wrong", [{"device": "gpu"}, {"precision": "tf32"}])
+def test_a_device_or_precision_that_is_not_there_leaves_no_folder(store, tmp_path: Path, wrong: dict[str, str]) -> None:
+    run = run_of(next(iter(CONFIGS)), tmp_path / "run", **wrong)
+    with pytest.raises(ConfigError, match=next(iter(wrong.values()))):
+        train([run], store)
+    assert not run.folder.exists()
