@@ -11,7 +11,6 @@ import torch
 
 from scansion.activations import HarvestPlan, PositionedBatch
 from scansion.corpus import Contexts
-from scansion.device import resolve_device
 from scansion.errors import ConfigError
 from scansion.evals.core.evaluate import CoreConfig
 from scansion.evals.position import PositionConfig
@@ -25,6 +24,7 @@ from scansion.study.checks import check_plan, sae_bytes
 from scansion.study.plan import Arm, StudyPlan
 from scansion.study.record import seed_folder, source_of
 from scansion.training.learner import Learner
+from scansion.training.trial import training_device
 
 MEASURED_SECONDS = 5.0
 
@@ -142,11 +142,12 @@ def _arm(
     config = arm.training
     positions = held_out.identity.context_length - (0 if config.use_position_0 else 1)
     generator = torch.Generator().manual_seed(0)
-    sae = build_sae(arm.sae, d_in, held_out.identity.context_length, generator).to(resolve_device(config.device))
+    device = training_device([(arm.sae, config)], held_out.identity.context_length)
+    sae = build_sae(arm.sae, d_in, held_out.identity.context_length, generator).to(device)
     per_position = max(1, round(config.batch_tokens / positions))
     first = held_out.identity.context_length - positions
     x = torch.randn(positions, per_position, d_in, generator=generator) / d_in**0.5
-    batch = PositionedBatch(x, torch.arange(first, first + positions)).to(resolve_device(config.device))
+    batch = PositionedBatch(x, torch.arange(first, first + positions)).to(device)
     steps = config.n_steps(positions * per_position)
     learner = Learner(sae, config, max(1, steps))
     step_seconds = _seconds(lambda: learner.advance(batch), budget * 0.8)

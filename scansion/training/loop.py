@@ -25,6 +25,7 @@ from scansion.sae import SAEConfig, SAEMetadata, build_sae, save_sae, uses_pairs
 from scansion.training.config import TrainingConfig
 from scansion.training.learner import METRICS, Learner
 from scansion.training.run_folder import RunFolder, require_same_run
+from scansion.training.trial import training_device
 from scansion.training.warm_start import check_usage_source, start_from_usage
 
 # Runs with equal values of these read the same batches, so one pass over the stream trains them all.
@@ -107,7 +108,7 @@ def check_runs(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
 
 
 def _train_sessions(sessions: list[_Session], store: ActivationStore, config: TrainingConfig) -> None:
-    device = resolve_device(config.device)
+    device = training_device([(session.run.sae, session.run.training) for session in sessions], store.n_positions)
     n_positions = len(store.used_positions(config.use_position_0))
     stream = ActivationStream(
         store,
