@@ -1,6 +1,7 @@
 # make demo: from nothing to a scored SAE on a real language model.   make test: the tests.   make check: what CI runs.
 # make bench: speed beside other libraries' and the machine's own limit; its parts are bench-training, bench-large,
-#   bench-wide, bench-harvest, bench-study, bench-growth and bench-profile, and bench-page writes what they found into the docs.
+#   bench-wide, bench-harvest, bench-study, bench-growth, bench-profile and bench-quality, and bench-page writes what they found
+#   into the docs.
 # make bench-gpu: on a machine with a GPU, whether every way is right there, and how fast; ends by itself within 4 minutes.
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ BENCH_READY := $(BENCH_VENV)/.installed
 
 BENCH := $(BENCH_VENV)/bin/python -m
 MEASURED := benchmarks/results
-BENCH_PARTS := bench-training bench-large bench-wide bench-harvest bench-study bench-growth bench-profile
+BENCH_PARTS := bench-training bench-large bench-wide bench-harvest bench-study bench-growth bench-profile bench-quality
 
 .PHONY: demo test check lint types layers bench bench-gpu $(BENCH_PARTS) bench-page clean
 
@@ -74,6 +75,10 @@ bench-growth: $(BENCH_READY)
 
 bench-profile: $(BENCH_READY)
 	$(BENCH) benchmarks.profile --out $(MEASURED)/profile.json
+
+# Half an hour on one thread. Run it again to resume.
+bench-quality: $(BENCH_READY)
+	$(BENCH) benchmarks.quality --out $(MEASURED)/quality.json
 
 bench-page: $(BENCH_READY)
 	$(BENCH) benchmarks.figures

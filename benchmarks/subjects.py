@@ -39,6 +39,18 @@ def mask_config(mask: str) -> MaskConfig:
     return named[mask]() if mask in named else BandMaskConfig(count=int(mask))
 
 
+def sae_config(kind: str, d_sae: int, k: int, mask: str = "none") -> SAEConfig:
+    """Settings of a relu, jumprelu, topk or batch_topk SAE; for ``mask``, see :func:`mask_config`."""
+    masked = mask_config(mask)
+    made: dict[str, Callable[[], SAEConfig]] = {
+        "relu": lambda: ReluConfig(d_sae=d_sae, mask=masked),
+        "jumprelu": lambda: JumpReluConfig(d_sae=d_sae, mask=masked),
+        "topk": lambda: TopKConfig(d_sae=d_sae, k=k, mask=masked),
+        "batch_topk": lambda: BatchTopKConfig(d_sae=d_sae, k=k, mask=masked),
+    }
+    return made[kind]()
+
+
 def ours(
     kind: str,
     d_in: int,
@@ -86,14 +98,8 @@ def learner(
         device: where it is trained.
         precision: of its products.
     """
-    config = mask_config(mask)
-    made: dict[str, Callable[[], SAEConfig]] = {
-        "relu": lambda: ReluConfig(d_sae=d_sae, mask=config),
-        "jumprelu": lambda: JumpReluConfig(d_sae=d_sae, mask=config),
-        "topk": lambda: TopKConfig(d_sae=d_sae, k=k, mask=config),
-        "batch_topk": lambda: BatchTopKConfig(d_sae=d_sae, k=k, mask=config),
-    }
-    sae = build_sae(made[kind](), d_in, n_positions, torch.Generator().manual_seed(seed)).to(device)
+    config = sae_config(kind, d_sae, k, mask)
+    sae = build_sae(config, d_in, n_positions, torch.Generator().manual_seed(seed)).to(device)
     training = TrainingConfig(tokens=TOKENS, device=device, precision=precision)
     return Learner(sae, training, TOKENS // 2048, "dense" if dense else None)
 
