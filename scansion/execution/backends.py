@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -58,10 +58,13 @@ CACHED = 1 << 16
 
 
 def entries_at_once(device: torch.device) -> int:
-    """Entries of [tokens, features] to hold at once. A constant of the device, since sums depend on where chunks end."""
+    """Entries of [tokens, features] to hold at once, fewer than 2^31, so that kernels count them in 32 bits.
+
+    A constant of the device, since sums depend on where chunks end.
+    """
     if device.type != "cuda":
         return CHUNK
-    return max(CHUNK, torch.cuda.get_device_properties(device).total_memory // BYTES_PER_ENTRY)
+    return min(2**31 - 1, max(CHUNK, torch.cuda.get_device_properties(device).total_memory // BYTES_PER_ENTRY))
 
 
 def batches_bands(device: torch.device) -> bool:
@@ -75,12 +78,15 @@ TRITON_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Types that the Triton kernels accept. Not float64: they sum in float32, which would lose its precision."""
 
 
-def choose(operation: str, by_torch: Callable[..., Any], *tensors: Tensor) -> Callable[..., Any]:
+_T = TypeVar("_T")
+
+
+def choose(operation: str, by_torch: _T, *tensors: Tensor) -> Callable[..., Any] | _T:
     """The fastest function that does an operation on tensors like these.
 
     Args:
         operation: its name in :data:`BACKENDS`.
-        by_torch: torch's version, which works everywhere.
+        by_torch: torch's version, which works everywhere; None for an operation that has none.
         tensors: those that decide, by their device, type and layout.
     """
     for backend in BACKENDS:
@@ -155,7 +161,9 @@ BACKENDS = (
     Backend("C", frozenset(C_OPERATIONS), _c_for),
     Backend(
         "Triton",
-        frozenset({"top_k", "group", "sum_of_rows", "sum_per_feature", "dots_at_entries", "adam_step"}),
+        frozenset(
+            {"top_k", "largest_of_all", "group", "sum_of_rows", "sum_per_feature", "dots_at_entries", "adam_step"}
+        ),
         _triton_for,
     ),
 )

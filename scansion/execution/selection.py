@@ -79,15 +79,25 @@ def select_top_k(encoder: Encoder, k: int) -> SparseActs:
     return _entries(screened or [chunk.largest(k) for chunk in _chunks(encoder)], encoder)
 
 
-def select_over_batch(encoder: Encoder, n_places: int, floor: float) -> SparseActs:
+def select_largest(encoder: Encoder, n_places: int, last_place: Float[Tensor, ""]) -> SparseActs:
     """The ``n_places`` largest positive entries of all tokens together, or all of them where there are fewer.
 
     Args:
         encoder: of all blocks.
         n_places: entries to keep; more where several tie for the last place.
-        floor: a guess, 0 or above, at a value that at least ``n_places`` entries exceed. It changes the time this takes,
-            never the result: if too few exceed it, the product is computed again with a floor of 0.
+        last_place: a guess at the smallest value kept, 0 or below if there is none. It changes the time this takes, never
+            the result.
     """
+    on_device = backends.choose("largest_of_all", None, encoder.x)
+    if on_device is not None and 0 < encoder.n_entries <= backends.entries_at_once(encoder.x.device):
+        # So few entries are one chunk for each width of block, with a buffer of its own.
+        parts = on_device([(chunk.pre_acts, chunk.names) for chunk in _chunks(encoder)], n_places, last_place)
+        return _entries([parts], encoder)
+    return select_over_batch(encoder, n_places, max(0.0, backends.FLOOR * float(last_place)))
+
+
+def select_over_batch(encoder: Encoder, n_places: int, floor: float) -> SparseActs:
+    """As :func:`select_largest`, from the entries above ``floor``, 0 or more; from all if fewer than ``n_places`` are above."""
     k = n_places // encoder.n_tokens
     screened = screened_above(encoder, floor, k, backends.CHUNK) if floor > 0 else None
     entries = _entries(screened or _above(encoder, floor)[0], encoder)

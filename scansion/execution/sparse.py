@@ -11,13 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scansion.activations.batch import PositionedBatch
-from scansion.execution import backends
 from scansion.execution.blocks import Block, whole_block
 from scansion.execution.encoder import Encoder
 from scansion.execution.plan import open_ways
 from scansion.execution.precision import operand
 from scansion.execution.recomputed import recomputed_part
-from scansion.execution.selection import select_over_batch, select_positive, select_top_k
+from scansion.execution.selection import select_largest, select_positive, select_top_k
 from scansion.execution.sparse_acts import SparseActs, reconstruct
 from scansion.sae.base import SAE
 from scansion.sae.forward import ForwardPass
@@ -67,8 +66,7 @@ def _select(encoder: Encoder, selection: Selection, share: float) -> SparseActs 
         case KeepsTopK(k):
             return select_top_k(encoder, k)
         case KeepsTopKOfBatch(k=k, last_place=last_place):
-            floor = max(0.0, backends.FLOOR * float(last_place))
-            return select_over_batch(encoder, k * encoder.n_tokens, floor)
+            return select_largest(encoder, k * encoder.n_tokens, last_place)
         case KeepsPositive():
             return select_positive(encoder, int(share * encoder.n_entries))
 
@@ -78,7 +76,9 @@ def _acts_of(entries: SparseActs, block: Block, n: int) -> Float[Tensor, "p n w"
     start, stop = block.rows.start * n, block.rows.stop * n
     first, last = int(entries.offsets[start]), int(entries.offsets[stop])
     cells = entries.tokens[first:last] - start, entries.features[first:last]
-    acts = entries.values.new_zeros(stop - start, entries.d_sae).index_put(cells, entries.values[first:last])
+    acts = entries.values.new_zeros(stop - start, entries.d_sae)
+    # Added, not written: entries of value 0 may name the cell of another entry.
+    acts = acts.index_put(cells, entries.values[first:last], accumulate=True)
     return (acts if block.features is None else acts[:, block.features]).unflatten(0, (block.n_rows, n))
 
 

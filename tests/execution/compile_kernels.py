@@ -58,7 +58,7 @@ def report(kernel: Any, name: str) -> dict[str, Any]:
 
 def launch_all() -> None:
     """Call everything that launches a kernel, at real widths and few tokens."""
-    from scansion.execution.cuda import adam, grouping, rows, top_k
+    from scansion.execution.cuda import adam, batch_top_k, grouping, rows, top_k
 
     W = torch.zeros(D_SAE, D_IN)
     entries = torch.arange(T * K)
@@ -66,6 +66,8 @@ def launch_all() -> None:
     offsets = torch.arange(T + 1) * K
     for dtype in (torch.float32, torch.bfloat16):
         top_k.largest_per_row(torch.zeros(T, D_SAE, dtype=dtype), K)
+        for names in ([(T, None)], [(T, torch.arange(D_SAE))]):
+            batch_top_k.largest_of_all([(torch.zeros(T, D_SAE, dtype=dtype), names)], T * K, torch.ones(()))
         rows.sum_of_rows(features, W.to(dtype), offsets, values)
         rows.dots_at_entries(torch.zeros(T, D_IN, dtype=dtype), W.to(dtype), offsets, tokens, features)
     grouping.group(features, tokens, values, T, D_SAE)

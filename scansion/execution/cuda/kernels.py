@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scansion.execution.cuda import grouping, rows
 from scansion.execution.cuda.adam import adam_step, parallel_parts
+from scansion.execution.cuda.batch_top_k import largest_of_all
 from scansion.execution.cuda.rows import dots_at_entries, sum_of_rows, sum_per_feature
 from scansion.execution.cuda.top_k import largest_per_row, supports
 from scansion.execution.entries import Names, RowEntries, tokens_of
@@ -19,6 +20,7 @@ __all__ = [
     "adam_step",
     "dots_at_entries",
     "group",
+    "largest_of_all",
     "parallel_parts",
     "sum_of_rows",
     "sum_per_feature",
@@ -69,5 +71,8 @@ def try_out(device: torch.device) -> None:
         columns, values, _ = top_k(shuffled, 4, [(2, None)]) or (entry, entry, entry)
         right.append(torch.equal(values.view(2, 4).sort().values, shuffled.topk(4).values.sort().values.float()))
         right.append(torch.equal(shuffled.gather(1, columns.view(2, 4)).float(), values.view(2, 4)))
+        found = largest_of_all([(shuffled, [(2, None)])], 9, shuffled.new_zeros((), dtype=torch.float32))
+        largest = shuffled.flatten().topk(9).values.sort().values.float()
+        right.append(torch.equal(found[1][:9].sort().values, largest))
     if not all(right):
         raise ArithmeticError("its results are wrong on this device")

@@ -73,7 +73,9 @@ def top_k_acts(pre_acts: Float[Tensor, "*batch d"], k: int) -> Float[Tensor, "*b
     if not pre_acts.requires_grad:
         entries = _entries(pre_acts, k)
         cells = entries.features + entries.tokens * entries.d_sae
-        return pre_acts.new_zeros(pre_acts.numel()).index_put_((cells,), entries.values).view(pre_acts.shape)
+        # On a GPU, entries of value 0 may name the cell of another entry: they are added, which takes longer.
+        acts = pre_acts.new_zeros(pre_acts.numel())
+        return acts.index_put_((cells,), entries.values, accumulate=acts.device.type != "cpu").view(pre_acts.shape)
     values, indices = pre_acts.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(pre_acts).scatter(-1, indices, values.relu())
 
