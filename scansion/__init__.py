@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from scansion.masks import register_mask as register_mask
     from scansion.pipeline import HarvestSpec as HarvestSpec
     from scansion.pipeline import build_stores as build_stores
+    from scansion.pipeline import build_stores_at as build_stores_at
     from scansion.report import FeatureConfig as FeatureConfig
     from scansion.report import runs_data as runs_data
     from scansion.report import study_data as study_data
@@ -72,7 +73,7 @@ _HOMES = {
     "lm": "HookPoint activations_at load_language_model",
     "masks": "AdaptiveMaskConfig BandMaskConfig HardMask ImportanceMaskConfig LearntConfig LearntMask MaskConfig NoMaskConfig "
     "PositionalMask RandomHardMaskConfig SoftMaskConfig UsageBandMaskConfig build_mask register_mask",
-    "pipeline": "HarvestSpec build_stores",
+    "pipeline": "HarvestSpec build_stores build_stores_at",
     "report": "FeatureConfig runs_data study_data summarise write_report",
     "sae": "SAE BatchTopKConfig JumpReluConfig ReluConfig TopKConfig load_sae save_sae",
     "study": "StudyPlan StudyRecord compare execute load_plan",

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from scansion.corpus import CorpusConfig
+from scansion.errors import ConfigError
+from scansion.pipeline import HarvestSpec, build_stores, build_stores_at, stores
 
 
 @pytest.fixture
@@ -44,6 +49,55 @@ def test_from_text_to_a_table(run, harvest, tmp_path: Path) -> None:
     assert (tmp_path / "report/figures/overview.png").stat().st_size > 10_000
     status, out, err = run(*evaluate)
     assert status == 0 and "core: 3 of 3 already evaluated" in err
+
+
+def test_several_hook_points_are_harvested_in_one_pass(run, harvest, tmp_path: Path, monkeypatch) -> None:
+    points = ("mlp_out.1", "resid_post.1", "attn_out.0")
+    at, out_at = harvest.index("--hook-point"), harvest.index("--out") + 1
+    for point in points:
+        alone = [*harvest]
+        alone[at + 1], alone[out_at] = point, tmp_path / "alone" / point
+        status, out, err = run(*alone)
+        assert status == 0, err
+    read = []
+    plain = stores.load_contexts
+    monkeypatch.setattr(stores, "load_contexts", lambda *settings: (read.append(settings), plain(*settings))[1])
+    flags = [
+        part for point in ("layers.1.mlp", "layers.1", "blocks.0.hook_attn_out") for part in ("--hook-point", point)
+    ]
+    several = [*harvest[:at], *flags, *harvest[at + 2 :]]
+    status, out, err = run(*several)
+    assert status == 0 and len(read) == 1, err
+    folders = [tmp_path / "stores" / point / split for point in points for split in ("train", "held_out")]
+    assert [line.partition(": ")[0] for line in out.splitlines()] == list(map(str, folders))
+    for folder in folders:
+        alone = tmp_path / "alone" / folder.relative_to(tmp_path / "stores")
+        names = sorted(path.name for path in alone.iterdir())
+        assert "manifest.json" in names and names == sorted(path.name for path in folder.iterdir())
+        assert all((alone / name).read_bytes() == (folder / name).read_bytes() for name in names)
+    status, _, err = run(*several)
+    assert status == 0 and err.count("reusing") == 6
+    status, _, err = run(*several, "--hook-point", "model.layers.1.mlp")
+    assert status == 2 and "none of them twice" in err and err.count("\n") == 1
+    status, _, err = run(*several, "--hook-point", "layers.3")
+    assert status == 2 and "has 3 layers, numbered 0 to 2" in err
+    (tmp_path / "c.yaml").write_text("harvest: {hook_point: layers.2.mlp}\n")
+    status, out, err = run(
+        "--config", tmp_path / "c.yaml", *harvest[:at], *harvest[at + 2 : -1], tmp_path / "configured"
+    )
+    assert status == 0 and '"mlp_out.2"' in (tmp_path / "configured/train/manifest.json").read_text(), err
+
+
+def test_several_hook_points_from_python(lm_folder: Path, documents: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SCANSION_CACHE", str(tmp_path / "cache"))
+    corpus = CorpusConfig(source=str(documents), context_length=16, held_out_tokens=320, held_out_fraction=0.25)
+    source = HarvestSpec(str(lm_folder), "layers.2", corpus, device="cpu")
+    first = build_stores(replace(source, hook_point="layers.1"))
+    both = build_stores_at(source, ["layers.0.mlp", "layers.1"])
+    assert list(both) == ["layers.0.mlp", "layers.1"] and both["layers.1"].train.folder == first.train.folder
+    assert both["layers.0.mlp"].held_out.identity.hook_point == "mlp_out.0"
+    with pytest.raises(ConfigError, match="at least one"):
+        build_stores_at(source, [])
 
 
 MISTAKES = {

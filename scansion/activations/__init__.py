@@ -1,7 +1,8 @@
 """Activations that keep their position: harvested once into a store on disk, then streamed to training and evaluation."""
 
 from scansion.activations.batch import PositionedBatch
-from scansion.activations.harvesting import HarvestConfig, HarvestPlan, harvest
+from scansion.activations.harvest_plan import HarvestConfig, HarvestPlan, check_harvests
+from scansion.activations.harvesting import harvest, harvest_together
 from scansion.activations.store import ActivationStore, StoreManifest
 from scansion.activations.stream import ActivationStream
 
@@ -12,5 +13,7 @@ __all__ = [
     "HarvestPlan",
     "PositionedBatch",
     "StoreManifest",
+    "check_harvests",
     "harvest",
+    "harvest_together",
 ]

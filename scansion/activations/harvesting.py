@@ -1,83 +1,31 @@
-"""Harvest: run the LM over contexts once and store the activations at the hook point, shard by shard, resumable."""
+"""Harvest: run the LM over contexts once and store the activations at its hook points, shard by shard, resumable."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from scansion.activations.filling import (
-    finished_store,
-    missing_shards,
-    resumed_settings,
-    seal,
-)
-from scansion.activations.shard import SIDE_BYTES, FinishedShard, ShardBuffer
-from scansion.activations.store import ActivationStore, StoreIdentity
+from scansion.activations.filling import missing_shards, resumed_settings, seal
+from scansion.activations.harvest_plan import HarvestConfig, HarvestPlan, check_harvests
+from scansion.activations.shard import FinishedShard, ShardBuffer
+from scansion.activations.store import ActivationStore
 from scansion.corpus import Contexts
-from scansion.device import DTYPES, resolve_dtype
-from scansion.errors import StoreError
-from scansion.files import human_bytes, one_line_io_errors, require_free_space, require_writable
-from scansion.lm import HookPoint, LanguageModel, activations_at
+from scansion.device import DTYPES
+from scansion.errors import ConfigError, StoreError
+from scansion.files import human_bytes, one_line_io_errors
+from scansion.lm import HookPoint, LanguageModel, activations_at_each
 from scansion.locks import only_writer
 from scansion.progress import Advance, progress, say
 
 _WRITERS = 2
 """Shards written at once: writing one to disk takes about twice as long as computing it on a fast GPU."""
-
-
-class HarvestConfig(BaseModel):
-    """How activations are computed and laid out on disk. Only ``dtype`` changes what the store holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    dtype: str = Field(default="bfloat16", description="Stored type: bfloat16, float16 or float32.")
-    lm_batch_size: int = Field(default=16, ge=1, description="Contexts the language model reads at once.")
-    shard_bytes: int = Field(default=64_000_000, ge=1, description="Approximate size of a shard, the unit of resuming.")
-
-
-@dataclass(frozen=True)
-class HarvestPlan:
-    """A harvest that has not started: what it will store and where.
-
-    Attributes:
-        identity: what the store will hold.
-        folder: the store's folder.
-        contexts: the text, in the order of the store's context axis.
-        config: layout and batch size.
-    """
-
-    identity: StoreIdentity
-    folder: Path
-    contexts: Contexts
-    config: HarvestConfig
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the finished store on disk."""
-        per_token = self.identity.d_in * DTYPES[self.config.dtype].itemsize + SIDE_BYTES
-        return self.identity.n_contexts * self.identity.context_length * per_token
-
-    def finished_store(self) -> ActivationStore | None:
-        """The store this plan would make, if it is finished already, or None.
-
-        Raises:
-            StoreError: the folder holds a finished store of something else.
-        """
-        return finished_store(self.folder, self.identity)
-
-    def check(self) -> None:
-        """Raise unless the harvest can finish: a known type, a writable folder, enough disk space."""
-        resolve_dtype(self.config.dtype)
-        require_writable(self.folder)
-        written = sum(file.stat().st_size for file in self.folder.glob("shard-*.safetensors"))
-        require_free_space(self.folder, max(self.n_bytes - written, 0), "the activation store")
 
 
 def harvest(plan: HarvestPlan, load_lm: Callable[[], LanguageModel]) -> ActivationStore:
@@ -94,59 +42,150 @@ def harvest(plan: HarvestPlan, load_lm: Callable[[], LanguageModel]) -> Activati
         StoreError: the folder holds other activations.
         ScansionError: the folder is not writable or the disk is too small.
     """
-    if store := plan.finished_store():
-        say(f"reusing {store.manifest.n_tokens:,} activations in {plan.folder}")
-        return store
-    plan.check()
-    with one_line_io_errors(f"harvesting into {plan.folder}"), only_writer(plan.folder, "harvesting", wait=True):
-        if plan.finished_store() is None:  # another process may have finished while we waited
-            _fill(plan, load_lm)
-    return ActivationStore(plan.folder)
+    return harvest_together([plan], load_lm)[0]
 
 
-def _fill(plan: HarvestPlan, load_lm: Callable[[], LanguageModel]) -> None:
-    # An interrupted harvest resumes with the layout it was started with.
-    settings = resumed_settings(plan.folder, plan.identity, plan.config.model_dump(mode="json"))
-    config = HarvestConfig.model_validate(settings)
-    length, d_in, n_contexts = plan.identity.context_length, plan.identity.d_in, plan.identity.n_contexts
-    per_shard = max(1, config.shard_bytes // (length * d_in * DTYPES[config.dtype].itemsize))
-    n_tokens = plan.contexts.n_tokens
-    missing = missing_shards(plan.folder, n_contexts, per_shard)
-    if missing:
-        say(f"harvesting {n_tokens:,} tokens ({human_bytes(plan.n_bytes)}) into {plan.folder}")
-        hook_point = HookPoint.parse(plan.identity.hook_point)
+def harvest_together(plans: Sequence[HarvestPlan], load_lm: Callable[[], LanguageModel]) -> list[ActivationStore]:
+    """Return the stores of plans that differ in their hook points. Each has the bytes that :func:`harvest` alone gives it.
+
+    The LM reads a batch once for all stores that miss it, and no further than their last hook point. Stores whose shards
+    hold different numbers of contexts, such as those of another width, take a pass of their own: the batches of a harvest
+    end where its shards end, and activations depend on their batch in the last bits.
+
+    Args:
+        plans: of one model and one text, each for another hook point and folder.
+        load_lm: called only if something must be computed.
+
+    Raises:
+        ConfigError: the plans differ in more than their hook points.
+        StoreError: a folder holds other activations.
+        ScansionError: a folder is not writable or the disk is too small.
+    """
+    _require_one_text(plans)
+    stores = [plan.finished_store() for plan in plans]
+    for store in stores:
+        if store is not None:
+            say(f"reusing {store.manifest.n_tokens:,} activations in {store.folder}")
+    unfinished = [plan for plan, store in zip(plans, stores, strict=True) if store is None]
+    check_harvests(unfinished)
+    # Always in the same order, so that no two harvests of the same stores wait for each other.
+    folders = sorted((plan.folder for plan in unfinished), key=Path.resolve)
+    with one_line_io_errors(f"harvesting into {', '.join(map(str, folders))}"), ExitStack() as held:
+        for folder in folders:
+            held.enter_context(only_writer(folder, "harvesting", wait=True))
+        # Another process may have finished some while we waited.
+        _fill([plan for plan in unfinished if plan.finished_store() is None], load_lm)
+    return [store or ActivationStore(plan.folder) for plan, store in zip(plans, stores, strict=True)]
+
+
+def _require_one_text(plans: Sequence[HarvestPlan]) -> None:
+    first = plans[0].identity
+    own = {name: getattr(first, name) for name in ("hook_point", "d_in")}
+    for plan in plans[1:]:
+        if different := first.differences(plan.identity.model_copy(update=own)):
+            raise ConfigError(
+                f"{plans[0].folder} and {plan.folder} cannot be harvested together ({'; '.join(different)}); "
+                "harvest them one after the other"
+            )
+    if len({plan.folder.resolve() for plan in plans}) < len(plans):
+        raise ConfigError("stores that are harvested together need a folder each")
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """A store being filled.
+
+    Attributes:
+        plan: what it will hold.
+        hook_point: where the LM is read.
+        config: the layout it was started with.
+        per_shard: contexts in a shard.
+        missing: (first context, one past the last) -> path of each shard that is not on disk.
+    """
+
+    plan: HarvestPlan
+    hook_point: HookPoint
+    config: HarvestConfig
+    per_shard: int
+    missing: dict[tuple[int, int], Path]
+
+    @classmethod
+    def of(cls, plan: HarvestPlan) -> _Unfinished:
+        identity = plan.identity
+        # An interrupted harvest resumes with the layout it was started with.
+        settings = resumed_settings(plan.folder, identity, plan.config.model_dump(mode="json"))
+        config = HarvestConfig.model_validate(settings)
+        of_context = identity.context_length * identity.d_in * DTYPES[config.dtype].itemsize
+        per_shard = max(1, config.shard_bytes // of_context)
+        shards = missing_shards(plan.folder, identity.n_contexts, per_shard)
+        missing = {span: path for path, span in shards.items()}
+        return cls(plan, HookPoint.parse(identity.hook_point), config, per_shard, missing)
+
+
+def _fill(plans: Sequence[HarvestPlan], load_lm: Callable[[], LanguageModel]) -> None:
+    if not plans:
+        return
+    contexts, split = plans[0].contexts, plans[0].identity.split
+    n_tokens = contexts.n_tokens
+    stores = [_Unfinished.of(plan) for plan in plans]
+    passes: dict[tuple[int, int], list[_Unfinished]] = {}
+    for store in stores:
+        if store.missing:
+            say(f"harvesting {n_tokens:,} tokens ({human_bytes(store.plan.n_bytes)}) into {store.plan.folder}")
+            passes.setdefault((store.per_shard, store.config.lm_batch_size), []).append(store)
+    if passes:
         lm = load_lm()
-        to_do = sum(stop - start for start, stop in missing.values())
-        done = n_tokens * (1 - to_do / n_contexts)
-        on_gpu = lm.device.type == "cuda"
+        spans = [sorted({span for store in together for span in store.missing}) for together in passes.values()]
+        to_do = sum(stop - start for each in spans for start, stop in each)
+        done = n_tokens * (len(passes) - to_do / len(contexts))
         with (
-            progress(f"harvest {plan.identity.split}", n_tokens, "tokens", done) as advance,
-            _Writer(in_threads=on_gpu) as writer,
+            progress(f"harvest {split}", n_tokens * len(passes), "tokens", done) as advance,
+            _Writer(in_threads=lm.device.type == "cuda") as writer,
         ):
-            for path, (start, stop) in missing.items():
-                contexts = plan.contexts[start:stop]
-                buffer = ShardBuffer.empty(length, len(contexts), d_in, config.dtype, lm.device if on_gpu else None)
-                _fill_shard(buffer, contexts, lm, hook_point, config.lm_batch_size, on_gpu, advance)
-                writer.write(buffer.finished(), path, f"{hook_point} of {lm.facts.name}", config.dtype)
-    seal(plan.folder, plan.identity, n_tokens, per_shard)
+            for together, each in zip(passes.values(), spans, strict=True):
+                for span in each:
+                    missing = [store for store in together if span in store.missing]
+                    _harvest_shards(missing, span, contexts[slice(*span)], lm, writer, advance)
+    for store in stores:
+        seal(store.plan.folder, store.plan.identity, n_tokens, store.per_shard)
 
 
-def _fill_shard(
-    buffer: ShardBuffer,
+def _harvest_shards(
+    stores: Sequence[_Unfinished],
+    span: tuple[int, int],
     contexts: Contexts,
     lm: LanguageModel,
-    hook_point: HookPoint,
+    writer: _Writer,
+    advance: Advance,
+) -> None:
+    """Compute and write the shard of ``contexts`` in each of the stores, which have one layout."""
+    on_gpu = lm.device.type == "cuda"
+    buffers = {
+        store.hook_point: ShardBuffer.empty(
+            contexts.length, len(contexts), store.plan.identity.d_in, store.config.dtype, lm.device if on_gpu else None
+        )
+        for store in stores
+    }
+    _fill_shards(buffers, contexts, lm, stores[0].config.lm_batch_size, on_gpu, advance)
+    for store in stores:
+        of = f"{store.hook_point} of {lm.facts.name}"
+        writer.write(buffers.pop(store.hook_point).finished(), store.missing[span], of, store.config.dtype)
+
+
+def _fill_shards(
+    buffers: Mapping[HookPoint, ShardBuffer],
+    contexts: Contexts,
+    lm: LanguageModel,
     lm_batch_size: int,
     by_length: bool,
     advance: Advance,
 ) -> None:
-    """Run the LM over a shard's contexts.
+    """Run the LM over the contexts of one shard per hook point.
 
     Args:
-        buffer: filled in place, on its activations' device.
-        contexts: those of the shard.
+        buffers: hook point -> its shard, filled in place, on its activations' device.
+        contexts: those of the shards.
         lm: the model.
-        hook_point: where to read the activations.
         lm_batch_size: contexts in a batch.
         by_length: batch contexts of similar length, without their common padding. That saves work where contexts are
             padded, and changes activations by no more than rounding.
@@ -160,16 +199,18 @@ def _fill_shard(
         members = order[start : start + lm_batch_size]
         batch = contexts[members]
         batch = batch.without_common_padding() if by_length else batch
-        acts = activations_at(lm, hook_point, batch).to(buffer.acts.device)
+        activations = activations_at_each(lm, list(buffers), batch)
         row, column = batch.valid.nonzero(as_tuple=True)
         # A token is stored at its position, wherever padding has put it in the batch.
         cell = (batch.positions[row, column].long(), members[row])
-        there = tuple(_send(index, acts.device) for index in (*cell, row, column))
-        buffer.acts[there[:2]] = acts[there[2:]].to(buffer.acts.dtype)
-        buffer.tokens[cell] = batch.tokens[row, column]
-        buffer.doc_ids[cell] = batch.doc_ids[row, column]
-        buffer.doc_positions[cell] = batch.doc_positions[row, column]
-        buffer.valid[cell] = True
+        device = next(iter(buffers.values())).acts.device
+        there = tuple(_send(index, device) for index in (*cell, row, column))
+        for buffer, acts in zip(buffers.values(), activations, strict=True):
+            buffer.acts[there[:2]] = acts.to(device)[there[2:]].to(buffer.acts.dtype)
+            buffer.tokens[cell] = batch.tokens[row, column]
+            buffer.doc_ids[cell] = batch.doc_ids[row, column]
+            buffer.doc_positions[cell] = batch.doc_positions[row, column]
+            buffer.valid[cell] = True
         advance(len(row))
 
 

@@ -24,7 +24,7 @@ def harvest(
     out: Path,
     model: str = BUNDLED_MODEL,
     revision: str | None = None,
-    hook_point: str = "layers.5",
+    hook_point: Annotated[tuple[str, ...], Parameter(show_default=", ".join)] = ("layers.5",),
     lm_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     device: str = "auto",
     corpus: Annotated[CorpusConfig | None, Parameter(name="*")] = None,
@@ -37,25 +37,32 @@ def harvest(
     Parameters
     ----------
     out
-        Folder for the two stores, OUT/train and OUT/held_out. Run the same command again to resume after an interruption.
+        Folder for the two stores, OUT/train and OUT/held_out; with several hook points OUT/resid_post.3/train and so on. Run
+        the same command again to resume after an interruption.
     model
         Language model: the bundled one, a folder, a .gguf file, or a name on the Hugging Face hub such as google/gemma-2-2b.
     revision
         Branch, tag or commit of the model on the hub.
     hook_point
-        Where in the model activations are read, for example layers.5, layers.5.mlp or blocks.5.hook_resid_post.
+        Where in the model activations are read, for example layers.5, layers.5.mlp or blocks.5.hook_resid_post. Repeat the
+        flag for several: the model then reads the text once for all of them.
     lm_dtype
         Number type the model computes in; auto is bfloat16 on CUDA and float32 elsewhere.
     device
         Where the model runs: auto, cpu, cuda, cuda:1 or mps.
     """
-    from scansion.pipeline import HarvestSpec, build_stores  # takes a second that `train` need not wait
+    from scansion.pipeline import (
+        HarvestSpec,
+        build_stores,
+        build_stores_at,
+    )  # takes a second that `train` need not wait
 
     source = HarvestSpec(
-        model, hook_point, corpus or CorpusConfig(), layout or HarvestConfig(), revision, lm_dtype, device
+        model, hook_point[0], corpus or CorpusConfig(), layout or HarvestConfig(), revision, lm_dtype, device
     )
-    stores = build_stores(source, out)
-    for store in (stores.train, stores.held_out):
+    several = len(hook_point) > 1
+    built = build_stores_at(source, hook_point, out).values() if several else [build_stores(source, out)]
+    for store in (store for stores in built for store in (stores.train, stores.held_out)):
         norms = store.mean_norm
         output.print(
             f"{store.folder}: {store.manifest.n_tokens:,} tokens; mean norm {norms[0]:.1f} at position 0, "

@@ -1,8 +1,10 @@
-"""The two ways an LM is run: up to a hook point and no further, or through it with the activation replaced."""
+"""The two ways an LM is run: up to its hook points and no further, or through one with the activation replaced."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,14 +19,10 @@ from scansion.lm.load import LanguageModel
 Replace = Callable[[Float[Tensor, "B L d_in"]], Float[Tensor, "B L d_in"]]
 
 
-class _Reached(Exception):
-    """Raised inside the forward pass to leave it at the hook point."""
-
-    def __init__(self, activation: Tensor) -> None:
-        self.activation = activation
+class _AllReached(Exception):
+    """Raised inside the forward pass to leave it at the last of the hook points."""
 
 
-@torch.no_grad()
 def activations_at(lm: LanguageModel, hook_point: HookPoint, contexts: Contexts) -> Float[Tensor, "B L d_in"]:
     """The activations at ``hook_point``, in the LM's dtype on its device; nothing after that point is computed.
 
@@ -35,22 +33,53 @@ def activations_at(lm: LanguageModel, hook_point: HookPoint, contexts: Contexts)
         hook_point: where to stop.
         contexts: one batch, all of which is run at once.
     """
+    return activations_at_each(lm, [hook_point], contexts)[0]
 
-    def stop(activation: Tensor) -> Tensor:
-        raise _Reached(activation)
 
-    with _edit(lm, hook_point, stop):
+@torch.no_grad()
+def activations_at_each(
+    lm: LanguageModel, hook_points: Sequence[HookPoint], contexts: Contexts
+) -> list[Float[Tensor, "B L _"]]:
+    """The activations at several hook points in one pass; each is what :func:`activations_at` returns for it.
+
+    Nothing after the last of the points is computed.
+
+    Args:
+        lm: the model.
+        hook_points: in any order, each once.
+        contexts: one batch, all of which is run at once.
+    """
+    reached: dict[HookPoint, Tensor] = {}
+
+    def keep(hook_point: HookPoint, activation: Tensor) -> Tensor:
+        if hook_point not in reached:
+            last = len(reached) == len(hook_points) - 1
+            # The rest of the pass may work in place.
+            reached[hook_point] = activation if last else activation.clone()
+            if last:
+                raise _AllReached
+        return activation
+
+    with ExitStack() as hooks:
+        for hook_point in hook_points:
+            hooks.enter_context(_edit(lm, hook_point, partial(keep, hook_point)))
         try:
             lm.model.base_model(**_inputs(lm, contexts))
-        except _Reached as reached:
-            given, expected = reached.activation.shape[-1], hook_point.width(lm.facts)
-            if given != expected:
-                raise ModelError(
-                    f"activations at {hook_point} of {lm.facts.name} are {given} wide; expected {expected}; "
-                    "correct the width that the site gives to hook_site(..., width=...)"
-                ) from None
-            return reached.activation
-    raise ModelError(f"the forward pass of {lm.facts.name} never reaches {hook_point}; choose another hook point")
+        except _AllReached:
+            for hook_point in hook_points:
+                _require_width(reached[hook_point], hook_point, lm)
+            return [reached[hook_point] for hook_point in hook_points]
+    missed = ", ".join(str(hook_point) for hook_point in hook_points if hook_point not in reached)
+    raise ModelError(f"the forward pass of {lm.facts.name} never reaches {missed}; choose another hook point")
+
+
+def _require_width(activation: Tensor, hook_point: HookPoint, lm: LanguageModel) -> None:
+    given, expected = activation.shape[-1], hook_point.width(lm.facts)
+    if given != expected:
+        raise ModelError(
+            f"activations at {hook_point} of {lm.facts.name} are {given} wide; expected {expected}; "
+            "correct the width that the site gives to hook_site(..., width=...)"
+        )
 
 
 @torch.no_grad()

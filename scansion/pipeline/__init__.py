@@ -2,6 +2,6 @@
 
 from scansion.pipeline.compiling import compile_run
 from scansion.pipeline.planted import PlantedSpec, Source
-from scansion.pipeline.stores import HarvestSpec, Stores, build_stores
+from scansion.pipeline.stores import HarvestSpec, Stores, build_stores, build_stores_at
 
-__all__ = ["HarvestSpec", "PlantedSpec", "Source", "Stores", "build_stores", "compile_run"]
+__all__ = ["HarvestSpec", "PlantedSpec", "Source", "Stores", "build_stores", "build_stores_at", "compile_run"]

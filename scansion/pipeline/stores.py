@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, harvest
+from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, check_harvests, harvest_together
 from scansion.activations.store import MANIFEST, StoreIdentity, StoreManifest
 from scansion.assets import cache_dir
 from scansion.corpus import Contexts, CorpusConfig, check_source, corpus_assets, load_contexts
 from scansion.device import dtype_name, resolve_device, resolve_dtype
-from scansion.errors import ScansionError
+from scansion.errors import ConfigError, ScansionError
 from scansion.files import read_json, require_writable
 from scansion.lm import (
     BUNDLED_MODEL,
@@ -64,19 +65,23 @@ class HarvestSpec:
         """See :func:`build_stores`."""
         return build_stores(self)
 
-    def facts(self) -> ModelFacts:
+    def facts(self, *hook_points: HookPoint) -> ModelFacts:
         """What is known of the language model, after a check of names, layer, context length, device and text.
+
+        Args:
+            hook_points: check these instead of its own.
 
         Raises:
             ScansionError: the first thing that does not.
         """
-        hook_point = HookPoint.parse(self.hook_point)
+        hook_points = hook_points or (HookPoint.parse(self.hook_point),)
         lm_dtype(self.lm_dtype, resolve_device(self.device))
         resolve_dtype(self.harvest.dtype)
         check_source(self.corpus)
         facts = model_facts(self.model, self.revision)
-        hook_point.check(facts.n_layers, self.model)
-        hook_point.width(facts)
+        for hook_point in hook_points:
+            hook_point.check(facts.n_layers, self.model)
+            hook_point.width(facts)
         facts.check_context_length(self.corpus.context_length)
         return facts
 
@@ -97,25 +102,60 @@ def build_stores(source: HarvestSpec, folder: Path | None = None) -> Stores:
         folder: where the stores go, as ``folder/train`` and ``folder/held_out``; default the cache, under a name that
             holds the store's fingerprint, so that equal sources share it.
     """
-    plans = harvest_plans(source, folder)
-    for plan in plans:
-        if plan.finished_store() is None:
-            plan.check()
-    train, held_out = (harvest(plan, lambda: source.lm) for plan in plans)
-    return Stores(train, held_out)
+    return _build(source, {HookPoint.parse(source.hook_point): folder})[0]
+
+
+def build_stores_at(source: HarvestSpec, hook_points: Sequence[str], folder: Path | None = None) -> dict[str, Stores]:
+    """The stores of several hook points, in one pass of the LM over the text.
+
+    Each has the bytes that :func:`build_stores` alone gives it. Activations of another width take a pass of their own.
+
+    Args:
+        source: what to harvest; its own hook point is not used.
+        hook_points: each once, in any spelling.
+        folder: where the stores go, for example as ``folder/resid_post.3/train``; default the cache.
+
+    Returns:
+        Hook point, as given -> its stores.
+
+    Raises:
+        ConfigError: two of the hook points are the same, or there is none.
+
+    Example:
+        >>> stores = build_stores_at(source, ["layers.3", "layers.3.mlp"])
+        >>> stores["layers.3.mlp"].train
+    """
+    points = [HookPoint.parse(hook_point) for hook_point in hook_points]
+    if not points or len(set(points)) < len(points):
+        raise ConfigError(f"hook points {', '.join(hook_points)}: name at least one, and none of them twice")
+    built = _build(source, {point: folder / str(point) if folder else None for point in points})
+    return dict(zip(hook_points, built, strict=True))
+
+
+def _build(source: HarvestSpec, folders: Mapping[HookPoint, Path | None]) -> list[Stores]:
+    plans = _plans(source, folders)
+    check_harvests([plan for pair in plans for plan in pair if plan.finished_store() is None])
+    train, held_out = (harvest_together(split, lambda: source.lm) for split in zip(*plans, strict=True))
+    return [Stores(*pair) for pair in zip(train, held_out, strict=True)]
 
 
 def harvest_plans(source: HarvestSpec, folder: Path | None = None) -> tuple[HarvestPlan, HarvestPlan]:
-    """What is to be harvested for training and held out, once the text is tokenised. Arguments as above."""
-    facts = source.facts()
-    if folder is not None:  # before the text is read, which may take minutes
-        require_writable(folder)
+    """What is to be harvested for training and held out, once the text is tokenised. Arguments as in :func:`build_stores`."""
+    return _plans(source, {HookPoint.parse(source.hook_point): folder})[0]
+
+
+def _plans(source: HarvestSpec, folders: Mapping[HookPoint, Path | None]) -> list[tuple[HarvestPlan, HarvestPlan]]:
+    """The plans of every hook point, over one text."""
+    facts = source.facts(*folders)
+    for folder in folders.values():
+        if folder is not None:  # before the text is read, which may take minutes
+            require_writable(folder)
     splits = load_contexts(source.corpus, load_tokenizer(facts, source.revision))
-    train, held_out = (
-        _plan(source, facts, contexts, split, splits.provenance, folder)
-        for split, contexts in (("train", splits.train), ("held_out", splits.held_out))
-    )
-    return train, held_out
+
+    def plan(hook_point: HookPoint, contexts: Contexts, split: str) -> HarvestPlan:
+        return _plan(source, hook_point, facts, contexts, split, splits.provenance, folders[hook_point])
+
+    return [(plan(point, splits.train, "train"), plan(point, splits.held_out, "held_out")) for point in folders]
 
 
 def stores_dir() -> Path:
@@ -125,13 +165,13 @@ def stores_dir() -> Path:
 
 def _plan(
     source: HarvestSpec,
+    hook_point: HookPoint,
     facts: ModelFacts,
     contexts: Contexts,
     split: str,
     provenance: dict[str, object],
     folder: Path | None,
 ) -> HarvestPlan:
-    hook_point = HookPoint.parse(source.hook_point)
     identity = StoreIdentity(
         model=source.model,
         model_revision=facts.revision,

@@ -129,7 +129,8 @@ def test_a_shard_that_was_cut_short_is_named(make_store, kept: int) -> None:
 
 def test_activations_that_overflow_the_stored_type_are_refused(make_store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "scansion.activations.harvesting.activations_at", lambda lm, hook, batch: torch.full((len(batch), 8, 16), 1e6)
+        "scansion.activations.harvesting.activations_at_each",
+        lambda lm, hooks, batch: [torch.full((len(batch), 8, 16), 1e6)],
     )
     with pytest.raises(StoreError, match="not all finite in float16"):
         make_store(random_contexts(4), dtype="float16")
@@ -142,7 +143,7 @@ def test_batches_by_length_change_activations_by_rounding_alone(lm, padding: str
     contexts = contexts.left_padded() if padding == "left" else contexts
     plain, sorted_ = (ShardBuffer.empty(contexts.length, 20, 16, "float32") for _ in range(2))
     for buffer, by_length in ((plain, False), (sorted_, True)):
-        harvesting._fill_shard(buffer, contexts, lm, HookPoint(1), 3, by_length, lambda _: None)
+        harvesting._fill_shards({HookPoint(1): buffer}, contexts, lm, 3, by_length, lambda _: None)
     torch.testing.assert_close(sorted_.acts, plain.acts, rtol=1e-4, atol=1e-5)
     for name in ("tokens", "valid", "doc_ids", "doc_positions"):
         assert torch.equal(getattr(sorted_, name), getattr(plain, name))
@@ -159,7 +160,9 @@ def test_shards_written_in_threads_are_the_same(tmp_path: Path, lm, monkeypatch:
         (plain.folder / name).read_bytes() == (threaded.folder / name).read_bytes() for name in plain.manifest.shards
     )
     monkeypatch.setattr(
-        harvesting, "activations_at", lambda lm, hook, batch: torch.full((len(batch), batch.tokens.shape[1], 16), 1e6)
+        harvesting,
+        "activations_at_each",
+        lambda lm, hooks, batch: [torch.full((len(batch), batch.tokens.shape[1], 16), 1e6)],
     )
     with pytest.raises(StoreError, match="not all finite in float16"):
         harvest(make_plan(tmp_path / "inf", contexts, dtype="float16", shard_bytes=4_000), lambda: lm)
@@ -184,13 +187,13 @@ def test_a_gpu_harvests_the_same_to_rounding(tmp_path: Path, shortest: int | Non
 
 
 def _harvest_slowly(started: Event, folder: Path) -> None:
-    plain = harvesting.activations_at
+    plain = harvesting.activations_at_each
 
-    def slowed(*arguments: Any) -> torch.Tensor:
+    def slowed(*arguments: Any) -> list[torch.Tensor]:
         time.sleep(0.02)
         return plain(*arguments)
 
-    harvesting.activations_at = slowed
+    harvesting.activations_at_each = slowed
     lm = make_lm()
     started.set()
     harvest(make_plan(folder, random_contexts(80, shortest=4), shard_bytes=4_000, lm_batch_size=2), lambda: lm)

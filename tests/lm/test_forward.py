@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scansion.errors import ModelError
-from scansion.lm import HookPoint, activations_at, logits
+from scansion.lm import HookPoint, activations_at, activations_at_each, logits
 from scansion.lm.hook_points import decoder_blocks
 from tests.conftest import FAMILIES, LAYERS, MAX_POSITIONS, make_lm, random_contexts
 
@@ -24,6 +24,33 @@ def test_nothing_after_the_hook_point_is_computed(family: str) -> None:
     calls.clear()
     logits(lm, random_contexts(2), HookPoint(0))
     assert calls == [*range(LAYERS), "head"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_hook_points_in_one_pass_are_each_as_alone(family: str) -> None:
+    lm, contexts, calls = make_lm(family), random_contexts(4, shortest=3), []
+    for index, block in enumerate(decoder_blocks(lm.model)):
+        block.register_forward_pre_hook(lambda *_, index=index: calls.append(index))
+    sites = ("mlp_out", "resid_post", "attn_out", "resid_pre")
+    points = [HookPoint(layer, site) for layer in (1, 0) for site in sites]
+    together = activations_at_each(lm, points, contexts)
+    assert calls == [0, 1]
+    assert all(torch.equal(x, activations_at(lm, point, contexts)) for point, x in zip(points, together, strict=True))
+
+
+def test_what_the_rest_of_the_pass_does_in_place_changes_no_activation() -> None:
+    lm, contexts = make_lm(), random_contexts(2)
+    expected = activations_at(lm, HookPoint(0), contexts)
+    decoder_blocks(lm.model)[1].register_forward_pre_hook(lambda block, args: (args[0].zero_(),))
+    found, after = activations_at_each(lm, [HookPoint(0), HookPoint(1)], contexts)
+    assert torch.equal(found, expected) and not torch.equal(after, activations_at(make_lm(), HookPoint(1), contexts))
+
+
+def test_a_hook_point_that_is_not_reached_is_named() -> None:
+    lm = make_lm()
+    decoder_blocks(lm.model)[1].forward = lambda hidden_states, **_: hidden_states
+    with pytest.raises(ModelError, match=r"never reaches mlp_out\.1; choose"):
+        activations_at_each(lm, [HookPoint(0), HookPoint(1, "mlp_out")], random_contexts(2))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
