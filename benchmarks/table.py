@@ -27,6 +27,8 @@ from scansion.errors import ConfigError
 from scansion.files import atomic_file, read_json
 
 RESULTS = Path("benchmarks/results")
+QUALITY_AIMS = {"fve": ("FVE", 0.002), "dead_share": ("The dead share", 0.005)}
+"""By how much an SAE trained in bfloat16 may differ from one trained in float32, figure by figure."""
 BLOCK = "<!-- measured: {} -->\n{}\n<!-- end -->"
 app = App(help_format="plaintext")
 
@@ -109,6 +111,30 @@ def profile(result: Result, clock: str) -> str:
     return "\n\n".join([conditions(result, "wall"), table(*rows)])
 
 
+def quality(result: Result, clock: str) -> str:
+    """Each SAE trained in float32 and in bfloat16 from the same seed, and the largest differences beside what is allowed."""
+    runs = result["runs"]
+    rows: Rows = [
+        ("SAE", "FVE", "in bf16", "difference", "dead share", "in bf16", "difference", "L0", "in bf16", "way")
+    ]
+    largest = dict.fromkeys(QUALITY_AIMS, 0.0)
+    for name in (run.removesuffix(", float32") for run in runs if run.endswith(", float32")):
+        if (rounded := runs.get(f"{name}, bf16")) is None:
+            continue
+        exact, cells = runs[f"{name}, float32"], []
+        for figure in QUALITY_AIMS:
+            difference = rounded[figure] - exact[figure]
+            largest[figure] = max(largest[figure], abs(difference))
+            cells += [f"{exact[figure]:.4f}", f"{rounded[figure]:.4f}", f"{difference:+.4f}"]
+        ways = "+".join(sorted({*exact["ways"], *rounded["ways"]}))
+        rows.append((name, *cells, f"{exact['l0']:.1f}", f"{rounded['l0']:.1f}", ways))
+    verdicts = [
+        f"{label} differs by at most {largest[figure]:.4f}, which {'is' if largest[figure] < aim else 'is not'} below {aim:g}"
+        for figure, (label, aim) in QUALITY_AIMS.items()
+    ]
+    return "\n\n".join([conditions(result, "wall"), table(*rows), "; ".join(verdicts) + "."])
+
+
 def not_measured(result: Result) -> list[str]:
     """A sentence for each peer that took no part."""
     return [f"Not measured: {name}, {why}." for name, why in result.get("not_measured", {}).items()]
@@ -126,6 +152,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, str], str]]] = {
     "study": ("study.json", study),
     "growth": ("growth.json", growth),
     "profile": ("profile.json", profile),
+    "quality": ("quality.json", quality),
 }
 """Each table's result file and how it is made of it."""
 FIGURES = {

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import figures, gpu, growth, harvest, profile, study, table, training
+from benchmarks import figures, gpu, growth, harvest, profile, quality, study, table, training
 from benchmarks.rounds import Record, take_turns
 from benchmarks.training_tables import PLAIN, Result
-from scansion.files import read_json
+from scansion.files import read_json, write_json
 
 SIZES: dict[str, Any] = {"d_in": 16, "d_sae": 256, "k": 4, "batch_tokens": 256}
 
@@ -158,3 +158,36 @@ def test_study(
         spent = result[f"scansion, {name}"]["seconds"]
         assert spent["ten_runs"] == pytest.approx(spent["load_and_lm"] + spent["train"])
         assert f"| scansion, {name} |" in text
+
+
+def test_quality_is_measured_once_for_each_run_and_precision(
+    tmp_path: Path, lm_folder: Path, documents: Path, drawn: Callable[[str, str], tuple[Result, str]]
+) -> None:
+    def measure() -> None:
+        quality.measure(
+            out=tmp_path / "quality.json",
+            model=str(lm_folder),
+            source=str(documents),
+            lm_dtype="float32",
+            layer=1,
+            context_length=32,
+            tokens=512,
+            held_out_tokens=128,
+            d_sae=64,
+            k=2,
+            batch_tokens=64,
+            seeds=1,
+        )
+
+    measure()
+    result, text = drawn("quality", "quality.json")
+    for name, subject in quality.SUBJECTS.items():
+        assert f"| {name}, seed 0 |" in text
+        for precision in quality.PRECISIONS:
+            run = result["runs"][f"{name}, seed 0, {precision}"]
+            assert run["ways"] == [subject.way] and run["precision"] == precision and run["fve"] <= 1
+    result["runs"]["topk, seed 0, bf16"]["fve"] = 7.0
+    write_json(tmp_path / "quality.json", result)
+    measure()
+    assert read_json(tmp_path / "quality.json")["runs"] == result["runs"]
+    assert "which is not below 0.002" in drawn("quality", "quality.json")[1]
