@@ -19,8 +19,8 @@ import torch
 from cyclopts import App
 from torch import Tensor
 
-from benchmarks.limits import ADAM_BYTES
-from benchmarks.subjects import POSITIONS, batch, learner
+from benchmarks.limits import ADAM_BYTES, wait_for
+from benchmarks.subjects import POSITIONS, Subject, batch
 from scansion.activations import PositionedBatch
 from scansion.execution.backends import name_for
 from scansion.files import write_json
@@ -111,7 +111,7 @@ def measure(*, out: Path, device: str = "cuda", seconds: float = 230.0, small: b
         batches = [batch(tokens, d_in, seed).to(where) for seed in range(2)]
         for kind, mask, dense in STEPS:
             if kind in ONLY_AT.get(size, {kind}):
-                make = partial(learner, kind, d_in, d_sae, k, mask, dense, device=device)
+                make = Subject(kind, d_in, d_sae, k, mask, dense, device=device).learner
                 name = f"{kind}, {mask}{', dense form' if dense else ''}"
                 rows.add(f"steps {size}", name, partial(_stepped, make, batches, where))
 
@@ -124,7 +124,7 @@ def _checked(
     batches = [batch(tokens, d_in, seed).to(device) for seed in range(8)]
 
     def run(dense: bool, precision: Any) -> tuple[Learner, float]:
-        trained = learner(kind, d_in, d_sae, k, mask, dense, device=str(device), precision=precision)
+        trained = Subject(kind, d_in, d_sae, k, mask, dense, device=str(device), precision=precision).learner()
         fve = [float(_advance(trained, batches[step % 8])[METRICS.index("fve")]) for step in range(n_steps)]
         return trained, statistics.mean(fve[-20:])
 
@@ -191,17 +191,12 @@ def _timed(action: Callable[[], object], device: torch.device, work: dict[str, f
 
 
 def _lot(action: Callable[[], object], device: torch.device, n: int) -> float:
-    _wait(device)
+    wait_for(device)
     began = time.perf_counter()
     for _ in range(n):
         action()
-    _wait(device)
+    wait_for(device)
     return (time.perf_counter() - began) / n
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _limits(

@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.limits import SQUARE
 from benchmarks.peers import Step
 from benchmarks.rounds import Action, Record, Summaries
-from benchmarks.subjects import batch, ours
+from benchmarks.subjects import Subject, batch
 from scansion.progress import say
 
 STEPS_FOR_MEMORY = 3  # until Adam has its moments and every buffer has been made
@@ -45,8 +45,8 @@ class Point:
 
     def steps(self) -> list[Step]:
         """A step of each SAE."""
-        sizes = ("topk", self.d_in, self.d_sae, self.k, self.mask, self.dense, self.n_positions)
-        return [ours(*sizes, seed=seed) for seed in range(self.n_saes)]
+        first = Subject("topk", self.d_in, self.d_sae, self.k, self.mask, self.dense, self.n_positions)
+        return [replace(first, seed=seed).step() for seed in range(self.n_saes)]
 
     def action(self, x: Tensor | None = None) -> Action:
         """All SAEs take a step on the same batch: ``x``, or one that is made here."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.rounds import Action
 
@@ -14,26 +15,52 @@ COPIED = 1 << 26  # numbers: 256 MB, far beyond any cache
 ADAM_BYTES = 28  # a parameter: itself, its gradient and two moments read, all but the gradient written
 
 
-def limits(d_in: int, d_sae: int, tokens: int, square: int = SQUARE, copied: int = COPIED) -> dict[str, Action]:
-    """Plain operations of torch that a step cannot be faster than, by name.
+def wait_for(device: torch.device) -> None:
+    """Return once a GPU has done everything that it was given; at once for the CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def limits(
+    d_in: int,
+    d_sae: int,
+    tokens: int,
+    square: int = SQUARE,
+    copied: int = COPIED,
+    device: torch.device | None = None,
+) -> dict[str, Action]:
+    """Plain operations of torch that a step cannot be faster than, by name. On a GPU, products are of bfloat16 numbers.
 
     Args:
         d_in, d_sae, tokens: the shape of the encoder product.
         square: side of the square product.
         copied: numbers copied.
+        device: where; default the CPU.
     """
-    a, b = torch.randn(square, square), torch.randn(square, square)
-    product = torch.empty(square, square)
-    x, W, pre_acts = torch.randn(tokens, d_in), torch.randn(d_sae, d_in), torch.empty(tokens, d_sae)
-    source, target = torch.zeros(copied), torch.zeros(copied)
-    weights = nn.Parameter(torch.zeros(2, d_sae, d_in))
+    device = device or torch.device("cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(*shape).to(device, dtype)
+
+    def finished(operation: Callable[[], object]) -> Action:
+        def act(_: int) -> None:
+            operation()
+            wait_for(device)
+
+        return act
+
+    a, b, product = numbers(square, square), numbers(square, square), numbers(square, square)
+    x, W, pre_acts = numbers(tokens, d_in), numbers(d_sae, d_in), numbers(tokens, d_sae)
+    source, target = torch.zeros(copied, device=device), torch.zeros(copied, device=device)
+    weights = nn.Parameter(torch.zeros(2, d_sae, d_in, device=device))
     weights.grad = torch.ones_like(weights)
     adam = torch.optim.Adam([weights], fused=True)
     return {
-        "square product": lambda _: torch.mm(a, b, out=product),
-        "encoder product": lambda _: torch.mm(x, W.T, out=pre_acts),
-        "copy": lambda _: target.copy_(source),
-        "adam": lambda _: adam.step(),
+        "square product": finished(lambda: torch.mm(a, b, out=product)),
+        "encoder product": finished(lambda: torch.mm(x, W.T, out=pre_acts)),
+        "copy": finished(lambda: target.copy_(source)),
+        "adam": finished(adam.step),
     }
 
 

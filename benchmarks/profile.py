@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.limits import step_work
 from benchmarks.peers import Step
 from benchmarks.rounds import Record
-from benchmarks.subjects import batch, ours
+from benchmarks.subjects import Subject, batch
 from scansion.execution.cpu import native, native_screen
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -89,7 +89,7 @@ def measure(
     record = Record(out, "profile", settings)
     batches = [batch(batch_tokens, d_in, seed) for seed in range(4)]
     for mask in masks:
-        step = ours(kind, d_in, d_sae, k, mask=mask)
+        step = Subject(kind, d_in, d_sae, k, mask).step()
         for index in range(3):
             step(batches[index])
         bands = int(mask) if mask.isdigit() else 1

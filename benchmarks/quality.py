@@ -13,7 +13,7 @@ import torch
 from cyclopts import App
 
 from benchmarks.rounds import Record
-from benchmarks.subjects import sae_config
+from benchmarks.subjects import Subject
 from scansion.activations import ActivationStore, ActivationStream
 from scansion.corpus import CorpusConfig
 from scansion.evals.base import LoadedSAE
@@ -30,8 +30,8 @@ from scansion.training.learner import Learner
 app = App(help_format="plaintext")
 
 
-class Subject(NamedTuple):
-    """An SAE that is trained in both precisions: its architecture, its mask, and the way that its steps are computed."""
+class Forced(NamedTuple):
+    """An architecture and a mask, and the way that steps are computed in both precisions."""
 
     kind: str
     mask: str
@@ -39,9 +39,9 @@ class Subject(NamedTuple):
 
 
 SUBJECTS = {
-    "topk": Subject("topk", "none", "dense"),
-    "relu": Subject("relu", "none", "dense"),
-    "topk, 8 bands": Subject("topk", "8", "banded"),
+    "topk": Forced("topk", "none", "dense"),
+    "relu": Forced("relu", "none", "dense"),
+    "topk, 8 bands": Forced("topk", "8", "banded"),
 }
 PRECISIONS: tuple[Literal["float32", "bf16"], ...] = ("float32", "bf16")
 
@@ -57,7 +57,7 @@ def measure(
     context_length: int = 128,
     tokens: int = 1_000_000,
     held_out_tokens: int = 65_536,
-    d_sae: int = 2304,
+    d_sae: int = 1152,
     k: int = 32,
     batch_tokens: int = 2048,
     seeds: int = 2,
@@ -112,14 +112,14 @@ def measure(
                 record.put(runs=runs)
 
 
-def _trained(subject: Subject, d_sae: int, k: int, training: TrainingConfig, stores: Stores) -> dict[str, Any]:
+def _trained(subject: Forced, d_sae: int, k: int, training: TrainingConfig, stores: Stores) -> dict[str, Any]:
     """Train an SAE, and return its figures on held-out text and the ways that were taken."""
     store = stores.train
     per_position = max(1, round(training.batch_tokens / len(store.used_positions(training.use_position_0))))
     stream = ActivationStream(store, per_position, training.data_seed)
     n_steps = training.n_steps(stream.tokens_per_batch)
-    generator = torch.Generator().manual_seed(training.seed)
-    sae = build_sae(sae_config(subject.kind, d_sae, k, subject.mask), store.d_in, store.n_positions, generator)
+    config = Subject(subject.kind, store.d_in, d_sae, k, subject.mask).config()
+    sae = build_sae(config, store.d_in, store.n_positions, torch.Generator().manual_seed(training.seed))
     sae.start_at(stream.mean_by_position * stream.input_scale, stream.positions)
     learner = Learner(sae, training, n_steps, subject.way)
     for batch in stream.batches(0, n_steps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -39,56 +40,11 @@ def mask_config(mask: str) -> MaskConfig:
     return named[mask]() if mask in named else BandMaskConfig(count=int(mask))
 
 
-def sae_config(kind: str, d_sae: int, k: int, mask: str = "none") -> SAEConfig:
-    """Settings of a relu, jumprelu, topk or batch_topk SAE; for ``mask``, see :func:`mask_config`."""
-    masked = mask_config(mask)
-    made: dict[str, Callable[[], SAEConfig]] = {
-        "relu": lambda: ReluConfig(d_sae=d_sae, mask=masked),
-        "jumprelu": lambda: JumpReluConfig(d_sae=d_sae, mask=masked),
-        "topk": lambda: TopKConfig(d_sae=d_sae, k=k, mask=masked),
-        "batch_topk": lambda: BatchTopKConfig(d_sae=d_sae, k=k, mask=masked),
-    }
-    return made[kind]()
+@dataclass(frozen=True)
+class Subject:
+    """An SAE of ours to be trained.
 
-
-def ours(
-    kind: str,
-    d_in: int,
-    d_sae: int,
-    k: int,
-    mask: str = "none",
-    dense: bool = False,
-    n_positions: int = POSITIONS,
-    seed: int = 0,
-) -> Step:
-    """A whole step of training, metrics and counts of dead features included; takes batches on the CPU.
-
-    Arguments as for :func:`learner`.
-    """
-    trained = learner(kind, d_in, d_sae, k, mask, dense, n_positions, seed)
-    positions = torch.arange(n_positions)
-
-    def step(x: Tensor) -> None:
-        trained.advance(PositionedBatch(x.view(n_positions, -1, d_in), positions))
-
-    return step
-
-
-def learner(
-    kind: str,
-    d_in: int,
-    d_sae: int,
-    k: int,
-    mask: str = "none",
-    dense: bool = False,
-    n_positions: int = POSITIONS,
-    seed: int = 0,
-    device: str = "cpu",
-    precision: Literal["auto", "float32", "tf32", "bf16"] = "auto",
-) -> Learner:
-    """An SAE that is being trained.
-
-    Args:
+    Attributes:
         kind: relu, jumprelu, topk or batch_topk.
         d_in, d_sae, k: sizes.
         mask: see :func:`mask_config`.
@@ -98,10 +54,43 @@ def learner(
         device: where it is trained.
         precision: of its products.
     """
-    config = sae_config(kind, d_sae, k, mask)
-    sae = build_sae(config, d_in, n_positions, torch.Generator().manual_seed(seed)).to(device)
-    training = TrainingConfig(tokens=TOKENS, device=device, precision=precision)
-    return Learner(sae, training, TOKENS // 2048, "dense" if dense else None)
+
+    kind: str
+    d_in: int
+    d_sae: int
+    k: int
+    mask: str = "none"
+    dense: bool = False
+    n_positions: int = POSITIONS
+    seed: int = 0
+    device: str = "cpu"
+    precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"
+
+    def config(self) -> SAEConfig:
+        """Its architecture and mask."""
+        masked = mask_config(self.mask)
+        made: dict[str, Callable[[], SAEConfig]] = {
+            "relu": lambda: ReluConfig(d_sae=self.d_sae, mask=masked),
+            "jumprelu": lambda: JumpReluConfig(d_sae=self.d_sae, mask=masked),
+            "topk": lambda: TopKConfig(d_sae=self.d_sae, k=self.k, mask=masked),
+            "batch_topk": lambda: BatchTopKConfig(d_sae=self.d_sae, k=self.k, mask=masked),
+        }
+        return made[self.kind]()
+
+    def learner(self) -> Learner:
+        """It, at the start of its training."""
+        sae = build_sae(self.config(), self.d_in, self.n_positions, torch.Generator().manual_seed(self.seed))
+        training = TrainingConfig(tokens=TOKENS, device=self.device, precision=self.precision)
+        return Learner(sae.to(self.device), training, TOKENS // 2048, "dense" if self.dense else None)
+
+    def step(self) -> Step:
+        """Whole steps of its training, metrics and counts of dead features included, on batches on its device."""
+        learner, positions = self.learner(), torch.arange(self.n_positions, device=self.device)
+
+        def step(x: Tensor) -> None:
+            learner.advance(PositionedBatch(x.view(self.n_positions, -1, self.d_in), positions))
+
+        return step
 
 
 def batch(n_tokens: int, d_in: int, seed: int) -> Tensor:
