@@ -32,6 +32,11 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """Where sums over tensors on ``device`` are kept in float64: there, or on the CPU for Apple's GPUs, which lack float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def resolve_dtype(name: str) -> torch.dtype:
     """``float32`` | ``bfloat16`` | ``float16`` -> the torch type.
 

@@ -60,7 +60,7 @@ def evaluate_runs(
     report
         Folder to write an HTML report to.
     device
-        Where the language model runs: auto, cpu, cuda, cuda:1 or mps.
+        Where the SAEs and the language model run: auto, cpu, cuda, cuda:1 or mps.
     """
     configs = parse_evaluations(evaluations, settings)
     store = ActivationStore(held_out)
@@ -82,10 +82,10 @@ def evaluate_runs(
         # Local weights have no commit but a fingerprint, which the evaluation compares.
         return load_language_model(identity.model, identity.model_id.commit, device, identity.model_dtype)
 
-    results = evaluate(folders, configs, store, load_lm)
+    results = evaluate(folders, configs, store, load_lm, device)
     present(results)
     if report:
-        page = write_report(runs_data(results, folders, store), report, FeatureConfig(), load_lm)
+        page = write_report(runs_data(results, folders, store), report, FeatureConfig(), load_lm, device)
         output.print(f"report: {page}", markup=False)
 
 

@@ -20,6 +20,7 @@ def report(
     *,
     out: Path | None = None,
     features: bool = True,
+    device: str = "auto",
     shown: Annotated[FeatureConfig | None, Parameter(name="*")] = None,
 ) -> None:
     """Write the report of a study: one HTML page that opens from disk, and its figures as PDF and PNG.
@@ -37,14 +38,17 @@ def report(
         Folder for index.html and figures/; default: STUDY/report.
     features
         Write the pages of features, which need the language model and are most of the report's size.
+    device
+        Where the SAEs and the language model run: auto, cpu, cuda, cuda:1 or mps.
     """
     record = StudyRecord.open(study)
     fetch(plan_assets(record.plan))
-    write_pages(record, out or study / "report", (shown or FeatureConfig()) if features else None)
+    write_pages(record, out or study / "report", (shown or FeatureConfig()) if features else None, device)
 
 
-def write_pages(record: StudyRecord, folder: Path, features: FeatureConfig | None) -> None:
+def write_pages(record: StudyRecord, folder: Path, features: FeatureConfig | None, device: str = "auto") -> None:
     """Write a study's page, or a page in a folder for each of its synthetic worlds, and print where."""
     for part in record.by_world():
-        page = write_report(study_data(part), folder / slug(part.world) if part.world else folder, features)
+        place = folder / slug(part.world) if part.world else folder
+        page = write_report(study_data(part), place, features, device=device)
         output.print(f"report: {page}", markup=False)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from scansion.activations import ActivationStore
+from scansion.device import resolve_device
 from scansion.errors import ConfigError
 from scansion.evals import Evaluation, EvaluationConfig, evaluations
 from scansion.evals.base import EvalResult, LoadedSAE
@@ -23,7 +24,11 @@ Result = TypeVar("Result", bound=EvalResult)
 
 
 def evaluate(
-    runs: Mapping[str, Path], configs: Mapping[str, EvaluationConfig], held_out: ActivationStore, load_lm: LoadLM
+    runs: Mapping[str, Path],
+    configs: Mapping[str, EvaluationConfig],
+    held_out: ActivationStore,
+    load_lm: LoadLM,
+    device: str = "auto",
 ) -> list[RunResults]:
     """Evaluate each run's SAE, or read the results where the same SAE was evaluated the same way before.
 
@@ -32,13 +37,16 @@ def evaluate(
         configs: evaluation -> settings, as :meth:`EvaluationRegistry.parse_all` gives them; ``core`` is among them.
         held_out: activations of documents no run was trained on.
         load_lm: gives the language model, each time it is needed.
+        device: where the SAEs run; see :func:`scansion.device.resolve_device`.
 
     Raises:
+        ConfigError: the device is not usable here.
         EvalError: the SAEs were trained differently, and a setting that follows training is not set.
         ScansionError: whatever the store cannot be used for, before any SAE is loaded; whatever an evaluation raises.
     """
     check_evaluations(configs, held_out)
-    saes = [LoadedSAE(name, *load_sae(folder / "sae")) for name, folder in runs.items()]
+    place = resolve_device(device)
+    saes = [LoadedSAE(name, *load_sae(folder / "sae", place)) for name, folder in runs.items()]
     configs = {name: fill_from_training(config, saes) for name, config in configs.items()}
     folders = [folder / "evals" for folder in runs.values()]
     by_name = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from scansion.activations import ActivationStore
+from scansion.device import resolve_device
 from scansion.errors import ModelError
 from scansion.evals.base import LoadedSAE
 from scansion.lm import LanguageModel, load_language_model
@@ -41,7 +42,10 @@ class Dictionaries:
 
 
 def read_dictionaries(
-    data: ReportData, config: FeatureConfig | None, load_lm: Callable[[], LanguageModel] | None = None
+    data: ReportData,
+    config: FeatureConfig | None,
+    load_lm: Callable[[], LanguageModel] | None = None,
+    device: str = "auto",
 ) -> Dictionaries:
     """Load and look through the SAE of every sound arm's first seed.
 
@@ -49,14 +53,16 @@ def read_dictionaries(
         data: the report's.
         config: how much feature pages show; None for no feature pages, which need the language model.
         load_lm: gives it; None to load it here.
+        device: where the SAEs run, and the language model if it is loaded here.
     """
     no_lm = config is None or not data.sound or data.held_out.identity.is_planted
-    lm = None if no_lm else (load_lm or (lambda: language_model_of(data.held_out)))()
+    lm = None if no_lm else (load_lm or (lambda: language_model_of(data.held_out, device)))()
+    place = resolve_device(device)
     maps: list[Maps] = []
     pages: list[FeaturePages] = []
     for arm in data.sound:
         seed, folder = next(iter(arm.folders.items()))
-        subject = LoadedSAE(arm.name, *load_sae(folder / "sae"))
+        subject = LoadedSAE(arm.name, *load_sae(folder / "sae", place))
         profiles = read_profiles(folder)
         rates = {} if profiles is None else rates_of(profiles)
         if config is not None and lm is not None:
@@ -79,10 +85,10 @@ def read_dictionaries(
     return Dictionaries(maps, pages, decode, note)
 
 
-def language_model_of(store: ActivationStore) -> LanguageModel:
+def language_model_of(store: ActivationStore, device: str) -> LanguageModel:
     """The language model that a store was made with."""
     identity = store.identity
-    return load_language_model(identity.model, identity.model_id.commit, "auto", identity.model_dtype)
+    return load_language_model(identity.model, identity.model_id.commit, device, identity.model_dtype)
 
 
 def _lens(subject: LoadedSAE, lm: LanguageModel, n: int) -> LogitLens | None:

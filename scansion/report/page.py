@@ -41,6 +41,7 @@ def write_report(
     folder: Path,
     features: FeatureConfig | None,
     load_lm: Callable[[], LanguageModel] | None = None,
+    device: str = "auto",
 ) -> Path:
     """Write ``index.html`` and ``figures/*.pdf`` and ``*.png`` to ``folder``; returns the page's path.
 
@@ -49,10 +50,11 @@ def write_report(
         folder: created if need be.
         features: how much feature pages show; None leaves them out, and with them the language model.
         load_lm: gives the language model of ``data.held_out``; None to load it here.
+        device: where the SAEs run, and the language model if it is loaded here.
     """
     from scansion.report.paper import write_figures  # here, because matplotlib takes a while to load
 
-    dictionaries = read_dictionaries(data, features, load_lm)
+    dictionaries = read_dictionaries(data, features, load_lm, device)
     sections = _charts(data)
     charts = [chart for _, _, some in sections for chart in some]
     write_figures(charts, dictionaries.maps, [arm.name for arm in data.sound], folder / "figures")

@@ -139,12 +139,13 @@ def _evaluate(trials: Sequence[_Trial], plan: StudyPlan, source: Source, stores:
 
     def measure(some: Sequence[_Trial]) -> None:
         folders = {trial.arm.name: trial.folder for trial in some}
-        done = evaluate(folders, plan.evaluations, stores.held_out, lambda: source.lm)
+        device = some[0].arm.training.device
+        done = evaluate(folders, plan.evaluations, stores.held_out, lambda: source.lm, device)
         found.update(zip(folders.values(), done, strict=True))
 
-    if trials:
+    for device in dict.fromkeys(trial.arm.training.device for trial in trials):
         _isolated(
-            trials,
+            [trial for trial in trials if trial.arm.training.device == device],
             measure,
             lambda trial, error, cause: record_failure(trial.folder, f"evaluation failed: {error}", cause),
         )

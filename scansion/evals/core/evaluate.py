@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from scansion.activations import ActivationStore
+from scansion.device import float64_device
 from scansion.errors import EvalError
 from scansion.evals.base import EvalResult, LoadedSAE, data_from, reasons_before_running, reasons_from_activity
 from scansion.evals.core.duplicates import duplicate_share
@@ -125,10 +126,10 @@ def evaluate_core(
     positions = store.used_positions(config.counts_position_0)
     n_contexts = min(config.n_contexts or store.n_contexts, store.n_contexts)
     valid = store.valid[positions][:, :n_contexts]
-    # Sums stay where the SAEs are, if that is one GPU: it computes in float64, which Apple's do not.
+    # Sums stay where the SAEs are, if that is one device.
     places = {subject.sae.W_dec.device for subject in subjects}
-    device = next(iter(places)) if len(places) == 1 and all(place.type == "cuda" for place in places) else None
-    valid = valid.to(device or torch.device("cpu"))
+    device = float64_device(places.pop()) if len(places) == 1 else torch.device("cpu")
+    valid = valid.to(device)
     tallies = [_Tally(subject.sae, valid) for subject in subjects]
     with progress("reconstruct held-out", n_contexts * (1 + len(subjects)), "contexts") as advance, torch.no_grad():
         parts = read_contexts(store, positions, n_contexts, config.batch_contexts, advance, device)

@@ -69,7 +69,7 @@ def loss_by_splicing(
     Only ``positions`` are touched; at the others (position 0 by default) the activation passes through.
 
     Args:
-        saes: on any device.
+        saes: on any device; the LM's log-probabilities are compared on the LM's own, since all of them are large to copy.
         store: gives the token ids, their validity and the hook point.
         lm: the model the store was made with.
         positions: [P], the positions to splice at and to count predictions from.
@@ -88,15 +88,15 @@ def loss_by_splicing(
                 replace = None if replacement is None else _only_at(touched, replacement)
                 output = logits(lm, contexts, hook_point, replace)
                 advance(len(contexts))
-                return output[:, :-1].float().log_softmax(dim=-1).cpu()
+                return output[:, :-1].float().log_softmax(dim=-1)
 
             def place(values: Tensor, contexts: Contexts = contexts) -> np.ndarray:
                 follows = contexts.valid[:, 1:] & contexts.valid[:, :-1]
                 full = torch.zeros(contexts.valid.shape, dtype=torch.float64)
-                full[:, :-1] = torch.where(follows, values.double(), 0.0)
+                full[:, :-1] = torch.where(follows, values.cpu().double(), 0.0)
                 return full.T[positions].numpy()
 
-            targets = contexts.tokens[:, 1:, None].long()
+            targets = contexts.tokens[:, 1:, None].long().to(lm.device)
             clean = run(None)
             clean_loss = place(-clean.gather(-1, targets).squeeze(-1))
             ablated_loss = place(-run(torch.zeros_like).gather(-1, targets).squeeze(-1))

@@ -52,11 +52,11 @@ def firing_of_sample(
     counts = torch.zeros(sae.d_sae, dtype=torch.int64)
     parts: list[torch.Tensor] = []
     with progress(f"firing {subject.name}", 2 * store.n_contexts, "contexts") as advance:
-        for part in read_contexts(store, places, store.n_contexts, _BATCH_CONTEXTS, advance):
+        for part in read_contexts(store, places, store.n_contexts, _BATCH_CONTEXTS, advance, sae.W_enc.device):
             counts += (part.encode(sae) > 0).sum(dim=(0, 1)).cpu()
         alive = torch.nonzero(counts >= least).squeeze(1).numpy()
         drawn = np.sort(np.random.default_rng(seed).permutation(alive)[:n_features])
-        for part in read_contexts(store, places, store.n_contexts, _BATCH_CONTEXTS, advance):
+        for part in read_contexts(store, places, store.n_contexts, _BATCH_CONTEXTS, advance, sae.W_enc.device):
             acts = part.encode(sae)
             parts.append(acts[..., torch.from_numpy(drawn).to(acts.device)].float().cpu())
     tokens = store.tokens.long()

@@ -192,7 +192,7 @@ def record(sae: SAE, text: Text, batch_contexts: int, advance: Advance) -> Firin
     counts, mass = (torch.zeros(P, text.n_groups, F, device=device) for _ in range(2))
     bits = np.zeros((P, -(-text.n_contexts // 8), F), dtype=np.uint8)
     member = torch.from_numpy(text.groups == np.arange(text.n_groups)[:, None]).float().to(device)
-    for part in read_contexts(text.store, text.positions, text.n_contexts, batch_contexts, advance):
+    for part in read_contexts(text.store, text.positions, text.n_contexts, batch_contexts, advance, device):
         acts, contexts = part.encode(sae), part.contexts
         fired = acts > 0
         counts += member[:, contexts] @ fired.float()

@@ -36,7 +36,7 @@ def weights_at(mask: PositionalMask, positions: Int[Tensor, "P"]) -> Float[np.nd
     """The mask as it acts: rounded where only the rounded mask does."""
     places = positions.to(next(iter(mask.state_dict().values()), positions).device)
     rounded = mask.gate.kind == "straight_through"
-    return (mask.is_open(places) if rounded else mask(places)).double().cpu().numpy()
+    return (mask.is_open(places) if rounded else mask(places)).cpu().double().numpy()
 
 
 def permuted(mask: PositionalMask, generator: torch.Generator) -> PermutedMask:

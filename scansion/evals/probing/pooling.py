@@ -137,6 +137,8 @@ def _tokens_in_groups(block: Block, context_length: int, n_bands: int) -> Int[Te
 def _mean_by_group(
     values: Float[Tensor, "T d"], counts: Int[Tensor, "_"], n_texts: int
 ) -> Float[np.ndarray, "n_texts _"]:
+    if values.device.type == "mps":  # not every version of torch can do the mean there
+        values = values.cpu()
     starts = (counts.cumsum(0) - counts).to(values.device)
     rows = torch.arange(len(values), device=values.device)
     # A mean of rows of a table, of as many as come until the next one starts; 0 where there are none.

@@ -69,8 +69,8 @@ def answer(
         contexts = Contexts.from_token_lists(
             [sequences[i][0] for i in rows], len(sequences[rows[0]][0]), bos, has_bos=True
         )
-        said = logits(lm, contexts, hook_point, replace)[:, :-1].float().log_softmax(dim=-1).cpu()
-        told = said.gather(-1, contexts.tokens[:, 1:, None].long()).squeeze(-1)
+        said = logits(lm, contexts, hook_point, replace)[:, :-1].float().log_softmax(dim=-1)
+        told = said.gather(-1, contexts.tokens[:, 1:, None].long().to(said.device)).squeeze(-1).cpu()
         for place, i in enumerate(rows):
             tokens, first = sequences[i]
             scores[i] = float(told[place, first - 1 : len(tokens) - 1].mean())

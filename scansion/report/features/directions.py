@@ -50,7 +50,7 @@ def nearest_features(W_dec: Float[Tensor, "F d_in"], n: int) -> Neighbours:
     with progress("nearest features", len(rows), "features") as advance:
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             near = rows[start : start + _ROWS_AT_ONCE] @ rows.T
-            own = torch.arange(len(near))
+            own = torch.arange(len(near), device=near.device)
             near[own, start + own] = -torch.inf
             top = near.topk(n, dim=1)
             features.append(top.indices.cpu())

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from scansion.activations import ActivationStore
+from scansion.device import float64_device
 from scansion.evals.base import LoadedSAE
 from scansion.evals.position.agreement import auroc
 from scansion.evals.position.firing import Profile
@@ -83,7 +84,7 @@ def gather_features(
     """Run an SAE over held-out contexts, twice: to find what matters, and to keep it.
 
     Args:
-        subject: an SAE of the store's model and hook point.
+        subject: an SAE of the store's model and hook point, on any device.
         store: held-out activations.
         config: how much to keep.
         information_of_eval: information in bits that the position evaluation found, whose null is better than ours.
@@ -91,31 +92,32 @@ def gather_features(
     sae, places = subject.sae, store.used_positions(subject.metadata.use_position_0)
     n_contexts = min(config.n_contexts, store.n_contexts)
     P, F, K = len(places), sae.d_sae, min(config.examples, n_contexts)
-    counts, mass = (torch.zeros(P, F, dtype=torch.float64) for _ in range(2))
-    strongest, found = torch.zeros(K, F), torch.full((K, F), -1, dtype=torch.int64)
+    device = float64_device(sae.W_dec.device)
+    counts, mass = (torch.zeros(P, F, dtype=torch.float64, device=device) for _ in range(2))
+    strongest, found = torch.zeros(K, F, device=device), torch.full((K, F), -1, device=device)
     with progress(f"features of {subject.name}", 2 * n_contexts, "contexts") as advance:
-        for part in read_contexts(store, places, n_contexts, config.batch_contexts, advance):
-            acts = part.encode(sae).cpu()
+        for part in read_contexts(store, places, n_contexts, config.batch_contexts, advance, device):
+            acts = part.encode(sae).to(device)
             counts += (acts > 0).sum(dim=1)
             mass += acts.sum(dim=1)
-            names = torch.arange(part.contexts.start, part.contexts.stop)[:, None].expand(-1, F)
+            names = torch.arange(part.contexts.start, part.contexts.stop, device=device)[:, None].expand(-1, F)
             pooled = torch.cat([strongest, acts.amax(dim=0)])
             strongest, order = pooled.topk(K, dim=0)
             found = torch.cat([found, names]).gather(0, order)
         found[strongest <= 0] = -1
         parts: list[tuple[Tensor, Tensor]] = []
-        for part in read_contexts(store, places, n_contexts, config.batch_contexts, advance):
-            parts.append(_firings(part.encode(sae).cpu(), part.contexts.start, found, places))
+        for part in read_contexts(store, places, n_contexts, config.batch_contexts, advance, device):
+            parts.append(_firings(part.encode(sae).to(device), part.contexts.start, found, places.to(device)))
     tokens = store.valid[places][:, :n_contexts].sum(dim=1)
-    profile = Profile(counts.numpy(), mass.numpy(), tokens.numpy())
+    profile = Profile(counts.cpu().numpy(), mass.cpu().numpy(), tokens.numpy())
     alive = profile.counts.sum(axis=0) > 0
     mask = weights_at(sae.mask, places) if sae.config.mask.has_weights else None
-    allowed = (tokens.double() @ sae.mask.can_fire(places.to(sae.W_dec.device)).double().cpu()).numpy()
+    allowed = (tokens.double() @ sae.mask.can_fire(places.to(sae.W_dec.device)).cpu().double()).numpy()
     bound = np.arange(F) >= sae.mask.n_shared
     return Features(
         positions=places.numpy(),
         profile=profile,
-        max_act=strongest[0].double().numpy(),
+        max_act=strongest[0].cpu().double().numpy(),
         density=profile.counts.sum(axis=0) / np.maximum(allowed, 1),
         mask=mask,
         specialisation=np.where(alive, specialisation(profile), np.nan)
@@ -148,13 +150,13 @@ def _firings(
 
 def _examples(found: Int[Tensor, "K F"], parts: list[tuple[Tensor, Tensor]]) -> Examples:
     K, F = found.shape
-    where = torch.cat([part[0] for part in parts]).numpy()
-    acts = torch.cat([part[1] for part in parts]).double().numpy()
+    where = torch.cat([part[0] for part in parts]).cpu().numpy()
+    acts = torch.cat([part[1] for part in parts]).cpu().double().numpy()
     slot = where[:, 0] * K + where[:, 1]
     order = np.lexsort((where[:, 2], slot))
     sizes = np.bincount(slot, minlength=F * K)
     return Examples(
-        contexts=np.ascontiguousarray(found.T.numpy()),
+        contexts=np.ascontiguousarray(found.T.cpu().numpy()),
         offsets=np.concatenate([[0], np.cumsum(sizes)]),
         positions=where[order, 2],
         acts=acts[order],
