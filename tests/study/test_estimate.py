@@ -24,7 +24,7 @@ def test_a_plan_is_estimated_without_being_begun(
 ) -> None:
     # Another hook point: its store is not there.
     plan = StudyPlan.model_validate({**carried.plan.model_dump(mode="json"), "hook_point": "layers.0"})
-    monkeypatch.setattr("scansion.pipeline.stores.harvest", never)
+    monkeypatch.setattr("scansion.pipeline.stores.harvest_together", never)
     found = estimate(plan, {0: tmp_path / "run_0", 2: tmp_path / "run_2"})
     assert found.harvested == (False, False) and found.harvest_seconds > 0
     assert [(one.arm.name, one.missing) for one in found.arms] == [("plain", 1), ("untrained", 1)]
