@@ -67,6 +67,11 @@ def entries_at_once(device: torch.device) -> int:
     return min(2**31 - 1, max(CHUNK, torch.cuda.get_device_properties(device).total_memory // BYTES_PER_ENTRY))
 
 
+def fuses_masks(device: torch.device) -> bool:
+    """True where masks with weights, and JumpReLU, are faster without the dense way's passes over all entries."""
+    return device.type == "cuda"
+
+
 def batches_bands(device: torch.device) -> bool:
     """True where one batched product of all bands is faster than a product for each."""
     return device.type == "cuda"
@@ -109,7 +114,7 @@ class Backend:
 
     Attributes:
         name: as ``scansion doctor`` shows it.
-        operations: their names; see :mod:`scansion.execution.operations`.
+        operations: their names; see :mod:`scansion.execution.operations` and :mod:`scansion.execution.activation`.
         module_for: the module, if it can work on tensors like these; else None.
     """
 
@@ -157,13 +162,24 @@ C_OPERATIONS = (
     "remove_parallel",
     "normalise",
 )
+TRITON_OPERATIONS = (
+    "top_k",
+    "largest_of_all",
+    "group",
+    "sum_of_rows",
+    "sum_per_feature",
+    "sum_per_position",
+    "dots_at_entries",
+    "apply_mask",
+    "activate",
+    "activate_backward",
+    "adam_step",
+)
 BACKENDS = (
     Backend("C", frozenset(C_OPERATIONS), _c_for),
     Backend(
         "Triton",
-        frozenset(
-            {"top_k", "largest_of_all", "group", "sum_of_rows", "sum_per_feature", "dots_at_entries", "adam_step"}
-        ),
+        frozenset(TRITON_OPERATIONS),
         _triton_for,
     ),
 )

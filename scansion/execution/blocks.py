@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from scansion.masks import Bands, PositionalMask
@@ -28,6 +28,8 @@ class Block:
             band's own.
         features: their indices; None for all, in order.
         closed: True where the mask keeps a feature from firing; None if it keeps none in this block.
+        weights: of the mask, with their gradient, if it has any: pre-activations are multiplied by them. If ``closed`` is
+            given too, they are not, and the weights learn straight through. None for a mask that only blocks features.
         bias: index of the decoder bias of its tokens.
     """
 
@@ -36,6 +38,7 @@ class Block:
     features: Int[Tensor, "w"] | None = None
     closed: Bool[Tensor, "p w"] | None = None
     bias: int = 0
+    weights: Float[Tensor, "p w"] | None = None
 
     @property
     def width(self) -> int:
@@ -56,9 +59,10 @@ class Block:
 
     def at(self, rows: slice) -> Block:
         """The part of the block at these rows of the batch, which must be among the block's rows."""
-        first = self.rows.start
-        closed = None if self.closed is None else self.closed[rows.start - first : rows.stop - first]
-        return replace(self, rows=rows, closed=closed)
+        own = slice(rows.start - self.rows.start, rows.stop - self.rows.start)
+        closed = None if self.closed is None else self.closed[own]
+        weights = None if self.weights is None else self.weights[own]
+        return replace(self, rows=rows, closed=closed, weights=weights)
 
     def split(self, n_rows: int) -> Iterator[Block]:
         """The block in parts of ``n_rows`` rows; the last may have fewer."""
@@ -83,14 +87,16 @@ def blocks_of(mask: PositionalMask, positions: Int[Tensor, "P"]) -> list[Block]:
     """Cut a batch into blocks: one per band; if the mask has no bands, one per decoder bias.
 
     Args:
-        mask: if it has no bands, one that only blocks features (``Gate.only_blocks``).
+        mask: it does not gate gradients, and where it has weights, there is one decoder bias.
         positions: ascending, of the rows of the batch.
     """
     bands = mask.gate.bands
     if bands is not None:
         return _blocks_of_bands(bands, positions, mask.n_decoder_biases > 1)
     whole = whole_block(len(positions), mask.d_sae)
-    if mask.gate.forward:
+    if mask.gate.kind in ("weights", "straight_through"):
+        whole = replace(whole, weights=mask(positions))
+    if mask.gate.forward and mask.gate.kind != "weights":
         whole = replace(whole, closed=~mask.can_fire(positions))
     if mask.n_decoder_biases == 1:
         return [whole]

@@ -10,6 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from scansion.execution import backends
+from scansion.execution.activation import Activation, apply_mask
 from scansion.execution.blocks import Block
 
 
@@ -92,8 +93,7 @@ class Encoder:
         self._close(block, out)
 
     def _close(self, block: Block, out: Tensor) -> None:
-        if block.closed is not None:
-            out.view(-1, self.per_position, block.width).masked_fill_(block.closed[:, None], -torch.inf)
+        apply_mask(out, Activation(self.per_position, block.closed, block.weights))
 
 
 def _may_follow(block: Block, other: Block) -> bool:
@@ -102,6 +102,8 @@ def _may_follow(block: Block, other: Block) -> bool:
     return (
         block.closed is None
         and other.closed is None
+        and block.weights is None
+        and other.weights is None
         and block.n_rows == other.n_rows
         and block.rows.stop == other.rows.start
         and block.pieces[:-1] == other.pieces[:-1]

@@ -95,6 +95,31 @@ def _sum_per_feature(values: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
     return sum_into(tokens_of(offsets, len(order)), values[order], len(offsets) - 1)
 
 
+def sum_per_position(
+    values: Float[Tensor, "nnz"],
+    entries: tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Int[Tensor, "d_sae_plus_1"]],
+    per_position: int,
+    n_positions: int,
+) -> Float[Tensor, "P d_sae"]:
+    """The sum of the values of each feature at each position.
+
+    Args:
+        values: of the entries.
+        entries: their order by feature, as :func:`group` returns it.
+        per_position: tokens at each position; tokens are grouped by position.
+        n_positions: number of positions.
+    """
+    return choose("sum_per_position", _sum_per_position, values)(values, entries, per_position, n_positions)
+
+
+def _sum_per_position(
+    values: Tensor, entries: tuple[Tensor, Tensor, Tensor], per_position: int, n_positions: int
+) -> Tensor:
+    order, tokens, offsets = entries
+    cells = tokens_of(offsets, len(order)) * n_positions + tokens // per_position
+    return sum_into(cells, values[order], (len(offsets) - 1) * n_positions).view(-1, n_positions).T
+
+
 def fired(features: Int[Tensor, "nnz"], values: Float[Tensor, "nnz"], d_sae: int) -> Int[Tensor, "d_sae"]:
     """How many entries of each feature are above 0."""
     return choose("fired", _fired, values)(features, values, d_sae)

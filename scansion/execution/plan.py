@@ -9,12 +9,14 @@ from typing import Literal
 from scansion.activations.batch import PositionedBatch
 from scansion.execution import backends
 from scansion.execution.blocks import Block, blocks_of
+from scansion.masks import PositionalMask
 from scansion.sae.base import SAE
-from scansion.sae.structure import KeepsPositive
+from scansion.sae.structure import KeepsAbove, KeepsPositive, KeepsTopK, KeepsTopKOfBatch
 
 Way = Literal["dense", "banded", "sparse", "fused", "routed"]
-"""dense: all features at all positions; banded: a product per band; sparse: from the active entries alone; fused: ReLU in
-five products; routed: a product per group of features that tokens are routed to. Results equal the dense way's to rounding."""
+"""dense: all features at all positions; banded: a product per band; sparse: from the active entries alone; fused: ReLU or
+JumpReLU in five products; routed: a product per group of features that tokens are routed to. Results equal the dense way's to
+rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +54,25 @@ def open_ways(sae: SAE) -> dict[Way, str]:
     if masked_acts == base:
         if mask.gate.bands is not None and (activate_bands == base or activate_bands <= activate):
             ways["banded"] = "the mask has bands"
-        if mask.gate.only_blocks and selection is not None and described <= min(activate, activate_bands):
-            ways["sparse"] = "the activation keeps some entries as they are, and the mask only blocks features"
-            if isinstance(selection, KeepsPositive):
-                ways["fused"] = "the activation is a ReLU, and the mask only blocks features"
+        if _masks_before_activation(mask) and selection is not None and described <= min(activate, activate_bands):
+            acts_on = (
+                "the mask only blocks features" if mask.gate.only_blocks else "the mask leaves their gradient alone"
+            )
+            if not isinstance(selection, KeepsAbove):  # pre-activations below a threshold give it a gradient too
+                ways["sparse"] = f"the activation keeps some entries as they are, and {acts_on}"
+            if isinstance(selection, KeepsPositive | KeepsAbove):
+                ways["fused"] = f"the activation keeps entries above a threshold as they are, and {acts_on}"
     # Sorted tokens are no longer next to the token before them.
     if sae.treats_positions_alike and not sae.uses_pairs and routing < base and routing <= masked_acts:
         ways["routed"] = "each token uses one group of features, and the mask does nothing"
     return ways
+
+
+def _masks_before_activation(mask: PositionalMask) -> bool:
+    """True if all this mask does is to block or multiply pre-activations; or, of weights, to learn straight through."""
+    if type(mask).apply_to is not PositionalMask.apply_to or mask.gate.gradient:
+        return False
+    return mask.gate.only_blocks or mask.n_decoder_biases == 1
 
 
 def _age(sae: SAE, method: str) -> int:
@@ -86,15 +99,18 @@ def plan_execution(sae: SAE, batch: PositionedBatch, way: Way | None = None) -> 
     if way is not None:
         assert way in ways, f"the {way} way is closed to {type(sae).__name__} under {sae.config.mask.family}"
         return Plan(way, device, "it was requested", None, _blocks(sae, batch, way))
+    if not backends.fuses_masks(batch.x.device) and not (sae.mask.gate.only_blocks and "sparse" in ways):
+        ways = {name: reason for name, reason in ways.items() if name not in ("sparse", "fused")}
     if "routed" in ways:
         return Plan("routed", device, ways["routed"])
-    if "fused" in ways:
+    selection = sae.selection()
+    if "fused" in ways and isinstance(selection, KeepsPositive) and sae.mask.gate.only_blocks:
         return Plan("sparse", device, ways["sparse"], "fused", _blocks(sae, batch, "sparse"))
-    if "sparse" in ways:
+    if "fused" in ways:
+        return Plan("fused", device, ways["fused"], None, _blocks(sae, batch, "fused"))
+    if "sparse" in ways and isinstance(selection, KeepsTopK | KeepsTopKOfBatch):
         blocks = _blocks(sae, batch, "sparse")
         n_entries = sum(block.n_rows * block.width for block in blocks) * batch.x.shape[1]
-        selection = sae.selection()
-        assert selection is not None and not isinstance(selection, KeepsPositive)
         if selection.k * batch.n_tokens <= int(backends.DENSITY * n_entries):
             return Plan("sparse", device, ways["sparse"], None, blocks)
     if "banded" in ways:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scansion.execution.blocks import Block
+from scansion.masks.application import mask_pre_acts
 from scansion.sae.base import SAE
 from scansion.sae.forward import Part
 
@@ -16,14 +17,16 @@ from scansion.sae.forward import Part
 def recomputed_part(
     sae: SAE,
     x: Float[Tensor, "P n d_in"],
+    positions: Int[Tensor, "P"],
     block: Block,
     compute_acts: Callable[[], Float[Tensor, "p n w"]] | None = None,
 ) -> Part:
     """The forward pass of one block, computed only when it is read.
 
     Args:
-        sae: whose mask only blocks features.
+        sae: whose mask does not gate gradients.
         x: the whole batch.
+        positions: of its rows.
         block: its tokens share one decoder bias.
         compute_acts: a faster way to the activations than from the pre-activations, if there is one.
     """
@@ -36,6 +39,13 @@ def recomputed_part(
             centred.append(x[block.rows] - (sae.b_dec if sae.b_dec.ndim == 1 else sae.b_dec[block.bias]))
         names = block.named(columns)
         product = centred[0] @ sae.W_enc.T[names].T + sae.b_enc[names]
-        return product if block.closed is None else product.masked_fill(block.closed[:, None, columns], -torch.inf)
+        if block.closed is not None:
+            return product.masked_fill(block.closed[:, None, columns], -torch.inf)
+        return product if block.weights is None else mask_pre_acts(product, block.weights[:, None, columns])
 
-    return Part(block, pre_acts, compute_acts or (lambda: sae.activate(pre_acts(None), block.features)))
+    def acts() -> Float[Tensor, "p n w"]:
+        if block.weights is None:
+            return sae.activate(pre_acts(None), block.features)
+        return sae.masked_acts(x[block.rows], positions[block.rows, None]).acts
+
+    return Part(block, pre_acts, compute_acts or acts)

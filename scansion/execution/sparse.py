@@ -17,10 +17,10 @@ from scansion.execution.plan import open_ways
 from scansion.execution.precision import operand
 from scansion.execution.recomputed import recomputed_part
 from scansion.execution.selection import select_largest, select_positive, select_top_k
-from scansion.execution.sparse_acts import SparseActs, reconstruct
+from scansion.execution.sparse_acts import EntryGate, SparseActs, reconstruct
 from scansion.sae.base import SAE
 from scansion.sae.forward import ForwardPass
-from scansion.sae.structure import KeepsPositive, KeepsTopK, KeepsTopKOfBatch, Selection
+from scansion.sae.structure import KeepsAbove, KeepsPositive, KeepsTopK, KeepsTopKOfBatch, Selection
 from scansion.shapes import require_shape
 
 
@@ -28,7 +28,7 @@ def sparse_forward(sae: SAE, batch: PositionedBatch, blocks: Sequence[Block], sh
     """A training forward pass from the active entries alone.
 
     Args:
-        sae: with a :meth:`SAE.selection`, and a mask that only blocks features.
+        sae: with a :meth:`SAE.selection`, and a mask that does not gate gradients.
         batch: grouped by position.
         blocks: of the batch.
         share: largest share of entries that may be positive, for an architecture that keeps all positive ones.
@@ -44,19 +44,28 @@ def sparse_forward(sae: SAE, batch: PositionedBatch, blocks: Sequence[Block], sh
         W_enc = operand(sae.W_enc)
         encoder = Encoder(centred.to(W_enc.dtype), W_enc.T, sae.b_enc.detach().to(W_enc.dtype), blocks)
         selected = _select(encoder, selection, share)
+        let_in = _let_in(encoder, selection, share) if selected is not None else None
     if selected is None:
         return None
+    weights = blocks[0].weights if blocks else None
+    gate = None if weights is None else EntryGate(weights, x.shape[1], let_in)
     biases = sae.b_dec.view(-1, sae.d_in)
     bias_of_token = None if len(biases) == 1 else sae.mask.band_at(positions).repeat_interleave(x.shape[1])
     tokens = centred.flatten(0, 1)
-    entries, residual = reconstruct(selected, tokens, sae.W_enc, sae.b_enc, sae.W_dec, biases, bias_of_token)
+    entries, residual = reconstruct(selected, tokens, sae.W_enc, sae.b_enc, sae.W_dec, biases, bias_of_token, gate)
+    if let_in is None:
+        parts = [
+            recomputed_part(sae, x, positions, block, partial(_acts_of, entries, block, x.shape[1])) for block in blocks
+        ]
+    else:  # entries that the rounded mask closes have a gradient as well
+        parts = [recomputed_part(sae, x, positions, block) for block in blocks]
     return ForwardPass(
         x,
         positions,
         residual.view_as(x),
-        [recomputed_part(sae, x, block, partial(_acts_of, entries, block, x.shape[1])) for block in blocks],
+        parts,
         selected.fired(),
-        known_activity=entries.values.sum(),
+        known_activity=entries.values.sum() if let_in is None else None,
         known_values=selected.values,
     )
 
@@ -69,6 +78,25 @@ def _select(encoder: Encoder, selection: Selection, share: float) -> SparseActs 
             return select_largest(encoder, k * encoder.n_tokens, last_place)
         case KeepsPositive():
             return select_positive(encoder, int(share * encoder.n_entries))
+        case KeepsAbove():
+            raise AssertionError("entries below a threshold give it a gradient: the plan does not allow the sparse way")
+
+
+def _let_in(encoder: Encoder, selection: Selection, share: float) -> SparseActs | None:
+    """What would be selected without the mask, for weights that learn straight through it; what it leaves open has value 0.
+
+    None for other masks. Open entries are left out because the mask's own selection has them all: without it, they would
+    compete with more.
+    """
+    closed = next((block.closed for block in encoder.blocks if block.weights is not None), None)
+    if closed is None:
+        return None
+    unmasked = [replace(block, closed=None, weights=None) for block in encoder.blocks]
+    entries = _select(replace(encoder, blocks=unmasked), selection, share)
+    if entries is None:
+        return None
+    shut = closed[entries.tokens // encoder.per_position, entries.features]
+    return SparseActs(entries.features, entries.values * shut, entries.offsets, entries.d_sae)
 
 
 def _acts_of(entries: SparseActs, block: Block, n: int) -> Float[Tensor, "p n w"]:
@@ -97,7 +125,7 @@ def encode_sparse(
         per token, or the mask does more than block some.
     """
     selection = sae.selection()
-    if "sparse" not in open_ways(sae) or not isinstance(selection, KeepsTopK):
+    if "sparse" not in open_ways(sae) or not sae.mask.gate.only_blocks or not isinstance(selection, KeepsTopK):
         return None
     require_shape("x", x, "... d_in", d_in=sae.d_in)
     positions = sae.positions_of(x, positions)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scansion.execution import operations
 from scansion.execution.backends import choose
-from scansion.execution.operations import dots_at_entries, sum_of_rows
+from scansion.execution.operations import dots_at_entries, sum_of_rows, sum_per_position
 from scansion.execution.precision import operand
 
 
@@ -61,6 +61,31 @@ class SparseActs:
         return operations.fired(self.features, self.values, self.d_sae)
 
 
+@dataclass(frozen=True, eq=False)
+class EntryGate:
+    """The weights of a mask, at the entries that it lets in.
+
+    Attributes:
+        weights: of all positions, with their gradient.
+        per_position: tokens at each position.
+        let_in: None if the values of the entries were multiplied by the weights. Else the weights learn straight through
+            (see :func:`scansion.masks.application.straight_through`), and these are the entries that were closed and would
+            have been selected without the mask, with the values they would have.
+    """
+
+    weights: Float[Tensor, "P d_sae"]
+    per_position: int
+    let_in: SparseActs | None
+
+    def at(self, entries: SparseActs) -> Float[Tensor, "nnz"]:
+        """The weight of each entry."""
+        return self.weights.detach()[entries.tokens // self.per_position, entries.features]
+
+    def sum(self, values: Float[Tensor, "nnz"], entries: SparseActs) -> Float[Tensor, "P d_sae"]:
+        """The sum of the entries' values for each feature at each position."""
+        return sum_per_position(values, entries.by_feature, self.per_position, len(self.weights))
+
+
 def reconstruct(
     entries: SparseActs,
     x: Float[Tensor, "T d_in"],
@@ -69,6 +94,7 @@ def reconstruct(
     W_dec: Float[Tensor, "d_sae d_in"],
     biases: Float[Tensor, "n_biases d_in"],
     bias_of_token: Int[Tensor, "T"] | None,
+    gate: EntryGate | None = None,
 ) -> tuple[SparseActs, Float[Tensor, "T d_in"]]:
     """The same entries with a gradient to the encoder, and the residual of the reconstruction ``acts @ W_dec + bias``.
 
@@ -78,8 +104,12 @@ def reconstruct(
         W_enc, b_enc, W_dec: encoder and decoder.
         biases: the decoder biases; their gradient comes from the reconstruction and from the subtraction from x.
         bias_of_token: index of the bias that was subtracted from each token; None if there is only one.
+        gate: for a mask with weights, which get a gradient too.
     """
-    values, residual = _Reconstruct.apply(W_enc, b_enc, W_dec, biases, x.contiguous(), entries, bias_of_token)
+    weights = None if gate is None else gate.weights
+    values, residual = _Reconstruct.apply(
+        W_enc, b_enc, W_dec, biases, weights, x.contiguous(), entries, bias_of_token, gate
+    )
     return entries.with_values(values), residual
 
 
@@ -91,13 +121,15 @@ class _Reconstruct(torch.autograd.Function):
         b_enc: Tensor,
         W_dec: Tensor,
         biases: Tensor,
+        weights: Tensor | None,
         x: Tensor,
         entries: SparseActs,
         bias_of_token: Tensor | None,
+        gate: EntryGate | None,
     ) -> tuple[Tensor, Tensor]:
         decoder = operand(W_dec)
         ctx.save_for_backward(W_enc, decoder, x.to(decoder.dtype))
-        ctx.entries, ctx.bias_of_token, ctx.n_biases = entries, bias_of_token, len(biases)
+        ctx.entries, ctx.bias_of_token, ctx.n_biases, ctx.gate = entries, bias_of_token, len(biases), gate
         ctx.set_materialize_grads(False)
         residual = operations.decode(x, entries.offsets, entries.features, entries.values, decoder)
         return entries.values.clone(), residual
@@ -108,8 +140,15 @@ class _Reconstruct(torch.autograd.Function):
         entries: SparseActs = ctx.entries
         to_residual = W_enc.new_zeros(x.shape) if gradients[1] is None else gradients[1].contiguous()
         read = to_residual.to(x.dtype)
-        backward = choose("sparse_backward", _sparse_backward, W_dec, x, read)
-        to_W_dec, to_rows, to_b_enc, to_values = backward(entries, gradients[0], W_dec, x, read)
+        gate: EntryGate | None = ctx.gate
+        if gate is None:
+            backward = choose("sparse_backward", _sparse_backward, W_dec, x, read)
+            to_W_dec, to_rows, to_b_enc, to_values = backward(entries, gradients[0], W_dec, x, read)
+            to_weights = None
+        else:
+            factors = gate.at(entries) if gate.let_in is None else None
+            to_W_dec, to_rows, to_b_enc, to_values = _sparse_backward(entries, gradients[0], W_dec, x, read, factors)
+            to_weights = _to_weights(gate, to_values, factors, entries, W_dec, read)
         if ctx.bias_of_token is None:
             sums, to_biases = to_b_enc[None], -to_residual.sum(dim=0, keepdim=True)
         else:
@@ -119,13 +158,35 @@ class _Reconstruct(torch.autograd.Function):
             to_biases = -operations.sum_into(ctx.bias_of_token, to_residual, ctx.n_biases)
         rows = W_enc.T
         to_biases -= operations.weighted_sum(sums[0], rows) if len(sums) == 1 else sums @ rows
-        return to_rows.T, to_b_enc, to_W_dec, to_biases, None, None, None
+        return to_rows.T, to_b_enc, to_W_dec, to_biases, to_weights, None, None, None, None
+
+
+def _to_weights(
+    gate: EntryGate, to_values: Tensor, factors: Tensor | None, entries: SparseActs, W_dec: Tensor, to_residual: Tensor
+) -> Tensor:
+    """The gradient of a mask's weights, from that of the entries' values."""
+    if factors is not None:
+        # An entry was its value over its weight before the mask; if its weight is 0, it was not let in.
+        return gate.sum((to_values * entries.values / factors).where(entries.values > 0, 0.0), entries)
+    closed = gate.let_in
+    assert closed is not None, "weights multiply, or learn straight through"
+    dots = dots_at_entries(to_residual, W_dec, closed.offsets, closed.tokens, closed.features)
+    return gate.sum(to_values * entries.values, entries) - gate.sum(dots * closed.values, closed)
 
 
 def _sparse_backward(
-    entries: SparseActs, to_acts: Tensor | None, W_dec: Tensor, x: Tensor, to_residual: Tensor
+    entries: SparseActs,
+    to_acts: Tensor | None,
+    W_dec: Tensor,
+    x: Tensor,
+    to_residual: Tensor,
+    factors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Torch's version of :func:`scansion.execution.cpu.native.sparse_backward`."""
+    """Torch's version of :func:`scansion.execution.cpu.native.sparse_backward`.
+
+    Args:
+        factors: what each value was multiplied by after the encoder; None for 1.
+    """
     # The residual is x minus the reconstruction, so signs change. They are changed in the nnz values, the smallest tensors.
     to_values = dots_at_entries(to_residual, W_dec, entries.offsets, entries.tokens, entries.features).neg_()
     if to_acts is not None:
@@ -133,6 +194,7 @@ def _sparse_backward(
     to_values *= entries.values > 0
     order, tokens, offsets = entries.by_feature
     to_W_dec = sum_of_rows(tokens, to_residual, offsets, entries.values[order].neg_())
-    to_rows = sum_of_rows(tokens, x, offsets, to_values[order])
-    to_b_enc = operations.sum_per_feature(to_values, order, offsets)
+    to_pre_acts = to_values if factors is None else to_values * factors
+    to_rows = sum_of_rows(tokens, x, offsets, to_pre_acts[order])
+    to_b_enc = operations.sum_per_feature(to_pre_acts, order, offsets)
     return to_W_dec, to_rows, to_b_enc, to_values

@@ -94,6 +94,8 @@ class ForwardPass:
         order: None, or where tokens were sorted (then P is all tokens and n is 1), which token of the batch each row is.
         known_activity: :attr:`activity` from a way that has it without the activations.
         known_values: :attr:`values` from such a way.
+        known_count: how many activations are above 0, with a gradient to the thresholds that they exceed, from a way that
+            has it; see :class:`scansion.sae.structure.KeepsAbove`.
     """
 
     x: Float[Tensor, "P n d_in"]
@@ -106,6 +108,7 @@ class ForwardPass:
     order: Int[Tensor, "P"] | None = None
     known_activity: Float[Tensor, ""] | None = None
     known_values: Float[Tensor, "nnz"] | None = None
+    known_count: Float[Tensor, ""] | None = None
 
     @property
     def n_tokens(self) -> int:

@@ -33,7 +33,20 @@ class KeepsPositive:
     """All positive pre-activations, as they are."""
 
 
-Selection = KeepsTopK | KeepsTopKOfBatch | KeepsPositive
+@dataclass(frozen=True, eq=False)
+class KeepsAbove:
+    """All pre-activations above a threshold per feature, as they are.
+
+    Attributes:
+        threshold: of each feature, above 0, with its gradient.
+        bandwidth: width of the window around it in which pre-activations give it a gradient.
+    """
+
+    threshold: Float[Tensor, "d_sae"]
+    bandwidth: float
+
+
+Selection = KeepsTopK | KeepsTopKOfBatch | KeepsPositive | KeepsAbove
 """What an activation function keeps, if that is all it does."""
 
 

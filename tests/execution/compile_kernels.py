@@ -58,7 +58,8 @@ def report(kernel: Any, name: str) -> dict[str, Any]:
 
 def launch_all() -> None:
     """Call everything that launches a kernel, at real widths and few tokens."""
-    from scansion.execution.cuda import adam, batch_top_k, grouping, rows, top_k
+    from scansion.execution.activation import Activation
+    from scansion.execution.cuda import activation, adam, batch_top_k, grouping, rows, top_k
 
     W = torch.zeros(D_SAE, D_IN)
     entries = torch.arange(T * K)
@@ -70,6 +71,15 @@ def launch_all() -> None:
             batch_top_k.largest_of_all([(torch.zeros(T, D_SAE, dtype=dtype), names)], T * K, torch.ones(()))
         rows.sum_of_rows(features, W.to(dtype), offsets, values)
         rows.dots_at_entries(torch.zeros(T, D_IN, dtype=dtype), W.to(dtype), offsets, tokens, features)
+        closed, weights = torch.zeros(2, D_SAE, dtype=torch.bool), torch.ones(2, D_SAE)
+        for mask in ((None, None), (closed, None), (None, weights), (closed, weights)):
+            for threshold in (None, weights[0]):
+                rule = Activation(T // 2, *mask, threshold)
+                pre_acts = torch.zeros(T, D_SAE, dtype=dtype)
+                activation.apply_mask(pre_acts, rule)
+                activation.activate(pre_acts, rule)
+                activation.activate_backward(pre_acts, pre_acts, pre_acts, rule, torch.zeros(()))
+    activation.sum_per_position(values, (entries, tokens, torch.zeros(D_SAE + 1, dtype=torch.int64)), 2, T // 2)
     grouping.group(features, tokens, values, T, D_SAE)
     rows.sum_per_feature(values, entries, offsets)
     dots, _ = adam.parallel_parts(W, W)

@@ -37,6 +37,7 @@ SEGMENTS = {
 ALL_KERNELS = {
     "_largest", "_sum_segments", "_sum_pieces", "_sum_values", "_dots", "_set_bits", "_count_bits", "_place",
     "_dots_of_rows", "_adam", "_begin", "_count_keys", "_narrow", "_count_kept", "_write_kept",
+    "_mask", "_forward", "_backward", "_sum_positions",
 }  # fmt: skip
 
 

@@ -130,11 +130,13 @@ def test_losses_of_ones_own_count_on_every_way(mask: str) -> None:
     [
         ("relu", "none", {"dense", "sparse", "fused"}),
         ("relu", "bands", {"dense", "banded", "sparse", "fused"}),
-        ("relu", "soft", {"dense"}),
+        ("relu", "soft", {"dense", "sparse", "fused"}),
+        ("topk", "adaptive", {"dense", "sparse"}),
         ("topk", "none", {"dense", "sparse"}),
         ("topk", "bands, shared", {"dense", "banded", "sparse"}),
         ("batch_topk", "bands", {"dense", "banded", "sparse"}),
-        ("jumprelu", "none", {"dense"}),
+        ("jumprelu", "none", {"dense", "fused"}),
+        ("jumprelu", "bands", {"dense", "banded", "fused"}),
         ("gated", "bands", {"dense", "banded"}),
         ("matryoshka", "bands", {"dense", "banded"}),
         ("switch", "none", {"dense", "routed"}),
@@ -158,6 +160,9 @@ def test_ways_are_open_where_the_mask_and_the_architecture_allow_them(architectu
         ("topk", "none", 0.1, "dense"),
         ("switch", "none", 1.0, "routed"),
         ("topk", "soft", 1.0, "dense"),
+        ("relu", "adaptive", 1.0, "dense"),
+        ("jumprelu", "none", 1.0, "dense"),
+        ("jumprelu", "bands", 1.0, "banded"),
     ],
 )
 def test_the_way_taken_is_the_one_that_the_plan_names(architecture, mask, density, way, monkeypatch) -> None:

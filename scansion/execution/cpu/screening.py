@@ -91,6 +91,7 @@ def may_pay(encoder: Encoder, k: int) -> bool:
         and encoder.x.shape[-1] >= backends.SCREENING_D_IN
         and encoder.x.dtype == torch.float32
         and native.supports(encoder.W_enc)
+        and all(block.weights is None for block in encoder.blocks)  # bounds are those of the product itself
         and backends.screening() is not None
     )
 

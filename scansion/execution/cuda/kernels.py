@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scansion.execution.cuda import grouping, rows
+from scansion.execution.cuda.activation import activate, activate_backward, apply_mask, sum_per_position
 from scansion.execution.cuda.adam import adam_step, parallel_parts
 from scansion.execution.cuda.batch_top_k import largest_of_all
 from scansion.execution.cuda.rows import dots_at_entries, sum_of_rows, sum_per_feature
@@ -17,13 +18,17 @@ from scansion.execution.cuda.top_k import largest_per_row, supports
 from scansion.execution.entries import Names, RowEntries, tokens_of
 
 __all__ = [
+    "activate",
+    "activate_backward",
     "adam_step",
+    "apply_mask",
     "dots_at_entries",
     "group",
     "largest_of_all",
     "parallel_parts",
     "sum_of_rows",
     "sum_per_feature",
+    "sum_per_position",
     "top_k",
     "try_out",
 ]

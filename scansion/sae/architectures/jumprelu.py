@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.forward import ForwardPass, sum_over
 from scansion.sae.registry import register_architecture
+from scansion.sae.structure import KeepsAbove, Selection
 
 
 class JumpReluConfig(SAEConfig, frozen=True):
@@ -58,12 +59,17 @@ class JumpReluSAE(SAE):
         threshold = self.threshold if features is None else self.threshold[features]
         return _JumpRelu.apply(pre_acts, threshold, self.config.bandwidth)
 
+    def selection(self) -> Selection | None:
+        return KeepsAbove(self.threshold, self.config.bandwidth)
+
     def sparsity_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
-        active = (
-            _Step.apply(part.pre_acts, part.block.of_features(self.threshold), self.config.bandwidth)
-            for part in forward.parts
-        )
-        return self.config.l0_coefficient * sum_over(active) / forward.n_tokens
+        count = forward.known_count
+        if count is None:
+            count = sum_over(
+                _Step.apply(part.pre_acts, part.block.of_features(self.threshold), self.config.bandwidth)
+                for part in forward.parts
+            )
+        return self.config.l0_coefficient * count / forward.n_tokens
 
     def feature_axes(self) -> list[tuple[Tensor, int]]:
         return [*super().feature_axes(), (self.log_threshold, 0)]
