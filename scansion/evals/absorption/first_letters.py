@@ -5,11 +5,10 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import transformers  # whole, for it loads its parts when they are first named
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -18,6 +17,9 @@ from scansion.errors import EvalError
 from scansion.evals.reading.texts import start_token
 from scansion.lm import HookPoint, LanguageModel, activations_at, logits
 from scansion.progress import progress
+
+if TYPE_CHECKING:
+    import transformers  # takes half a second, which commands without a language model need not wait
 
 LETTERS = string.ascii_lowercase
 _AFTER_WORD = " has the first letter:"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import transformers  # whole, for it loads its parts when they are first named
 import xxhash
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -20,6 +20,9 @@ from scansion.evals.reading.cache import ActivationCache
 from scansion.files import fingerprint
 from scansion.lm import HookPoint, LanguageModel, activations_at
 from scansion.progress import progress
+
+if TYPE_CHECKING:
+    import transformers  # takes half a second, which commands without a language model need not wait
 
 FORMAT_VERSION = 1
 BLOCK_BYTES = 1 << 27

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import transformers  # whole, for it loads its parts when they are first named
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -17,6 +17,9 @@ from scansion.lm import HookPoint, LanguageModel, activations_at, logits
 from scansion.lm.forward import Replace
 from scansion.progress import Advance
 from scansion.sae import SAE
+
+if TYPE_CHECKING:
+    import transformers  # takes half a second, which commands without a language model need not wait
 
 
 def clamp(sae: SAE, features: Int[np.ndarray, " k"], value: float) -> Replace:
