@@ -7,7 +7,7 @@ import torch
 
 from scansion.execution import blocks
 from scansion.masks import base
-from scansion.readings import Reading
+from scansion.readings import Reading, on_cpu, start_copy
 from scansion.sae import SAE
 from tests.execution.curves import losses_of
 from tests.masks.families import EVERYWHERE, FAMILIES, NONE_DEAD, make_sae, some_x
@@ -78,3 +78,11 @@ def test_positions_are_read_at_the_first_step_alone(family: str, elsewhere: None
     assert len(read) == at_first > 0
     assert step(sae, EVERYWHERE.clone()) == first
     assert len(read) == 2 * at_first
+
+
+def test_a_copy_that_was_begun_early_holds_what_the_tensor_held_and_is_not_used_after_a_write() -> None:
+    tensor = torch.arange(3, device="cuda" if torch.cuda.is_available() else "cpu")
+    start_copy(tensor)
+    assert on_cpu(tensor).tolist() == [0, 1, 2] and on_cpu(tensor) is on_cpu(tensor)
+    tensor += 1
+    assert on_cpu(tensor).tolist() == [1, 2, 3] and on_cpu(tensor[1:]).tolist() == [2, 3]

@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from scansion.masks import Bands, PositionalMask
-from scansion.readings import Reading
+from scansion.readings import Reading, on_cpu
 
-# The positions of a stream are the same at every step.
+# The positions of a stream, and the features of a band, are the same at every step.
 _listed: Reading[list[int]] = Reading(lambda positions: positions.tolist())
+_features_on_cpu: Reading[Tensor] = Reading(on_cpu)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,10 @@ class Block:
     def of_features(self, values: Shaped[Tensor, "d_sae *rest"]) -> Shaped[Tensor, "w *rest"]:
         """Per-feature values, for this block's features."""
         return values if self.features is None else values[self.features]
+
+    def columns_of(self, chosen: Bool[Tensor, "d_sae"]) -> Int[Tensor, "s"]:
+        """The columns of the chosen features, both on the CPU."""
+        return (chosen if self.features is None else chosen[_features_on_cpu(self.features)]).nonzero().squeeze(1)
 
     def named(self, columns: Int[Tensor, "s"]) -> Int[Tensor, "s"]:
         """Indices of the features in these columns of the block."""

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from scansion.readings import Reading, start_copy
 from scansion.sae import SAE, Losses
 
 
@@ -24,11 +25,12 @@ class DeadFeatures:
             sae.d_sae, dtype=torch.int64, device=sae.W_dec.device
         )
         self.after_tokens = after_tokens
+        self._mask_of: Reading[Tensor] = Reading(lambda tokens: tokens >= after_tokens)
 
     @property
     def mask(self) -> Bool[Tensor, "d_sae"]:
-        """True for a dead feature."""
-        return self.tokens_since_fired >= self.after_tokens
+        """True for a dead feature; on a GPU the same tensor until a feature is counted again."""
+        return self._mask_of(self.tokens_since_fired)
 
     @torch.no_grad()
     def observe(self, fired: Int[Tensor, "d_sae"], allowed: Bool[Tensor, "P d_sae"], per_position: int) -> None:
@@ -41,6 +43,7 @@ class DeadFeatures:
         """
         self.tokens_since_fired += allowed.sum(dim=0) * per_position
         self.tokens_since_fired.masked_fill_(fired > 0, 0)
+        start_copy(self.mask)  # the next step's auxiliary loss reads it
 
 
 @torch.no_grad()

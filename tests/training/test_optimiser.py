@@ -54,10 +54,13 @@ def test_steps_by_kernels_are_those_of_torch(
         )
 
 
-def test_a_run_resumed_by_kernels_is_the_same_to_the_last_bit(with_kernels: None) -> None:
-    whole, _ = trained("topk", "bands, shared", n_steps=4)
-    first, _ = trained("topk", "bands, shared", n_steps=2)
-    second = Learner(make_sae("topk", FAMILIES["bands, shared"], seed=5), CONFIG, n_steps=10)
+@pytest.mark.parametrize(("architecture", "family"), [("topk", "bands, shared"), ("batch_topk", "bands")])
+def test_a_run_resumed_by_kernels_is_the_same_to_the_last_bit(
+    architecture: str, family: str, with_kernels: None
+) -> None:
+    whole, _ = trained(architecture, family, n_steps=4)
+    first, _ = trained(architecture, family, n_steps=2)
+    second = Learner(make_sae(architecture, FAMILIES[family], seed=5), CONFIG, n_steps=10)
     second.restore(*first.state())
     for seed in (2, 3):
         second.advance(PositionedBatch(some_x(seed, n=4), EVERYWHERE))

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from scansion.masks import gated_product
+from scansion.readings import to_device
 from scansion.sae.architectures.batch_topk import BatchTopKKindConfig, BatchTopKSAE
 from scansion.sae.forward import ForwardPass, Part, squared_norm
 from scansion.sae.registry import register_architecture
@@ -51,6 +52,10 @@ class NestedSAE(BatchTopKSAE):
     @property
     def level(self) -> Int[Tensor, "d_sae"]:
         """The first of the nested dictionaries that holds each feature, from 0."""
+        return self._levels().to(self.W_dec.device)
+
+    def _levels(self) -> Int[Tensor, "d_sae"]:
+        """:attr:`level` on the CPU, whatever the SAE's device: sizes depend on it, which a GPU would have to be waited for."""
         bands = self.mask.gate.bands
         if bands is None:
             return self._levels_of(self.d_sae)
@@ -60,7 +65,7 @@ class NestedSAE(BatchTopKSAE):
 
     def _levels_of(self, n_features: int) -> Int[Tensor, "n_features"]:
         sizes = torch.tensor([max(1, round(prefix * n_features)) for prefix in self.config.prefixes])
-        return torch.searchsorted(sizes, torch.arange(n_features), right=True).to(self.W_dec.device)
+        return torch.searchsorted(sizes, torch.arange(n_features), right=True)
 
     def selection(self) -> Selection | None:
         """None: each dictionary needs the activations of its own features."""
@@ -68,7 +73,7 @@ class NestedSAE(BatchTopKSAE):
     def reconstruction_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
         """The mean over the nested dictionaries of the squared error of each."""
         n_levels = len(self.config.prefixes)
-        levels = self.level
+        levels = self._levels()
         total, weights = super().reconstruction_loss(forward), forward.decoder_weights
         missing = torch.zeros_like(forward.residual)  # what the features of later levels contribute
         for level in range(n_levels - 1, 0, -1):
@@ -79,7 +84,7 @@ class NestedSAE(BatchTopKSAE):
         return total / n_levels
 
     def _contribution(self, part: Part, chosen: Tensor, weights: Tensor | None) -> Float[Tensor, "p n d_in"]:
-        columns = part.block.of_features(chosen).nonzero().squeeze(1)
+        columns = to_device(part.block.columns_of(chosen), self.W_dec.device)
         acts = part.acts.index_select(-1, columns)
         W_dec = self.W_dec.index_select(0, part.block.named(columns))
         return acts @ W_dec if weights is None else gated_product(acts, W_dec, weights[..., columns])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scansion.execution.operations import top_k
 from scansion.execution.sparse_acts import SparseActs
+from scansion.readings import on_cpu, to_device
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.forward import ForwardPass, sum_over
 from scansion.sae.registry import register_architecture
@@ -41,11 +42,12 @@ class TopKKindSAE(SAE):
     def auxiliary_loss(self, forward: ForwardPass, dead: Bool[Tensor, "d_sae"]) -> Float[Tensor, ""]:
         """AuxK: the d_in / 2 largest dead features reconstruct the residual; error relative to the residual's own."""
         residual = forward.residual.detach()
+        dead = on_cpu(dead)
         if self.config.auxiliary_coefficient == 0 or not bool(dead.any()):
             return residual.new_zeros(())
         errors: list[Tensor] = []
         for part in forward.parts:
-            columns = part.block.of_features(dead).nonzero().squeeze(1)
+            columns = to_device(part.block.columns_of(dead), residual.device)
             dead_acts = top_k_acts(part.pre_acts_of(columns), max(1, self.d_in // 2))
             errors.append((residual[part.block.rows] - dead_acts @ self.W_dec[part.block.named(columns)]).pow(2))
         # A perfect reconstruction leaves nothing to model and would divide by zero.
