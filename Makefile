@@ -2,7 +2,8 @@
 # make bench: speed beside other libraries' and the machine's own limit; its parts are bench-training, bench-large,
 #   bench-wide, bench-harvest, bench-study, bench-growth, bench-profile and bench-quality, and bench-page writes what they found
 #   into the docs.
-# make bench-gpu: on a machine with a GPU, whether every way is right there, and how fast; ends by itself within 4 minutes.
+# make bench-gpu: on a machine with a GPU, whether every way is right there, and how fast, beside those peers that are installed;
+#   ends by itself within 4 minutes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

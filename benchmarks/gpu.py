@@ -6,25 +6,29 @@ First correctness, then speed. A row that fails is written down and the rest goe
 from __future__ import annotations
 
 import hashlib
+import itertools
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from cyclopts import App
+from cyclopts import App, Parameter
 from torch import Tensor
 
-from benchmarks.limits import ADAM_BYTES, wait_for
+from benchmarks.gpu_pipeline import end_to_end
+from benchmarks.gpu_rows import GRACE, Row, Rows, stopping_after, timed
+from benchmarks.gpu_tables import tables
+from benchmarks.limits import ADAM_BYTES
+from benchmarks.peers import PEERS, Peer, Step
+from benchmarks.stand_ins import StandIns
 from benchmarks.subjects import POSITIONS, Subject, batch
 from scansion.activations import PositionedBatch
 from scansion.execution.backends import name_for
-from scansion.files import write_json
-from scansion.progress import say
 from scansion.training.learner import METRICS, Learner
 
 app = App(help_format="plaintext")
@@ -52,68 +56,80 @@ STEPS = [
     ("relu", "adaptive", False),
 ]
 ONLY_AT = {"B": {"topk"}, "C": {"topk", "relu"}, "A, 16,384 tokens": {"topk"}}
+SHARES = {"correct": 0.33, "A": 0.24, "end to end": 0.17, "B": 0.12, "C": 0.07, "A, 16,384 tokens": 0.07}
+"""Parts in order, each with its share of the time. What a part leaves over goes to those after it."""
 CHECKED, CHECKED_SMALL = (256, 2048, 16, 2048), (16, 128, 4, 256)
 
 
-@dataclass
-class Rows:
-    """What was found, written to a file after each row.
-
-    Attributes:
-        path: the JSON file.
-        device: where.
-        until: time after which nothing more is begun.
-    """
-
-    path: Path
-    device: torch.device
-    until: float
-    content: dict[str, Any] = field(default_factory=dict[str, Any])
-
-    def add(self, part: str, name: str, work: Callable[[], dict[str, Any]]) -> None:
-        """Do some work and write down what it returns, or why it failed."""
-        if time.monotonic() > self.until:
-            found: dict[str, Any] = {"skipped": "out of time"}
-        else:
-            try:
-                found = work()
-            except Exception as error:  # one way that fails must not cost the others their row
-                found = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
-        self.content.setdefault(part, {})[name] = found
-        write_json(self.path, self.content)
-        numbers = (
-            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items()
-        )
-        say(f"{part} | {name}: {', '.join(numbers)}")
-
-
 @app.default
-def measure(*, out: Path, device: str = "cuda", seconds: float = 230.0, small: bool = False) -> None:
+def measure(
+    *,
+    out: Path,
+    device: str = "cuda",
+    seconds: float = 215.0,
+    small: bool = False,
+    peers: Annotated[bool, Parameter(negative="--no-peers")] = True,
+) -> None:
     """Check that every way gives the dense form's numbers, then time whole steps: clip, AuxK, dead counts and metrics in.
+
+    Peers take part if they are installed, each in every precision that it has on a GPU. Tables go to standard output.
 
     Args:
         out: the JSON file.
         device: where to run.
         seconds: after which nothing more is begun.
         small: small sizes and few steps, to try the script out without a GPU.
+        peers: whether the peers take part.
     """
-    where = torch.device(device)
-    rows = Rows(out, where, time.monotonic() + seconds)
+    where, began = torch.device(device), time.monotonic()
+    rows = Rows(out, where, began + seconds)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
     rows.content["machine"] = {"device": name, "torch": torch.__version__, "sums": name_for(where)}
-    sizes, n_steps = (CHECKED_SMALL, 4) if small else (CHECKED, 200)
+    sizes = SMALL if small else SIZES
+    with StandIns(), stopping_after(seconds + GRACE):
+        present = _peers(rows) if peers else {}
+        for part, share in SHARES.items():
+            began += share * seconds
+            with rows.ending_at(began):
+                if part == "correct":
+                    _check(rows, *((CHECKED_SMALL, 4) if small else (CHECKED, 200)))
+                elif part == "end to end":
+                    end_to_end(rows, *sizes["A"][1:], small)
+                elif part in sizes:
+                    _time_steps(rows, part, sizes[part], present)
+    sys.stdout.write(tables(rows.content) + "\n")
+
+
+def _peers(rows: Rows) -> dict[str, Peer]:
+    """Those that can be imported; a row says why the others cannot."""
+    for name, peer in PEERS.items():
+        absent = peer.absent()
+        rows.add("peers", name, lambda absent=absent: {"skipped": absent} if absent else {"installed": True})
+    return {name: peer for name, peer in PEERS.items() if "installed" in rows.content["peers"][name]}
+
+
+def _check(rows: Rows, sizes: tuple[int, int, int, int], n_steps: int) -> None:
     for kind, mask, dense in STEPS:
         if not dense:
-            rows.add("correct", f"{kind}, {mask}", partial(_checked, kind, mask, where, sizes, n_steps))
-    for size, (d_in, d_sae, k, tokens) in (SMALL if small else SIZES).items():
-        for limit, action, work in _limits(d_in, d_sae, tokens, where):
-            rows.add(f"limits {size}", limit, partial(_timed, action, where, work))
-        batches = [batch(tokens, d_in, seed).to(where) for seed in range(2)]
-        for kind, mask, dense in STEPS:
-            if kind in ONLY_AT.get(size, {kind}):
-                make = Subject(kind, d_in, d_sae, k, mask, dense, device=device).learner
-                name = f"{kind}, {mask}{', dense form' if dense else ''}"
-                rows.add(f"steps {size}", name, partial(_stepped, make, batches, where))
+            rows.add("correct", f"{kind}, {mask}", partial(_checked, kind, mask, rows.device, sizes, n_steps))
+
+
+def _time_steps(rows: Rows, size: str, sizes: tuple[int, int, int, int], peers: dict[str, Peer]) -> None:
+    """The limits, then one kind after another: ours, then the peers'. So the first kinds are complete if time runs out."""
+    d_in, d_sae, k, tokens = sizes
+    device = str(rows.device)
+    for limit, action, work in _limits(d_in, d_sae, tokens, rows.device):
+        rows.add(f"limits {size}", limit, partial(timed, action, rows.device, work))
+    batches = [batch(tokens, d_in, seed).to(rows.device) for seed in range(2)]
+    for kind in dict.fromkeys(kind for kind, _, _ in STEPS if kind in ONLY_AT.get(size, {kind})):
+        for mask, dense in ((mask, dense) for own, mask, dense in STEPS if own == kind):
+            make = Subject(kind, d_in, d_sae, k, mask, dense, device=device).learner
+            name = f"{kind}, {mask}{', dense form' if dense else ''}"
+            rows.add(f"steps {size}", name, partial(_stepped, rows, make, batches))
+        for name, peer in peers.items():
+            for precision in peer.precisions(device) if kind in peer.kinds else ():
+                step = partial(peer.step, kind, d_in, d_sae, k, device, precision)
+                rows.add(f"peers {size}", f"{name} {kind}, {precision}", partial(_peer_stepped, rows, step, batches))
 
 
 def _checked(
@@ -152,51 +168,20 @@ def _advance(trained: Learner, x: Tensor) -> Tensor:
     return trained.advance(PositionedBatch(x.view(POSITIONS, -1, x.shape[1]), positions))
 
 
-def _stepped(make: Callable[[], Learner], batches: list[Tensor], device: torch.device) -> dict[str, Any]:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+def _stepped(rows: Rows, make: Callable[[], Learner], batches: list[Tensor]) -> Row:
     trained = make()
-    positions = torch.arange(POSITIONS, device=device)
-    handed = [PositionedBatch(x.view(POSITIONS, -1, x.shape[1]), positions) for x in batches]
-    turn = 0
-
-    def step() -> None:
-        nonlocal turn
-        trained.advance(handed[turn % len(handed)])
-        turn += 1
-
-    found = _timed(step, device)
-    memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
-    tokens = len(batches[0])
-    return {
-        **found,
-        "tokens_per_second": round(tokens / found["ms"] * 1000),
-        "way": "+".join(sorted(trained.ways)),
-        "precision": trained.precision,
-        "peak_gb": memory,
-    }
+    found = _steps_timed(rows, lambda x: _advance(trained, x), batches)
+    return {**found, "way": "+".join(sorted(trained.ways)), "precision": trained.precision}
 
 
-def _timed(action: Callable[[], object], device: torch.device, work: dict[str, float] | None = None) -> dict[str, Any]:
-    """Milliseconds of an action: the median of five lots, each of as many as take about a tenth of a second."""
-    for _ in range(4):
-        action()
-    lots = [_lot(action, device, 2)]
-    n = max(1, min(100, int(0.1 / lots[0])))
-    lots = [_lot(action, device, n) for _ in range(5)]
-    seconds = statistics.median(lots)
-    rates = {name: round(amount / seconds / 1e12, 3) for name, amount in (work or {}).items()}
-    return {"ms": 1000 * seconds, "lowest_ms": 1000 * min(lots), **rates}
+def _peer_stepped(rows: Rows, make: Callable[[], Step], batches: list[Tensor]) -> Row:
+    return _steps_timed(rows, make(), batches)
 
 
-def _lot(action: Callable[[], object], device: torch.device, n: int) -> float:
-    wait_for(device)
-    began = time.perf_counter()
-    for _ in range(n):
-        action()
-    wait_for(device)
-    return (time.perf_counter() - began) / n
+def _steps_timed(rows: Rows, step: Callable[[Tensor], object], batches: list[Tensor]) -> Row:
+    turns = itertools.cycle(batches)
+    found = timed(lambda: step(next(turns)), rows.device)
+    return {**found, "tokens_per_second": round(len(batches[0]) / found["ms"] * 1000), "peak_gb": rows.peak_gb()}
 
 
 def _limits(

@@ -10,6 +10,7 @@ from typing import Literal
 
 from cyclopts import App
 
+from benchmarks import gpu_tables
 from benchmarks.training_tables import (
     PLAIN,
     Result,
@@ -153,6 +154,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, str], str]]] = {
     "growth": ("growth.json", growth),
     "profile": ("profile.json", profile),
     "quality": ("quality.json", quality),
+    "GPU": ("gpu.json", lambda result, _: gpu_tables.tables(result)),
 }
 """Each table's result file and how it is made of it."""
 FIGURES = {
@@ -170,7 +172,7 @@ def block(name: str, results: Path, images: Path, clock: str) -> str:
     """One table, with its picture if there is one; says so where nothing has been measured."""
     file, make = TABLES[name]
     if not (results / file).exists():
-        return "Not measured yet: `make bench`."
+        return f"Not measured yet: `make bench{'-gpu' if name == 'GPU' else ''}`."
     text = make(read_json(results / file), clock)
     picture = images / f"speed_{FIGURES.get(name, '')}.png"
     return f"{text}\n\n![{name}](images/{picture.name})" if picture.exists() else text

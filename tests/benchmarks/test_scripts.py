@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import figures, gpu, growth, harvest, profile, quality, study, table, training
+from benchmarks import figures, gpu, gpu_rows, gpu_tables, growth, harvest, profile, quality, study, table, training
+from benchmarks.peers import Peer
 from benchmarks.rounds import Record, take_turns
+from benchmarks.stand_ins import StandIns
 from benchmarks.training_tables import PLAIN, Result
 from scansion.files import read_json, write_json
 
@@ -47,7 +53,12 @@ def test_a_result_stays_until_something_is_measured(tmp_path: Path) -> None:
     assert read_json(path)["work"] == {}
 
 
-def test_the_script_for_a_gpu_checks_and_times_every_way(tmp_path: Path) -> None:
+def test_the_script_for_a_gpu_checks_and_times_every_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = Peer("no_such_module", lambda *_: lambda _: None, ("topk",))
+    present = Peer("benchmarks", lambda *_: lambda _: None, ("topk", "relu"))
+    monkeypatch.setattr(gpu, "PEERS", {"absent": absent, "present": present})
     gpu.measure(out=tmp_path / "gpu.json", device="cpu", small=True)
     found = read_json(tmp_path / "gpu.json")
     ways = {f"{kind}, {mask}" for kind, mask, dense in gpu.STEPS if not dense}
@@ -55,16 +66,46 @@ def test_the_script_for_a_gpu_checks_and_times_every_way(tmp_path: Path) -> None
     for row in found["correct"].values():
         assert abs(row["fve_dense_less_fast"]) < 1e-4 and row["same_bytes_twice"], row
     assert all(row["ms"] > 0 for part in ("limits A", "steps A") for row in found[part].values())
+    assert found["peers A"].keys() == {"present topk, float32", "present relu, float32"}
+    assert all(row["tokens_per_second"] > 0 for row in found["end to end"].values())
+    text = capsys.readouterr().out
+    assert "absent: not measured, skipped: ModuleNotFoundError: No module named 'no_such_module'." in text
+    rows = {*found["correct"], *found["steps A"], *found["peers A"], *found["end to end"]}
+    assert all(f"| {name} |" in text for name in rows)
 
 
 def test_what_fails_on_a_gpu_is_written_down_and_the_rest_goes_on(tmp_path: Path) -> None:
-    rows = gpu.Rows(tmp_path / "gpu.json", torch.device("cpu"), until=float("inf"))
-    rows.add("steps", "broken", lambda: 1 // 0)
-    rows.add("steps", "fine", lambda: {"ms": 1.0})
-    gpu.Rows(tmp_path / "late.json", torch.device("cpu"), until=0.0).add("steps", "late", lambda: 1 // 0)
+    rows = gpu_rows.Rows(tmp_path / "gpu.json", torch.device("cpu"), until=float("inf"))
+    rows.add("steps A", "topk, none", lambda: 1 // 0)
+    rows.add("limits A", "fine", lambda: {"ms": 1.0})
+    with rows.ending_at(0.0):
+        rows.add("end to end", "late", lambda: 1 // 0)
+    with gpu_rows.stopping_after(0.05):
+        rows.add("steps A", "endless", lambda: time.sleep(60))
     failed = "ZeroDivisionError: integer division or modulo by zero"
-    assert read_json(tmp_path / "gpu.json") == {"steps": {"broken": {"failed": failed}, "fine": {"ms": 1.0}}}
-    assert read_json(tmp_path / "late.json") == {"steps": {"late": {"skipped": "out of time"}}}
+    found = read_json(tmp_path / "gpu.json")
+    assert found == {
+        "steps A": {
+            "topk, none": {"failed": failed},
+            "endless": {"failed": "TimeoutError: the script's time was over"},
+        },
+        "limits A": {"fine": {"ms": 1.0}},
+        "end to end": {"late": {"skipped": "out of time"}},
+    }
+    text = gpu_tables.tables({"machine": {"device": "a", "torch": "b", "sums": "c"}, **found})
+    assert f"| topk, none | failed: {failed} |" in text and "| late | skipped: out of time |" in text
+
+
+def test_only_packages_that_no_training_step_uses_get_stand_ins() -> None:
+    with StandIns():
+        assert importlib.import_module("babe.anything").Anything
+        assert importlib.import_module("json") is json
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("no_such_module")
+    for name in ("babe", "babe.anything"):
+        sys.modules.pop(name, None)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("babe")
 
 
 @pytest.mark.parametrize("apart", [False, True])
