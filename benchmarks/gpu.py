@@ -51,8 +51,13 @@ STEPS = [
     ("relu", "none", False),
     ("relu", "8", False),
     ("jumprelu", "none", False),
+    ("jumprelu", "8", False),
+    ("jumprelu", "none", True),
     ("topk", "soft", False),
     ("topk", "importance", False),
+    ("topk", "adaptive", False),
+    ("topk", "soft", True),
+    ("relu", "soft", False),
     ("relu", "adaptive", False),
 ]
 ONLY_AT = {"B": {"topk"}, "C": {"topk", "relu"}, "A, 16,384 tokens": {"topk"}}

@@ -72,6 +72,11 @@ def fuses_masks(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def returns_first_product(device: torch.device) -> bool:
+    """True where the gradient of a matrix need not begin at 0. On a CPU it does, so that results keep their last bit."""
+    return device.type == "cuda"
+
+
 def batches_bands(device: torch.device) -> bool:
     """True where one batched product of all bands is faster than a product for each."""
     return device.type == "cuda"

@@ -19,7 +19,7 @@ from scansion.activations.batch import PositionedBatch
 from scansion.execution import backends
 from scansion.execution.activation import Activation, activate, activate_backward
 from scansion.execution.blocks import Block
-from scansion.execution.precision import add_product, operand
+from scansion.execution.precision import add_product, operand, product
 from scansion.execution.recomputed import recomputed_part
 from scansion.sae.base import SAE
 from scansion.sae.forward import ForwardPass
@@ -134,7 +134,8 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         W_enc, W_dec, x, *computed = ctx.saved_tensors
         to_residual, to_activity, to_count = gradients[0].contiguous(), gradients[1], gradients[2]
-        to_rows, to_W_dec = torch.zeros(2, *W_dec.shape, dtype=x.dtype, device=x.device)
+        to_rows: Tensor | None = None
+        to_W_dec: Tensor | None = None
         to_b_enc = x.new_zeros(ctx.n_biases, len(W_dec))
         to_biases = x.new_zeros(ctx.n_biases, x.shape[2])
         to_threshold = x.new_zeros(len(W_dec)) if ctx.needs_input_grad[4] else None
@@ -146,11 +147,13 @@ class _Fused(torch.autograd.Function):
             tokens, wrong = x[block.rows].flatten(0, 1).to(acts.dtype), wrong.to(acts.dtype)
             to_acts = torch.empty_like(acts)
             for piece, columns in block.columns():
-                torch.addmm(to_activity.to(acts.dtype), wrong, W_dec[piece].T, alpha=-1.0, out=to_acts[:, columns])
+                # A row, not a number, which a GPU would first write to all rows of the result.
+                same = to_activity.to(acts.dtype).repeat(columns.stop - columns.start)
+                torch.addmm(same, wrong, W_dec[piece].T, alpha=-1.0, out=to_acts[:, columns])
             found = activate_backward(to_acts, acts, kept, activation, to_count)
             for piece, columns in block.columns():
-                add_product(to_rows[piece], found.to_pre_acts[:, columns].T, tokens)
-                add_product(to_W_dec[piece], acts[:, columns].T, wrong, -1.0)
+                to_rows = _added(to_rows, piece, found.to_pre_acts[:, columns].T, tokens, W_enc.T)
+                to_W_dec = _added(to_W_dec, piece, acts[:, columns].T, -wrong, W_enc.T)
                 to_b_enc[block.bias, piece] += found.sums[columns]
                 if to_threshold is not None and found.to_threshold is not None:
                     to_threshold[piece] += found.to_threshold[columns]
@@ -158,7 +161,20 @@ class _Fused(torch.autograd.Function):
                 to_weights.append(found.to_weights)
         to_biases -= to_b_enc @ W_enc.T
         of_weights = torch.cat(to_weights) if to_weights else None
-        return to_rows.T, to_b_enc.sum(dim=0), to_W_dec, to_biases, to_threshold, of_weights, None, None, None
+        to_W_enc = None if to_rows is None else to_rows.T
+        return to_W_enc, to_b_enc.sum(dim=0), to_W_dec, to_biases, to_threshold, of_weights, None, None, None
+
+
+def _added(total: Tensor | None, piece: slice, left: Tensor, right: Tensor, like: Tensor) -> Tensor:
+    """The gradient of a matrix ``like`` this, with a product added to these of its rows; None is 0.
+
+    On a GPU, the first product is returned as it is if it has all rows: zeros and a sum would be three more passes over it.
+    """
+    if total is None and len(left) == len(like) and backends.returns_first_product(like.device):
+        return product(left, right, like.dtype)
+    total = torch.zeros_like(like) if total is None else total
+    add_product(total[piece], left, right)
+    return total
 
 
 def _activation_of(block: Block, per_position: int, threshold: Tensor | None, bandwidth: float) -> Activation:

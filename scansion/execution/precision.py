@@ -106,7 +106,12 @@ def add_product(
     """Add ``factor * left @ right`` to a total in place; products of bfloat16 numbers are added up in float32."""
     if left.dtype == total.dtype:
         total.addmm_(left, right, alpha=factor)
-    elif left.device.type == "cuda":
-        total.add_(torch.mm(left, right, out_dtype=total.dtype), alpha=factor)
     else:
-        total.addmm_(left.to(total.dtype), right.to(total.dtype), alpha=factor)
+        total.add_(product(left, right, total.dtype), alpha=factor)
+
+
+def product(left: Float[Tensor, "n k"], right: Float[Tensor, "k m"], dtype: torch.dtype) -> Float[Tensor, "n m"]:
+    """``left @ right``, added up and returned in ``dtype``."""
+    if left.device.type == "cuda" and left.dtype != dtype:
+        return torch.mm(left, right, out_dtype=dtype)
+    return left.to(dtype) @ right.to(dtype)

@@ -10,6 +10,7 @@ import torch
 from scansion.execution import activation as reference
 from scansion.execution import backends, operations
 from scansion.execution.activation import Activation
+from scansion.execution.plan import Way
 from tests.execution.curves import losses_of, require_same_as_dense
 from tests.execution.test_sparse import SOME_DEAD
 from tests.masks.families import EVERYWHERE, FAMILIES, NONE_DEAD, make_sae, some_x
@@ -154,7 +155,10 @@ def test_values_are_added_up_per_feature_and_position() -> None:
         ("topk", "adaptive", "sparse"),
     ],
 )
-def test_a_step_is_that_of_the_dense_form(architecture: str, mask: str, way, with_triton: None) -> None:
+def test_a_step_is_that_of_the_dense_form(
+    architecture: str, mask: str, way: Way, with_triton: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "returns_first_product", lambda device: True)
     fast, dense = (make_sae(architecture, FAMILIES[mask]).train().to(DEVICE) for _ in range(2))
     x, positions, dead = (tensor.to(DEVICE) for tensor in (some_x(n=3), EVERYWHERE, NONE_DEAD))
     found = losses_of(fast, x, positions, dead, way=way)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scansion.execution.activation import Activation
 from scansion.execution.cuda import grouping, rows
 from scansion.execution.cuda.activation import activate, activate_backward, apply_mask, sum_per_position
 from scansion.execution.cuda.adam import adam_step, parallel_parts
@@ -67,7 +68,7 @@ def try_out(device: torch.device) -> None:
     )  # of a short segment, and of one that is put together from pieces
     dots = dots_at_entries(table, sums, offsets, names, segments)
     right = [torch.equal(sums, expected), torch.equal(dots, (table[names] * expected[segments]).sum(dim=1))]
-    order, _, places = group(entry % 7, torch.arange(nnz + 1, device=device), weights + 1, 7)
+    order, tokens, places = group(entry % 7, torch.arange(nnz + 1, device=device), weights + 1, 7)
     right.append(torch.equal(order, (entry % 7).sort(stable=True).indices))
     totals = torch.zeros(7, device=device).index_add_(0, entry % 7, weights)
     right.append(torch.equal(sum_per_feature(weights, order, places), totals))
@@ -79,5 +80,37 @@ def try_out(device: torch.device) -> None:
         found = largest_of_all([(shuffled, [(2, None)])], 9, shuffled.new_zeros((), dtype=torch.float32))
         largest = shuffled.flatten().topk(9).values.sort().values.float()
         right.append(torch.equal(found[1][:9].sort().values, largest))
+    right += _activates_right(device)
+    positions = sum_per_position(weights, (order, tokens, places), 4, nnz // 4 + 1)
+    right.append(torch.equal(positions.sum(dim=0), totals))
     if not all(right):
         raise ArithmeticError("its results are wrong on this device")
+
+
+def _activates_right(device: torch.device) -> list[bool]:
+    """Whether mask, activation and their gradients are exact for whole numbers: with weights, and with thresholds."""
+    pre_acts, ones = torch.arange(-4.0, 8.0, device=device).view(4, 3), torch.ones(4, 3, device=device)
+    weights = torch.tensor([[0.0, 1, 2], [2, 1, 1]], device=device)
+    of_tokens = weights.repeat_interleave(2, dim=0)
+    gate = Activation(2, weights=weights)
+    out = activate(pre_acts.clone(), gate)
+    active = pre_acts * of_tokens > 0
+    found = activate_backward(ones.clone(), out.acts, out.kept, gate, ones[0, 0])
+    right = [torch.equal(out.acts, (pre_acts * of_tokens).relu()), torch.equal(out.fired, active.sum(dim=0))]
+    right.append(torch.equal(found.to_pre_acts, active * of_tokens))
+    right.append(found.to_weights is not None and torch.equal(found.to_weights, _halves(pre_acts * active)))
+    above = Activation(2, threshold=2 * ones[0], bandwidth=4.0)
+    out = activate(pre_acts.clone(), above)
+    found = activate_backward(ones.clone(), out.acts, out.kept, above, ones[0, 0])
+    near = (pre_acts - 2).abs() < 2
+    right += [
+        torch.equal(out.acts, pre_acts * (pre_acts > 2)),
+        torch.equal(found.sums, (pre_acts > 2).sum(dim=0).float()),
+    ]
+    right.append(found.to_threshold is not None and torch.equal(found.to_threshold, near.sum(dim=0) * 3 / -4))
+    return right
+
+
+def _halves(x: Tensor) -> Tensor:
+    """The sum of the first half of the rows, and that of the second."""
+    return x.unflatten(0, (2, -1)).sum(dim=1)
