@@ -28,7 +28,7 @@ from scansion.errors import ConfigError
 from scansion.files import atomic_file, read_json
 
 RESULTS = Path("benchmarks/results")
-QUALITY_AIMS = {"fve": ("FVE", 0.002), "dead_share": ("The dead share", 0.005)}
+QUALITY_AIMS = {"fve": ("FVE", 0.002), "dead_share": ("the dead share", 0.005)}
 """By how much an SAE trained in bfloat16 may differ from one trained in float32, figure by figure."""
 BLOCK = "<!-- measured: {} -->\n{}\n<!-- end -->"
 app = App(help_format="plaintext")
@@ -124,7 +124,7 @@ def quality(result: Result, clock: str) -> str:
             continue
         exact, cells = runs[f"{name}, float32"], []
         for figure in QUALITY_AIMS:
-            difference = rounded[figure] - exact[figure]
+            difference = round(rounded[figure] - exact[figure], 4) + 0.0  # without the sign of a zero
             largest[figure] = max(largest[figure], abs(difference))
             cells += [f"{exact[figure]:.4f}", f"{rounded[figure]:.4f}", f"{difference:+.4f}"]
         ways = "+".join(sorted({*exact["ways"], *rounded["ways"]}))
