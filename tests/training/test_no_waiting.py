@@ -25,7 +25,7 @@ from scansion.training.learner import Learner
 from tests.masks.families import D_SAE, EVERYWHERE, FAMILIES, L, make_sae, some_x
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted only without a GPU")
-CONFIG = TrainingConfig(tokens=10 * 4 * L, batch_tokens=4 * L, lr=0.01, dead_after_tokens=4 * L)
+CONFIG = TrainingConfig(tokens=10 * 4 * L, batch_tokens=4 * L, lr=0.01, dead_after_tokens=16 * L)
 MASKS = {"none": NoMaskConfig(), **FAMILIES}
 aten = torch.ops.aten
 # Their result, or its size, is known only once the GPU has computed it.
@@ -82,6 +82,7 @@ def mode(monkeypatch: pytest.MonkeyPatch) -> _NoWaiting:
     for module, name, value in (
         (backends, "kernels_for", lambda device, dtype: kernels),
         (backends, "batches_bands", lambda device: True),
+        (backends, "fuses_masks", lambda device: True),
         (backends, "BACKENDS", [replace(backends.BACKENDS[1], module_for=lambda *tensors: kernels)]),
         (backends, "DENSITY", 1.0),
         (operations, "count", lambda places, n, counted=None: operations._count_without_waiting(places, n, counted)),
@@ -104,15 +105,18 @@ def mode(monkeypatch: pytest.MonkeyPatch) -> _NoWaiting:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "mask", "n_dead"),
+    ("architecture", "mask", "n_dead", "way"),
     [
-        ("topk", "random_hard", 0),
-        ("topk", "bands, shared", 5),
-        ("batch_topk", "none", D_SAE),
-        ("batch_topk", "static_slicing", 5),
+        ("topk", "random_hard", 0, "sparse"),
+        ("topk", "bands, shared", 5, "sparse"),
+        ("topk", "adaptive", 5, "sparse"),
+        ("batch_topk", "none", D_SAE, "sparse"),
+        ("batch_topk", "static_slicing", 5, "sparse"),
+        ("batch_topk", "soft", 0, "sparse"),
+        ("jumprelu", "bands", 0, "fused"),
     ],
 )
-def test_a_sparse_step_waits_for_nothing(architecture: str, mask: str, n_dead: int, mode: _NoWaiting) -> None:
+def test_a_step_waits_for_nothing(architecture: str, mask: str, n_dead: int, way: str, mode: _NoWaiting) -> None:
     """After the first step, which caches what stays the same."""
     learner = Learner(make_sae(architecture, MASKS[mask]), CONFIG, n_steps=10)
     for step in range(2):
@@ -121,7 +125,7 @@ def test_a_sparse_step_waits_for_nothing(architecture: str, mask: str, n_dead: i
         if step:
             with mode:
                 metrics = learner.advance(batch)
-            assert learner.ways == {"sparse"} and metrics.isfinite().all()
+            assert learner.ways == {way} and metrics.isfinite().all()
             assert (metrics[3] > 0) == (n_dead > 0)
         else:
             learner.advance(batch)
