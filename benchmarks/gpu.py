@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -91,17 +92,20 @@ def measure(
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
     rows.content["machine"] = {"device": name, "torch": torch.__version__, "sums": name_for(where)}
     sizes = SMALL if small else SIZES
-    with StandIns(), stopping_after(seconds + GRACE):
-        present = _peers(rows) if peers else {}
+    # Between two rows the end is caught here, so that tables are printed in any case.
+    with StandIns(), suppress(TimeoutError), stopping_after(seconds + GRACE):
+        present: dict[str, Peer] | None = None  # imported once correctness is checked, as that takes seconds
         for part, share in SHARES.items():
             began += share * seconds
+            if part != "correct" and present is None:
+                present = _peers(rows) if peers else {}
             with rows.ending_at(began):
                 if part == "correct":
                     _check(rows, *((CHECKED_SMALL, 4) if small else (CHECKED, 200)))
                 elif part == "end to end":
                     end_to_end(rows, *sizes["A"][1:], small)
                 elif part in sizes:
-                    _time_steps(rows, part, sizes[part], present)
+                    _time_steps(rows, part, sizes[part], present or {})
     sys.stdout.write(tables(rows.content) + "\n")
 
 
@@ -125,7 +129,7 @@ def _time_steps(rows: Rows, size: str, sizes: tuple[int, int, int, int], peers: 
     device = str(rows.device)
     for limit, action, work in _limits(d_in, d_sae, tokens, rows.device):
         rows.add(f"limits {size}", limit, partial(timed, action, rows.device, work))
-    batches = [batch(tokens, d_in, seed).to(rows.device) for seed in range(2)]
+    batches = [] if rows.are_over else [batch(tokens, d_in, seed).to(rows.device) for seed in range(2)]
     for kind in dict.fromkeys(kind for kind, _, _ in STEPS if kind in ONLY_AT.get(size, {kind})):
         for mask, dense in ((mask, dense) for own, mask, dense in STEPS if own == kind):
             make = Subject(kind, d_in, d_sae, k, mask, dense, device=device).learner

@@ -37,9 +37,14 @@ class Rows:
     until: float
     content: dict[str, Any] = field(default_factory=dict[str, Any])
 
+    @property
+    def are_over(self) -> bool:
+        """Whether rows are only skipped from now on."""
+        return time.monotonic() > self.until
+
     def add(self, part: str, name: str, work: Callable[[], Row]) -> Row:
         """Do some work and write down what it returns, or why it failed or was skipped."""
-        if time.monotonic() > self.until:
+        if self.are_over:
             found: Row = {"skipped": "out of time"}
         else:
             if self.device.type == "cuda":  # what the row before has left is not this one's
