@@ -14,9 +14,10 @@ from matplotlib.ticker import StrMethodFormatter
 from benchmarks.growth_figure import growth
 from benchmarks.table import RESULTS
 from benchmarks.training_tables import OURS, PLAIN, Result, floor_of, groups, kind_of, rates, seconds_of
-from scansion.files import atomic_file, read_json
+from scansion.files import atomic_file
 from scansion.palette import COLOURS, REFERENCE
 from scansion.progress import say
+from scansion.records import read_json
 
 WHOSE = {"scansion": COLOURS[0], "sae-lens": COLOURS[4], "dictionary-learning": COLOURS[2], "eai-sparsify": COLOURS[3]}
 KINDS = {"relu": "ReLU + L1", "topk": "TopK", "batch_topk": "BatchTopK"}

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.limits import wait_for
-from scansion.files import write_json
 from scansion.progress import say
+from scansion.records import write_json
 
 Row = dict[str, Any]
 GRACE = 10  # seconds that the last row may take beyond the end

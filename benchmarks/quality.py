@@ -19,10 +19,10 @@ from scansion.corpus import CorpusConfig
 from scansion.evals.base import LoadedSAE
 from scansion.evals.core.evaluate import CoreConfig, evaluate_core
 from scansion.execution.plan import Way
-from scansion.files import read_json
 from scansion.lm import BUNDLED_MODEL
 from scansion.pipeline import HarvestSpec, Stores, build_stores
 from scansion.progress import say
+from scansion.records import read_json
 from scansion.sae import SAEMetadata, build_sae
 from scansion.training import TrainingConfig
 from scansion.training.learner import Learner

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from scansion.files import write_json
 from scansion.progress import say
+from scansion.records import write_json
 
 Spent = tuple[float, float]
 """Seconds by the clock, and of the processor."""

@@ -25,7 +25,8 @@ from benchmarks.training_tables import (
     table,
 )
 from scansion.errors import ConfigError
-from scansion.files import atomic_file, read_json
+from scansion.files import atomic_file
+from scansion.records import read_json
 
 RESULTS = Path("benchmarks/results")
 QUALITY_AIMS = {"fve": ("FVE", 0.002), "dead_share": ("the dead share", 0.005)}

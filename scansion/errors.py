@@ -33,7 +33,7 @@ class ModelError(ScansionError):
 
 
 class StoreError(ScansionError):
-    """An activation store is missing, unfinished, damaged, or made from something else."""
+    """An activation store is missing, unfinished, or made from something else."""
 
 
 class TrainingError(ScansionError):
@@ -42,6 +42,10 @@ class TrainingError(ScansionError):
 
 class EvalError(ScansionError):
     """An evaluation cannot run on the given SAE, store or data."""
+
+
+class DamagedError(ScansionError):
+    """A file of ours is not what was written: cut short, changed, or of something else."""
 
 
 class BusyError(ScansionError):

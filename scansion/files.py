@@ -86,52 +86,6 @@ def atomic_folder(path: Path) -> Generator[Path, None, None]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically. NaN and infinity are errors: callers write None."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON, naming the file when it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ScansionError(f"{path} is not valid JSON ({error}); delete it and run the same command again") from error
-
-
-def require_known_format(value: Any, path: Path, known: int = 1) -> Any:
-    """Return what was read from ``path``, unless a later version of Scansion wrote it in a newer format.
-
-    Args:
-        value: what the file holds. A mapping without ``format_version`` is in format 1; other values are passed through.
-        path: for the message.
-        known: the latest format that this version reads.
-
-    Raises:
-        ScansionError: the format is later than ``known``.
-    """
-    if not isinstance(value, dict):
-        return value
-    there = cast(dict[str, Any], value).get("format_version", 1)
-    if there != known and there not in range(1, known):
-        raise ScansionError(
-            f"{path} is in format {there}, and this version of Scansion reads up to format {known}; update scansion"
-        )
-    return cast(dict[str, Any], value)
-
-
-def read_json_lines(path: Path) -> list[Any]:
-    """Read one value per line; an empty list if there is no such file. The error names a line that is not JSON."""
-    values: list[Any] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], 1):
-        try:
-            values.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ScansionError(f"line {number} of {path} is not valid JSON ({error}); delete the line") from error
-    return values
-
-
 def remove_leftovers(folder: Path) -> None:
     """Remove what an interrupted :func:`atomic_file` or :func:`atomic_folder` left behind in ``folder``."""
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):

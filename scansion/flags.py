@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, make_dataclass
 from typing import Annotated, Any
 
-import yaml
 from cyclopts import Parameter
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -14,6 +13,7 @@ from pydantic.fields import FieldInfo
 from scansion.errors import ConfigError, describe
 from scansion.listing import default_of, description_of
 from scansion.masks import MASKS, MaskConfig
+from scansion.records import parse_yaml
 from scansion.registry import Config, Registry
 from scansion.sae import ARCHITECTURES, SAEConfig
 
@@ -78,10 +78,10 @@ def parse_mask(text: str) -> MaskConfig:
         ConfigError: it cannot be read, an unknown family or setting, or a value out of range.
     """
     try:
-        settings = yaml.safe_load(f"{{family: {text}}}")
-    except yaml.YAMLError as error:
+        settings = parse_yaml(f"{{family: {text}}}", "the mask")
+    except ConfigError as error:
         raise ConfigError(
-            f"mask {text!r} cannot be read; write a family, then its settings, like 'bands, count: 8, shared: 0.25'"
+            f"mask {text!r} cannot be read; write a family, then its settings, like 'bands, count: 8, shared: 0.25' ({error})"
         ) from error
     return _parsed(MASKS, settings)
 

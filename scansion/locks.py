@@ -14,8 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from scansion.errors import BusyError, ScansionError
-from scansion.files import read_json, write_json
 from scansion.progress import say
+from scansion.records import read_json, write_json
 
 _LOCK, _HOLDER = ".lock", ".lock.json"
 # Short waits, such as for a line added to notes, are not reported.

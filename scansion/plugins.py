@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import yaml
-
+from scansion.errors import DamagedError
 from scansion.progress import say
+from scansion.records import read_yaml
 from scansion.registry import loaded_plugins
 
 
@@ -52,11 +52,9 @@ def _plugins_of(config: Path) -> Iterator[dict[str, str]]:
     if not config.is_file():
         return
     try:
-        settings: object = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except yaml.YAMLError:  # whoever needs the settings themselves says so
+        yield from read_yaml(config).get("plugins", [])
+    except DamagedError:  # whoever needs the settings themselves says so
         return
-    if isinstance(settings, dict):
-        yield from cast(dict[str, Any], settings).get("plugins", [])
 
 
 def _name(plugin: dict[str, str]) -> str:

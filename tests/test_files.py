@@ -25,13 +25,12 @@ from scansion.files import (
     fingerprint,
     human_bytes,
     one_line_io_errors,
-    read_json,
     remove_leftovers,
     require_free_space,
     require_writable,
     sha256_of,
-    write_json,
 )
+from scansion.records import read_json, write_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

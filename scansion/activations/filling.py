@@ -6,25 +6,53 @@ import math
 from pathlib import Path
 from typing import Any
 
-from scansion.activations.shard import Shard
-from scansion.activations.store import MANIFEST, ActivationStore, StoreIdentity, StoreManifest
-from scansion.errors import StoreError
-from scansion.files import read_json, remove_leftovers, write_json
+from pydantic import ValidationError
 
-PLAN = "plan.json"
+from scansion.activations.shard import Shard, ShardFacts, written_digest, written_for
+from scansion.activations.store import MANIFEST, PLAN, SHARD_NAME, ActivationStore, StoreIdentity, StoreManifest
+from scansion.errors import DamagedError, StoreError
+from scansion.files import remove_leftovers
+from scansion.progress import say
+from scansion.records import read_json, write_json
 
 
 def finished_store(folder: Path, identity: StoreIdentity) -> ActivationStore | None:
-    """The finished store of ``identity`` in ``folder``, or None.
+    """The finished store of ``identity`` in ``folder``, or None. Its shards are not read yet.
 
     Raises:
         StoreError: the folder holds a finished store of something else.
+        DamagedError: its manifest is damaged, or a shard is missing.
     """
     if not (folder / MANIFEST).exists():
         return None
     store = ActivationStore(folder)
     _require_same(store.identity, identity, folder)
     return store
+
+
+def intact_store(folder: Path, identity: StoreIdentity) -> ActivationStore | None:
+    """The finished store of ``identity`` in ``folder`` if every byte is as it was written, else None.
+
+    Raises:
+        StoreError: the folder holds a finished store of something else.
+    """
+    try:
+        store = finished_store(folder, identity)
+    except DamagedError:
+        return None
+    return store if store is not None and not store.damaged() else None
+
+
+def reopen(folder: Path, identity: StoreIdentity) -> None:
+    """Make a damaged store an unfinished one: without a manifest and without its damaged shards, each named in a line."""
+    try:
+        store = finished_store(folder, identity)
+        for path, why in store.damaged() if store else []:
+            say(f"{why}; computing it again")
+            path.unlink(missing_ok=True)
+    except DamagedError as error:
+        say(f"{error}; checking every shard")
+    (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def resumed_settings(folder: Path, identity: StoreIdentity, settings: dict[str, Any]) -> dict[str, Any]:
@@ -36,20 +64,51 @@ def resumed_settings(folder: Path, identity: StoreIdentity, settings: dict[str, 
     remove_leftovers(folder)
     path = folder / PLAN
     if path.exists():
-        written = read_json(path)
-        _require_same(StoreIdentity.model_validate(written["identity"]), identity, folder)
-        return written["config"]
+        try:
+            written = read_json(path)
+            identity_there = StoreIdentity.model_validate(written["identity"])
+            config: dict[str, Any] = written["config"]
+        except (DamagedError, ValidationError, KeyError, TypeError) as error:
+            raise DamagedError(f"{path} is damaged; delete {folder} and run the same command again") from error
+        _require_same(identity_there, identity, folder)
+        return config
     write_json(path, {"identity": identity.model_dump(mode="json"), "config": settings})
     return settings
 
 
-def missing_shards(folder: Path, n_contexts: int, contexts_per_shard: int) -> dict[Path, tuple[int, int]]:
-    """The shards that are not on disk yet: path -> (first context, one past the last)."""
-    return {
-        path: (index * contexts_per_shard, min((index + 1) * contexts_per_shard, n_contexts))
-        for index, path in enumerate(_shard_paths(folder, n_contexts, contexts_per_shard))
-        if not path.exists()
-    }
+def place_of(identity: StoreIdentity, path: Path) -> str:
+    """What a shard says of itself: its store's key and its own name."""
+    return f"{identity.key} {path.name}"
+
+
+def missing_shards(folder: Path, identity: StoreIdentity, contexts_per_shard: int) -> dict[Path, tuple[int, int]]:
+    """The shards that are not on disk yet: path -> (first context, one past the last).
+
+    Those that are there are read and checked; one that is damaged, or of another store or place, is deleted and counts as
+    missing.
+    """
+    n_contexts = identity.n_contexts
+    missing: dict[Path, tuple[int, int]] = {}
+    for index, path in enumerate(_shard_paths(folder, n_contexts, contexts_per_shard)):
+        start, stop = index * contexts_per_shard, min((index + 1) * contexts_per_shard, n_contexts)
+        if path.exists() and not _is_whole(path, identity, stop - start):
+            path.unlink()
+        if not path.exists():
+            missing[path] = (start, stop)
+    return missing
+
+
+def _is_whole(path: Path, identity: StoreIdentity, n_contexts: int) -> bool:
+    try:
+        digest, place = written_digest(path), written_for(path)
+        # Earlier versions wrote no place.
+        if place not in ("", place_of(identity, path)):
+            raise DamagedError(f"{path} is not of this store, or not at this place of it")
+        Shard(path, ShardFacts(digest, identity.context_length, n_contexts, identity.d_in, identity.dtype)).verify()
+    except DamagedError as error:
+        say(f"{error}; computing it again")
+        return False
+    return True
 
 
 def seal(folder: Path, identity: StoreIdentity, n_tokens: int, contexts_per_shard: int) -> ActivationStore:
@@ -66,14 +125,14 @@ def seal(folder: Path, identity: StoreIdentity, n_tokens: int, contexts_per_shar
         identity=identity,
         key=identity.key,
         n_tokens=n_tokens,
-        shards={path.name: Shard(path).digest for path in paths},
+        shards={path.name: written_digest(path) for path in paths},
     )
     write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
     return ActivationStore(folder)
 
 
 def _shard_paths(folder: Path, n_contexts: int, contexts_per_shard: int) -> list[Path]:
-    return [folder / f"shard-{index:05d}.safetensors" for index in range(math.ceil(n_contexts / contexts_per_shard))]
+    return [folder / SHARD_NAME.format(f"{index:05d}") for index in range(math.ceil(n_contexts / contexts_per_shard))]
 
 
 def _require_same(written: StoreIdentity, wanted: StoreIdentity, folder: Path) -> None:

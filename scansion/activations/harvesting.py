@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scansion.activations.filling import missing_shards, resumed_settings, seal
+from scansion.activations.filling import intact_store, missing_shards, place_of, reopen, resumed_settings, seal
 from scansion.activations.harvest_plan import HarvestConfig, HarvestPlan, check_harvests
 from scansion.activations.shard import FinishedShard, ShardBuffer
 from scansion.activations.store import ActivationStore
@@ -31,8 +31,9 @@ _WRITERS = 2
 def harvest(plan: HarvestPlan, load_lm: Callable[[], LanguageModel]) -> ActivationStore:
     """Return the store of ``plan``, computing the shards that are not on disk yet.
 
-    A harvest that was killed resumes at the first missing shard and ends with the same bytes. If another process is
-    harvesting into the folder, this one waits.
+    A harvest that was killed resumes at the first missing shard and ends with the same bytes. A finished store is read
+    and compared with its digests; damaged shards are computed again. If another process is harvesting into the folder,
+    this one waits.
 
     Args:
         plan: what to compute and where.
@@ -62,7 +63,7 @@ def harvest_together(plans: Sequence[HarvestPlan], load_lm: Callable[[], Languag
         ScansionError: a folder is not writable or the disk is too small.
     """
     _require_one_text(plans)
-    stores = [plan.finished_store() for plan in plans]
+    stores = [intact_store(plan.folder, plan.identity) for plan in plans]
     for store in stores:
         if store is not None:
             say(f"reusing {store.manifest.n_tokens:,} activations in {store.folder}")
@@ -74,7 +75,10 @@ def harvest_together(plans: Sequence[HarvestPlan], load_lm: Callable[[], Languag
         for folder in folders:
             held.enter_context(only_writer(folder, "harvesting", wait=True))
         # Another process may have finished some while we waited.
-        _fill([plan for plan in unfinished if plan.finished_store() is None], load_lm)
+        unfinished = [plan for plan in unfinished if intact_store(plan.folder, plan.identity) is None]
+        for plan in unfinished:
+            reopen(plan.folder, plan.identity)
+        _fill(unfinished, load_lm)
     return [store or ActivationStore(plan.folder) for plan, store in zip(plans, stores, strict=True)]
 
 
@@ -117,7 +121,7 @@ class _Unfinished:
         config = HarvestConfig.model_validate(settings)
         of_context = identity.context_length * identity.d_in * DTYPES[config.dtype].itemsize
         per_shard = max(1, config.shard_bytes // of_context)
-        shards = missing_shards(plan.folder, identity.n_contexts, per_shard)
+        shards = missing_shards(plan.folder, identity, per_shard)
         missing = {span: path for path, span in shards.items()}
         return cls(plan, HookPoint.parse(identity.hook_point), config, per_shard, missing)
 
@@ -169,7 +173,9 @@ def _harvest_shards(
     _fill_shards(buffers, contexts, lm, stores[0].config.lm_batch_size, on_gpu, advance)
     for store in stores:
         of = f"{store.hook_point} of {lm.facts.name}"
-        writer.write(buffers.pop(store.hook_point).finished(), store.missing[span], of, store.config.dtype)
+        path = store.missing[span]
+        place = place_of(store.plan.identity, path)
+        writer.write(buffers.pop(store.hook_point).finished(), path, place, of, store.config.dtype)
 
 
 def _fill_shards(
@@ -226,11 +232,11 @@ class _Writer:
         self._threads = ThreadPoolExecutor(_WRITERS) if in_threads else None
         self._pending: deque[Future[None]] = deque()
 
-    def write(self, shard: FinishedShard, path: Path, of: str, dtype: str) -> None:
+    def write(self, shard: FinishedShard, path: Path, place: str, of: str, dtype: str) -> None:
         if self._threads is None:
-            _check_and_write(shard, path, of, dtype)
+            _check_and_write(shard, path, place, of, dtype)
             return
-        self._pending.append(self._threads.submit(_check_and_write, shard, path, of, dtype))
+        self._pending.append(self._threads.submit(_check_and_write, shard, path, place, of, dtype))
         while len(self._pending) > _WRITERS:  # bounds the memory of shards that wait for the disk
             self._pending.popleft().result()
 
@@ -246,9 +252,9 @@ class _Writer:
                 each.result()
 
 
-def _check_and_write(shard: FinishedShard, path: Path, of: str, dtype: str) -> None:
+def _check_and_write(shard: FinishedShard, path: Path, place: str, of: str, dtype: str) -> None:
     if not shard.is_finite:
         raise StoreError(
             f"the activations at {of} are not all finite in {dtype}; store float32, or run the model in float32"
         )
-    shard.write(path)
+    shard.write(path, place)

@@ -6,90 +6,188 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
 from torch import Tensor
 
-from scansion.activations.tensor_file import digest_of, write_tensors
 from scansion.device import DTYPES
-from scansion.errors import StoreError
+from scansion.errors import DamagedError
 from scansion.files import atomic_file
+from scansion.tensor_file import TYPES, digest_of, layout, write_tensors
 
 SIDE_TENSORS = ("tokens", "valid", "doc_ids", "doc_positions")
 SIDE_BYTES = 4 + 1 + 4 + 4  # of one token in the side tensors
 STATS_TENSORS = ("count", "norm_sum", "square_sum", "act_sum")
 _FLOAT64_NUMBERS = 1 << 24
-_NUMPY_TYPES = {"F32": np.dtype("<i4"), "BF16": np.dtype("<i2"), "F16": np.dtype("<i2")}
-_TORCH_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+HOW_TO_REPAIR = "`scansion doctor {folder} --repair` computes damaged shards again"
+_LONGEST_HEADER = 1 << 20
+# NumPy has no bfloat16: activations are picked as integers of their size.
+_BITS = {4: torch.int32, 2: torch.int16}
 
 
 @dataclass(frozen=True)
-class Shard:
-    """The activations of ``n_contexts`` successive contexts, in one file. A file that is there is complete."""
+class ShardFacts:
+    """What a shard must be, as its store's manifest says.
 
-    path: Path
+    Attributes:
+        digest: fingerprint of its tensors.
+        length, n_contexts, d_in: shape of its activations.
+        dtype: their type.
+    """
 
-    @cached_property
-    def _header(self) -> tuple[int, dict[str, dict[str, object]]]:
-        with self.path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            try:
-                header = json.loads(file.read(size))
-                end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-            except (ValueError, KeyError) as error:
-                raise StoreError(f"{self.path} is damaged: it has no readable header; harvest again") from error
-        if self.path.stat().st_size != 8 + size + end:
-            raise StoreError(f"{self.path} is damaged: it was cut short or grew; harvest again")
-        return 8 + size, header
+    digest: str
+    length: int
+    n_contexts: int
+    d_in: int
+    dtype: str
 
-    @property
-    def digest(self) -> str:
-        """The fingerprint that the tensors had when they were written."""
-        metadata = self._header[1].get("__metadata__", {})
-        return str(metadata.get("digest", ""))
-
-    @cached_property
-    def _bits(self) -> np.ndarray:
-        start, header = self._header
-        entry = header["acts"]
-        begin, _ = entry["data_offsets"]  # type: ignore[misc]
-        return np.memmap(
-            self.path,
-            _NUMPY_TYPES[str(entry["dtype"])],
-            "r",
-            offset=start + begin,
-            shape=tuple(entry["shape"]),  # type: ignore[call-overload, arg-type]
+    def layout(self) -> dict[str, dict[str, object]]:
+        """The header of its file, metadata aside."""
+        side = (self.length, self.n_contexts)
+        by_position = (self.length,)
+        return layout(
+            {
+                "acts": (DTYPES[self.dtype], (*side, self.d_in)),
+                "tokens": (torch.int32, side),
+                "valid": (torch.bool, side),
+                "doc_ids": (torch.int32, side),
+                "doc_positions": (torch.int32, side),
+                "count": (torch.int64, by_position),
+                "norm_sum": (torch.float64, by_position),
+                "square_sum": (torch.float64, by_position),
+                "act_sum": (torch.float64, (self.length, self.d_in)),
+            }
         )
+
+
+class Shard:
+    """The activations of successive contexts, in one file, which is checked as a whole when it is first read.
+
+    The file is read through a memory map that holds no file handle, so any number of shards can be open.
+
+    Args:
+        path: the file.
+        facts: what it must be.
+    """
+
+    def __init__(self, path: Path, facts: ShardFacts) -> None:
+        self.path = path
+        self.facts = facts
 
     @property
     def n_contexts(self) -> int:
         """Number of contexts in the shard."""
-        return self._bits.shape[1]
+        return self.facts.n_contexts
 
     def rows(self, positions: np.ndarray, contexts: np.ndarray) -> Float[Tensor, "m d_in"]:
         """Copy the activations at m (position, context) pairs; the shard's first context is number 0."""
-        bits = torch.from_numpy(self._bits[positions, contexts])
-        return bits.view(_TORCH_TYPES[str(self._header[1]["acts"]["dtype"])])
+        return torch.from_numpy(self._bits[positions, contexts]).view(DTYPES[self.facts.dtype])
 
     def contexts(self, start: int, stop: int) -> Float[Tensor, "L n d_in"]:
         """Copy whole contexts ``start`` to ``stop`` (exclusive); the shard's first context is number 0."""
-        bits = torch.from_numpy(np.array(self._bits[:, start:stop]))
-        return bits.view(_TORCH_TYPES[str(self._header[1]["acts"]["dtype"])])
+        return torch.from_numpy(np.array(self._bits[:, start:stop])).view(DTYPES[self.facts.dtype])
 
     def tensors(self, names: tuple[str, ...]) -> dict[str, Tensor]:
-        """Read the named side or statistics tensors."""
-        with safe_open(self.path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in names}
+        """Copies of the named side or statistics tensors."""
+        return {name: self._whole[name].clone() for name in names}
 
     def verify(self) -> None:
-        """Re-read every byte and raise :class:`StoreError` if the shard is not what was written."""
-        with safe_open(self.path, framework="pt") as file:
-            digest = digest_of({name: file.get_tensor(name) for name in ("acts", *SIDE_TENSORS, *STATS_TENSORS)})
-        if digest != self.digest:
-            raise StoreError(f"{self.path} is damaged: its contents do not match their fingerprint; harvest again")
+        """Read every byte.
+
+        Raises:
+            DamagedError: the shard is not what was written.
+        """
+        self.__dict__.pop("_bits", None)  # what was read before is forgotten
+        self.__dict__["_whole"] = self._read()
+
+    @cached_property
+    def _bits(self) -> np.ndarray:
+        return self._whole["acts"].view(_BITS[self._whole["acts"].element_size()]).numpy()
+
+    @cached_property
+    def _whole(self) -> dict[str, Tensor]:
+        try:
+            return self._read()
+        except DamagedError as error:
+            raise DamagedError(f"{error}; {HOW_TO_REPAIR.format(folder=self.path.parent)}") from error
+
+    def _read(self) -> dict[str, Tensor]:
+        """Views of the mapped tensors, once all their bytes were read and compared with the digest."""
+        start, header = _header(self.path)
+        laid_out = self.facts.layout()
+        digest = _metadata(header).get("digest")
+        if {name: entry for name, entry in header.items() if name != "__metadata__"} != laid_out:
+            raise DamagedError(f"{self.path} is damaged: its tensors are not those of this store")
+        size = start + max(end for _, end in (cast("tuple[int, int]", e["data_offsets"]) for e in laid_out.values()))
+        if not self.path.is_file() or self.path.stat().st_size != size:
+            raise DamagedError(f"{self.path} is damaged: it was cut short or grew")
+        try:
+            mapped = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8)
+        except RuntimeError as error:
+            raise DamagedError(f"{self.path} cannot be read: {str(error).splitlines()[0]}") from error
+        tensors: dict[str, Tensor] = {}
+        for name, entry in laid_out.items():
+            begin, end = cast("tuple[int, int]", entry["data_offsets"])
+            flat = mapped[start + begin : start + end].view(TYPES[str(entry["dtype"])])
+            tensors[name] = flat.view(cast("list[int]", entry["shape"]))
+        if digest != self.facts.digest:
+            raise DamagedError(f"{self.path} is damaged, or is another shard: the manifest has another digest for it")
+        if digest_of(tensors) != digest:
+            raise DamagedError(f"{self.path} is damaged: its contents do not match their digest")
+        return tensors
+
+
+def written_digest(path: Path) -> str:
+    """The digest that a shard's header names.
+
+    Raises:
+        DamagedError: the header cannot be read.
+    """
+    return str(_metadata(_header(path)[1]).get("digest", ""))
+
+
+def written_for(path: Path) -> str:
+    """Which store and which place in it a shard was written for; empty where an earlier version wrote it."""
+    return str(_metadata(_header(path)[1]).get("place", ""))
+
+
+def n_contexts_in(path: Path) -> int:
+    """How many contexts a shard holds, as its header says.
+
+    Raises:
+        DamagedError: the header cannot be read.
+    """
+    shape = _header(path)[1].get("acts", {}).get("shape")
+    n_contexts: object = (
+        cast("list[Any]", shape)[1] if isinstance(shape, list) and len(cast("list[Any]", shape)) == 3 else 0
+    )
+    if not isinstance(n_contexts, int) or n_contexts < 1:
+        raise DamagedError(f"{path} is damaged: it has no activations")
+    return n_contexts
+
+
+def _header(path: Path) -> tuple[int, dict[str, dict[str, object]]]:
+    """Where the tensors begin, and the file's header."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > _LONGEST_HEADER:
+                raise ValueError("the header's length is absurd")
+            header = json.loads(file.read(size))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged: it has no readable header") from error
+    if not isinstance(header, dict) or not all(
+        isinstance(entry, dict) for entry in cast("dict[str, Any]", header).values()
+    ):
+        raise DamagedError(f"{path} is damaged: it has no readable header")
+    return 8 + size, cast("dict[str, dict[str, object]]", header)
+
+
+def _metadata(header: dict[str, dict[str, object]]) -> dict[str, object]:
+    return header.get("__metadata__", {})
 
 
 @dataclass
@@ -134,9 +232,9 @@ class ShardBuffer:
         }
         return FinishedShard({name: _to_cpu(tensor) for name, tensor in tensors.items()}, _now_on(self.acts.device))
 
-    def write(self, path: Path) -> None:
-        """Write the shard with its per-position statistics, atomically."""
-        self.finished().write(path)
+    def write(self, path: Path, place: str) -> None:
+        """Write the shard with its per-position statistics, atomically; see :meth:`FinishedShard.write`."""
+        self.finished().write(path, place)
 
     def _statistics(self) -> dict[str, Tensor]:
         """Sums over valid tokens at each position, in float64, of the stored (rounded) values."""
@@ -180,11 +278,16 @@ class FinishedShard:
         # A sum in float64 is finite if and only if all its terms are: none of the stored types comes near its limit.
         return bool(torch.isfinite(self.tensors["act_sum"]).all())
 
-    def write(self, path: Path) -> None:
-        """Write the shard atomically."""
+    def write(self, path: Path, place: str) -> None:
+        """Write the shard atomically.
+
+        Args:
+            path: the file.
+            place: which store and which contexts of it the shard holds, so that it is never taken for another one.
+        """
         self._wait()
         with atomic_file(path) as temporary:
-            write_tensors(temporary, self.tensors, {"digest": digest_of(self.tensors)})
+            write_tensors(temporary, self.tensors, {"digest": digest_of(self.tensors), "place": place})
 
     def _wait(self) -> None:
         if self.copied is not None:

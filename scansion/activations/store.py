@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,16 +15,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from scansion.activations.batch import PositionedBatch
-from scansion.activations.shard import SIDE_TENSORS, STATS_TENSORS, Shard
+from scansion.activations.shard import HOW_TO_REPAIR, SIDE_TENSORS, STATS_TENSORS, Shard, ShardFacts, n_contexts_in
 from scansion.device import DTYPES
-from scansion.errors import StoreError
-from scansion.files import fingerprint, read_json, require_known_format
+from scansion.errors import DamagedError, StoreError, describe
+from scansion.files import fingerprint
 from scansion.lm.identity import ModelId
 from scansion.progress import progress
+from scansion.records import read_json, require_known_format
 from scansion.shapes import require_shape
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+PLAN = "plan.json"
+SHARD_NAME = "shard-{}.safetensors"
 PLANTED = "synthetic"
 """Source of a store whose activations are made from known features, without text or a language model."""
 
@@ -97,24 +101,24 @@ class ActivationStore:
 
     Raises:
         StoreError: the folder holds no finished store.
+        DamagedError: the manifest is damaged, or a shard is missing. Shards are checked when they are first read.
         ScansionError: a later version of Scansion wrote it.
     """
 
     def __init__(self, folder: Path) -> None:
         if not (folder / MANIFEST).exists():
-            state = "an unfinished store; run the same harvest again to finish it" if folder.exists() else "nothing"
-            raise StoreError(f"no activation store at {folder}: there is {state}")
+            raise StoreError(f"no activation store at {folder}: {_what_is_there(folder)}")
         manifest = read_json(folder / MANIFEST)
-        require_known_format(manifest.get("identity"), folder / MANIFEST, FORMAT_VERSION)
+        identity = manifest.get("identity") if isinstance(manifest, dict) else None
+        require_known_format(identity, folder / MANIFEST, FORMAT_VERSION)
         try:
             self.manifest = StoreManifest.model_validate(manifest)
         except ValidationError as error:
-            raise StoreError(f"{folder / MANIFEST} is not a manifest of format {FORMAT_VERSION}: {error}") from error
+            raise DamagedError(
+                f"{folder / MANIFEST} is not a manifest of format {FORMAT_VERSION}: {describe(error, 'manifest')}"
+            ) from error
         self.folder = folder
-        self._shards = [Shard(folder / name) for name in self.manifest.shards]
-        missing = [shard.path.name for shard in self._shards if not shard.path.exists()]
-        if missing:
-            raise StoreError(f"{folder} has no {', '.join(missing)}; delete the folder and harvest again")
+        self._shards = _shards(folder, self.manifest)
         self._starts = np.cumsum([0] + [shard.n_contexts for shard in self._shards])
 
     @property
@@ -144,7 +148,7 @@ class ActivationStore:
 
     @cached_property
     def _side(self) -> dict[str, Tensor]:
-        parts = [shard.tensors(SIDE_TENSORS) for shard in self._shards]
+        parts = self._read_all(SIDE_TENSORS)
         return {name: torch.cat([part[name] for part in parts], dim=1) for name in SIDE_TENSORS}
 
     @property
@@ -169,8 +173,22 @@ class ActivationStore:
 
     @cached_property
     def _statistics(self) -> dict[str, Tensor]:
-        parts = [shard.tensors(STATS_TENSORS) for shard in self._shards]
-        return {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in STATS_TENSORS}
+        parts = self._read_all(STATS_TENSORS)
+        sums = {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in STATS_TENSORS}
+        if int(sums["count"].sum()) != self.manifest.n_tokens:
+            raise DamagedError(
+                f"{self.folder / MANIFEST} is damaged: its shards do not hold {self.manifest.n_tokens:,} tokens"
+            )
+        return sums
+
+    def _read_all(self, names: tuple[str, ...]) -> list[dict[str, Tensor]]:
+        """The named tensors of every shard. A shard is read and checked as a whole when it is first used."""
+        parts: list[dict[str, Tensor]] = []
+        with progress("check activations", self.n_contexts, "contexts") as advance:
+            for shard in self._shards:
+                parts.append(shard.tensors(names))
+                advance(shard.n_contexts)
+        return parts
 
     @property
     def count(self) -> Int[Tensor, "L"]:
@@ -246,7 +264,71 @@ class ActivationStore:
                 advance(shard.n_contexts)
         return acts
 
+    def damaged(self) -> list[tuple[Path, str]]:
+        """Read every byte of every shard; the files that are not what was written, and what is wrong with each."""
+        found: list[tuple[Path, str]] = []
+        with progress("check activations", self.n_contexts, "contexts") as advance:
+            for shard in self._shards:
+                try:
+                    shard.verify()
+                except DamagedError as error:
+                    found.append((shard.path, str(error)))
+                advance(shard.n_contexts)
+        return found
+
     def verify(self) -> None:
-        """Re-read everything and raise :class:`StoreError` if a shard is damaged."""
-        for shard in self._shards:
-            shard.verify()
+        """Read every byte.
+
+        Raises:
+            DamagedError: a shard is not what was written.
+        """
+        if damaged := self.damaged():
+            raise DamagedError(f"{damaged[0][1]}; {HOW_TO_REPAIR.format(folder=self.folder)}")
+
+
+def _what_is_there(folder: Path) -> str:
+    if not folder.is_dir():
+        return "there is no such folder"
+    if stores := sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}")):
+        return f"it holds the stores {', '.join(stores)}; give one of them"
+    if any(folder.glob(SHARD_NAME.format("*"))) or (folder / PLAN).exists():
+        return "there is an unfinished store; run the same harvest again to finish it"
+    return f"the folder has no {MANIFEST}; give a folder that `scansion harvest` wrote"
+
+
+def _shards(folder: Path, manifest: StoreManifest) -> list[Shard]:
+    """The manifest's shards, none of them read yet.
+
+    Raises:
+        DamagedError: the manifest contradicts itself or the files.
+    """
+    identity, names = manifest.identity, list(manifest.shards)
+    damaged = f"{folder / MANIFEST} is damaged"
+    if manifest.key != identity.key:
+        raise DamagedError(f"{damaged}: its key is not that of what it describes")
+    if names != [SHARD_NAME.format(f"{index:05d}") for index in range(len(names))] or not names:
+        raise DamagedError(f"{damaged}: it does not list its shards in order")
+    there = {entry.name for entry in os.scandir(folder)}
+    if missing := [name for name in names if name not in there]:
+        raise DamagedError(f"{folder} has no {', '.join(missing)}; {HOW_TO_REPAIR.format(folder=folder)}")
+    sizes = _sizes([folder / name for name in names], identity.n_contexts)
+    if sizes is None:
+        raise DamagedError(f"{damaged}: its {len(names)} shards do not hold {identity.n_contexts} contexts")
+    return [
+        Shard(folder / name, ShardFacts(digest, identity.context_length, size, identity.d_in, identity.dtype))
+        for (name, digest), size in zip(manifest.shards.items(), sizes, strict=True)
+    ]
+
+
+def _sizes(paths: list[Path], n_contexts: int) -> list[int] | None:
+    """How many contexts each shard has; None if no shard agrees with their number. All have equally many but the last."""
+    if len(paths) == 1:
+        return [n_contexts]
+    for path in paths[:-1]:
+        try:
+            each = n_contexts_in(path)
+        except DamagedError:  # said when it is read
+            continue
+        if len(sizes := [min(each, n_contexts - start) for start in range(0, n_contexts, each)]) == len(paths):
+            return sizes
+    return None

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from scansion.assets.manifest import Asset, find_assets
 from scansion.errors import AssetError, ScansionError
-from scansion.files import read_json, sha256_of
+from scansion.files import sha256_of
 from scansion.progress import progress
+from scansion.records import read_json
 
 Status = Literal["missing", "present", "damaged"]
 RECORD = "asset.json"

@@ -21,10 +21,10 @@ from scansion.files import (
     require_free_space,
     require_writable,
     sha256_of,
-    write_json,
 )
 from scansion.locks import only_writer
 from scansion.progress import progress, say
+from scansion.records import write_json
 
 Outcome = Literal["fetched", "already present"]
 

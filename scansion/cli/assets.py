@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from scansion import assets as bundled
 from scansion.cli.app import output
 from scansion.doctor import report as doctor_report
+from scansion.errors import ConfigError, DamagedError
 from scansion.files import human_bytes
 from scansion.lm import BUNDLED_MODEL, BUNDLED_MODEL_ASSET, model_facts
+from scansion.study.integrity import problems_under, repair_store
 
 
 def fetch(*names: str) -> None:
@@ -44,10 +48,32 @@ def verify(*names: str) -> None:
     output.print("all files are as they were fetched")
 
 
-def doctor() -> None:
-    """Check that Scansion works on this machine, and print processors, versions and disk.
+def doctor(folder: Path | None = None, *, repair: bool = False, device: str = "auto") -> None:
+    """Check that Scansion works on this machine; or that the files in a folder are what was written.
 
-    Example: scansion doctor
+    Example: scansion doctor stores/sotu/train --repair
+
+    Parameters
+    ----------
+    folder
+        A store, a run, a study, or a folder of several: every file is read and compared with its digest. Without it,
+        processors, versions and disk are printed.
+    repair
+        Compute the damaged shards of a store again, from the text and the model that its manifest names.
+    device
+        Where the language model runs to repair: auto, cpu, cuda, cuda:1 or mps.
     """
-    for line in doctor_report():
-        output.print(line, markup=False)
+    if folder is None:
+        if repair:
+            raise ConfigError("--repair needs the folder of a store")
+        for line in doctor_report():
+            output.print(line, markup=False)
+        return
+    if repair:
+        repair_store(folder, device)
+    n_files, problems = problems_under(folder)
+    for problem in problems:
+        output.print(problem, markup=False)
+    if problems:
+        raise DamagedError(f"{len(problems)} of {n_files} files in {folder} are damaged")
+    output.print(f"all {n_files} files are what was written", markup=False)

@@ -7,19 +7,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 from scansion.activations import ActivationStore
 from scansion.assets import fetch
 from scansion.cli.app import output, table_console
 from scansion.errors import ConfigError
 from scansion.evals import EvaluationConfig, Figure
 from scansion.evals import evaluations as registered
-from scansion.files import require_known_format
 from scansion.listing import lines
 from scansion.lm import LanguageModel, load_language_model
 from scansion.pipeline.evaluate import evaluate
 from scansion.pipeline.run_results import RunResults
+from scansion.records import parse_yaml, read_yaml, require_known_format
 from scansion.report import (
     FeatureConfig,
     budget_table,
@@ -69,7 +67,7 @@ def evaluate_runs(
         config = run / "config.yaml"
         if not config.is_file():
             raise ConfigError(f"{run} is not a run: it has no config.yaml; give the folder that `scansion train` wrote")
-        name = require_known_format(yaml.safe_load(config.read_text(encoding="utf-8")), config)["name"]
+        name = str(require_known_format(read_yaml(config), config).get("name", run.name))
         if name in folders:
             raise ConfigError(f"{run} and {folders[name]} are both called {name!r}; rename one")
         folders[name] = run
@@ -133,10 +131,9 @@ def _read_settings(settings: str) -> Mapping[str, Any]:
     is_yaml = ":" in settings and not Path(settings).is_file()
     if not is_yaml and not Path(settings).is_file():
         raise ConfigError(f"there is no settings file {settings}; give a YAML file of `name: {{setting: value}}`")
-    try:
-        found: object = yaml.safe_load(f"{{{settings}}}" if is_yaml else Path(settings).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--settings is not valid YAML: {' '.join(str(error).split())}") from error
+    found: object = (
+        parse_yaml(f"{{{settings}}}", "--settings") if is_yaml else parse_yaml(Path(settings).read_bytes(), settings)
+    )
     if not isinstance(found, dict):
         raise ConfigError(f"--settings {settings} should hold settings under the names of evaluations")
     return cast(Mapping[str, Any], found)

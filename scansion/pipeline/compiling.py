@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from scansion.activations import ActivationStore
 from scansion.errors import ConfigError
 from scansion.evals.base import LoadedSAE
 from scansion.evals.core.evaluate import CoreConfig, evaluate_core
-from scansion.files import atomic_file, require_writable
+from scansion.files import require_writable
 from scansion.locks import only_writer
 from scansion.plugins import plugins_record
+from scansion.records import write_yaml
 from scansion.sae import load_sae, save_sae
 from scansion.sae.rounding import round_to_bands
 
@@ -51,9 +50,9 @@ def compile_run(run: Path, out: Path, held_out: ActivationStore, n_bands: int, k
         "fve_after": after.fve.value,
         **plugins_record(),
     }
-    with only_writer(out, "compiling"), atomic_file(out / "config.yaml") as temporary:
+    with only_writer(out, "compiling"):
         save_sae(rounded.sae, out / "sae", metadata)
-        temporary.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
+        write_yaml(out / "config.yaml", record)
     bands = rounded.sae.mask.gate.bands
     sizes = list(bands.sizes) if bands else []
     return [

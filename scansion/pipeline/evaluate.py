@@ -10,14 +10,14 @@ from pydantic import ValidationError
 
 from scansion.activations import ActivationStore
 from scansion.device import resolve_device
-from scansion.errors import ConfigError
+from scansion.errors import ConfigError, DamagedError
 from scansion.evals import Evaluation, EvaluationConfig, evaluations
 from scansion.evals.base import EvalResult, LoadedSAE
 from scansion.evals.reading.training import fill_from_training
 from scansion.evals.registry import LoadLM
-from scansion.files import read_json, require_known_format, write_json
 from scansion.pipeline.run_results import RunResults
 from scansion.progress import say
+from scansion.records import read_json, require_known_format, write_json
 from scansion.sae import load_sae
 
 Result = TypeVar("Result", bound=EvalResult)
@@ -122,7 +122,7 @@ def evaluate_missing(
         for index, result in zip(missing, run([saes[i] for i in missing]), strict=True):
             if saebench and (layout := saebench(result, saes[index])) is not None:
                 # Before the result itself, whose presence then says that both are there.
-                write_json(folders[index] / f"{name}.saebench.json", layout)
+                write_json(folders[index] / f"{name}.saebench.json", layout, sealed=False)
             write_json(files[index], result.model_dump(mode="json"))
             results[index] = result
     return [result for result in results if result is not None]
@@ -134,6 +134,9 @@ def _read(file: Path, kind: type[Result], sae: LoadedSAE, data: dict[str, object
         return None
     try:
         result = kind.model_validate(require_known_format(read_json(file), file))
+    except DamagedError as error:
+        say(f"{error}; evaluating again")
+        return None
     except ValidationError:  # written by another version: evaluate again
         return None
     if result.schema_version != kind.model_fields["schema_version"].default:  # its figures were defined otherwise

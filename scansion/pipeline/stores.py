@@ -15,7 +15,7 @@ from scansion.assets import cache_dir
 from scansion.corpus import Contexts, CorpusConfig, check_source, corpus_assets, load_contexts
 from scansion.device import dtype_name, resolve_device, resolve_dtype
 from scansion.errors import ConfigError, ScansionError
-from scansion.files import read_json, require_writable
+from scansion.files import require_writable
 from scansion.lm import (
     BUNDLED_MODEL,
     BUNDLED_MODEL_ASSET,
@@ -28,6 +28,7 @@ from scansion.lm import (
     model_facts,
 )
 from scansion.progress import say
+from scansion.records import read_json
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from scansion.errors import ConfigError, ScansionError, describe
-from scansion.files import atomic_folder, read_json, require_known_format, write_json
+from scansion.errors import ConfigError, DamagedError, ScansionError, describe
+from scansion.files import atomic_folder
 from scansion.plugins import missing_plugins, say_if_plugins_differ
+from scansion.records import read_json, require_known_format, write_json
 from scansion.sae.base import SAE
 from scansion.sae.metadata import SAEMetadata
 from scansion.sae.registry import build_sae, parse_sae_config
+from scansion.tensor_file import load_tensors, save_tensors
 
 FORMAT_VERSION = 1
 WEIGHTS = "sae_weights.safetensors"
@@ -30,11 +31,12 @@ def save_sae(sae: SAE, folder: Path, metadata: SAEMetadata) -> None:
     """
     with atomic_folder(folder) as temporary:
         weights = {name: tensor.detach().contiguous().cpu() for name, tensor in sae.state_dict().items()}
-        save_file(weights, temporary / WEIGHTS)
+        digest = save_tensors(temporary / WEIGHTS, weights)
         write_json(
             temporary / "cfg.json",
             {
                 "format_version": FORMAT_VERSION,
+                "weights": digest,
                 "d_in": sae.d_in,
                 "n_positions": sae.n_positions,
                 **sae.config.model_dump(mode="json"),
@@ -52,11 +54,14 @@ def load_sae(folder: Path, device: str | torch.device = "cpu") -> tuple[SAE, SAE
     if not (folder / "cfg.json").exists():
         raise ScansionError(f"{folder} holds no SAE (no cfg.json); give the 'sae' folder inside a run")
     settings = require_known_format(read_json(folder / "cfg.json"), folder / "cfg.json", FORMAT_VERSION)
-    if settings.pop("format_version", None) is None:  # other tools write a cfg.json too
+    if (
+        not isinstance(settings, dict) or settings.pop("format_version", None) is None
+    ):  # other tools write a cfg.json too
         raise ScansionError(f"{folder / 'cfg.json'} is not of an SAE that Scansion saved: it has no format_version")
-    metadata = SAEMetadata.model_validate(settings.pop("metadata"))
-    d_in, n_positions = settings.pop("d_in"), settings.pop("n_positions")
+    digest = settings.pop("weights", None)
     try:
+        metadata = SAEMetadata.model_validate(settings.pop("metadata", None))
+        d_in, n_positions = _size(settings, "d_in"), _size(settings, "n_positions")
         config = parse_sae_config(settings)
     except (ConfigError, ValidationError) as error:
         text = describe(error, "cfg.json") if isinstance(error, ValidationError) else str(error)
@@ -64,10 +69,16 @@ def load_sae(folder: Path, device: str | torch.device = "cpu") -> tuple[SAE, SAE
     say_if_plugins_differ(folder.parent)
     sae = build_sae(config, d_in, n_positions, torch.Generator().manual_seed(0))
     try:
-        sae.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ScansionError(
-            f"{folder / WEIGHTS} is missing or damaged; delete {folder} and train again, which goes on from the last checkpoint"
-        ) from error
+        sae.load_state_dict(load_tensors(folder / WEIGHTS, digest))
+    except (DamagedError, RuntimeError) as error:
+        why = str(error) if isinstance(error, DamagedError) else f"{folder / WEIGHTS} does not fit its cfg.json"
+        raise DamagedError(f"{why}; delete {folder} and train again, which goes on from the last checkpoint") from error
     sae.provenance = metadata
     return sae.to(device).eval(), metadata
+
+
+def _size(settings: dict[str, Any], name: str) -> int:
+    size = settings.pop(name, None)
+    if not isinstance(size, int) or size < 1:
+        raise ConfigError(f"{name} is {size!r}, not a whole number from 1")
+    return size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from scansion.files import read_json, write_json
+from scansion.records import read_json, write_json
 
 _FAILURE = "failure.json"
 

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from scansion.errors import ConfigError
 from scansion.evals.statistics import finite
-from scansion.files import fingerprint, read_json, read_json_lines, require_known_format, write_json
+from scansion.files import fingerprint
 from scansion.pipeline.run_results import RunResults
+from scansion.records import read_json, read_json_lines, require_known_format, seal_values, unsealed_values, write_json
 
 ArmStatus = Literal["ok", "degenerate", "failed", "unfinished"]
 FINAL_INFO = "final_info.json"
@@ -65,7 +66,13 @@ def read_final_info(folder: Path) -> dict[str, ArmInfo]:
     if not path.is_file():
         raise ConfigError(f"{folder} is not a run of a study: it has no {FINAL_INFO}")
     try:
-        return _ADAPTER.validate_python(require_known_format(read_json(path), path))
+        arms = require_known_format(read_json(path), path)
+        # Sealed arm by arm: a seal beside the arms would look like one of them to a research loop.
+        return _ADAPTER.validate_python(
+            {name: unsealed_values(arm, f"{path}: {name}") for name, arm in arms.items()}
+            if isinstance(arms, dict)
+            else arms
+        )
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise ConfigError(f"{path} does not say what a run says ({where}: {error.errors()[0]['msg']})") from error
@@ -73,7 +80,8 @@ def read_final_info(folder: Path) -> dict[str, ArmInfo]:
 
 def write_final_info(folder: Path, arms: Mapping[str, ArmInfo]) -> None:
     """Write ``folder/final_info.json``."""
-    write_json(folder / FINAL_INFO, {name: info.model_dump(mode="json") for name, info in arms.items()})
+    values = {name: seal_values(info.model_dump(mode="json")) for name, info in arms.items()}
+    write_json(folder / FINAL_INFO, values, sealed=False)
 
 
 def summarise_seeds(

@@ -6,10 +6,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from pydantic import ValidationError
 
 from scansion.errors import ConfigError, describe
+from scansion.records import parse_yaml
 from scansion.registry import load_plugin
 from scansion.study.plan import StudyPlan
 
@@ -58,7 +58,4 @@ def read_plan(plan: Path | str) -> Any:
         text = bundled[str(plan)]
     else:
         raise ConfigError(f"there is no plan at {plan}; give a YAML file, or one of the names {', '.join(bundled)}")
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{plan} is not valid YAML: {' '.join(str(error).split())}") from error
+    return parse_yaml(text, str(plan))

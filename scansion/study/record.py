@@ -16,11 +16,11 @@ from scansion.cards import card
 from scansion.errors import ConfigError
 from scansion.evals import EvaluationConfig, evaluations
 from scansion.evals.statistics import Estimate
-from scansion.files import read_json, require_known_format, write_json
 from scansion.pipeline.planted import PlantedSpec, Source
 from scansion.pipeline.run_results import RunResults
 from scansion.pipeline.stores import HarvestSpec, stores_dir
 from scansion.plugins import missing_plugins
+from scansion.records import read_json, require_known_format, write_json
 from scansion.study.compare.comparison import by_world, figures_of
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import figure_text

@@ -6,8 +6,8 @@ import importlib
 from typing import Any, Literal
 
 from scansion.errors import ConfigError
-from scansion.files import read_json_lines
 from scansion.progress import progress
+from scansion.records import read_json_lines
 from scansion.study.record import ArmRecord, StudyRecord
 
 Tracker = Literal["trackio", "wandb"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from scansion.activations import ActivationStore
-from scansion.activations.filling import finished_store, missing_shards, resumed_settings, seal
+from scansion.activations.filling import intact_store, missing_shards, place_of, reopen, resumed_settings, seal
 from scansion.activations.shard import SIDE_BYTES, ShardBuffer
 from scansion.activations.store import PLANTED, StoreIdentity
 from scansion.device import DTYPES
@@ -57,7 +57,7 @@ def plant_store(planted: PlantedDictionary, split: Split, folder: Path) -> Activ
         ScansionError: the folder is not writable or the disk is too small.
     """
     identity = planted_identity(planted.config, split)
-    if store := finished_store(folder, identity):
+    if store := intact_store(folder, identity):
         return store
     require_writable(folder)
     require_free_space(folder, planted_bytes(planted.config, split), "the synthetic store")
@@ -65,14 +65,15 @@ def plant_store(planted: PlantedDictionary, split: Split, folder: Path) -> Activ
     per_shard = _SHARD_BLOCKS * BLOCK_CONTEXTS
     n_tokens = identity.n_contexts * identity.context_length
     with one_line_io_errors(f"generating into {folder}"), only_writer(folder, "generating", wait=True):
-        if store := finished_store(folder, identity):  # another process finished while this one waited
+        if store := intact_store(folder, identity):  # another process finished while this one waited
             return store
+        reopen(folder, identity)
         resumed_settings(folder, identity, {})
-        missing = missing_shards(folder, identity.n_contexts, per_shard)
+        missing = missing_shards(folder, identity, per_shard)
         done = n_tokens - sum(stop - start for start, stop in missing.values()) * identity.context_length
         with progress(f"generate {split}", n_tokens, "tokens", done) as advance:
             for path, (start, stop) in missing.items():
-                _shard(data, start, stop).write(path)
+                _shard(data, start, stop).write(path, place_of(identity, path))
                 advance((stop - start) * identity.context_length)
         return seal(folder, identity, n_tokens, per_shard)
 

@@ -162,11 +162,11 @@ class _Session:
         self._on_cpu = device.type == "cpu"
         sae.start_at(stream.mean_by_position * self._scale, stream.positions)
         self.learner = Learner(sae.to(device), self.run.training, n_steps)
-        checkpoint = self.folder.latest_checkpoint()
+        checkpoint = self.folder.load_newest_checkpoint()
         if checkpoint is None:
             start_from_usage(self.learner.sae, stream, self._scale)
         else:
-            self.learner.restore(*self.folder.load_checkpoint(checkpoint))
+            self.learner.restore(*checkpoint)
         self.folder.truncate_metrics(self.learner.step)
         self._clock = self._checkpointed = time.monotonic()
 
@@ -242,7 +242,7 @@ class _Session:
         bad = next(index for index, loss in enumerate(losses) if not math.isfinite(loss))
         step = self.learner.step - len(losses) + bad
         last = (step - 1, losses[bad - 1]) if bad else self._last_finite_loss
-        checkpoint = self.folder.latest_checkpoint()
+        checkpoint = next(iter(self.folder.checkpoints()), None)
         raise TrainingError(
             f"{self.run.name}: the loss is not finite at step {step}; "
             + (f"the last finite loss was {last[1]:.4g} at step {last[0]}; " if last else "no loss was ever finite; ")

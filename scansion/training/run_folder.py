@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import yaml
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scansion.errors import TrainingError
-from scansion.files import (
-    atomic_file,
-    atomic_folder,
-    flatten,
-    read_json,
-    remove_leftovers,
-    require_known_format,
-    require_writable,
-    write_json,
-)
+from scansion.errors import DamagedError, TrainingError
+from scansion.files import atomic_file, atomic_folder, fingerprint, flatten, remove_leftovers, require_writable
 from scansion.locks import only_writer
 from scansion.plugins import plugins_record, say_if_plugins_differ
+from scansion.progress import say
+from scansion.records import (
+    json_line,
+    numbered_json_lines,
+    read_json,
+    read_yaml,
+    require_known_format,
+    write_json,
+    write_yaml,
+)
 from scansion.sae import WEIGHTS
+from scansion.tensor_file import load_tensors, save_tensors
 
 KEEP_CHECKPOINTS = 2
+COUNTERS = {"step", "tokens", "tokens_at_last_revival"}
+"""What a learner counts."""
 _CONFIG = "config.yaml"
 
 
@@ -68,10 +69,7 @@ class RunFolder:
             require_same_run(self.path, self._config)
             say_if_plugins_differ(self.path)
             if not (self.path / _CONFIG).exists():
-                with atomic_file(self.path / _CONFIG) as temporary:
-                    temporary.write_text(
-                        yaml.safe_dump(self._config | plugins_record(), sort_keys=False), encoding="utf-8"
-                    )
+                write_yaml(self.path / _CONFIG, self._config | plugins_record())
             yield
 
     @property
@@ -79,30 +77,53 @@ class RunFolder:
         """Whether the trained SAE is there, with its config and its weights."""
         return (self.sae / "cfg.json").exists() and (self.sae / WEIGHTS).exists()
 
-    def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint, or None."""
-        return max(self._checkpoints.glob("step-*"), default=None)
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints, the newest first."""
+        return sorted(self._checkpoints.glob("step-*"), reverse=True)
 
     def save_checkpoint(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> Path:
         """Save a learner's state atomically and delete all but the newest checkpoints."""
         path = self._checkpoints / f"step-{counters['step']:09d}"
         with atomic_folder(path) as temporary:
-            save_file(tensors, temporary / "state.safetensors")
-            write_json(temporary / "state.json", counters)
-        for old in sorted(self._checkpoints.glob("step-*"))[:-KEEP_CHECKPOINTS]:
+            digest = save_tensors(temporary / "state.safetensors", tensors)
+            write_json(temporary / "state.json", {**counters, "tensors": digest, "run": fingerprint(self._config)})
+        for old in self.checkpoints()[KEEP_CHECKPOINTS:]:
             shutil.rmtree(old)
         return path
 
-    @staticmethod
-    def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """The tensors and counters that :meth:`save_checkpoint` saved."""
-        counters = require_known_format(read_json(path / "state.json"), path / "state.json")
-        return load_file(path / "state.safetensors"), counters
+    def load_newest_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, int]] | None:
+        """The tensors and counters of the newest checkpoint that is whole; None if there is none.
+
+        Those that are damaged are deleted, and each is reported in a line.
+        """
+        found = self.checkpoints()
+        for path in found:
+            try:
+                return self._load_checkpoint(path)
+            except DamagedError as error:
+                say(f"{error}; training goes on from the checkpoint before it")
+                shutil.rmtree(path)
+        if found:
+            say(f"{self.path} has no other checkpoint: training starts again from the first step")
+        return None
+
+    def _load_checkpoint(self, path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+        file = path / "state.json"
+        try:
+            counters: Any = require_known_format(read_json(file), file)
+            digest, run = counters.pop("tensors", None), counters.pop("run", None)  # earlier versions wrote neither
+            if run not in (None, fingerprint(self._config)):
+                raise DamagedError(f"{path} is a checkpoint of another run")
+            if counters.keys() != COUNTERS or path.name != f"step-{counters['step']:09d}":
+                raise DamagedError(f"{file} does not say at which step its checkpoint was made")
+        except (AttributeError, TypeError, ValueError) as error:
+            raise DamagedError(f"{file} does not hold what a checkpoint says") from error
+        return load_tensors(path / "state.safetensors", digest), counters
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""
         with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json_line(line))
             file.flush()
             os.fsync(file.fileno())
 
@@ -110,13 +131,8 @@ class RunFolder:
         """Delete lines later than ``after_step`` and a half-written last line: a resumed run writes them again."""
         if not self._metrics.exists():
             return
-        kept: list[str] = []
-        for line in self._metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= after_step:
-                    kept.append(line + "\n")
-            except json.JSONDecodeError:
-                break
+        lines = list(numbered_json_lines(self._metrics, lambda error: say(f"{error}; it is left out")))
+        kept = [text for text, line in lines if text.endswith("\n") and line["step"] <= after_step]
         with atomic_file(self._metrics) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
@@ -130,8 +146,7 @@ def require_same_run(path: Path, config: dict[str, Any]) -> None:
     file = path / _CONFIG
     if not file.is_file():
         return
-    written: Any = require_known_format(yaml.safe_load(file.read_text(encoding="utf-8")), file)
-    written = cast(dict[str, Any], written) if isinstance(written, dict) else {}
+    written = require_known_format(read_yaml(file), file)
     old, new = flatten({name: written.get(name) for name in config}), flatten(config)
     changed = [
         f"{name} is {old.get(name)!r} there and {new.get(name)!r} here"

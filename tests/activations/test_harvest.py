@@ -14,7 +14,7 @@ import torch
 
 from scansion.activations import ActivationStore, harvest, harvesting
 from scansion.activations.shard import ShardBuffer
-from scansion.errors import ScansionError, StoreError
+from scansion.errors import DamagedError, ScansionError, StoreError
 from scansion.lm import HookPoint, activations_at
 from tests.conftest import make_lm, make_plan, random_contexts
 from tests.killing import kill_after
@@ -100,9 +100,10 @@ def test_a_full_disk_and_a_forbidden_folder_are_found_first(tmp_path: Path, monk
 
 
 def test_an_unfinished_and_a_missing_store_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="there is nothing"):
+    with pytest.raises(StoreError, match="there is no such folder"):
         ActivationStore(tmp_path / "nowhere")
     (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "plan.json").write_text("{}")
     with pytest.raises(StoreError, match="unfinished store; run the same harvest again"):
         ActivationStore(tmp_path / "begun")
 
@@ -114,7 +115,7 @@ def test_damage_is_found(make_store) -> None:
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(StoreError, match="damaged"):
+    with pytest.raises(DamagedError, match="damaged"):
         ActivationStore(store.folder).verify()
 
 
@@ -123,8 +124,8 @@ def test_a_shard_that_was_cut_short_is_named(make_store, kept: int) -> None:
     store = make_store(random_contexts(10))
     shard = next(store.folder.glob("shard-*"))
     shard.write_bytes(shard.read_bytes()[:kept])
-    with pytest.raises(StoreError, match=r"shard-00000\.safetensors is damaged"):
-        ActivationStore(store.folder)
+    with pytest.raises(DamagedError, match=r"shard-00000\.safetensors is damaged.*doctor"):
+        _ = ActivationStore(store.folder).count
 
 
 def test_activations_that_overflow_the_stored_type_are_refused(make_store, monkeypatch: pytest.MonkeyPatch) -> None:

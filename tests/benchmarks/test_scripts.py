@@ -18,7 +18,7 @@ from benchmarks.peers import Peer
 from benchmarks.rounds import Record, take_turns
 from benchmarks.stand_ins import StandIns
 from benchmarks.training_tables import PLAIN, Result
-from scansion.files import read_json, write_json
+from scansion.records import read_json, write_json
 
 SIZES: dict[str, Any] = {"d_in": 16, "d_sae": 256, "k": 4, "batch_tokens": 256}
 

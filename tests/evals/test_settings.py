@@ -17,8 +17,8 @@ from scansion.evals.interp.offline import OfflineInterpConfig, evaluate_offline_
 from scansion.evals.position import PositionConfig, evaluate_position
 from scansion.evals.probing.config import SparseProbingConfig
 from scansion.evals.reading.training import CountsPositions, ReadsTexts, as_trained
-from scansion.files import read_json, write_json
 from scansion.pipeline.evaluate import evaluate
+from scansion.records import read_json, write_json
 from scansion.sae import ReluConfig, SAEMetadata, build_sae, save_sae
 from tests.conftest import WIDTH
 

@@ -12,8 +12,8 @@ from scansion.errors import ConfigError
 from scansion.evals import LoadedSAE, evaluations, figures_in
 from scansion.evals.position import PositionConfig, evaluate_position
 from scansion.evals.recovery.evaluation import Synthetic, SyntheticConfig
-from scansion.files import read_json, write_json
 from scansion.pipeline.evaluate import check_evaluations, evaluate
+from scansion.records import read_json, write_json
 from scansion.report import measured_table
 from scansion.sae import ReluConfig, SAEMetadata, build_sae, load_sae, save_sae
 from scansion.synth import PlantedDictionary, SynthConfig, plant_store

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float
-from safetensors.numpy import load_file, save_file
 
 from scansion.evals.position.firing import Firing, Text
 from scansion.evals.position.measure import Measured
 from scansion.evals.position.replacement import ShiftEffect
 from scansion.files import atomic_file
+from scansion.tensor_file import load_tensors, save_tensors
 
 PROFILES = "position_profile.safetensors"
 """Name of the file in a run's ``evals`` folder."""
@@ -49,9 +50,15 @@ def profiles_of(
 def save_profiles(profiles: Profiles, folder: Path) -> None:
     """Write them to ``folder``, atomically."""
     with atomic_file(folder / PROFILES) as temporary:
-        save_file(profiles, temporary)
+        save_tensors(
+            temporary, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in profiles.items()}
+        )
 
 
 def load_profiles(folder: Path) -> Profiles:
-    """Read what :func:`save_profiles` wrote."""
-    return load_file(folder / PROFILES)
+    """Read what :func:`save_profiles` wrote.
+
+    Raises:
+        DamagedError: the file is missing or damaged.
+    """
+    return {name: tensor.numpy() for name, tensor in load_tensors(folder / PROFILES).items()}

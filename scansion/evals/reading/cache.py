@@ -7,15 +7,13 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from scansion.assets import cache_dir
+from scansion.errors import DamagedError
 from scansion.files import atomic_file, human_bytes
 from scansion.progress import say
+from scansion.tensor_file import load_tensors, save_tensors
 
 _SUFFIX = ".safetensors"
 _SHARE_OF_FREE = 0.9
@@ -58,13 +56,9 @@ class ActivationCache:
         if self.limit == 0 or not path.exists():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-                whole = (file.metadata() or {}).get("digest") == _digest(tensors)
-        except (SafetensorError, OSError):
-            whole, tensors = False, {}
-        if not whole:
-            say(f"{path} is damaged; computing its activations again")
+            tensors = load_tensors(path)
+        except DamagedError as error:
+            say(f"{error}; computing its activations again")
             path.unlink(missing_ok=True)
             return None
         self._touched.add(path.name)
@@ -85,7 +79,7 @@ class ActivationCache:
             return
         path = self.folder / f"{key}{_SUFFIX}"
         with atomic_file(path) as temporary:
-            save_file(tensors, temporary, {"digest": _digest(tensors)})
+            save_tensors(temporary, tensors)
         self._touched.add(path.name)
 
     def announce(self, what: str, size: int) -> None:
@@ -115,11 +109,3 @@ class ActivationCache:
         if message not in self._said:
             self._said.add(message)
             say(message)
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = xxhash.xxh3_128()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

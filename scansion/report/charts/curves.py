@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scansion.files import read_json_lines
+from scansion.records import read_json_lines
 from scansion.report.charts.chart import Axis, Chart, Series, log_ticks, over_seeds
 from scansion.report.data import ReportArm, ReportData
 from scansion.study.compare.figures import figure

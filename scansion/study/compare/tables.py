@@ -10,7 +10,8 @@ from rich.text import Text
 
 from scansion.evals import Figure
 from scansion.evals.statistics import Estimate
-from scansion.files import atomic_file, write_json
+from scansion.files import atomic_file
+from scansion.records import write_json
 from scansion.study.compare.comparison import STAR_NOTE, ComparedArm, Comparison, Difference
 from scansion.study.compare.figures import figure
 from scansion.study.final_info import ArmInfo

@@ -1,0 +1,113 @@
+"""Are the files in a folder what was written? Checks every store, run and study under it, and repairs stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, harvest
+from scansion.activations.store import MANIFEST, PLAN, StoreIdentity
+from scansion.corpus import CorpusConfig
+from scansion.errors import ScansionError, StoreError
+from scansion.pipeline.stores import HarvestSpec, harvest_plans
+from scansion.records import read_json, read_json_lines, read_yaml
+from scansion.sae import load_sae
+from scansion.study.final_info import FINAL_INFO, read_final_info
+from scansion.synth import PlantedDictionary, SynthConfig, plant_store
+from scansion.tensor_file import load_tensors
+
+_CHECKS: dict[str, Callable[[Path], Any]] = {
+    "cfg.json": lambda file: load_sae(file.parent),
+    FINAL_INFO: lambda file: read_final_info(file.parent),
+    "*.json": read_json,
+    "*.jsonl": read_json_lines,
+    "config.yaml": read_yaml,
+    "*.safetensors": load_tensors,
+}
+
+
+def problems_under(folder: Path) -> tuple[int, list[str]]:
+    """Read every file of ours under ``folder`` and compare it with its digest.
+
+    Args:
+        folder: a store, a run, a study, or a folder of several.
+
+    Returns:
+        How many files were read, and what is wrong, one line each.
+
+    Raises:
+        ScansionError: there is nothing of ours.
+    """
+    n_files, problems = 0, list[str]()
+    stores = {manifest.parent for manifest in folder.rglob(MANIFEST)}
+    for store in sorted(stores):
+        found, n_shards = _store_problems(store)
+        problems += found
+        n_files += 1 + n_shards
+    for file in sorted(folder.rglob("*")):
+        check = next((check for pattern, check in _CHECKS.items() if file.match(pattern)), None)
+        if check is None or not file.is_file() or file.parent in stores or file.name.startswith("."):
+            continue
+        n_files += 1
+        try:
+            check(file)
+        except ScansionError as error:
+            problems.append(str(error))
+    if not n_files:
+        raise ScansionError(f"{folder} holds no store, run or study; give a folder that Scansion wrote")
+    return n_files, problems
+
+
+def _store_problems(folder: Path) -> tuple[list[str], int]:
+    try:
+        store = ActivationStore(folder)
+        return [why for _, why in store.damaged()], len(store.manifest.shards)
+    except ScansionError as error:
+        return [str(error)], 0
+
+
+def repair_store(folder: Path, device: str = "auto") -> ActivationStore:
+    """Compute the damaged shards of a store again, from the text and the model that its manifest names.
+
+    Args:
+        folder: the store's.
+        device: where the language model runs.
+
+    Raises:
+        StoreError: the folder holds no store, or text or model are not what they were.
+        ScansionError: whatever keeps the text or the model from being read.
+    """
+    identity = _identity_of(folder)
+    if identity.is_planted:
+        world = SynthConfig.model_validate(identity.corpus["world"])
+        return plant_store(PlantedDictionary.plant(world), "train" if identity.split == "train" else "held_out", folder)
+    try:
+        corpus = CorpusConfig.model_validate(identity.corpus["config"])
+    except (KeyError, ValidationError) as error:
+        raise StoreError(f"{folder} does not say which text it is of; delete it and harvest again") from error
+    spec = HarvestSpec(
+        model=identity.model,
+        hook_point=identity.hook_point,
+        corpus=corpus,
+        harvest=HarvestConfig(dtype=identity.dtype),
+        revision=identity.model_id.commit,
+        lm_dtype=identity.model_dtype,
+        device=device,
+    )
+    plan = next(one for one in harvest_plans(spec, folder.parent) if one.identity.split == identity.split)
+    if different := identity.differences(plan.identity):
+        raise StoreError(f"{folder} cannot be repaired: text or model have changed ({'; '.join(different)})")
+    return harvest(HarvestPlan(plan.identity, folder, plan.contexts, plan.config), lambda: spec.lm)
+
+
+def _identity_of(folder: Path) -> StoreIdentity:
+    """What a store holds or is to hold, from the manifest or, if that is damaged, from the plan it was begun with."""
+    for name in (MANIFEST, PLAN):
+        try:
+            return StoreIdentity.model_validate(read_json(folder / name)["identity"])
+        except (ScansionError, ValidationError, KeyError, TypeError):
+            continue
+    raise StoreError(f"{folder} has neither a readable {MANIFEST} nor a readable {PLAN}; delete it and harvest again")
