@@ -1,0 +1,1 @@
+"""Damaged files, kills and mistakes: none is read silently, none ends in a traceback."""
