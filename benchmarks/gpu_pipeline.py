@@ -24,8 +24,8 @@ from scansion.corpus import Contexts
 from scansion.device import dtype_name
 from scansion.evals.base import LoadedSAE
 from scansion.evals.core.evaluate import CoreConfig, evaluate_core
-from scansion.files import read_json_lines
 from scansion.lm import LanguageModel, ModelFacts
+from scansion.records import read_json_lines
 from scansion.sae import load_sae
 from scansion.training import TrainingConfig, TrainingRun, train
 

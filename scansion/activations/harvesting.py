@@ -20,7 +20,7 @@ from scansion.corpus import Contexts
 from scansion.device import DTYPES
 from scansion.errors import ConfigError, StoreError
 from scansion.files import human_bytes, one_line_io_errors
-from scansion.lm import HookPoint, LanguageModel, activations_at_each
+from scansion.lm import HookPoint, LanguageModel, activations_at_each, check_parts
 from scansion.locks import only_writer
 from scansion.progress import Advance, progress, say
 
@@ -139,6 +139,8 @@ def _fill(plans: Sequence[HarvestPlan], load_lm: Callable[[], LanguageModel]) ->
             passes.setdefault((store.per_shard, store.config.lm_batch_size), []).append(store)
     if passes:
         lm = load_lm()
+        for store in stores:
+            check_parts(lm, store.hook_point)
         spans = [sorted({span for store in together for span in store.missing}) for together in passes.values()]
         to_do = sum(stop - start for each in spans for start, stop in each)
         done = n_tokens * (len(passes) - to_do / len(contexts))

@@ -304,7 +304,8 @@ def _shards(folder: Path, manifest: StoreManifest) -> list[Shard]:
     """
     identity, names = manifest.identity, list(manifest.shards)
     damaged = f"{folder / MANIFEST} is damaged"
-    if manifest.key != identity.key:
+    # Earlier versions had the model's name as it was typed in the key.
+    if manifest.key not in (identity.key, fingerprint(identity.model_dump(mode="json"))):
         raise DamagedError(f"{damaged}: its key is not that of what it describes")
     if names != [SHARD_NAME.format(f"{index:05d}") for index in range(len(names))] or not names:
         raise DamagedError(f"{damaged}: it does not list its shards in order")

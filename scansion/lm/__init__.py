@@ -1,7 +1,7 @@
 """Language models: load one, name a hook point in it, and run it up to there or through a replacement."""
 
 from scansion.lm.facts import ModelFacts
-from scansion.lm.forward import activations_at, activations_at_each, logits
+from scansion.lm.forward import activations_at, activations_at_each, check_parts, logits
 from scansion.lm.hook_points import HookPoint
 from scansion.lm.identity import BUNDLED_MODEL, ModelId
 from scansion.lm.load import (
@@ -24,6 +24,7 @@ __all__ = [
     "ModelId",
     "activations_at",
     "activations_at_each",
+    "check_parts",
     "hook_site",
     "lm_dtype",
     "load_language_model",

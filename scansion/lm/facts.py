@@ -19,7 +19,9 @@ class ModelFacts:
         location: folder or hub name that transformers loads from.
         gguf_file: file name inside ``location`` when the weights are GGUF.
         family: transformers' ``model_type``, for example ``llama``.
-        n_layers, d_model, max_positions: sizes from the configuration.
+        n_layers, d_model: sizes from the configuration.
+        max_positions: the longest context; None if there is no limit, as in models without position embeddings (BLOOM,
+            MPT, Mamba).
         config: transformers' configuration of the text part.
     """
 
@@ -30,7 +32,7 @@ class ModelFacts:
     family: str
     n_layers: int
     d_model: int
-    max_positions: int
+    max_positions: int | None
     config: Any = field(default=None, compare=False, repr=False)
 
     @property
@@ -40,7 +42,7 @@ class ModelFacts:
 
     def check_context_length(self, length: int) -> None:
         """Raise :class:`ModelError` if the model cannot read contexts of ``length`` tokens."""
-        if length > self.max_positions:
+        if self.max_positions is not None and length > self.max_positions:
             raise ModelError(
                 f"a context of {length} tokens is longer than {self.name} allows ({self.max_positions}); "
                 "ask for a shorter context"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from scansion.corpus import Contexts
 from scansion.errors import ModelError
 from scansion.lm.hook_points import HookPoint
 from scansion.lm.load import LanguageModel
+
+# The right places explain all that is added but for rounding, a wrong one leaves most of it.
+_TOLERATED = 0.1
 
 Replace = Callable[[Float[Tensor, "B L d_in"]], Float[Tensor, "B L d_in"]]
 
@@ -98,12 +102,57 @@ def _inputs(lm: LanguageModel, contexts: Contexts) -> dict[str, Any]:
     device = lm.device
     # Without padding no mask is passed, which lets attention take its fast causal path.
     mask = None if bool(contexts.valid.all()) else contexts.valid.to(device).long()
-    return {
+    largest = int(contexts.tokens.max())
+    n_embedded = lm.model.get_input_embeddings().weight.shape[0]
+    if largest >= n_embedded:
+        raise ModelError(
+            f"the text has the token {largest}, and {lm.facts.name} has embeddings for {n_embedded} tokens; "
+            "use the tokenizer that belongs to the model"
+        )
+    inputs = {
         "input_ids": contexts.tokens.to(device).long(),
         "attention_mask": mask,
-        "position_ids": contexts.positions.to(device).long(),
         "use_cache": False,
     }
+    if _takes_positions(type(lm.model.base_model)):
+        inputs["position_ids"] = contexts.positions.to(device).long()
+    return inputs
+
+
+@cache
+def _takes_positions(kind: type[nn.Module]) -> bool:
+    """Whether a model is told positions. Others (BLOOM, MPT, Mamba) read them off the order of the tokens and the mask."""
+    return "position_ids" in signature(kind.forward).parameters
+
+
+@torch.no_grad()
+def check_parts(lm: LanguageModel, hook_point: HookPoint) -> None:
+    """Raise unless what attention and MLP are said to add to the residual stream is what this model adds.
+
+    Families differ in where they normalise. A few tokens are run, and ``resid_pre + attn_out + mlp_out`` is compared with
+    ``resid_post``. Other sites are not checked.
+
+    Raises:
+        ModelError: they differ.
+    """
+    if hook_point.site not in ("attn_out", "mlp_out"):
+        return
+    tokens = torch.arange(8) % lm.model.get_input_embeddings().weight.shape[0]
+    contexts = Contexts.from_token_lists([tokens.tolist()], 8, pad_id=0)
+    before, attention, mlp, after = (
+        activations_at(lm, HookPoint(hook_point.layer, site), contexts).float()
+        for site in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    )
+    added = after - before
+    rounding = torch.finfo(lm.model.dtype).eps * torch.maximum(before.norm(dim=-1), after.norm(dim=-1))
+    left_over = ((added - attention - mlp).norm(dim=-1) - rounding).clamp_min(0) / added.norm(dim=-1).clamp_min(1e-12)
+    missed = float(left_over.median())
+    if not missed < _TOLERATED:
+        raise ModelError(
+            f"{hook_point} cannot be read from {lm.facts.name} ({lm.facts.family}): attention and MLP, as Scansion finds "
+            f"them, leave {missed:.0%} of what layer {hook_point.layer} adds to the residual stream unexplained; use "
+            f"resid_post.{hook_point.layer}, or a site of your own (scansion.lm.hook_site)"
+        )
 
 
 class _edit:

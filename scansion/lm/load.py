@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from scansion.assets import ASSETS, asset_path, cache_dir
@@ -69,11 +71,10 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
     sizes = {
         "the number of layers": layer_count(config),
         "the width (hidden_size)": getattr(config, "hidden_size", None),
-        "the longest context (max_position_embeddings)": getattr(config, "max_position_embeddings", None),
     }
     if missing := [what for what, size in sizes.items() if size is None]:
         raise ModelError(f"the configuration of {name} ({config.model_type}) does not say {' or '.join(missing)}")
-    n_layers, d_model, max_positions = sizes.values()
+    n_layers, d_model = sizes.values()
     return ModelFacts(
         name=name,
         revision=local_revision(location, gguf_file, with_config=name != BUNDLED_MODEL)
@@ -84,7 +85,7 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
         family=config.model_type,
         n_layers=n_layers,
         d_model=d_model,
-        max_positions=max_positions,
+        max_positions=getattr(config, "max_position_embeddings", None),
         config=config,
     )
 
@@ -100,7 +101,7 @@ def load_language_model(
         dtype: ``float32``, ``bfloat16``, ``float16``; ``auto`` is bfloat16 on CUDA and float32 elsewhere.
 
     Raises:
-        ModelError: there is no such model or it cannot be loaded.
+        ModelError: there is no such model, it cannot be loaded, or its weights do not fit its configuration.
     """
     import transformers
 
@@ -109,16 +110,44 @@ def load_language_model(
     facts = model_facts(name, revision)
     tokenizer = load_tokenizer(facts, revision)
     with _loading(name):
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
             facts.location,
             revision=revision,
             dtype=torch_dtype,
+            output_loading_info=True,
             **_gguf(facts.gguf_file),
             **hub_options(Path(facts.location).is_dir()),
         )
+    _require_all_weights(name, model, loaded)
     module = cast(nn.Module, model)  # transformers' own annotation of .to() is wrong
     module.requires_grad_(False).to(target).eval()
     return LanguageModel(model, tokenizer, facts)
+
+
+def _require_all_weights(name: str, model: nn.Module, loaded: dict[str, Any]) -> None:
+    """Raise :class:`ModelError` if a weight is missing, which transformers would draw at random, or has no place.
+
+    Weights of other parts, such as a vision tower or a head that predicts several tokens, may be left over.
+    """
+    kinds = {_numberless(key) for key in model.state_dict()}
+    problems = {
+        "are missing": sorted(loaded.get("missing_keys", ())),
+        "have another size": sorted(
+            str(key[0] if isinstance(key, tuple) else key) for key in loaded.get("mismatched_keys", ())
+        ),
+        "have no place in it": sorted(key for key in loaded.get("unexpected_keys", ()) if _numberless(key) in kinds),
+    }
+    for what, keys in problems.items():
+        if keys:
+            raise ModelError(
+                f"the weights of {name} do not fit its configuration: {len(keys)} {what}, for example {keys[0]}; "
+                "download the model again, or mend its config.json"
+            )
+
+
+def _numberless(key: str) -> str:
+    """Name of a weight without the number of its layer, and without the prefix that only some heads have."""
+    return re.sub(r"\d+", "N", key).removeprefix("model.")
 
 
 def load_tokenizer(facts: ModelFacts, revision: str | None = None) -> transformers.PreTrainedTokenizerBase:
@@ -194,5 +223,6 @@ def _loading(name: str) -> Generator[None, None, None]:
     try:
         with our_progress():
             yield
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"the model {name} exists but cannot be loaded: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"the model {name} exists but cannot be loaded: {why}") from error

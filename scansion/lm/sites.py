@@ -103,15 +103,16 @@ def _residual_after(block: nn.Module) -> nn.Module:
     return block
 
 
-# Gemma 2 and 3 normalise the output of a sublayer before it is added. A block of theirs is recognised by its
-# `pre_feedforward_layernorm`: elsewhere `post_attention_layernorm` is the norm before the MLP.
+# Some families normalise what a sublayer returns before they add it: Gemma 2 and 3, OLMo 2 and EXAONE 4 in
+# `post_attention_layernorm` and `post_feedforward_layernorm`, GLM-4 in `post_self_attn_layernorm` and `post_mlp_layernorm`.
+# Elsewhere `post_attention_layernorm` is the norm before the MLP. Whether the place found is right for the model at hand is
+# tried out on a few tokens: see scansion.lm.forward.check_parts.
 @hook_site("attn_out")
 def _added_by_attention(block: nn.Module) -> nn.Module:
-    sandwich = hasattr(block, "pre_feedforward_layernorm")
-    return child_of(block, *(("post_attention_layernorm",) if sandwich else ("self_attn", "attention", "attn")))
+    normed = ("post_attention_layernorm",) if hasattr(block, "post_feedforward_layernorm") else ()
+    return child_of(block, "post_self_attn_layernorm", *normed, "self_attn", "attention", "attn", "self_attention")
 
 
 @hook_site("mlp_out")
 def _added_by_mlp(block: nn.Module) -> nn.Module:
-    sandwich = hasattr(block, "pre_feedforward_layernorm")
-    return child_of(block, "post_feedforward_layernorm" if sandwich else "mlp")
+    return child_of(block, "post_mlp_layernorm", "post_feedforward_layernorm", "mlp")

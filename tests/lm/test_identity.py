@@ -16,8 +16,10 @@ from scansion.corpus import CorpusConfig
 from scansion.errors import EvalError, StoreError
 from scansion.evals.base import LoadedSAE
 from scansion.evals.reading.training import require_sae_matches_lm, require_same_model, require_same_source
+from scansion.files import fingerprint
 from scansion.lm import BUNDLED_MODEL, HookPoint, LanguageModel, ModelId, model_facts
 from scansion.pipeline.stores import HarvestSpec, build_stores
+from scansion.records import SEAL
 from scansion.sae import ReluConfig, SAEMetadata, build_sae
 from tests.conftest import WIDTH, make_lm, make_plan, make_tokenizer, random_contexts
 
@@ -144,10 +146,11 @@ def test_a_source_finds_the_store_in_the_cache_that_another_name_made(
     # A store of an earlier version: its revision does not say what the configuration was, and its key had the name in it.
     path = first.train.folder / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["key"] = "of an earlier version"
+    del manifest[SEAL]
     manifest["identity"]["model_revision"] = manifest["identity"]["model_revision"].split("+")[0]
+    manifest["key"] = fingerprint(manifest["identity"])
     path.write_text(json.dumps(manifest))
     first.train.folder.rename(first.train.folder.with_name("gemma-resid_post.1-train-123456789abc"))
     found = build_stores(HarvestSpec(str(folder), "layers.1", corpus)).train
     assert found.folder.name == "gemma-resid_post.1-train-123456789abc"
-    assert found.manifest.key == "of an earlier version"
+    assert found.manifest.key == manifest["key"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, MptConfig, PreTrainedConfig
 from transformers import modeling_gguf_pytorch_utils as gguf_reader
 from transformers.utils import logging as transformers_logging
 
@@ -83,3 +85,49 @@ def test_no_such_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_empty_folder_is_not_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no language model"):
         model_facts(str(tmp_path))
+
+
+def edited(folder: Path, **settings: object) -> str:
+    config = json.loads((folder / "config.json").read_text()) | settings
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"num_hidden_layers": LAYERS + 1}, "are missing"),
+        ({"num_hidden_layers": LAYERS - 1}, "have no place in it, for example model.layers.2"),
+        ({"intermediate_size": 48}, "cannot be loaded|another size"),
+    ],
+)
+def test_weights_that_do_not_fit_the_configuration_are_refused(folder: Path, settings: dict, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        load_language_model(edited(folder, **settings), device="cpu")
+
+
+def test_a_damaged_weight_file_is_refused_in_one_line(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ModelError, match="exists but cannot be loaded") as caught:
+        load_language_model(str(folder), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2),
+        MptConfig(vocab_size=60, d_model=16, n_layers=2, n_heads=2),
+        MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, state_size=4),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_models_without_position_embeddings_are_read_at_any_length(config: PreTrainedConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "m")
+    make_lm().tokenizer.save_pretrained(tmp_path / "m")
+    lm = load_language_model(str(tmp_path / "m"), device="cpu")
+    contexts = random_contexts(2, length=100)
+    acts = activations_at(lm, HookPoint(1), contexts)
+    assert acts.shape == (2, 100, 16) and bool(torch.isfinite(acts).all())
