@@ -30,24 +30,26 @@ TYPES = {name: dtype for dtype, name in _NAMES.items()}
 """Type of tensors by its name in a header."""
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], of: str = "") -> str:
     """Write tensors with their digest; returns the digest.
 
     Args:
         path: the file; not written atomically.
         tensors: of any types and shapes, on the CPU.
+        of: what they belong to, for :func:`load_tensors` to compare.
     """
     digest = digest_with_shapes(tensors)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"digest": digest})
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"digest": digest, "of": of})
     return digest
 
 
-def load_tensors(path: Path, digest: str | None = None) -> dict[str, Tensor]:
+def load_tensors(path: Path, digest: str | None = None, of: str | None = None) -> dict[str, Tensor]:
     """Read what :func:`save_tensors` wrote. A file without a digest, as of earlier versions, is taken as it is.
 
     Args:
         path: the file.
         digest: which one it has to be, so that a file of something else is noticed; None for any.
+        of: what it has to belong to; None for anything.
 
     Raises:
         DamagedError: it is missing, cut short, changed, or another file.
@@ -55,11 +57,14 @@ def load_tensors(path: Path, digest: str | None = None) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            written = (file.metadata() or {}).get("digest")
+            metadata = file.metadata() or {}
+            written = metadata.get("digest")
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise DamagedError(f"{path} is missing or damaged: {' '.join(str(error).split())}") from error
     if written is not None and written != digest_with_shapes(tensors):
         raise DamagedError(f"{path} is damaged: its tensors do not match their digest")
+    if of is not None and written is not None and metadata.get("of") != of:
+        raise DamagedError(f"{path} is not the file that was written here: it belongs to something else")
     if digest is not None and written != digest:
         raise DamagedError(f"{path} is not the file that was written here: its digest is another one's")
     return tensors

@@ -18,7 +18,8 @@ from scansion.errors import ConfigError
 from scansion.evals.statistics import finite
 from scansion.files import fingerprint
 from scansion.pipeline.run_results import RunResults
-from scansion.records import read_json, read_json_lines, require_known_format, seal_values, unsealed_values, write_json
+from scansion.records import read_json, require_known_format, seal_values, unsealed_values, write_json
+from scansion.training.run_folder import read_metrics
 
 ArmStatus = Literal["ok", "degenerate", "failed", "unfinished"]
 FINAL_INFO = "final_info.json"
@@ -192,7 +193,7 @@ def _costs(folders: Sequence[Path]) -> dict[str, float | None]:
 
 def _cost_of_training(folder: Path) -> tuple[float | None, float | None]:
     """Seconds of all the steps of this SAE, and median milliseconds of one; None if no step was timed."""
-    lines = read_json_lines(folder / "metrics.jsonl")
+    lines = read_metrics(folder)
     times = [line["step_ms"] for line in lines]
     if not times or None in times:
         return None, None

@@ -13,17 +13,18 @@ from scansion.activations.store import MANIFEST, PLAN, StoreIdentity
 from scansion.corpus import CorpusConfig
 from scansion.errors import ScansionError, StoreError
 from scansion.pipeline.stores import HarvestSpec, harvest_plans
-from scansion.records import read_json, read_json_lines, read_yaml
+from scansion.records import read_json, read_yaml
 from scansion.sae import load_sae
 from scansion.study.final_info import FINAL_INFO, read_final_info
 from scansion.synth import PlantedDictionary, SynthConfig, plant_store
 from scansion.tensor_file import load_tensors
+from scansion.training.run_folder import read_metrics
 
 _CHECKS: dict[str, Callable[[Path], Any]] = {
     "cfg.json": lambda file: load_sae(file.parent),
     FINAL_INFO: lambda file: read_final_info(file.parent),
     "*.json": read_json,
-    "*.jsonl": read_json_lines,
+    "metrics.jsonl": lambda file: read_metrics(file.parent),
     "config.yaml": read_yaml,
     "*.safetensors": load_tensors,
 }

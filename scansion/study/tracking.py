@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from scansion.errors import ConfigError
 from scansion.progress import progress
-from scansion.records import read_json_lines
 from scansion.study.record import ArmRecord, StudyRecord
+from scansion.training.run_folder import read_metrics
 
 Tracker = Literal["trackio", "wandb"]
 
@@ -42,7 +42,7 @@ def import_study(record: StudyRecord, tracker: Tracker) -> int:
             config = {**arm.arm.settings(), "seed": seed, "plan": record.plan.digest}
             module.init(project=project, name=f"{arm.name}, seed {seed}", group=arm.name, config=config, **extra)
             last = 0
-            for line in read_json_lines(folder / "metrics.jsonl"):
+            for line in read_metrics(folder):
                 last = line.pop("step")
                 module.log({f"train/{name}": value for name, value in line.items() if value is not None}, step=last)
             module.log(_figures(arm, seed), step=last)

@@ -20,6 +20,7 @@ from scansion.records import (
     json_line,
     numbered_json_lines,
     read_json,
+    read_json_lines,
     read_yaml,
     require_known_format,
     write_json,
@@ -123,7 +124,7 @@ class RunFolder:
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""
         with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json_line(line))
+            file.write(json_line({**line, "run": fingerprint(self._config)[:16]}))
             file.flush()
             os.fsync(file.fileno())
 
@@ -135,6 +136,24 @@ class RunFolder:
         kept = [text for text, line in lines if text.endswith("\n") and line["step"] <= after_step]
         with atomic_file(self._metrics) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``; empty if it has none.
+
+    Raises:
+        DamagedError: a line is damaged or of another run, or the run's settings are.
+    """
+    file = path / "metrics.jsonl"
+    lines = read_json_lines(file)
+    if not lines:
+        return []
+    settings = {name: value for name, value in read_yaml(path / _CONFIG).items() if name != "plugins"}
+    run = fingerprint(settings)[:16]
+    for number, line in enumerate(lines, 1):
+        if line.pop("run", run) != run:  # earlier versions did not write it
+            raise DamagedError(f"line {number} of {file} is of another run; delete the line")
+    return lines
 
 
 def require_same_run(path: Path, config: dict[str, Any]) -> None:

@@ -19,12 +19,12 @@ from scansion.errors import ScansionError
 from scansion.evals.position.profiles import PROFILES, load_profiles
 from scansion.files import fingerprint
 from scansion.masks import BandMaskConfig
-from scansion.records import read_json_lines
 from scansion.sae import TopKConfig, load_sae
 from scansion.study import StudyPlan, StudyRecord, execute
 from scansion.synth import PlantedDictionary, SynthConfig, plant_store
 from scansion.training import TrainingConfig, TrainingRun, train
 from scansion.training.learner import Learner
+from scansion.training.run_folder import read_metrics
 
 WORLD: dict[str, Any] = {
     "d_in": 16, "n_features": 24, "context_length": 8, "n_contexts": 1600, "n_held_out_contexts": 96, "mean_l0": 1.5,
@@ -85,13 +85,21 @@ class _Stop(Exception):
     pass
 
 
-def make_workspace(home: Path) -> Workspace:
-    """Write every kind of file."""
+def make_workspace(home: Path, stop: bool = True) -> Workspace:
+    """Write every kind of file; what is there already is reused or resumed.
+
+    Args:
+        home: the folder.
+        stop: stop the run on its own at step 24 of 32, with its checkpoints; else train it to its end.
+    """
     made = Workspace(home)
-    with _cache_in(home):
+    with cache_in(home):
         _plant(made)
         _carry_out(made)
-        _stopped_after(_resume, made, 24)
+        if stop:
+            _stopped_after(_resume, made, 24)
+        else:
+            _resume(made)
     return made
 
 
@@ -138,7 +146,7 @@ def _stopped_after(work: Callable[[Workspace], None], made: Workspace, steps: in
 
 
 @contextmanager
-def _cache_in(home: Path) -> Iterator[None]:
+def cache_in(home: Path) -> Iterator[None]:
     before = os.environ.get("SCANSION_CACHE")
     os.environ["SCANSION_CACHE"] = str(home / "cache")
     try:
@@ -156,12 +164,12 @@ def use(workspace: Workspace) -> dict[str, str]:
     """
     ways: dict[str, Callable[[Workspace], object]] = {
         "read study": _read_study,
-        "read metrics": lambda made: [read_json_lines(file) for file in sorted(made.home.rglob("metrics.jsonl"))],
+        "read metrics": lambda made: [read_metrics(file.parent) for file in sorted(made.home.rglob("metrics.jsonl"))],
         "go on training": _go_on,
         "run study again": _run_again,
     }
     found: dict[str, str] = {}
-    with _cache_in(workspace.home):
+    with cache_in(workspace.home):
         for name, way in ways.items():
             try:
                 found[name] = fingerprint(way(workspace))

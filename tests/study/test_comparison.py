@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from scansion.errors import ConfigError
 from scansion.evals.statistics import Estimate
+from scansion.records import read_json
 from scansion.study import ArmInfo, compare
 from scansion.study.compare.comparison import SPARSITY_NOTE, STAR_NOTE, Comparison, Difference, holm
 from scansion.study.compare.figures import figure
@@ -203,7 +203,7 @@ def test_tables_hold_every_figure_and_names_do_no_harm(tmp_path: Path) -> None:
     text = markdown.read_text()
     assert "| base | 64 | 0.820 [0.770, 0.870] | 32.0 [32.0, 32.0] |" in text
     assert "a \\| b [red]" in text and "bad: failed: x" in text
-    written = json.loads(data.read_text())
+    written = read_json(data)
     assert written["runs"]["base"]["values"]["fve"] == BASE.values["fve"]
     assert Comparison.model_validate({k: v for k, v in written.items() if k != "runs"}) == comparison
 

@@ -12,6 +12,7 @@ import pytest
 from scansion.errors import ConfigError, EvalError, ScansionError, TrainingError
 from scansion.evals.core.evaluate import CoreConfig
 from scansion.pipeline.evaluate import evaluate
+from scansion.records import SEAL
 from scansion.report import summarise
 from scansion.study import StudyPlan, StudyRecord, execute, open_runs
 from scansion.training import loop
@@ -123,6 +124,7 @@ def test_results_of_something_else_are_measured_again(carried: Carried, tmp_path
     file = folders[0] / "seed_0/evals/core.json"
     good = json.loads(file.read_text())
     bad = {**good, "fve": {"value": 0.999, "low": 0.998, "high": 1.0}}
+    del bad[SEAL]
     if damage == "an older format":
         del bad["sae_fingerprint"]
     else:
@@ -132,13 +134,21 @@ def test_results_of_something_else_are_measured_again(carried: Carried, tmp_path
     assert json.loads(file.read_text()) == good
 
 
-def test_a_broken_result_file_is_named(carried: Carried, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["broken", "edited"])
+def test_a_damaged_result_is_named_and_measured_again(
+    carried: Carried, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders = {0: tmp_path / "run_0"}
     execute(carried.plan, folders)
-    (folders[0] / "seed_0/evals/core.json").write_text("{")
+    file = folders[0] / "seed_0/evals/core.json"
+    good = json.loads(file.read_text())
+    file.write_text("{" if damage == "broken" else json.dumps({**good, "seed": 7}))
     (record,) = execute(carried.plan, folders)
-    assert record.info.status == "failed"
-    assert re.search(r"seed 0 evaluation failed: .*core\.json is not valid JSON .*; delete it", record.info.reasons[0])
+    assert record.info.status == "ok"
+    assert json.loads(file.read_text()) == good
+    assert re.search(
+        r"core\.json (is not valid JSON|was changed after it was written).*; evaluating again", capsys.readouterr().err
+    )
 
 
 def test_runs_of_different_token_counts_are_set_apart(carried: Carried, tmp_path: Path) -> None:

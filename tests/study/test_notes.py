@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from scansion.study import read_final_info
+from scansion.study import ArmInfo, read_final_info
+from scansion.study.final_info import write_final_info
 from scansion.study.notes import append_notes
 from tests.study.conftest import Carried
 
@@ -32,12 +35,18 @@ def test_a_finished_study_has_an_entry_a_run(carried: Carried) -> None:
     assert "at one seed, which does not show how much seeds vary" in notes
 
 
+def edit(run: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write another final_info.json, with its checksums."""
+    arms = {name: ArmInfo.model_validate(change(info.model_dump())) for name, info in read_final_info(run).items()}
+    write_final_info(run, arms)
+
+
 def test_numbers_come_from_the_file(carried: Carried, home: Path) -> None:
     append_notes(home / "run_0")
     fve = read_final_info(home / "run_0")["plain"].means["fve"]
     assert f"FVE {fve:.3f}" in (home / "notes.txt").read_text()
-    path = home / "run_0/final_info.json"
-    path.write_text(path.read_text().replace(repr(fve), "0.12345"))
+    new = {"means": 0.12345, "values": [0.12345]}
+    edit(home / "run_0", lambda arm: {**arm, **{part: {**arm[part], "fve": value} for part, value in new.items()}})
     append_notes(home / "run_0")
     assert "FVE 0.123" in (home / "notes.txt").read_text()
 
@@ -55,8 +64,7 @@ def test_entries_are_added_once_and_earlier_ones_stay(home: Path) -> None:
 
 
 def test_an_unfinished_run_has_no_entry(home: Path) -> None:
-    path = home / "run_1/final_info.json"
-    path.write_text(path.read_text().replace('"status": "ok"', '"status": "unfinished"'))
+    edit(home / "run_1", lambda arm: {**arm, "status": "unfinished"})
     append_notes(home / "run_1")
     assert not (home / "notes.txt").exists()
 

@@ -169,7 +169,7 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
     refused(written(tmp_path, "runs: [a\nb: c: d"), "is not valid YAML")
     binary = tmp_path / "plan.bin"
     binary.write_bytes(b"\x80\x81\xff")
-    refused(binary, "is not valid YAML")
+    refused(binary, "is not UTF-8 text")
     refused(tmp_path / "nowhere.yaml", "there is no plan at")
     refused(tmp_path, "there is no plan at")
 

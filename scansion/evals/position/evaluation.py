@@ -85,4 +85,4 @@ class Position(Evaluation[PositionConfig, PositionResult]):
 
     def save_more(self, sae: LoadedSAE, folder: Path) -> None:
         """Write the firing profiles, which maps are drawn from."""
-        save_profiles(self._profiles.pop(sae.name), folder)
+        save_profiles(self._profiles.pop(sae.name), folder, sae.fingerprint)

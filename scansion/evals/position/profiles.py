@@ -12,6 +12,7 @@ from scansion.evals.position.firing import Firing, Text
 from scansion.evals.position.measure import Measured
 from scansion.evals.position.replacement import ShiftEffect
 from scansion.files import atomic_file
+from scansion.records import read_json
 from scansion.tensor_file import load_tensors, save_tensors
 
 PROFILES = "position_profile.safetensors"
@@ -47,11 +48,11 @@ def profiles_of(
     return arrays
 
 
-def save_profiles(profiles: Profiles, folder: Path) -> None:
-    """Write them to ``folder``, atomically."""
+def save_profiles(profiles: Profiles, folder: Path, sae: str) -> None:
+    """Write them to ``folder``, atomically. ``sae`` is the fingerprint of the SAE they are of."""
     with atomic_file(folder / PROFILES) as temporary:
         save_tensors(
-            temporary, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in profiles.items()}
+            temporary, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in profiles.items()}, sae
         )
 
 
@@ -59,6 +60,8 @@ def load_profiles(folder: Path) -> Profiles:
     """Read what :func:`save_profiles` wrote.
 
     Raises:
-        DamagedError: the file is missing or damaged.
+        DamagedError: the file is missing or damaged, or is of another SAE than the results beside it.
     """
-    return {name: tensor.numpy() for name, tensor in load_tensors(folder / PROFILES).items()}
+    result = folder / "position.json"
+    sae = read_json(result)["sae_fingerprint"] if result.is_file() else None
+    return {name: tensor.numpy() for name, tensor in load_tensors(folder / PROFILES, of=sae).items()}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scansion.records import read_json_lines
 from scansion.report.charts.chart import Axis, Chart, Series, log_ticks, over_seeds
 from scansion.report.data import ReportArm, ReportData
 from scansion.study.compare.figures import figure
+from scansion.training.run_folder import read_metrics
 
 _CURVES = ("loss", "fve", "l0")
 
@@ -35,7 +35,7 @@ def _positive(title: str, lines: Sequence[Series]) -> Axis:
 
 
 def _line(arm: ReportArm, index: int, name: str) -> Series | None:
-    logged = [read_json_lines(folder / "metrics.jsonl") for folder in arm.folders.values()]
+    logged = [read_metrics(folder) for folder in arm.folders.values()]
     by_seed = [{line["tokens"]: line[name] for line in lines} for lines in logged]
     by_seed = [one for one in by_seed if one]
     if not by_seed:

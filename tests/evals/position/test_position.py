@@ -196,7 +196,7 @@ def test_moved_text_is_part_of_the_result(store, lm) -> None:
 
 def test_profiles_come_back_from_disk(hard, tmp_path) -> None:
     _, profiles = hard
-    save_profiles(profiles, tmp_path / "evals")
+    save_profiles(profiles, tmp_path / "evals", "0" * 32)
     again = load_profiles(tmp_path / "evals")
     assert set(again) == set(profiles)
     assert all(np.array_equal(again[name], profiles[name], equal_nan=True) for name in profiles)
