@@ -56,6 +56,13 @@ def test_another_name_is_refused_like_any_missing_attribute() -> None:
             "from scansion.cli import app; app.meta(['eval', '--help'])",
             "sklearn matplotlib datasets pandas transformers",
         ),
+        (
+            "import torch; from scansion.sae import TopKConfig, build_sae; from scansion.training import TrainingConfig; "
+            "from scansion.training.optimiser import Optimiser; "
+            "sae = build_sae(TopKConfig(d_sae=8, k=2), 4, 4, torch.Generator()); optimiser = Optimiser(sae, TrainingConfig()); "
+            "[setattr(weight, 'grad', torch.ones_like(weight)) for weight in sae.parameters()]; optimiser.step(1, 0.1)",
+            "torch._dynamo sympy transformers sklearn",
+        ),
     ],
 )
 def test_only_what_is_needed_is_loaded(code: str, heavy: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from scansion.execution import backends
 from scansion.execution.precision import copy_of, keep_copy
@@ -30,12 +31,8 @@ class Optimiser:
         mask = list(sae.mask.parameters())
         self._weights = [p for p in sae.parameters() if all(p is not other for other in mask)]
         self._row_major: dict[Tensor, Tensor] = {p: _to_row_major(p.detach()) for p in sae.parameters()}
-        groups = [{"params": [self._row_major[weight] for weight in self._weights], "multiplier": 1.0}]
-        if mask:
-            groups.append(
-                {"params": [self._row_major[weight] for weight in mask], "multiplier": sae.mask.lr_multiplier}
-            )
-        self._adam = torch.optim.Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+        self._groups = [(self._weights, 1.0), (mask, sae.mask.lr_multiplier if mask else 1.0)]
+        self._state: dict[Tensor, dict[str, Tensor]] = {}
 
     @torch.no_grad()
     def step(self, number: int, lr: float) -> Tensor:
@@ -48,20 +45,18 @@ class Optimiser:
         Returns:
             The norm of their gradient before clipping, without the part along the decoder's rows.
         """
-        for group in self._adam.param_groups:
-            group["lr"] = lr * group["multiplier"]
         kernels = backends.kernels_for(self.sae.W_dec.device, self.sae.W_dec.dtype)
         gradients = self.sae.W_enc.grad, self.sae.W_dec.grad
         if kernels is None or gradients[0] is None or gradients[1] is None:
-            return self._step_by_torch()
+            return self._step_by_torch(lr)
         to_W_enc, to_W_dec = (_to_row_major(gradient).contiguous() for gradient in (gradients[0], gradients[1]))
         return self._step_by_kernels(kernels, to_W_enc, to_W_dec, number, lr)
 
-    def _step_by_torch(self) -> Tensor:
+    def _step_by_torch(self, lr: float) -> Tensor:
         remove_parallel_gradient(self.sae)
         # Without the mask's gradients: they have another scale, and would change how much the weights are clipped.
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._weights if p.grad is not None])
-        self._step_divided(self._excess(norm))
+        self._step_divided(self._excess(norm), lr)
         normalise_decoder(self.sae)
         return norm
 
@@ -74,11 +69,7 @@ class Optimiser:
         excess = self._excess(norm)
         for weight, gradient, parallel in ((W_enc, to_W_enc, None), (W_dec, to_W_dec, dots)):
             rows, copy = self._row_major[weight], copy_of(weight)
-            state = self._adam.state[rows]
-            if not state:
-                state.update(
-                    step=excess.new_zeros(()), exp_avg=torch.zeros_like(rows), exp_avg_sq=torch.zeros_like(rows)
-                )
+            state = self._state_of(rows)
             state["step"] += 1
             kernels.adam_step(
                 rows, gradient, state["exp_avg"], state["exp_avg_sq"], excess, step=number, lr=lr,
@@ -88,28 +79,47 @@ class Optimiser:
             if copy is not None:
                 keep_copy(weight, copy)
             weight.grad = None
-        self._step_divided(excess)
+        self._step_divided(excess, lr)
         return norm
 
     def _excess(self, norm: Tensor) -> Tensor:
         """How many times longer than ``clip_norm`` the gradient is, or 1."""
         return (norm / self.config.clip_norm).clamp_min(1.0)
 
-    def _step_divided(self, excess: Tensor) -> None:
+    def _step_divided(self, excess: Tensor, lr: float) -> None:
         """Let torch step the parameters that have a gradient, divided by ``excess``."""
-        # Fused Adam divides every gradient by this as it reads it; clipping before would read and write them once more.
-        self._adam.grad_scale = excess  # pyright: ignore[reportAttributeAccessIssue] - read by its step()
         for parameter in self.sae.mask.parameters():
             if parameter.grad is not None:
                 parameter.grad *= excess
-        for parameter, row_major in self._row_major.items():
-            row_major.grad = None if parameter.grad is None else _to_row_major(parameter.grad)
-        self._adam.step()
+        for parameters, multiplier in self._groups:
+            moved = [(self._row_major[each], _to_row_major(each.grad)) for each in parameters if each.grad is not None]
+            if not moved:
+                continue
+            states = [self._state_of(row_major) for row_major, _ in moved]
+            # The function, because the class imports torch's compiler, which takes a second. Fused, it divides gradients by
+            # grad_scale as it reads them; clipping before would read and write them once more.
+            adam(
+                [row_major for row_major, _ in moved], [gradient for _, gradient in moved],
+                [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states], [],
+                [state["step"] for state in states], fused=True, grad_scale=excess, amsgrad=False,
+                beta1=self.config.beta1, beta2=self.config.beta2, lr=lr * multiplier, weight_decay=0.0, eps=1e-8,
+                maximize=False,
+            )  # fmt: skip
+
+    def _state_of(self, row_major: Tensor) -> dict[str, Tensor]:
+        """Adam's state of a parameter; zeros before its first step."""
+        if row_major not in self._state:
+            self._state[row_major] = {
+                "step": torch.zeros((), device=row_major.device),
+                "exp_avg": torch.zeros_like(row_major),
+                "exp_avg_sq": torch.zeros_like(row_major),
+            }
+        return self._state[row_major]
 
     def moments(self, parameter: Tensor) -> dict[str, Tensor]:
         """Adam's moments of a parameter, as views in its shape, to be changed in place; empty before its first step."""
         row_major = self._row_major[parameter]
-        state = self._adam.state[row_major]
+        state = self._state.get(row_major, {})
         transposed = row_major.shape != parameter.shape or row_major.stride() != parameter.stride()
         return {
             name: state[name].T if transposed else state[name] for name in ("exp_avg", "exp_avg_sq") if name in state
@@ -119,7 +129,7 @@ class Optimiser:
         """Adam's tensors by name; a parameter that has never had a gradient has none."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.sae.named_parameters():
-            state = self._adam.state[self._row_major[parameter]]
+            state = self._state.get(self._row_major[parameter])
             for moment, tensor in ({"step": state["step"], **self.moments(parameter)} if state else {}).items():
                 tensors[f"adam.{moment}.{name}"] = tensor
         return tensors
@@ -131,7 +141,7 @@ class Optimiser:
                 continue
             row_major = self._row_major[parameter]
             step = tensors[f"adam.step.{name}"].to(row_major.device)
-            self._adam.state[row_major] = {
+            self._state[row_major] = {
                 "step": step, "exp_avg": torch.empty_like(row_major), "exp_avg_sq": torch.empty_like(row_major)
             }  # fmt: skip
             for moment, tensor in self.moments(parameter).items():
