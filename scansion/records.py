@@ -71,9 +71,11 @@ def unsealed_values(value: Any, what: str) -> Any:
     Raises:
         DamagedError: the values are not those of the checksum.
     """
-    if not isinstance(value, dict) or SEAL not in value:
+    if not isinstance(value, dict):
         return value
     values = dict(cast(dict[str, Any], value))
+    if SEAL not in values:
+        return values
     if values.pop(SEAL) != fingerprint(values):
         raise DamagedError(
             f"{what} was changed after it was written: its values do not match its checksum; "

@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from scansion.errors import DamagedError
@@ -55,9 +56,9 @@ def load_tensors(path: Path, digest: str | None = None, of: str | None = None) -
         DamagedError: it is missing, cut short, changed, or another file.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            metadata = file.metadata() or {}
+        with cast(Any, safe_open)(path, framework="pt") as file:
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            metadata: dict[str, str] = file.metadata() or {}
             written = metadata.get("digest")
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise DamagedError(f"{path} is missing or damaged: {' '.join(str(error).split())}") from error

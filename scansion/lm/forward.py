@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -103,7 +103,7 @@ def _inputs(lm: LanguageModel, contexts: Contexts) -> dict[str, Any]:
     # Without padding no mask is passed, which lets attention take its fast causal path.
     mask = None if bool(contexts.valid.all()) else contexts.valid.to(device).long()
     largest = int(contexts.tokens.max())
-    n_embedded = lm.model.get_input_embeddings().weight.shape[0]
+    n_embedded = _n_embedded(lm)
     if largest >= n_embedded:
         raise ModelError(
             f"the text has the token {largest}, and {lm.facts.name} has embeddings for {n_embedded} tokens; "
@@ -117,6 +117,11 @@ def _inputs(lm: LanguageModel, contexts: Contexts) -> dict[str, Any]:
     if _takes_positions(type(lm.model.base_model)):
         inputs["position_ids"] = contexts.positions.to(device).long()
     return inputs
+
+
+def _n_embedded(lm: LanguageModel) -> int:
+    """How many tokens the model has embeddings for."""
+    return cast(nn.Embedding, lm.model.get_input_embeddings()).weight.shape[0]
 
 
 @cache
@@ -137,7 +142,7 @@ def check_parts(lm: LanguageModel, hook_point: HookPoint) -> None:
     """
     if hook_point.site not in ("attn_out", "mlp_out"):
         return
-    tokens = torch.arange(8) % lm.model.get_input_embeddings().weight.shape[0]
+    tokens = torch.arange(8) % _n_embedded(lm)
     contexts = Contexts.from_token_lists([tokens.tolist()], 8, pad_id=0)
     before, attention, mlp, after = (
         activations_at(lm, HookPoint(hook_point.layer, site), contexts).float()

@@ -110,7 +110,7 @@ def load_language_model(
     facts = model_facts(name, revision)
     tokenizer = load_tokenizer(facts, revision)
     with _loading(name):
-        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             facts.location,
             revision=revision,
             dtype=torch_dtype,
@@ -118,24 +118,25 @@ def load_language_model(
             **_gguf(facts.gguf_file),
             **hub_options(Path(facts.location).is_dir()),
         )
-    _require_all_weights(name, model, loaded)
+    model, found = cast("tuple[transformers.PreTrainedModel, dict[str, Any]]", loaded)
+    _require_all_weights(name, model, found)
     module = cast(nn.Module, model)  # transformers' own annotation of .to() is wrong
     module.requires_grad_(False).to(target).eval()
     return LanguageModel(model, tokenizer, facts)
 
 
-def _require_all_weights(name: str, model: nn.Module, loaded: dict[str, Any]) -> None:
+def _require_all_weights(name: str, model: nn.Module, found: dict[str, Any]) -> None:
     """Raise :class:`ModelError` if a weight is missing, which transformers would draw at random, or has no place.
 
     Weights of other parts, such as a vision tower or a head that predicts several tokens, may be left over.
     """
     kinds = {_numberless(key) for key in model.state_dict()}
     problems = {
-        "are missing": sorted(loaded.get("missing_keys", ())),
+        "are missing": sorted(found.get("missing_keys", ())),
         "have another size": sorted(
-            str(key[0] if isinstance(key, tuple) else key) for key in loaded.get("mismatched_keys", ())
+            str(key[0] if isinstance(key, tuple) else key) for key in found.get("mismatched_keys", ())
         ),
-        "have no place in it": sorted(key for key in loaded.get("unexpected_keys", ()) if _numberless(key) in kinds),
+        "have no place in it": sorted(key for key in found.get("unexpected_keys", ()) if _numberless(key) in kinds),
     }
     for what, keys in problems.items():
         if keys:

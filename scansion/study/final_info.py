@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -67,13 +67,11 @@ def read_final_info(folder: Path) -> dict[str, ArmInfo]:
     if not path.is_file():
         raise ConfigError(f"{folder} is not a run of a study: it has no {FINAL_INFO}")
     try:
-        arms = require_known_format(read_json(path), path)
-        # Sealed arm by arm: a seal beside the arms would look like one of them to a research loop.
-        return _ADAPTER.validate_python(
-            {name: unsealed_values(arm, f"{path}: {name}") for name, arm in arms.items()}
-            if isinstance(arms, dict)
-            else arms
-        )
+        arms: Any = require_known_format(read_json(path), path)
+        if isinstance(arms, dict):
+            # Sealed arm by arm: a seal beside the arms would look like one of them to a research loop.
+            arms = {name: unsealed_values(arm, f"{path}: {name}") for name, arm in cast(dict[str, Any], arms).items()}
+        return _ADAPTER.validate_python(arms)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise ConfigError(f"{path} does not say what a run says ({where}: {error.errors()[0]['msg']})") from error
