@@ -13,8 +13,9 @@ from scansion.device import resolve_device
 from scansion.errors import ConfigError, DamagedError
 from scansion.evals import Evaluation, EvaluationConfig, evaluations
 from scansion.evals.base import EvalResult, LoadedSAE
-from scansion.evals.reading.training import fill_from_training
+from scansion.evals.reading.training import fill_from_training, require_same_tokenizer
 from scansion.evals.registry import LoadLM
+from scansion.lm import LanguageModel
 from scansion.pipeline.run_results import RunResults
 from scansion.progress import say
 from scansion.records import read_json, require_known_format, write_json
@@ -49,8 +50,14 @@ def evaluate(
     saes = [LoadedSAE(name, *load_sae(folder / "sae", place)) for name, folder in runs.items()]
     configs = {name: fill_from_training(config, saes) for name, config in configs.items()}
     folders = [folder / "evals" for folder in runs.values()]
+
+    def load_checked() -> LanguageModel:
+        lm = load_lm()
+        require_same_tokenizer(lm, held_out)
+        return lm
+
     by_name = {
-        name: _evaluate(evaluation, saes, folders, held_out, load_lm)
+        name: _evaluate(evaluation, saes, folders, held_out, load_checked)
         for name, evaluation in evaluations.build(configs).items()
     }
     return [RunResults({name: results[i] for name, results in by_name.items()}) for i in range(len(saes))]

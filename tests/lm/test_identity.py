@@ -12,10 +12,15 @@ import pytest
 import torch
 
 from scansion.activations import HarvestPlan, harvest
-from scansion.corpus import CorpusConfig
+from scansion.corpus import CorpusConfig, tokenizer_fingerprint
 from scansion.errors import EvalError, StoreError
 from scansion.evals.base import LoadedSAE
-from scansion.evals.reading.training import require_sae_matches_lm, require_same_model, require_same_source
+from scansion.evals.reading.training import (
+    require_sae_matches_lm,
+    require_same_model,
+    require_same_source,
+    require_same_tokenizer,
+)
 from scansion.files import fingerprint
 from scansion.lm import BUNDLED_MODEL, HookPoint, LanguageModel, ModelId, model_facts
 from scansion.pipeline.stores import HarvestSpec, build_stores
@@ -154,3 +159,15 @@ def test_a_source_finds_the_store_in_the_cache_that_another_name_made(
     found = build_stores(HarvestSpec(str(folder), "layers.1", corpus)).train
     assert found.folder.name == "gemma-resid_post.1-train-123456789abc"
     assert found.manifest.key == manifest["key"]
+
+
+def test_a_tokenizer_that_has_changed_is_refused(tmp_path: Path) -> None:
+    lm = make_lm()
+    plan = make_plan(tmp_path / "s", random_contexts(6))
+    then = tokenizer_fingerprint(lm.tokenizer)
+    identity = plan.identity.model_copy(update={"corpus": {"tokenizer": then}})
+    store = harvest(dataclasses.replace(plan, identity=identity), lambda: lm)
+    require_same_tokenizer(lm, store)
+    lm.tokenizer.add_tokens(["w99"])
+    with pytest.raises(EvalError, match="the tokenizer of llama has changed since"):
+        require_same_tokenizer(lm, store)

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from scansion.activations import ActivationStore
+from scansion.corpus import tokenizer_fingerprint
 from scansion.errors import EvalError
 from scansion.evals.base import LoadedSAE
 from scansion.evals.registry import EvaluationConfig
@@ -113,6 +114,16 @@ def require_same_model(lm: LanguageModel, store: ActivationStore) -> None:
         raise EvalError(
             f"{lm.facts.name} is now at {lm.facts.revision}, but the store was made with "
             f"{store.identity.model_revision}; harvest again, or bring that model back"
+        )
+
+
+def require_same_tokenizer(lm: LanguageModel, store: ActivationStore) -> None:
+    """Raise :class:`EvalError` unless the store's text was tokenised as ``lm`` tokenises now: tokens would mean other words."""
+    then = store.identity.corpus.get("tokenizer")
+    if then is not None and then != (now := tokenizer_fingerprint(lm.tokenizer)):
+        raise EvalError(
+            f"the tokenizer of {lm.facts.name} has changed since {store.folder} was harvested ({then} then, {now} now); "
+            "harvest again, or bring that tokenizer back"
         )
 
 
