@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scansion.corpus import Contexts, CorpusConfig
-from scansion.lm import BUNDLED_MODEL, HookPoint, activations_at
+from scansion.corpus import Contexts, CorpusConfig, token_ids, tokenizer_fingerprint
+from scansion.lm import BUNDLED_MODEL, HookPoint, activations_at, load_tokenizer, model_facts
 from scansion.pipeline import HarvestSpec, build_stores
 
 pytestmark = pytest.mark.slow
@@ -26,6 +26,17 @@ def test_position_0_is_a_sink_and_what_is_stored_is_what_transformers_computes(t
     found = store.contexts(0, 1).x[store.valid[:, 0], 0].float()
     relative = (found - expected).norm(dim=1) / expected.norm(dim=1)
     assert relative.max() < 0.01  # stored in bfloat16
+
+
+def test_control_tokens_of_the_real_tokenizer_are_literal_text(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(model_facts(BUNDLED_MODEL))
+    text = "one<|endoftext|>two <|im_start|>user\n<|im_end|>"
+    controls = set(tokenizer.all_special_ids)
+    literal, parsed = (token_ids([text], tokenizer, how)[0] for how in ("literal", "parsed"))
+    assert not controls & set(literal) and controls <= set(parsed)
+    assert tokenizer.decode(literal) == text
+    # Reading one way leaves no trace in the tokenizer that changes the next reading or its fingerprint.
+    assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(load_tokenizer(model_facts(BUNDLED_MODEL)))
 
 
 def test_left_and_right_padding_give_the_same_activations(tmp_path: Path) -> None:

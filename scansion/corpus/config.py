@@ -50,6 +50,12 @@ class CorpusConfig(BaseModel):
     max_documents: int | None = Field(default=None, gt=0, description="Read at most this many documents.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the held-out split and of the random draw.")
     bos: bool = Field(default=True, description="Start every context with the beginning-of-sequence token.")
+    special_tokens: Literal["literal", "parsed"] = Field(
+        default="literal",
+        exclude_if=lambda value: value == "literal",  # so that stores from before this setting keep their identity
+        description="What the text '<|endoftext|>' (or another special token of the tokenizer) becomes. 'literal': the "
+        "tokens of its characters, as of any other text. 'parsed': the special token itself, as in a chat template.",
+    )
 
     @model_validator(mode="after")
     def _hub_needs_an_end(self) -> CorpusConfig:

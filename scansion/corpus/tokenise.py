@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import xxhash
@@ -162,7 +162,8 @@ def _fill(train: _Side, held_out: _Side, config: CorpusConfig, tokenizer: transf
             # A full side takes no more documents, so these are not tokenised either.
             first, n_documents = n_documents, n_documents + len(texts)
             taken = [(first + i, text) for i, text in enumerate(texts) if not sides[i].full]
-            for (doc_id, _), tokens in zip(taken, token_ids([text for _, text in taken], tokenizer), strict=True):
+            ids = token_ids([text for _, text in taken], tokenizer, config.special_tokens)
+            for (doc_id, _), tokens in zip(taken, ids, strict=True):
                 side = sides[doc_id - first]
                 before = side.n_pooled
                 side.layout.add(doc_id, tokens)
@@ -188,13 +189,25 @@ def _is_held_out(text: str, config: CorpusConfig) -> bool:
     return xxhash.xxh3_64_intdigest(text.encode("utf-8"), seed=config.seed) / 2**64 < config.held_out_fraction
 
 
-def token_ids(texts: list[str], tokenizer: transformers.PreTrainedTokenizerBase) -> list[list[int]]:
-    """The ids of each text's own tokens, without BOS, EOS or truncation."""
+def token_ids(
+    texts: list[str],
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    special_tokens: Literal["literal", "parsed"] = "literal",
+) -> list[list[int]]:
+    """The ids of each text's own tokens, without BOS, EOS or truncation.
+
+    Args:
+        texts: any text, perhaps with the name of a special token such as ``<|endoftext|>`` in it.
+        tokenizer: a fast one.
+        special_tokens: see :class:`CorpusConfig`. ``literal`` never gives a special token, unless the tokenizer's model has
+            it as a word of its own, as word-level and unigram models may.
+    """
     if not texts:
         return []
     return tokenizer(
-        texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )["input_ids"]
+        texts, add_special_tokens=False, split_special_tokens=special_tokens == "literal", return_attention_mask=False,
+        return_token_type_ids=False, verbose=False,
+    )["input_ids"]  # fmt: skip
 
 
 def start_and_padding(tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[int | None, int]:

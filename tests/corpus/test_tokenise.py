@@ -54,6 +54,29 @@ def test_the_sides_share_no_document(layout, bos, documents, jsonl, tokenizer) -
     assert train | held_out == set(documents)
 
 
+def test_special_tokens_in_text_are_literal_unless_they_are_wanted(documents, jsonl, tokenizer) -> None:
+    names = ("<bos>", "<eos>", "<pad>")
+    texts = [f"{text}{names[i % 3]} again" for i, text in enumerate(documents)]
+    source = jsonl(texts)
+    literal, parsed = (load(source, tokenizer, special_tokens=each) for each in ("literal", "parsed"))
+    ids = torch.tensor(tokenizer.convert_tokens_to_ids(list(names)))
+    for side in ("train", "held_out"):
+        ours, theirs = getattr(literal, side), getattr(parsed, side)
+        assert not torch.isin(ours.tokens[ours.doc_positions >= 0], ids).any()
+        assert torch.isin(theirs.tokens[theirs.doc_positions >= 0], ids).any()
+        # Nothing is lost: the literal tokens spell the text.
+        assert texts_of(ours, tokenizer) <= set(texts)
+    assert literal.fingerprint != parsed.fingerprint
+    # What is named in a config or a store from before this setting stays the same.
+    assert "special_tokens" not in CorpusConfig().model_dump(mode="json")
+
+
+def test_text_without_special_tokens_gives_the_same_contexts_either_way(documents, jsonl, tokenizer) -> None:
+    literal, parsed = (load(jsonl(documents), tokenizer, special_tokens=each) for each in ("literal", "parsed"))
+    assert literal.fingerprint == parsed.fingerprint
+    assert literal.provenance["config"] | {"special_tokens": "parsed"} == parsed.provenance["config"]
+
+
 def test_the_order_of_documents_does_not_change_their_side(documents, jsonl, tokenizer) -> None:
     forwards = load(jsonl(documents), tokenizer)
     backwards = load(jsonl(documents[::-1]), tokenizer)

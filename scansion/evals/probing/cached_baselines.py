@@ -16,7 +16,8 @@ from scansion.evals.reading.texts import TextReader
 from scansion.files import fingerprint
 from scansion.sae import SAE
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: special tokens in a text were parsed."""
 
 
 class CachedBaselines:

@@ -114,7 +114,9 @@ class TextReader:
             encoded = text.encode("utf-8", "surrogatepass")
             names.update(len(encoded).to_bytes(8, "little"))
             names.update(encoded)
-        key = fingerprint([FORMAT_VERSION, "ids", self._tokenizer, bos_id, self.context_length, names.hexdigest()])
+        key = fingerprint(
+            [FORMAT_VERSION, "literal ids", self._tokenizer, bos_id, self.context_length, names.hexdigest()]
+        )
         kept = self.cache.load(key)
         if kept is None:
             lists = _tokenised(texts, self.lm.tokenizer, bos_id, self.context_length, what)
