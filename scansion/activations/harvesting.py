@@ -139,7 +139,7 @@ def _fill(plans: Sequence[HarvestPlan], load_lm: Callable[[], LanguageModel]) ->
             passes.setdefault((store.per_shard, store.config.lm_batch_size), []).append(store)
     if passes:
         lm = load_lm()
-        for store in stores:
+        for store in (store for together in passes.values() for store in together):
             check_parts(lm, store.hook_point)
         spans = [sorted({span for store in together for span in store.missing}) for together in passes.values()]
         to_do = sum(stop - start for each in spans for start, stop in each)

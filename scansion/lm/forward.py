@@ -144,10 +144,9 @@ def check_parts(lm: LanguageModel, hook_point: HookPoint) -> None:
         return
     tokens = torch.arange(8) % _n_embedded(lm)
     contexts = Contexts.from_token_lists([tokens.tolist()], 8, pad_id=0)
-    before, attention, mlp, after = (
-        activations_at(lm, HookPoint(hook_point.layer, site), contexts).float()
-        for site in ("resid_pre", "attn_out", "mlp_out", "resid_post")
-    )
+    sites = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    points = [HookPoint(hook_point.layer, site) for site in sites]
+    before, attention, mlp, after = (acts.float() for acts in activations_at_each(lm, points, contexts))
     added = after - before
     rounding = torch.finfo(lm.model.dtype).eps * torch.maximum(before.norm(dim=-1), after.norm(dim=-1))
     left_over = ((added - attention - mlp).norm(dim=-1) - rounding).clamp_min(0) / added.norm(dim=-1).clamp_min(1e-12)
