@@ -7,6 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # PyTorch's, of a file of weights that holds more than tensors
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -224,6 +225,6 @@ def _loading(name: str) -> Generator[None, None, None]:
     try:
         with our_progress():
             yield
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"the model {name} exists but cannot be loaded: {why}") from error
