@@ -15,14 +15,15 @@ from scansion.errors import ScansionError, StoreError
 from scansion.pipeline.stores import HarvestSpec, harvest_plans
 from scansion.records import read_json, read_yaml
 from scansion.sae import load_sae
-from scansion.study.final_info import FINAL_INFO, read_final_info
+from scansion.study.final_info import FINAL_INFO
+from scansion.study.record import infos_of
 from scansion.synth import PlantedDictionary, SynthConfig, plant_store
 from scansion.tensor_file import load_tensors
 from scansion.training.run_folder import read_metrics
 
 _CHECKS: dict[str, Callable[[Path], Any]] = {
     "cfg.json": lambda file: load_sae(file.parent),
-    FINAL_INFO: lambda file: read_final_info(file.parent),
+    FINAL_INFO: lambda file: infos_of(file.parent),
     "*.json": read_json,
     "metrics.jsonl": lambda file: read_metrics(file.parent),
     "config.yaml": read_yaml,
@@ -40,8 +41,10 @@ def problems_under(folder: Path) -> tuple[int, list[str]]:
         How many files were read, and what is wrong, one line each.
 
     Raises:
-        ScansionError: there is nothing of ours.
+        ScansionError: there is no such folder, or nothing of ours in it.
     """
+    if not folder.is_dir():
+        raise ScansionError(f"there is no such folder: {folder}")
     n_files, problems = 0, list[str]()
     stores = {manifest.parent for manifest in folder.rglob(MANIFEST)}
     for store in sorted(stores):
@@ -111,4 +114,8 @@ def _identity_of(folder: Path) -> StoreIdentity:
             return StoreIdentity.model_validate(read_json(folder / name)["identity"])
         except (ScansionError, ValidationError, KeyError, TypeError):
             continue
+    if not any((folder / name).exists() for name in (MANIFEST, PLAN)):
+        raise StoreError(
+            f"{folder} is not an activation store, and only stores can be repaired; give the folder of one"
+        )
     raise StoreError(f"{folder} has neither a readable {MANIFEST} nor a readable {PLAN}; delete it and harvest again")
