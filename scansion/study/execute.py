@@ -22,7 +22,15 @@ from scansion.study.failures import clear_failure, read_failure, record_failure
 from scansion.study.final_info import ArmInfo, read_final_info, summarise_seeds, write_final_info
 from scansion.study.notes import append_notes
 from scansion.study.plan import Arm, StudyPlan
-from scansion.study.record import ArmRecord, open_runs, read_registration, register, seed_folder, source_at
+from scansion.study.record import (
+    ArmRecord,
+    open_runs,
+    read_own_final_info,
+    read_registration,
+    register,
+    seed_folder,
+    source_at,
+)
 from scansion.training import TrainingRun, check_runs, train
 from scansion.training.loop import STREAM_SETTINGS
 
@@ -84,8 +92,10 @@ def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool) -> lis
     for index, folder in folders.items():
         register(plan, index, folder)
         try:
-            read_final_info(folder)
-        except ScansionError:  # there is none, or a damaged one; a run that is killed stays in the tables with this one
+            read_own_final_info(folder, read_registration(folder))
+        except (
+            ScansionError
+        ):  # there is none, or a damaged or foreign one; a run that is killed stays in the tables with this one
             _write_run(plan, folder, [trial for trial in trials if trial.arm.run == index], {})
     # One for text; for synthetic worlds one for each world and seed.
     stores = {source: source.build() for source in dict.fromkeys(trial.source for trial in trials)}

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scansion.activations import ActivationStore
 from scansion.cards import card
-from scansion.errors import ConfigError
+from scansion.errors import ConfigError, DamagedError
 from scansion.evals import EvaluationConfig, evaluations
 from scansion.evals.statistics import Estimate
 from scansion.pipeline.planted import PlantedSpec, Source
@@ -235,12 +235,32 @@ def open_run(folder: Path) -> list[ArmRecord]:
         ConfigError: the folder is not a run of a study.
     """
     registration = read_registration(folder)
-    infos = read_final_info(folder) if (folder / FINAL_INFO).is_file() else {}
+    infos = read_own_final_info(folder, registration) if (folder / FINAL_INFO).is_file() else {}
     arms = [arm for arm in registration.plan.arms() if arm.run == registration.run]
     why = [f"{FINAL_INFO} says nothing of it"]
     return [
         ArmRecord(arm, folder, infos.get(arm.name) or ArmInfo(reasons=why, provenance=arm.settings())) for arm in arms
     ]
+
+
+def read_own_final_info(folder: Path, registration: Registration) -> dict[str, ArmInfo]:
+    """``final_info.json`` of a run whose plan is known.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+        DamagedError: it is of another run, or of a plan that this run never had.
+    """
+    infos = read_final_info(folder)
+    plans = {registration.digest, *(one.digest for one in registration.earlier)}
+    for name, info in infos.items():
+        run, plan = info.provenance.get("run", registration.run), info.provenance.get("plan", registration.digest)
+        if run != registration.run or plan not in plans:
+            raise DamagedError(
+                f"{folder / FINAL_INFO} is not of this run: it has {name!r}, which is run {run} of the plan "
+                f"{str(plan)[:12]}, and {_PLAN} names run {registration.run} of {registration.digest[:12]}; "
+                "run the study again to write it again"
+            )
+    return infos
 
 
 def infos_of(folder: Path) -> dict[str, ArmInfo]:

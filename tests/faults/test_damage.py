@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from scansion.errors import DamagedError
+from scansion.study import StudyRecord
+from scansion.study.final_info import read_final_info, write_final_info
 from tests.faults.workspace import DAMAGES, Workspace, make_workspace, outcome, use
 
 
@@ -39,3 +42,31 @@ def test_no_damage_is_read_silently(
     how = DAMAGES[damage](file, draw, copy.files())
     found = use(copy)
     assert outcome(found, right) != "silent", f"{file.relative_to(copy.home)}: {how}"
+
+
+def test_another_runs_figures_are_not_taken_for_this_runs(
+    workspace: Workspace, right: dict[str, str], tmp_path: Path
+) -> None:
+    copy = workspace.copy(tmp_path / "copy")
+    here, there = (copy.study / run / "final_info.json" for run in ("run_0", "run_1"))
+    here.write_bytes(there.read_bytes())
+    with pytest.raises(DamagedError, match=r"run_0/final_info.json is not of this run: it has 'hard', which is run 1"):
+        StudyRecord.open(copy.study)
+    found = use(copy)
+    assert found["run study again"] == right["run study again"]
+    assert StudyRecord.open(copy.study).arms[0].info.status == "ok"
+
+
+def test_figures_of_a_plan_that_the_run_never_had_are_not_taken_for_its_own(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    copy = workspace.copy(tmp_path / "copy")
+    run = copy.study / "run_0"
+    infos = read_final_info(run)
+    other = {
+        name: info.model_copy(update={"provenance": {**info.provenance, "plan": "0" * 32}})
+        for name, info in infos.items()
+    }
+    write_final_info(run, other)
+    with pytest.raises(DamagedError, match=r"which is run 0 of the plan 000000000000"):
+        StudyRecord.open(copy.study)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,14 +157,18 @@ def cache_in(home: Path) -> Iterator[None]:
             os.environ["SCANSION_CACHE"] = before
 
 
-def use(workspace: Workspace) -> dict[str, str]:
+def use(workspace: Workspace, timed: bool = True) -> dict[str, str]:
     """What comes of using a workspace in each way: a hash of the result, or ``error: ...`` if a user's error was raised.
 
     The workspace is changed. Any other exception is a bug and goes on.
+
+    Args:
+        workspace: as :func:`make_workspace` makes it.
+        timed: times in metrics are part of the result; they differ between workspaces made separately.
     """
     ways: dict[str, Callable[[Workspace], object]] = {
         "read study": _read_study,
-        "read metrics": lambda made: [read_metrics(file.parent) for file in sorted(made.home.rglob("metrics.jsonl"))],
+        "read metrics": lambda made: _read_metrics(made, () if timed else ("seconds", "step_ms")),
         "go on training": _go_on,
         "run study again": _run_again,
     }
@@ -195,6 +199,14 @@ def _read_study(made: Workspace) -> object:
             profiles = load_profiles(folder / "evals") if (folder / "evals" / PROFILES).exists() else {}
             values[f"{arm.name} {seed} profiles"] = [{name: array.tobytes().hex() for name, array in profiles.items()}]
     return values
+
+
+def _read_metrics(made: Workspace, without: Collection[str]) -> object:
+    return [
+        {name: value for name, value in line.items() if name not in without}
+        for file in sorted(made.home.rglob("metrics.jsonl"))
+        for line in read_metrics(file.parent)
+    ]
 
 
 def _go_on(made: Workspace) -> object:
