@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from scansion.activations.batch import PositionedBatch
+from scansion.activations.outliers import Outliers, token_norms
 from scansion.activations.shard import HOW_TO_REPAIR, SIDE_TENSORS, STATS_TENSORS, Shard, ShardFacts, n_contexts_in
 from scansion.device import DTYPES
 from scansion.errors import DamagedError, StoreError, describe
@@ -190,25 +191,58 @@ class ActivationStore:
                 advance(shard.n_contexts)
         return parts
 
+    @cached_property
+    def norms(self) -> Float[Tensor, "L C"]:
+        """L2 norm of every activation (float64); 0 where not valid. Takes one pass over the store, the first time."""
+        return token_norms(self.folder, fingerprint([self.manifest.key, self.manifest.shards]), self._shards)
+
+    @cached_property
+    def outliers(self) -> Outliers:
+        """The tokens after position 0 whose norm is far above all others', and how much of the variance they hold."""
+        return Outliers.of(self)
+
+    def sum_of(self, tokens: Bool[Tensor, "L C"]) -> Float[Tensor, "L d_in"]:
+        """Sum of the activations of some tokens at each position (float64); only these activations are read."""
+        total = torch.zeros(self.n_positions, self.d_in, dtype=torch.float64)
+        for shard, first in zip(self._shards, self._starts[:-1].tolist(), strict=True):
+            positions, contexts = tokens[:, first : first + shard.n_contexts].nonzero(as_tuple=True)
+            total.index_add_(0, positions, shard.rows(positions.numpy(), contexts.numpy()).double())
+        return total
+
     @property
     def count(self) -> Int[Tensor, "L"]:
         """Valid tokens at each position."""
         return self._statistics["count"]
 
     @property
+    def norm_sum(self) -> Float[Tensor, "L"]:
+        """Sum of the L2 norms of the activations at each position (float64)."""
+        return self._statistics["norm_sum"]
+
+    @property
+    def sums(self) -> Float[Tensor, "L d_in"]:
+        """Sum of the activations at each position (float64)."""
+        return self._statistics["act_sum"]
+
+    @property
+    def squares(self) -> Float[Tensor, "L"]:
+        """Sum of the squared L2 norms of the activations at each position (float64)."""
+        return self._statistics["square_sum"]
+
+    @property
     def mean_norm(self) -> Float[Tensor, "L"]:
         """Mean L2 norm of the activations at each position (float64)."""
-        return self._statistics["norm_sum"] / self.count
+        return self.norm_sum / self.count
 
     @property
     def mean(self) -> Float[Tensor, "L d_in"]:
         """Mean activation at each position (float64)."""
-        return self._statistics["act_sum"] / self.count[:, None]
+        return self.sums / self.count[:, None]
 
     @property
     def mean_square(self) -> Float[Tensor, "L"]:
         """Mean squared L2 norm of the activations at each position (float64)."""
-        return self._statistics["square_sum"] / self.count
+        return self.squares / self.count
 
     def used_positions(self, use_position_0: bool) -> Int[Tensor, "P"]:
         """The positions that training and evaluation use: those with a valid token, position 0 only if requested.

@@ -63,12 +63,13 @@ def harvest(
     several = len(hook_point) > 1
     built = build_stores_at(source, hook_point, out).values() if several else [build_stores(source, out)]
     for store in (store for stores in built for store in (stores.train, stores.held_out)):
-        norms = store.mean_norm
+        norms, outliers = store.mean_norm, store.outliers
         output.print(
             f"{store.folder}: {store.manifest.n_tokens:,} tokens; mean norm {norms[0]:.1f} at position 0, "
-            f"{norms[1:].nanmean():.1f} after it",
+            f"{norms[1:].nanmean():.1f} after it; {outliers.token_share:.1%} outlier tokens",
             markup=False,
         )
+        outliers.warn(store.folder)
 
 
 def train(

@@ -59,5 +59,6 @@ def compile_run(run: Path, out: Path, held_out: ActivationStore, n_bands: int, k
         f"{rounded.sae.mask.n_shared} features shared, {sum(sizes)} tied to {len(sizes)} bands: {sizes}",
         f"{rounded.mass_lost:.1%} of the mask's weight was cut off",
         f"FVE before {before.fve}, after {after.fve}",
+        f"without outlier tokens before {before.fve_without_outliers}, after {after.fve_without_outliers}",
         f"compiled: {out / 'sae'}",
     ]

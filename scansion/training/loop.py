@@ -125,6 +125,7 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
     names = ", ".join(session.run.name for session in sessions)
     if start:
         say(f"resuming {names} at step {start:,} of {n_steps:,}")
+    store.outliers.warn(store.folder)
     scale = stream.input_scale
     per_step = stream.tokens_per_batch * len(sessions)
     with progress(f"train {len(sessions)} SAEs", n_steps * per_step, "tokens", start * per_step) as advance:

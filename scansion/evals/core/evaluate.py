@@ -60,6 +60,10 @@ class CoreResult(EvalResult):
         sae_config: architecture, size and mask of the SAE.
         n_tokens: tokens reconstructed.
         fve: 1 - sum |x - x_hat|^2 / sum |x - mean x|^2, the mean taken per dimension over all tokens; at most 1.
+        fve_without_outliers: the same without outlier tokens, the mean taken without them too; equal to ``fve`` if there
+            are none. See :mod:`scansion.activations.outliers`.
+        outlier_token_share, outlier_variance_share: share of the tokens, and of the variance that ``fve`` is a share of,
+            that outlier tokens hold, in [0, 1].
         saebench_explained_variance: SAEBench 0.6's ``explained_variance``, for comparison with its figures and no other:
             see :func:`saebench_explained_variance`.
         normalised_mse: sum |x - x_hat|^2 / sum |x|^2, at least 0.
@@ -81,6 +85,9 @@ class CoreResult(EvalResult):
     sae_config: AnySAEConfig
     n_tokens: int
     fve: Estimate
+    fve_without_outliers: Estimate | None = None  # these three: not in results of earlier versions
+    outlier_token_share: float | None = None
+    outlier_variance_share: float | None = None
     saebench_explained_variance: float | None
     normalised_mse: float | None
     cosine: float | None
@@ -125,15 +132,17 @@ def evaluate_core(
     require_same_source(subjects, store)
     positions = store.used_positions(config.counts_position_0)
     n_contexts = min(config.n_contexts or store.n_contexts, store.n_contexts)
+    store.outliers.warn(store.folder)
     valid = store.valid[positions][:, :n_contexts]
+    ordinary = valid & ~store.outliers.mask[positions][:, :n_contexts]
     # Sums stay where the SAEs are, if that is one device.
     places = {subject.sae.W_dec.device for subject in subjects}
     device = float64_device(places.pop()) if len(places) == 1 else torch.device("cpu")
-    valid = valid.to(device)
-    tallies = [_Tally(subject.sae, valid) for subject in subjects]
+    valid, ordinary = valid.to(device), ordinary.to(device)
+    tallies = [_Tally(subject.sae, valid, ordinary) for subject in subjects]
     with progress("reconstruct held-out", n_contexts * (1 + len(subjects)), "contexts") as advance, torch.no_grad():
         parts = read_contexts(store, positions, n_contexts, config.batch_contexts, advance, device)
-        means = _Means(parts, valid, store.d_in)
+        means = _Means(parts, valid, ordinary, store.d_in)
         for part in read_contexts(store, positions, n_contexts, config.batch_contexts, device=device):
             for subject, tally in zip(subjects, tallies, strict=True):
                 tally.add(subject.sae, part, means)
@@ -174,25 +183,32 @@ def saebench_explained_variance(mean_error: float, mean_square: float, d_in: int
 
 
 class _Means:
-    """Mean activation of the evaluated tokens, overall and at each position: what variance is measured around."""
+    """Mean activation of the evaluated tokens, what variance is measured around: overall, without outliers, by position."""
 
-    def __init__(self, parts: Iterable[ContextBatch], valid: Bool[Tensor, "P C"], d_in: int) -> None:
+    def __init__(
+        self, parts: Iterable[ContextBatch], valid: Bool[Tensor, "P C"], ordinary: Bool[Tensor, "P C"], d_in: int
+    ) -> None:
         sums = torch.zeros(len(valid), d_in, dtype=torch.float64, device=valid.device)
+        outliers = torch.zeros(d_in, dtype=torch.float64, device=valid.device)
         for part in parts:
             sums += (part.batch.x.double() * part.valid[..., None]).sum(dim=1)
+            outliers += part.batch.x[part.valid & ~ordinary[:, part.contexts]].double().sum(dim=0)
         self.overall: Float[Tensor, "1 1 d_in"] = (sums.sum(dim=0) / valid.sum()).float()[None, None]
+        rest = (sums.sum(dim=0) - outliers) / ordinary.sum()
+        self.ordinary: Float[Tensor, "1 1 d_in"] = rest.float()[None, None]
         self.by_position: Float[Tensor, "P 1 d_in"] = (sums / valid.sum(dim=1, keepdim=True)).float()[:, None]
 
 
 class _Tally:
     """Running sums for one SAE; [P, C] arrays keep every token's figure so that contexts can be resampled."""
 
-    def __init__(self, sae: SAE, valid: Bool[Tensor, "P C"]) -> None:
+    def __init__(self, sae: SAE, valid: Bool[Tensor, "P C"], ordinary: Bool[Tensor, "P C"]) -> None:
         self.valid = valid
+        self.ordinary = ordinary
         device = valid.device
         self.squares = {
             name: torch.zeros(valid.shape, dtype=torch.float64, device=device)
-            for name in ("error", "variance", "variance_at_position", "norm", "cosine", "l0", "l1")
+            for name in ("error", "variance", "variance_ordinary", "variance_at_position", "norm", "cosine", "l0", "l1")
         }
         self.fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
         # In float64, exact for counts: GPUs have no product of integer matrices.
@@ -207,6 +223,7 @@ class _Tally:
         figures = {
             "error": (x - x_hat).square().sum(dim=-1),
             "variance": (x - means.overall).square().sum(dim=-1),
+            "variance_ordinary": (x - means.ordinary).square().sum(dim=-1),
             "variance_at_position": (x - means.by_position).square().sum(dim=-1),
             "norm": x.square().sum(dim=-1),
             "cosine": torch.nn.functional.cosine_similarity(x, x_hat, dim=-1),
@@ -224,13 +241,15 @@ class _Tally:
 
     def to_cpu(self) -> None:
         """Bring the sums to the CPU, all at once: reading them batch by batch would wait for the GPU each time."""
-        self.valid, self.fired, self.allowed = self.valid.cpu(), self.fired.cpu(), self.allowed.cpu()
+        self.valid, self.ordinary = self.valid.cpu(), self.ordinary.cpu()
+        self.fired, self.allowed = self.fired.cpu(), self.allowed.cpu()
         self.output_sum, self.output_square = self.output_sum.cpu(), self.output_square.cpu()
         self.squares = {name: values.cpu() for name, values in self.squares.items()}
 
-    def by_context(self, name: str) -> np.ndarray:
-        """Sum over positions, shape [C]."""
-        return self.squares[name].sum(dim=0).numpy()
+    def by_context(self, name: str, of: Bool[Tensor, "P C"] | None = None) -> np.ndarray:
+        """Sum over positions, of some of the tokens or all, shape [C]."""
+        values = self.squares[name]
+        return (values if of is None else torch.where(of, values, 0.0)).sum(dim=0).numpy()
 
     def by_position(self, name: str) -> np.ndarray:
         """Sum over contexts, shape [P]."""
@@ -255,6 +274,8 @@ def _result(
     counts = tally.valid.sum(dim=1).numpy()
     rates = tally.fired.double() / tally.allowed.clamp_min(1)
     error, variance = tally.by_context("error"), tally.by_context("variance")
+    ordinary = tally.ordinary
+    without = tally.by_context("variance_ordinary", ordinary)
     reasons = reasons_before_running(subject) + reasons_from_activity(
         int((tally.fired > 0).sum()), tally.output_variance, variance.sum() / n_tokens
     )
@@ -273,6 +294,9 @@ def _result(
         sae_config=subject.sae.config,
         n_tokens=n_tokens,
         fve=Estimate.of_ratio(variance - error, variance, config.seed),
+        fve_without_outliers=Estimate.of_ratio(without - tally.by_context("error", ordinary), without, config.seed),
+        outlier_token_share=1 - int(ordinary.sum()) / n_tokens,
+        outlier_variance_share=finite(tally.by_context("variance", tally.valid & ~ordinary).sum() / variance.sum()),
         saebench_explained_variance=saebench_explained_variance(
             float(error.sum()) / n_tokens, float(tally.by_context("norm").sum()) / n_tokens, store.d_in
         ),

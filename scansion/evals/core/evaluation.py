@@ -28,6 +28,8 @@ class Core(Evaluation[CoreConfig, CoreResult]):
     decides = True
     figures = (
         Figure("fve", "FVE", "up", headline=True, by_position=_by_position("fve")),
+        Figure("fve_without_outliers", "FVE w/o outliers", "up", headline=True, only_if=lambda _: True),
+        Figure("outlier_variance_share", "variance of outliers", only_if=lambda _: True),
         Figure("normalised_mse", "normalised MSE", "down"),
         Figure("cosine", "cosine", "up"),
         Figure("l0", "L0", headline=True, digits=1, by_position=_by_position("l0")),

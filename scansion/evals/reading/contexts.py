@@ -47,6 +47,7 @@ def read_contexts(
     batch_size: int,
     advance: Advance | None = None,
     device: torch.device | None = None,
+    counted: Bool[Tensor, "P C"] | None = None,
 ) -> Iterator[ContextBatch]:
     """The first contexts of a store, in order.
 
@@ -57,9 +58,10 @@ def read_contexts(
         batch_size: contexts per batch.
         advance: called after each batch has been used, with the number of its contexts.
         device: where the batches are wanted; default the CPU.
+        counted: the tokens that count as valid; default all that are.
     """
     device = device or torch.device("cpu")
-    valid = store.valid[positions].to(device)
+    valid = (store.valid[positions] if counted is None else counted).to(device)
     for start in range(0, n_contexts, batch_size):
         contexts = slice(start, min(start + batch_size, n_contexts))
         batch = store.contexts(contexts.start, contexts.stop).at(positions).to(device).float()

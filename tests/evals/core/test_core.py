@@ -14,6 +14,7 @@ from scansion.evals.statistics import Estimate, detectable_difference
 from scansion.masks import RandomHardMaskConfig
 from scansion.sae import ReluConfig, SAEMetadata, TopKConfig, build_sae
 from tests.conftest import WIDTH
+from tests.outliers import WORD, outlier_store
 
 D_SAE = 2 * WIDTH
 
@@ -50,6 +51,45 @@ def scaled(factor: float):
     with torch.no_grad():
         sae.W_enc *= factor
     return sae
+
+
+def test_fve_is_given_with_and_without_outlier_tokens(subject, tmp_path) -> None:
+    outlying = outlier_store(tmp_path)
+    # A dictionary of the outliers' direction and a few others: it explains outliers, and little else.
+    x = outlying.contexts(0, outlying.n_contexts).x[1:]
+    out = outlying.tokens[1:] == WORD
+    direction = torch.nn.functional.normalize(x[out].mean(dim=0), dim=0)
+    others = torch.randn(6, x.shape[2], generator=torch.Generator().manual_seed(0))
+    rows = torch.linalg.qr(torch.cat([direction[None], others]).T).Q.T.contiguous()
+    rows[0] = direction
+    sae = build_sae(ReluConfig(d_sae=7), x.shape[2], outlying.n_positions, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        sae.W_dec.copy_(rows)
+        sae.W_enc.copy_(sae.W_dec.T)
+    identity = outlying.identity
+    changes = {name: getattr(identity, name) for name in ("model", "model_revision", "hook_point", "context_length")}
+    result = core([subject(sae, **changes)], outlying)[0]
+    with torch.no_grad():
+        error = (x - sae(x, torch.arange(1, outlying.n_positions)[:, None].expand(x.shape[:2]))).double()
+    error, x = error.square().sum(dim=2), x.double()
+
+    def fve(of: torch.Tensor) -> float:
+        return 1 - float(error[of].sum() / (x[of] - x[of].mean(dim=0)).square().sum())
+
+    assert result.fve.value == pytest.approx(fve(torch.ones_like(out)), abs=1e-4) and result.fve.value > 0.98
+    assert result.fve_without_outliers.value == pytest.approx(fve(~out), abs=1e-4)
+    assert (
+        0 < result.fve_without_outliers.low < result.fve_without_outliers.value < result.fve_without_outliers.high < 0.5
+    )
+    assert result.outlier_token_share == pytest.approx(0.008, rel=1e-6)
+    assert result.outlier_variance_share == pytest.approx(outlying.outliers.variance_share, abs=1e-5)
+
+
+def test_without_outliers_both_figures_are_the_same(store, subject) -> None:
+    assert not store.outliers.mask.any()
+    result = core([subject(scaled(0.9))], store)[0]
+    assert result.fve_without_outliers == result.fve
+    assert result.outlier_token_share == result.outlier_variance_share == 0.0
 
 
 def used_activations(store) -> torch.Tensor:

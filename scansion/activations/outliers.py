@@ -1,0 +1,144 @@
+"""Outlier tokens: the few whose activations have a far larger norm than all others and may hold most of the variance.
+
+Language models give such activations to the first token of a context (the attention sink) and to some words elsewhere,
+such as line breaks ("massive activations", Sun et al. 2024, arXiv:2402.17762). An SAE that reconstructs only these tokens
+has a high FVE already. Position 0 is apart: whether it counts is a setting of its own (``use_position_0``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from torch import Tensor
+
+from scansion.errors import DamagedError
+from scansion.files import atomic_file
+from scansion.progress import progress, say
+from scansion.tensor_file import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from scansion.activations.shard import Shard
+    from scansion.activations.store import ActivationStore
+
+RATIO = 3.0
+"""A token is an outlier if its norm is above this multiple of the median norm of the tokens after position 0."""
+NORMS = "norms.safetensors"
+_NOTABLE = 0.1
+_IDS_NAMED = 3
+
+
+class TokenExclusion(BaseModel):
+    """Which tokens are left out; every other token counts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    exclude: Literal["none", "outliers"] = Field(
+        default="none",
+        exclude_if=lambda value: value == "none",  # so that runs from before this setting keep their identity
+        description="'outliers': leave out tokens after position 0 whose norm is above 3 times the median norm.",
+    )
+    exclude_tokens: tuple[int, ...] = Field(
+        default=(),
+        exclude_if=lambda value: not value,
+        description="Leave out tokens with these ids, for example those of special tokens.",
+    )
+
+    def excluded(self, store: ActivationStore) -> Bool[Tensor, "L C"] | None:
+        """The tokens of a store that are left out; None if there are none."""
+        out = store.outliers.mask if self.exclude == "outliers" else torch.zeros_like(store.valid)
+        if self.exclude_tokens:
+            out = out | (torch.isin(store.tokens, torch.tensor(self.exclude_tokens)) & store.valid)
+        return out if bool(out.any()) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Outliers:
+    """The outlier tokens of a store.
+
+    Attributes:
+        mask: True at each of them; never at position 0.
+        norm: the norm above which a token is one; infinite if the median norm is 0.
+        token_share: share of the tokens after position 0 that are outliers, in [0, 1].
+        variance_share: share of ``sum |x - mean x|^2`` over the tokens after position 0 that the outliers hold, in [0, 1].
+        ids: the token ids that most of them have, the most frequent first; at most three.
+    """
+
+    mask: Bool[Tensor, "L C"]
+    norm: float
+    token_share: float
+    variance_share: float
+    ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, store: ActivationStore) -> Outliers:
+        """Those of a store, from the norm of every token."""
+        valid, norms = store.valid.clone(), store.norms
+        valid[0] = False
+        n = int(valid.sum())
+        median = float(norms[valid].median()) if n else 0.0
+        norm = RATIO * median if median > 0 else float("inf")
+        mask = valid & (norms > norm)
+        n_out = int(mask.sum())
+        if not n_out:
+            return cls(mask, norm, 0.0, 0.0, ())
+        sums, squares, sums_out = (
+            store.sums[1:].sum(dim=0),
+            float(store.squares[1:].sum()),
+            store.sum_of(mask).sum(dim=0),
+        )
+        mean = sums / n
+        total = squares - n * float(mean.square().sum())
+        held = float(norms[mask].square().sum() - 2 * mean @ sums_out + n_out * mean.square().sum())
+        ids, counts = store.tokens[mask].unique(return_counts=True)
+        frequent = ids[counts.argsort(descending=True, stable=True)][:_IDS_NAMED]
+        share = min(max(held / total, 0.0), 1.0) if total > 0 else 0.0
+        return cls(mask, norm, n_out / n, share, tuple(frequent.tolist()))
+
+    def warn(self, folder: Path) -> None:
+        """Say in one line that the outliers hold much of the variance, if it is more than a tenth."""
+        if self.variance_share > _NOTABLE:
+            say(
+                f"{folder}: outlier tokens (norm above {RATIO:g} times the median) are {self.token_share:.1%} of the tokens "
+                f"and hold {self.variance_share:.0%} of the variance; their most frequent ids are "
+                f"{', '.join(map(str, self.ids))}. FVE is given with and without them"
+            )
+
+
+def token_norms(folder: Path, of: str, shards: Sequence[Shard]) -> Float[Tensor, "L C"]:
+    """The L2 norm of every activation (float64), 0 where not valid; computed once and then read from ``norms.safetensors``.
+
+    Args:
+        folder: the store's.
+        of: identifies the store's contents.
+        shards: all of them, in order.
+    """
+    path = folder / NORMS
+    if path.exists():
+        try:
+            return load_tensors(path, of=of)["norms"]
+        except (DamagedError, KeyError) as error:
+            say(f"{path} is read again from the activations ({error})")
+    norms = torch.cat(list(_norms(shards)), dim=1)
+    with (
+        suppress(OSError, SafetensorError),
+        atomic_file(path) as temporary,
+    ):  # a store that is not writable can still be read
+        save_tensors(temporary, {"norms": norms}, of)
+    return norms
+
+
+def _norms(shards: Sequence[Shard]) -> Iterable[Tensor]:
+    with progress("norms of tokens", sum(shard.n_contexts for shard in shards), "contexts") as advance:
+        for shard in shards:
+            acts = shard.contexts(0, shard.n_contexts)
+            # One position at a time, so that the float64 copy stays small.
+            yield torch.stack([torch.linalg.vector_norm(at.double(), dim=1) for at in acts])
+            advance(shard.n_contexts)
