@@ -14,6 +14,8 @@ from scansion.evals.statistics import Estimate
 from scansion.files import fingerprint
 from scansion.lm import ModelId
 
+# Not known of an SAE of another library, which the tables say.
+_MAY_BE_UNKNOWN = ("contexts", "tokens")
 # Runs that differ in one of these answer different questions.
 MUST_AGREE = ("model", "model_revision", "hook_point", "contexts", "context_length", "use_position_0", "tokens")
 
@@ -91,7 +93,9 @@ def not_comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[s
     problems = [
         f"{name} is {ours.get(name)!r}, not {theirs.get(name)!r}"
         for name in MUST_AGREE
-        if ours.get(name) != theirs.get(name) and not (same_model and name in ("model", "model_revision"))
+        if ours.get(name) != theirs.get(name)
+        and not (same_model and name in ("model", "model_revision"))
+        and not (name in _MAY_BE_UNKNOWN and not (ours.get(name) and theirs.get(name)))
     ]
     measured, other = ours.get("evaluated_on", {}), theirs.get("evaluated_on", {})
     different = [name for name in sorted(measured.keys() & other.keys()) if measured[name] != other[name]]

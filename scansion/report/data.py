@@ -123,7 +123,7 @@ def runs_data(results: Sequence[RunResults], folders: Mapping[str, Path], held_o
     arms: list[ReportArm] = []
     for one in results:
         metadata = one.core.sae_metadata
-        seed, folder = metadata.seed, folders[one.name]
+        seed, folder = metadata.seed or 0, folders[one.name]
         settings = {"sae": one.core.sae_config.model_dump(mode="json"), "training": metadata.training}
         info = summarise_seeds({seed: one}, {seed: folder}, {}, [seed], settings)
         arms.append(ReportArm(one.name, info, {seed: folder}, {seed: one}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from scansion.lm.identity import ModelId
 
@@ -19,9 +19,11 @@ class SAEMetadata(BaseModel):
         context_length: tokens in a context.
         use_position_0: whether position 0 took part in training.
         input_scale: factor applied to the input during training; already folded into the weights.
-        steps, tokens: training taken so far; 0 means that nothing was learnt.
-        seed: of the initial weights and the order of the data.
-        training: the training config.
+        steps, tokens: training taken so far; 0 means that nothing was learnt, None that it is not known.
+        seed: of the initial weights and the order of the data; None if it is not known.
+        training: the training config; empty if it is not known.
+        imported: of an SAE of another library, that library and where it was read from; else None. The text and the store
+            of its training are not known: ``contexts`` and ``store_key`` are empty.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,10 +36,11 @@ class SAEMetadata(BaseModel):
     context_length: int
     use_position_0: bool
     input_scale: float
-    steps: int
-    tokens: int
-    seed: int
+    steps: int | None
+    tokens: int | None
+    seed: int | None
     training: dict[str, Any]
+    imported: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def model_id(self) -> ModelId:

@@ -55,7 +55,7 @@ def rebuild_start(subject: LoadedSAE, store: ActivationStore) -> SAE | str:
     towards their own start than chance allows.
     """
     sae, metadata = subject.sae, subject.metadata
-    if not metadata.training:
+    if not metadata.training or metadata.seed is None:
         return "how it was trained is not known"
     if sae.config.mask.usage_source is not None:
         return "it was started from another trained SAE"

@@ -72,16 +72,27 @@ def measured_on(core: CoreResult) -> str:
     """What the SAE was trained and measured on, in a sentence."""
     metadata = core.sae_metadata
     where = "all positions" if 0 in core.positions else "position 0 left out"
+    trained = "" if metadata.tokens is None else f"trained on {metadata.tokens:,} tokens and "
     return (
-        f"{metadata.model}, {metadata.hook_point}, contexts of {metadata.context_length} tokens. Each SAE was trained on "
-        f"{metadata.tokens:,} tokens and measured on {core.n_tokens:,} tokens of held-out documents, {where}."
+        f"{metadata.model}, {metadata.hook_point}, contexts of {metadata.context_length} tokens. Each SAE was {trained}"
+        f"measured on {core.n_tokens:,} tokens of held-out documents, {where}."
     )
+
+
+def _imported(runs: Sequence[RunResults]) -> list[str]:
+    """A sentence on SAEs of other libraries, if there are any."""
+    found = {run.name: run.core.sae_metadata.imported for run in runs if run.core.sae_metadata.imported is not None}
+    return [
+        f"{name} was imported from {origin}: on which text and how long it was trained is not known."
+        for name, origin in found.items()
+    ]
 
 
 def _notes(runs: Sequence[RunResults], probed: Sequence[SparseProbingResult]) -> list[str]:
     if not runs:
         return [NOTHING]
-    notes = [measured_on(runs[0].core), ONE_SAE_NOTE]
+    of_known_training = [run for run in runs if run.core.sae_metadata.tokens is not None]
+    notes = [measured_on((of_known_training or runs)[0].core), *_imported(runs), ONE_SAE_NOTE]
     if probed:
         bag = figure_text(probed[0].bag_test_accuracy, figure("bag_of_words_test_accuracy"))
         failed = [one.name for one in probed[0].datasets if not one.qualified]

@@ -1,0 +1,63 @@
+"""``scansion import | export``: SAEs of other libraries, in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from scansion.activations import ActivationStore
+from scansion.cli.app import output
+from scansion.errors import ConfigError
+from scansion.interop import write_saelens
+from scansion.pipeline.importing import import_sae
+from scansion.sae import load_sae
+
+
+def import_run(source: Path, *, store: Path, out: Path) -> None:
+    """Make an SAE of another library a run that can be evaluated and compared.
+
+    Reads folders of SAELens, sparsify (eai-sparsify), dictionary_learning and Gemma Scope, and .pt files of OpenAI (ReLU).
+    None of these libraries needs to be installed, and no code in the files is run. An SAE that would compute something
+    else here is refused.
+
+    Example: scansion import gemma-scope/layer_12/width_16k/average_l0_71 --store stores/gemma/held_out --out runs/scope
+
+    Parameters
+    ----------
+    source
+        The folder or file.
+    store
+        A store of the activations that the SAE is for. Model, hook point and context length are taken from it.
+    out
+        The new run's folder, for `scansion eval` and `scansion report`.
+    """
+    foreign = import_sae(source, ActivationStore(store), out)
+    sae = foreign.config
+    output.print(f"imported from {foreign.library}: {sae.architecture}, {sae.d_sae} features, in {out}", markup=False)
+
+
+def export_run(run: Path, *, out: Path, to: Literal["saelens"] = "saelens", drop_mask: bool = False) -> None:
+    """Write a run's SAE for another library.
+
+    sae_lens.SAE.load_from_disk(OUT) opens the folder. BatchTopK, Matryoshka and temporal SAEs are written as jumprelu,
+    which computes what they do when in use.
+
+    Example: scansion export runs/plain --out exported
+
+    Parameters
+    ----------
+    run
+        Folder of a trained run.
+    out
+        Folder to write; it must be new.
+    to
+        The library.
+    drop_mask
+        Write an SAE with a positional mask with every feature open at every position. The library gives an SAE no positions, so
+        a mask cannot go along.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} is there already; choose another folder")
+    sae, metadata = load_sae(run / "sae")
+    write_saelens(sae, metadata, out, drop_mask)
+    output.print(f"written for {to}: {out}", markup=False)

@@ -1,0 +1,201 @@
+"""SAELens 6: a folder with ``cfg.json`` and ``sae_weights.safetensors``. Older folders without ``metadata`` are read too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scansion.errors import ConfigError, ModelError
+from scansion.files import atomic_folder
+from scansion.interop.weights import (
+    ForeignSAE,
+    log_of_threshold,
+    read_safetensors,
+    read_settings,
+    standard_weights,
+    take,
+)
+from scansion.lm import HookPoint
+from scansion.records import write_json
+from scansion.sae import (
+    SAE,
+    WEIGHTS,
+    BatchTopKSAE,
+    GatedConfig,
+    GatedSAE,
+    JumpReluConfig,
+    JumpReluSAE,
+    MatryoshkaSAE,
+    ReluConfig,
+    ReluSAE,
+    SAEConfig,
+    SAEMetadata,
+    TemporalSAE,
+    TopKConfig,
+    TopKSAE,
+)
+
+NAME = "SAELens"
+# Their readers take an absent or lower version for the old layout, and then drop what the metadata say.
+_VERSION = "6.0.0"
+_ARCHITECTURES: dict[type[SAE], str] = {
+    ReluSAE: "standard",
+    TopKSAE: "topk",
+    JumpReluSAE: "jumprelu",
+    BatchTopKSAE: "jumprelu",
+    MatryoshkaSAE: "jumprelu",
+    TemporalSAE: "jumprelu",
+    GatedSAE: "gated",
+}
+_STANDARD = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+def fits(path: Path) -> bool:
+    """Whether a folder is of this library."""
+    return (
+        (path / "cfg.json").is_file()
+        and (path / WEIGHTS).is_file()
+        and "architecture" in read_settings(path / "cfg.json")
+    )
+
+
+def read(path: Path) -> ForeignSAE:
+    """Read a folder.
+
+    Raises:
+        ConfigError: an architecture or a setting that our SAEs do not have.
+        DamagedError: the weights cannot be read.
+    """
+    cfg = read_settings(path / "cfg.json")
+    _refuse_settings(cfg, path)
+    tensors = read_safetensors(path / WEIGHTS)
+    config, weights = _converted(cfg, tensors, path)
+    about = cast("dict[str, Any]", cfg.get("metadata") or cfg)
+    return ForeignSAE(NAME, config, weights, about.get("model_name"), about.get("hook_name"), about.get("context_size"))
+
+
+def _refuse_settings(cfg: dict[str, Any], path: Path) -> None:
+    """Raise :class:`ConfigError` for settings that change what the SAE computes and that ours do not have."""
+    plain = {
+        "normalize_activations": ("none", None, False),
+        "reshape_activations": ("none", None),
+        "finetuning_scaling_factor": (False, None),
+        "use_error_term": (False, None),
+    }
+    for name, values in plain.items():
+        if cfg.get(name) not in values:
+            raise ConfigError(
+                f"{path}: {name} is {cfg[name]!r}, which Scansion's SAEs do not have: it would change what they compute"
+            )
+
+
+def _converted(cfg: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> tuple[SAEConfig, dict[str, Tensor]]:
+    architecture = str(cfg["architecture"])
+    if architecture == "standard" and cfg.get("activation_fn_str", cfg.get("activation_fn")) == "topk":  # before 6
+        architecture = "topk"
+    subtracts = bool(cfg.get("apply_b_dec_to_input", True))
+    file = path / WEIGHTS
+    if architecture == "gated":
+        W_enc, b_gate, r_mag, b_mag, W_dec, b_dec = take(
+            tensors, ("W_enc", "b_gate", "r_mag", "b_mag", "W_dec", "b_dec"), file
+        )
+        weights = standard_weights(W_enc, b_gate, W_dec, b_dec, subtracts_bias=True)
+        weights |= {"r_mag": r_mag.float(), "b_mag": b_mag.float()}
+        if not subtracts:
+            # Both paths read the input itself: each bias makes up for what ours subtracts.
+            missing = weights["b_dec"] @ weights["W_enc"]
+            weights["b_enc"] = weights["b_enc"] + missing
+            weights["b_mag"] = weights["b_mag"] + missing * weights["r_mag"].exp()
+        return GatedConfig(d_sae=W_enc.shape[1]), weights
+    extra = ("threshold",) if architecture == "jumprelu" else ()
+    if architecture not in ("standard", "topk", "jumprelu"):
+        raise ConfigError(
+            f"{path} is a {NAME} SAE of the architecture {architecture!r}; Scansion reads standard, topk, jumprelu (which "
+            "BatchTopK SAEs are saved as) and gated"
+        )
+    W_enc, b_enc, W_dec, b_dec, *rest = take(tensors, (*_STANDARD, *extra), file)
+    d_sae = W_enc.shape[1]
+    if architecture == "topk" and cfg.get("rescale_acts_by_decoder_norm"):
+        norm = W_dec.float().norm(dim=1)
+        bias = b_enc if subtracts else b_enc.float() + b_dec.float() @ W_enc.float()
+        W_enc, b_enc, W_dec, subtracts = W_enc.float() * norm, bias * norm, W_dec.float() / norm[:, None], True
+    weights = standard_weights(W_enc, b_enc, W_dec, b_dec, subtracts_bias=subtracts)
+    if architecture == "standard":
+        return ReluConfig(d_sae=d_sae), weights
+    if architecture == "topk":
+        k = cfg.get("k", (cfg.get("activation_fn_kwargs") or {}).get("k"))
+        if not isinstance(k, int):
+            raise ConfigError(f"{path / 'cfg.json'} does not say k")
+        return TopKConfig(d_sae=d_sae, k=k), weights
+    return JumpReluConfig(d_sae=d_sae), weights | {"log_threshold": log_of_threshold(rest[0], d_sae)}
+
+
+def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path, drop_mask: bool = False) -> None:
+    """Write a folder that ``sae_lens.SAE.load_from_disk`` opens.
+
+    BatchTopK, Matryoshka and T-SAE become ``jumprelu`` with their one threshold, which is what they compute when in use.
+
+    Args:
+        sae: takes unscaled activations.
+        metadata: where it comes from.
+        folder: is replaced.
+        drop_mask: write an SAE with a mask as if it had none: every feature may fire at every position.
+
+    Raises:
+        ConfigError: the SAE has a mask, or an architecture without a counterpart there.
+
+    Example:
+        >>> write_saelens(*load_sae(Path("runs/plain/sae")), Path("exported"))
+    """
+    if not sae.treats_positions_alike and not (drop_mask and sae.b_dec.ndim == 1):
+        raise ConfigError(
+            f"this SAE has a mask ({sae.config.mask.family}), and {NAME} gives an SAE no positions: it would compute "
+            "something else there. --drop-mask writes it with every feature open at every position"
+        )
+    tensors = {name: getattr(sae, name).detach().float().cpu().contiguous() for name in _STANDARD}
+    cfg: dict[str, Any] = {
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+    }
+    architecture = _ARCHITECTURES.get(type(sae))  # a class derived from one of these computes something else
+    if architecture is None:
+        raise ConfigError(f"{NAME} has no architecture that computes what {sae.config.architecture} computes")
+    cfg["architecture"] = architecture
+    if isinstance(sae, TopKSAE):
+        cfg |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": False}
+    elif isinstance(sae, GatedSAE):
+        tensors["b_gate"] = tensors.pop("b_enc")
+        tensors |= {name: getattr(sae, name).detach().float().cpu() for name in ("r_mag", "b_mag")}
+    elif architecture == "jumprelu":
+        threshold: Tensor = getattr(sae, "threshold")  # noqa: B009 - of several classes
+        tensors["threshold"] = threshold.detach().float().cpu().clamp_min(0.0).expand(sae.d_sae).contiguous()
+    cfg["metadata"] = _metadata(metadata)
+    if not sae.treats_positions_alike:
+        cfg["metadata"]["scansion_mask_dropped"] = sae.config.mask.family
+    with atomic_folder(folder) as temporary:
+        save_file(tensors, temporary / WEIGHTS)
+        write_json(temporary / "cfg.json", cfg, sealed=False)
+
+
+def _metadata(metadata: SAEMetadata) -> dict[str, Any]:
+    try:
+        hook_name = HookPoint.parse(metadata.hook_point).transformer_lens_name
+    except ModelError:  # planted activations belong to no layer
+        hook_name = metadata.hook_point
+    return {
+        "sae_lens_version": _VERSION,
+        "model_name": metadata.model,
+        "hook_name": hook_name,
+        "hook_head_index": None,
+        "prepend_bos": True,
+        "context_size": metadata.context_length,
+        "seqpos_slice": [None] if metadata.use_position_0 else [1, None],
+    }

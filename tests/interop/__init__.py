@@ -1,0 +1,1 @@
+"""SAEs of other libraries: read right, written right, refused by name."""

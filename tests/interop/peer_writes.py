@@ -1,0 +1,106 @@
+"""The other libraries' side: ``python tests/interop/peer_writes.py FOLDER [EXPORTED]``, in an environment that has them.
+
+Writes SAEs by each library's own code, each with what it encodes and decodes some tokens to. With EXPORTED, a folder of
+SAEs that Scansion wrote for SAELens beside the same of ours, it also writes what SAELens makes of those.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from dictionary_learning.dictionary import AutoEncoder, AutoEncoderNew, GatedAutoEncoder, JumpReluAutoEncoder
+from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from sae_lens import SAE
+from sae_lens.saes.gated_sae import GatedSAE, GatedSAEConfig
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from safetensors.torch import load_file, save_file
+from sparsify import SparseCoder, SparseCoderConfig
+
+D_IN, D_SAE, K = 24, 64, 5
+
+
+def main() -> None:
+    """Write everything."""
+    out = Path(sys.argv[1])
+    torch.manual_seed(0)
+    x = torch.randn(200, D_IN) * 7 + 1
+    for subtracts in (True, False):
+        for name, kind, config, more in (
+            ("standard", StandardSAE, StandardSAEConfig, {}),
+            ("topk", TopKSAE, TopKSAEConfig, {"k": K}),
+            ("topk_rescaled", TopKSAE, TopKSAEConfig, {"k": K, "rescale_acts_by_decoder_norm": True}),
+            ("jumprelu", JumpReLUSAE, JumpReLUSAEConfig, {}),
+            ("gated", GatedSAE, GatedSAEConfig, {}),
+        ):
+            sae = kind(config(d_in=D_IN, d_sae=D_SAE, apply_b_dec_to_input=subtracts, device="cpu", **more))
+            sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name = "blocks.1.hook_resid_post", "llama"
+            _randomise(sae, keep=())
+            folder = out / f"saelens_{name}{'' if subtracts else '_whole_input'}"
+            sae.save_model(folder)
+            _reference(folder, x, sae.encode(x), lambda acts, sae=sae: sae.decode(acts))
+    peers = {
+        "AutoEncoder": AutoEncoder(D_IN, D_SAE),
+        "AutoEncoderNew": AutoEncoderNew(D_IN, D_SAE),
+        "GatedAutoEncoder": GatedAutoEncoder(D_IN, D_SAE),
+        "JumpReluAutoEncoder": JumpReluAutoEncoder(D_IN, D_SAE),
+        "AutoEncoderTopK": AutoEncoderTopK(D_IN, D_SAE, K),
+        "BatchTopKSAE": BatchTopKSAE(D_IN, D_SAE, K),
+        "MatryoshkaBatchTopKSAE": MatryoshkaBatchTopKSAE(D_IN, D_SAE, K, [16, 48]),
+    }
+    for name, ae in peers.items():
+        _randomise(ae, keep=("k", "group_sizes"))
+        folder = out / f"dictionary_learning_{name}"
+        folder.mkdir(parents=True)
+        torch.save(ae.state_dict(), folder / "ae.pt")
+        trainer = {"dict_class": name, "lm_name": "llama", "layer": 1, "submodule_name": "resid_post_layer_1"}
+        (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 8}}))
+        # As it is after loading: some loaders change the weights.
+        loaded = type(ae).from_pretrained(folder / "ae.pt")
+        _reference(folder, x, loaded.encode(x), lambda acts, loaded=loaded: loaded.decode(acts))
+    coder = SparseCoder(D_IN, SparseCoderConfig(num_latents=D_SAE, k=K))
+    _randomise(coder, keep=())
+    folder = out / "layers.1"
+    coder.save_to_disk(folder)
+    found = coder.encode(x)
+    acts = torch.zeros(len(x), D_SAE).scatter(1, found.top_indices, found.top_acts)
+    _reference(folder, x, acts, lambda acts: acts @ coder.W_dec + coder.b_dec)
+    if len(sys.argv) > 2:
+        _read_ours(Path(sys.argv[2]))
+
+
+def _randomise(module: torch.nn.Module, keep: tuple[str, ...]) -> None:
+    """Weights such that a part of the features is active, and every convention that differs makes a difference."""
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if name in keep:
+                continue
+            if "threshold" in name:
+                tensor.copy_(torch.rand_like(tensor) * 3 + 1)
+            else:
+                tensor.copy_(torch.randn_like(tensor) * (0.5 if tensor.ndim == 1 else 0.3))
+
+
+def _reference(folder: Path, x: torch.Tensor, acts: torch.Tensor, decode) -> None:
+    with torch.no_grad():
+        values = {"x": x, "acts": acts.detach(), "decoded": decode(acts.detach()).detach()}
+        save_file({name: value.contiguous() for name, value in values.items()}, f"{folder}.reference.safetensors")
+
+
+def _read_ours(exported: Path) -> None:
+    for folder in sorted(path for path in exported.iterdir() if (path / "cfg.json").is_file()):
+        x = load_file(f"{folder}.ours.safetensors")["x"]
+        sae = SAE.load_from_disk(folder)
+        with torch.no_grad():
+            acts = sae.encode(x)
+            save_file({"acts": acts, "decoded": sae.decode(acts)}, f"{folder}.theirs.safetensors")
+
+
+if __name__ == "__main__":
+    main()

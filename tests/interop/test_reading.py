@@ -1,0 +1,259 @@
+"""Files written by hand, as each library lays them out, against its formula; what ours cannot compute is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scansion.errors import ConfigError, DamagedError, ScansionError
+from scansion.interop import read_foreign, write_saelens
+from scansion.masks import BandMaskConfig, RandomHardMaskConfig
+from scansion.sae import JumpReluConfig, ReluConfig, SwitchConfig, TopKConfig, load_sae
+from tests.conftest import random_contexts
+from tests.interop.made import metadata, sae_of
+
+D_IN, D_SAE = 24, 40
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))) * 0.4
+
+
+X = drawn(50, D_IN, seed=9) * 10
+W_ENC, B_ENC, W_DEC, B_DEC = drawn(D_IN, D_SAE), drawn(D_SAE), drawn(D_SAE, D_IN), drawn(D_IN)
+THRESHOLD = drawn(D_SAE, seed=5).abs()
+
+
+def saelens(folder: Path, cfg: dict[str, Any], **tensors: torch.Tensor) -> Path:
+    folder.mkdir()
+    plain = {"d_in": D_IN, "d_sae": D_SAE, "apply_b_dec_to_input": True, "normalize_activations": "none"}
+    (folder / "cfg.json").write_text(json.dumps({**plain, **cfg}))
+    weights = {"W_enc": W_ENC, "b_enc": B_ENC, "W_dec": W_DEC, "b_dec": B_DEC, **tensors}
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "sae_weights.safetensors")
+    return folder
+
+
+def agrees(path: Path, acts: torch.Tensor) -> None:
+    """What is read encodes as given, and decodes with the plain decoder."""
+    sae = read_foreign(path).build(8)
+    with torch.no_grad():
+        torch.testing.assert_close(sae.encode(X), acts, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(sae.decode(acts), acts @ W_DEC + B_DEC, rtol=1e-5, atol=1e-4)
+
+
+def test_a_saelens_folder_of_before_version_6(tmp_path: Path) -> None:
+    cfg = {
+        "architecture": "standard", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}, "context_size": 64,
+        "model_name": "gpt2-small", "hook_name": "blocks.8.hook_resid_pre", "finetuning_scaling_factor": False,
+    }  # fmt: skip
+    path = saelens(tmp_path / "old", cfg)
+    pre = ((X - B_DEC) @ W_ENC + B_ENC).relu()
+    top = pre.topk(3, dim=1)
+    agrees(path, torch.zeros_like(pre).scatter(1, top.indices, top.values))
+    foreign = read_foreign(path)
+    assert (foreign.model, foreign.hook_point, foreign.context_length) == ("gpt2-small", "blocks.8.hook_resid_pre", 64)
+
+
+@pytest.mark.parametrize("file", ["params.npz", "params.safetensors"])
+def test_gemma_scope(file: str, tmp_path: Path) -> None:
+    tensors = {"W_enc": W_ENC, "b_enc": B_ENC, "W_dec": W_DEC, "b_dec": B_DEC, "threshold": THRESHOLD}
+    if file.endswith("npz"):
+        np.savez(tmp_path / file, **{name: tensor.numpy() for name, tensor in tensors.items()})
+    else:
+        save_file({name.replace("W_", "w_"): tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / file)
+    pre = X @ W_ENC + B_ENC
+    agrees(tmp_path / file, pre.relu() * (pre > THRESHOLD))
+    agrees(tmp_path, pre.relu() * (pre > THRESHOLD))
+
+
+def test_a_threshold_of_zero_or_below_lets_everything_positive_pass(tmp_path: Path) -> None:
+    path = saelens(tmp_path / "j", {"architecture": "jumprelu"}, threshold=-THRESHOLD)
+    agrees(path, ((X - B_DEC) @ W_ENC + B_ENC).relu())
+
+
+def test_openai(tmp_path: Path) -> None:
+    state = {"encoder.weight": W_ENC.T, "latent_bias": B_ENC, "decoder.weight": W_DEC.T, "pre_bias": B_DEC}
+    torch.save({**state, "activation": "ReLU", "stats_last_nonzero": torch.zeros(D_SAE)}, tmp_path / "5.pt")
+    agrees(tmp_path / "5.pt", ((X - B_DEC) @ W_ENC + B_ENC).relu())
+    torch.save({**state, "activation": "TopK", "activation_state_dict": {"k": 3}}, tmp_path / "top.pt")
+    with pytest.raises(ConfigError, match="'TopK', which reads each token after a LayerNorm"):
+        read_foreign(tmp_path / "top.pt")
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "layer norm": (
+        {"architecture": "standard", "normalize_activations": "layer_norm"},
+        "normalize_activations is 'layer_norm'",
+    ),
+    "scaled input": (
+        {"architecture": "standard", "normalize_activations": "expected_average_only_in"},
+        "expected_average",
+    ),
+    "heads": ({"architecture": "standard", "reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
+    "transcoder": ({"architecture": "transcoder"}, "architecture 'transcoder'; Scansion reads standard, topk"),
+    "their temporal": ({"architecture": "temporal"}, "architecture 'temporal'"),
+    "no k": ({"architecture": "topk"}, "does not say k"),
+    "no threshold": ({"architecture": "jumprelu"}, "threshold missing"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_ours_cannot_compute_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    cfg, message = REFUSED[case]
+    with pytest.raises(ConfigError, match=message):
+        read_foreign(saelens(tmp_path / "sae", cfg))
+
+
+def test_an_unknown_tensor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="scaling_factor unknown"):
+        read_foreign(saelens(tmp_path / "sae", {"architecture": "standard"}, scaling_factor=torch.ones(D_SAE)))
+
+
+@pytest.mark.parametrize("name", ["transcode", "skip_connection", "activation"])
+def test_other_sparsify_coders_are_refused(name: str, tmp_path: Path) -> None:
+    settings = {"k": 3, "activation": "topk"} | {name: "groupmax" if name == "activation" else True}
+    (tmp_path / "cfg.json").write_text(json.dumps(settings))
+    save_file({"b_dec": B_DEC}, tmp_path / "sae.safetensors")
+    with pytest.raises(ConfigError, match=rf"{name} is "):
+        read_foreign(tmp_path)
+
+
+def spoil(file: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (spoil("sae_weights.safetensors", b"x" * 100), DamagedError),
+        (spoil("cfg.json", b"\xff"), ConfigError),
+        (spoil("cfg.json", b"[]"), ConfigError),
+    ],
+)
+def test_damaged_files_are_named(damage: Callable[[Path], None], error: type[ScansionError], tmp_path: Path) -> None:
+    path = saelens(tmp_path / "sae", {"architecture": "standard"})
+    damage(path)
+    with pytest.raises(error, match=r"cfg\.json|sae_weights"):
+        read_foreign(path)
+
+
+def test_no_code_in_a_file_is_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"encoder.weight": Bomb()}, tmp_path / "bomb.pt")
+    with pytest.raises(DamagedError, match="holds more than tensors"):
+        read_foreign(tmp_path / "bomb.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_anything_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "readme.md").write_text("x")
+    with pytest.raises(ConfigError, match=r"it holds readme\.md"):
+        read_foreign(tmp_path)
+    with pytest.raises(ConfigError, match="there is nothing at"):
+        read_foreign(tmp_path / "nowhere")
+
+
+def test_what_is_written_for_saelens_is_read_back(tmp_path: Path) -> None:
+    sae = sae_of(JumpReluConfig(d_sae=D_SAE))
+    write_saelens(sae, metadata(), tmp_path / "out")
+    again = read_foreign(tmp_path / "out").build(8)
+    with torch.no_grad():
+        assert torch.equal(again.encode(X), sae.encode(X))
+    cfg = json.loads((tmp_path / "out" / "cfg.json").read_text())
+    about = cfg["metadata"]
+    assert (about["hook_name"], about["model_name"], about["seqpos_slice"]) == (
+        "blocks.1.hook_resid_post",
+        "llama",
+        [1, None],
+    )
+
+
+def test_a_mask_is_written_only_if_it_is_dropped_by_name(tmp_path: Path) -> None:
+    sae = sae_of(TopKConfig(d_sae=D_SAE, k=5, mask=RandomHardMaskConfig()))
+    with pytest.raises(ConfigError, match=r"has a mask \(random_hard\).*--drop-mask"):
+        write_saelens(sae, metadata(), tmp_path / "out")
+    write_saelens(sae, metadata(), tmp_path / "out", drop_mask=True)
+    assert json.loads((tmp_path / "out" / "cfg.json").read_text())["metadata"]["scansion_mask_dropped"] == "random_hard"
+    with torch.no_grad():
+        assert torch.equal(read_foreign(tmp_path / "out").build(8).encode(X), sae.lifted().encode(X))
+
+
+def test_what_saelens_cannot_compute_is_refused(tmp_path: Path) -> None:
+    biased = sae_of(TopKConfig(d_sae=D_SAE, k=5, mask=BandMaskConfig(count=4, own_bias=True)))
+    for sae, message in ((sae_of(SwitchConfig(d_sae=D_SAE, k=5)), "switch"), (biased, "has a mask")):
+        with pytest.raises(ConfigError, match=message):
+            write_saelens(sae, metadata(), tmp_path / "out", drop_mask=True)
+
+
+def ok(result: tuple[int, str, str]) -> str:
+    """What a command printed, on both streams; it must have ended well."""
+    status, out, err = result
+    assert status == 0, err
+    return " ".join((out + err).split())
+
+
+def train(run, store: Path, out: Path, architecture: str) -> None:
+    ok(
+        run(
+            "train", store, "--out", out, "--tokens", 600, "--batch-tokens", 70, "--d-sae", 32,
+            "--architecture", architecture, "--k", 4, "--device", "cpu",
+        )
+    )  # fmt: skip
+
+
+def test_an_import_is_evaluated_and_compared_beside_ours(tmp_path: Path, make_store, run) -> None:
+    store = make_store(random_contexts(60))
+    sae = sae_of(ReluConfig(d_sae=20), d_in=16)
+    write_saelens(sae, metadata(), tmp_path / "export")
+    said = ok(run("import", tmp_path / "export", "--store", store.folder, "--out", tmp_path / "imported"))
+    assert "imported from SAELens: relu, 20 features" in said
+    imported, about = load_sae(tmp_path / "imported" / "sae")
+    assert about.imported is not None and about.imported.startswith("SAELens (") and about.tokens is None
+    x, positions = store.contexts(0, 4).x.float(), torch.arange(8)[:, None]
+    with torch.no_grad():
+        torch.testing.assert_close(imported.encode(x, positions), sae.encode(x, positions))
+    train(run, store.folder, tmp_path / "ours", "topk")
+    said = ok(
+        run(
+            "eval", tmp_path / "imported", tmp_path / "ours", "--held-out", store.folder, "--evaluations", "core",
+            "--settings", "core: {loss_contexts: 0}", "--device", "cpu",
+        )
+    )  # fmt: skip
+    assert "not comparable" not in said and "imported was imported from SAELens" in said
+    assert "trained on 630 tokens" in said
+
+
+def test_an_import_that_does_not_fit_leaves_nothing_behind(tmp_path: Path, make_store, run) -> None:
+    store = make_store(random_contexts(10))
+    saelens(tmp_path / "wide", {"architecture": "standard"})
+    other = metadata().model_copy(update={"hook_point": "resid_post.2"})
+    write_saelens(sae_of(ReluConfig(d_sae=20), d_in=16), other, tmp_path / "layer")
+    for source, message in (
+        ("wide", "reads activations of width 24"),
+        ("layer", "is for resid_post.2, and"),
+        ("nowhere", "there is nothing at"),
+    ):
+        status, _, err = run("import", tmp_path / source, "--store", store.folder, "--out", tmp_path / "new")
+        assert status == 2 and message in " ".join(err.split())
+        assert not (tmp_path / "new").exists()
+    status, _, err = run("import", tmp_path / "wide", "--store", store.folder, "--out", tmp_path / "layer")
+    assert status == 2 and "is there already" in err
+
+
+def test_the_export_command(tmp_path: Path, make_store, run) -> None:
+    store = make_store(random_contexts(60))
+    train(run, store.folder, tmp_path / "ours", "batch_topk")
+    ok(run("export", tmp_path / "ours", "--out", tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "cfg.json").read_text())["architecture"] == "jumprelu"
+    threshold = load_file(tmp_path / "out" / "sae_weights.safetensors")["threshold"]
+    assert threshold.shape == (32,) and float(threshold.min()) == float(threshold.max())
