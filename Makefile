@@ -1,4 +1,5 @@
 # make demo: from nothing to a scored SAE on a real language model.   make test: the tests.   make check: what CI runs.
+# make test-interop: SAEs exchanged with the other libraries themselves, in the environment that the benchmarks use.
 # make bench: speed beside other libraries' and the machine's own limit; its parts are bench-training, bench-large,
 #   bench-wide, bench-harvest, bench-study, bench-growth, bench-profile and bench-quality, and bench-page writes what they found
 #   into the docs.
@@ -16,7 +17,7 @@ BENCH := $(BENCH_VENV)/bin/python -m
 MEASURED := benchmarks/results
 BENCH_PARTS := bench-training bench-large bench-wide bench-harvest bench-study bench-growth bench-profile bench-quality
 
-.PHONY: demo test check lint types layers bench bench-gpu $(BENCH_PARTS) bench-page clean
+.PHONY: demo test test-interop check lint types layers bench bench-gpu $(BENCH_PARTS) bench-page clean
 
 demo: $(READY)
 	$(BIN)/scansion demo
@@ -24,6 +25,9 @@ demo: $(READY)
 test: $(DEV_READY)
 	$(BIN)/scansion assets fetch
 	$(BIN)/python -m pytest
+
+test-interop: $(DEV_READY) $(BENCH_READY)
+	SCANSION_PEERS=$(BENCH_VENV)/bin/python $(BIN)/python -m pytest tests/interop
 
 check: lint types layers test
 

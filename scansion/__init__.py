@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from scansion.evals.core.evaluate import evaluate_core as evaluate_core
     from scansion.evals.probing.evaluate import SparseProbingConfig as SparseProbingConfig
     from scansion.evals.probing.evaluate import evaluate_sparse_probing as evaluate_sparse_probing
+    from scansion.interop import ForeignSAE as ForeignSAE
+    from scansion.interop import read_foreign as read_foreign
+    from scansion.interop import write_saelens as write_saelens
     from scansion.lm import HookPoint as HookPoint
     from scansion.lm import activations_at as activations_at
     from scansion.lm import load_language_model as load_language_model
@@ -70,6 +73,7 @@ _HOMES = {
     "evals.core.evaluate": "CoreConfig evaluate_core",
     "evals.base": "LoadedSAE",
     "evals.probing.evaluate": "SparseProbingConfig evaluate_sparse_probing",
+    "interop": "ForeignSAE read_foreign write_saelens",
     "lm": "HookPoint activations_at load_language_model",
     "masks": "AdaptiveMaskConfig BandMaskConfig HardMask ImportanceMaskConfig LearntConfig LearntMask MaskConfig NoMaskConfig "
     "PositionalMask RandomHardMaskConfig SoftMaskConfig UsageBandMaskConfig build_mask register_mask",

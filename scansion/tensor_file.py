@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from scansion.errors import DamagedError
@@ -25,6 +24,9 @@ _NAMES = {
     torch.int32: "I32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
     torch.bool: "BOOL",
 }
 TYPES = {name: dtype for dtype, name in _NAMES.items()}
@@ -40,7 +42,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], of: str = "") -> str
         of: what they belong to, for :func:`load_tensors` to compare.
     """
     digest = digest_with_shapes(tensors)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"digest": digest, "of": of})
+    write_tensors(path, tensors, {"digest": digest, "of": of})
     return digest
 
 
@@ -83,9 +85,12 @@ def digest_with_shapes(tensors: Mapping[str, Tensor]) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write the bytes that ``safetensors.torch.save(tensors, metadata)`` would return, without its second copy of them.
 
+    Metadata are written in their order, which is another one each time in files of safetensors itself: equal tensors give
+    equal files.
+
     Args:
         path: the file; not written atomically.
-        tensors: contiguous, on the CPU.
+        tensors: on the CPU.
         metadata: goes into the header.
     """
     laid_out = layout({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})

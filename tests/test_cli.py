@@ -74,7 +74,7 @@ def test_several_hook_points_are_harvested_in_one_pass(run, harvest, tmp_path: P
         alone = tmp_path / "alone" / folder.relative_to(tmp_path / "stores")
         names = sorted(path.name for path in alone.iterdir())
         assert "manifest.json" in names and names == sorted(path.name for path in folder.iterdir())
-        assert all((alone / name).read_bytes() == (folder / name).read_bytes() for name in names)
+        assert [name for name in names if (alone / name).read_bytes() != (folder / name).read_bytes()] == []
     status, _, err = run(*several)
     assert status == 0 and err.count("reusing") == 6
     status, _, err = run(*several, "--hook-point", "model.layers.1.mlp")

@@ -40,7 +40,7 @@ def test_the_library_has_no_call_that_runs_what_it_reads() -> None:
         match
         for file in sorted(package.rglob("*.py"))
         for line in file.read_text().splitlines()
-        if "_StrictLoader)" not in line  # a safe loader
+        if not any(safe in line for safe in ("_StrictLoader)", "weights_only=True", "allow_pickle=False"))
         for match in _RUNS_CODE.findall(line)
     }
     assert found == set()
