@@ -14,13 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scansion.activations import ActivationStore
 from scansion.cards import card
 from scansion.errors import ConfigError, DamagedError
-from scansion.evals import EvaluationConfig, evaluations
+from scansion.evals import EvaluationConfig, LoadedSAE, evaluations
 from scansion.evals.statistics import Estimate
 from scansion.pipeline.planted import PlantedSpec, Source
 from scansion.pipeline.run_results import RunResults
 from scansion.pipeline.stores import HarvestSpec, stores_dir
 from scansion.plugins import missing_plugins
 from scansion.records import read_json, require_known_format, write_json
+from scansion.sae import load_sae
 from scansion.study.compare.comparison import by_world, figures_of
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import figure_text
@@ -284,6 +285,7 @@ def read_results(folder: Path, configs: Mapping[str, EvaluationConfig]) -> RunRe
 
     Raises:
         ConfigError: core figures are missing, or a file does not hold a result of this version.
+        DamagedError: a file holds a result of another SAE than the one in the folder.
     """
     files = {
         name: (folder / "evals" / f"{evaluation.file}.json", evaluation.result)
@@ -291,7 +293,17 @@ def read_results(folder: Path, configs: Mapping[str, EvaluationConfig]) -> RunRe
     }
     if not files["core"][0].is_file():
         raise ConfigError(f"{folder} has not been evaluated: there is no {files['core'][0]}")
-    return RunResults({name: _validated(file, kind) for name, (file, kind) in files.items() if file.is_file()})
+    results = {name: _validated(file, kind) for name, (file, kind) in files.items() if file.is_file()}
+    # The SAE itself may have been deleted to save space; the results then have to be of one SAE.
+    trained = folder / "sae"
+    of = LoadedSAE(folder.name, *load_sae(trained)).fingerprint if trained.is_dir() else results["core"].sae_fingerprint
+    for name, result in results.items():
+        if result.sae_fingerprint != of:
+            raise DamagedError(
+                f"{files[name][0]} holds results of another SAE than the one in {trained}; run the study again, which "
+                "measures what does not belong there again"
+            )
+    return RunResults(results)
 
 
 def _validated(path: Path, kind: type[Part]) -> Part:
