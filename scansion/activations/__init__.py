@@ -3,6 +3,7 @@
 from scansion.activations.batch import PositionedBatch
 from scansion.activations.harvest_plan import HarvestConfig, HarvestPlan, check_harvests
 from scansion.activations.harvesting import harvest, harvest_together
+from scansion.activations.outliers import TokenExclusion
 from scansion.activations.store import ActivationStore, StoreManifest
 from scansion.activations.stream import ActivationStream
 
@@ -13,6 +14,7 @@ __all__ = [
     "HarvestPlan",
     "PositionedBatch",
     "StoreManifest",
+    "TokenExclusion",
     "check_harvests",
     "harvest",
     "harvest_together",

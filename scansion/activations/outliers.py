@@ -108,7 +108,8 @@ class Outliers:
             say(
                 f"{folder}: outlier tokens (norm above {RATIO:g} times the median) are {self.token_share:.1%} of the tokens "
                 f"and hold {self.variance_share:.0%} of the variance; their most frequent ids are "
-                f"{', '.join(map(str, self.ids))}. FVE is given with and without them"
+                f"{', '.join(map(str, self.ids))}. FVE is given with and without them; `exclude: outliers` "
+                "leaves them out of training, or of the figures of `core`"
             )
 
 

@@ -244,16 +244,23 @@ class ActivationStore:
         """Mean squared L2 norm of the activations at each position (float64)."""
         return self.squares / self.count
 
-    def used_positions(self, use_position_0: bool) -> Int[Tensor, "P"]:
+    def used_positions(self, use_position_0: bool, excluded: Bool[Tensor, "L C"] | None = None) -> Int[Tensor, "P"]:
         """The positions that training and evaluation use: those with a valid token, position 0 only if requested.
+
+        Args:
+            use_position_0: whether to include the first position.
+            excluded: valid tokens that do not count.
 
         Raises:
             StoreError: there is no such position.
         """
-        positions = self.count.nonzero().squeeze(1)
+        count = self.count if excluded is None else self.count - excluded.sum(dim=1)
+        positions = count.nonzero().squeeze(1)
         if not use_position_0:
             positions = positions[positions > 0]
         if len(positions) == 0:
+            if excluded is not None:
+                raise StoreError(f"{self.folder} has no token that is not left out; change exclude or exclude_tokens")
             raise StoreError(f"{self.folder} has no valid token beyond position 0; use longer contexts")
         return positions
 

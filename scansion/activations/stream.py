@@ -5,13 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import psutil
 import torch
 import xxhash
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scansion.activations.batch import PositionedBatch
@@ -43,9 +43,12 @@ class ActivationStream:
             memory. A GPU's own memory is used if the store takes less than 40% of what is free there.
         with_previous: also return the token before each token of the batch; the batch itself stays the same.
         device: where batches are wanted; default the CPU.
+        excluded: tokens that are never drawn, see :meth:`TokenExclusion.excluded`. A position that has no other token is
+            not among those used.
 
     Raises:
         ConfigError: ``with_previous`` is set and some token has no token before it.
+        StoreError: no token is left.
     """
 
     def __init__(
@@ -57,17 +60,20 @@ class ActivationStream:
         in_memory: bool | None = None,
         with_previous: bool = False,
         device: torch.device | None = None,
+        excluded: Bool[Tensor, "L C"] | None = None,
     ) -> None:
         self.store = store
         self.per_position = per_position
         self.seed = seed
-        self.positions = store.used_positions(use_position_0)
+        self._excluded = excluded
+        self.positions = store.used_positions(use_position_0, excluded)
         self.with_previous = with_previous
         valid = store.valid
         followers = self.positions[1:]
         if with_previous and bool((valid[followers] & ~valid[followers - 1]).any()):
             raise ConfigError("some tokens of this store have no token before them (is it padded on the left?)")
-        self._valid = {int(p): valid[p].nonzero().squeeze(1).numpy() for p in self.positions}
+        drawn = valid if excluded is None else valid & ~excluded
+        self._valid = {int(p): drawn[p].nonzero().squeeze(1).numpy() for p in self.positions}
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
         self._drawn: tuple[int, np.ndarray] | None = None
         # With its number: `cuda` is not equal to `cuda:0`.
@@ -91,15 +97,33 @@ class ActivationStream:
         """Tokens in a batch, P x n."""
         return len(self.positions) * self.per_position
 
-    @property
+    @cached_property
     def input_scale(self) -> float:
-        """The factor that scales the stream's activations to unit mean norm."""
-        return 1.0 / float(self.store.mean_norm[self.positions].mean())
+        """The factor that scales the stream's activations to unit mean norm, measured without outlier tokens."""
+        outliers = self.store.outliers.mask
+        return self._scale(outliers if self._excluded is None else outliers | self._excluded)
+
+    @property
+    def input_scale_with_outliers(self) -> float:
+        """The same with outlier tokens, as runs of earlier versions were begun with."""
+        return self._scale(self._excluded)
+
+    def _scale(self, left_out: Bool[Tensor, "L C"] | None) -> float:
+        store = self.store
+        if left_out is None or not bool(left_out.any()):
+            return 1.0 / float(store.mean_norm[self.positions].mean())
+        sums = store.norm_sum - torch.where(left_out, store.norms, 0.0).sum(dim=1)
+        means = (sums / (store.count - left_out.sum(dim=1)))[self.positions]
+        return 1.0 / float(means.nanmean())  # not a number where a position has outliers only
 
     @property
     def mean_by_position(self) -> Float[Tensor, "P d_in"]:
-        """The mean activation at each of the stream's positions (float32)."""
-        return self.store.mean[self.positions].float()
+        """The mean activation at each of the stream's positions (float32), of the tokens that are drawn."""
+        store, out = self.store, self._excluded
+        if out is None:
+            return store.mean[self.positions].float()
+        count = (store.count - out.sum(dim=1))[:, None]
+        return ((store.sums - store.sum_of(out)) / count)[self.positions].float()
 
     def batch(self, step: int) -> PositionedBatch:
         """Batch number ``step``, from 0, as float32 on the stream's device."""

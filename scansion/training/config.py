@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from scansion.activations import TokenExclusion
 
 
-class TrainingConfig(BaseModel):
-    """How long and how an SAE is trained. Inputs are scaled to unit mean norm, so rates mean the same for every model."""
+class TrainingConfig(TokenExclusion):
+    """How long and how an SAE is trained, and on which tokens.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Inputs are scaled so that tokens which are no outliers have unit mean norm: rates then mean the same for every model.
+    """
 
     tokens: int = Field(
         default=2_000_000,

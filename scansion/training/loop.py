@@ -29,7 +29,8 @@ from scansion.training.trial import training_device
 from scansion.training.warm_start import check_usage_source, start_from_usage
 
 # Runs with equal values of these read the same batches, so one pass over the stream trains them all.
-STREAM_SETTINGS = ("tokens", "batch_tokens", "data_seed", "use_position_0", "device")
+STREAM_SETTINGS = ("tokens", "batch_tokens", "data_seed", "use_position_0", "device", "exclude", "exclude_tokens")
+_SCALE_RULE = {"input_scale": "outliers left out"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def check_runs(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
 
 def _train_sessions(sessions: list[_Session], store: ActivationStore, config: TrainingConfig) -> None:
     device = training_device([(session.run.sae, session.run.training) for session in sessions], store.n_positions)
-    n_positions = len(store.used_positions(config.use_position_0))
+    store.outliers.warn(store.folder)
+    excluded = config.excluded(store)
+    n_positions = len(store.used_positions(config.use_position_0, excluded))
     stream = ActivationStream(
         store,
         max(1, round(config.batch_tokens / n_positions)),
@@ -117,6 +120,7 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
         config.use_position_0,
         with_previous=any(uses_pairs(session.run.sae) for session in sessions),
         device=device,
+        excluded=excluded,
     )
     n_steps = config.n_steps(stream.tokens_per_batch)
     for session in sessions:
@@ -125,15 +129,14 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
     names = ", ".join(session.run.name for session in sessions)
     if start:
         say(f"resuming {names} at step {start:,} of {n_steps:,}")
-    store.outliers.warn(store.folder)
-    scale = stream.input_scale
     per_step = stream.tokens_per_batch * len(sessions)
     with progress(f"train {len(sessions)} SAEs", n_steps * per_step, "tokens", start * per_step) as advance:
         for step, batch in enumerate(stream.batches(start, n_steps), start):
-            batch = batch.scaled(scale)
+            # One scale for all, but where runs of an earlier version are resumed together with new ones.
+            scaled = {scale: batch.scaled(scale) for scale in {session.scale for session in sessions}}
             for session in sessions:
                 if session.learner.step == step:  # False while a run that was interrupted earlier catches up
-                    session.advance(batch)
+                    session.advance(scaled[session.scale])
             advance(per_step)
     for session in sessions:
         session.finish()
@@ -143,6 +146,7 @@ class _Session:
     """One run in training: its learner, its folder, and the metrics not yet written."""
 
     learner: Learner
+    scale: float
 
     def __init__(self, run: TrainingRun, store: ActivationStore) -> None:
         self.run = run
@@ -150,7 +154,10 @@ class _Session:
         build_mask(run.sae.mask, store.n_positions, run.sae.d_sae)  # raises if it does not fit, before a folder is made
         check_usage_source(run.sae, store.d_in)
         resolve_precision(run.training.precision, resolve_device(run.training.device))
-        self.folder = RunFolder(run.folder, {**run.settings(), "store": store.manifest.key})
+        # Runs of earlier versions, whose scale counts outliers, do not record the rule; they are resumed as they began.
+        self._robust = RunFolder.may_record(run.folder, "input_scale")
+        rule = _SCALE_RULE if self._robust else {}
+        self.folder = RunFolder(run.folder, {**run.settings(), "store": store.manifest.key, **rule})
         self._pending: list[Tensor] = []
         self._durations: list[float] = []
         self._last_finite_loss: tuple[int, float] | None = None
@@ -159,13 +166,13 @@ class _Session:
         """Build the learner, at step 0 or from the last checkpoint."""
         generator = torch.Generator().manual_seed(self.run.training.seed)
         sae = build_sae(self.run.sae, stream.store.d_in, stream.store.n_positions, generator)
-        self._scale = stream.input_scale
+        self.scale = stream.input_scale if self._robust else stream.input_scale_with_outliers
         self._on_cpu = device.type == "cpu"
-        sae.start_at(stream.mean_by_position * self._scale, stream.positions)
+        sae.start_at(stream.mean_by_position * self.scale, stream.positions)
         self.learner = Learner(sae.to(device), self.run.training, n_steps)
         checkpoint = self.folder.load_newest_checkpoint()
         if checkpoint is None:
-            start_from_usage(self.learner.sae, stream, self._scale)
+            start_from_usage(self.learner.sae, stream, self.scale)
         else:
             self.learner.restore(*checkpoint)
         self.folder.truncate_metrics(self.learner.step)
@@ -185,7 +192,7 @@ class _Session:
         """Save the SAE with the input scale folded into its weights, so that it takes the LM's activations unscaled."""
         learner, identity = self.learner, self.store.identity
         sae = learner.sae.eval()
-        sae.fold_scale(self._scale)
+        sae.fold_scale(self.scale)
         metadata = SAEMetadata(
             model=identity.model,
             model_revision=identity.model_revision,
@@ -194,7 +201,7 @@ class _Session:
             contexts=identity.contexts,
             context_length=identity.context_length,
             use_position_0=self.run.training.use_position_0,
-            input_scale=self._scale,
+            input_scale=self.scale,
             steps=learner.step,
             tokens=learner.tokens,
             seed=self.run.training.seed,

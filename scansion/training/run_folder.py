@@ -56,6 +56,12 @@ class RunFolder:
         self._config = config
         require_same_run(path, config)
 
+    @staticmethod
+    def may_record(path: Path, name: str) -> bool:
+        """Whether the folder's config holds ``name``, or there is no config yet."""
+        file = path / _CONFIG
+        return not file.is_file() or name in read_yaml(file)
+
     @contextmanager
     def writing(self) -> Generator[None, None, None]:
         """Lock the folder, delete temporary files of an interrupted run, and write the config.

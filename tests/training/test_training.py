@@ -36,6 +36,7 @@ from scansion.training import TrainingConfig, TrainingRun, train
 from scansion.training.learner import Learner
 from scansion.training.run_folder import RunFolder
 from tests.killing import kill_after
+from tests.outliers import outlier_store
 
 D_SAE = 48
 CONFIGS = {
@@ -265,3 +266,47 @@ def test_a_device_or_precision_that_is_not_there_leaves_no_folder(store, tmp_pat
     with pytest.raises(ConfigError, match=next(iter(wrong.values()))):
         train([run], store)
     assert not run.folder.exists()
+
+
+def train_until(stop: int, run: TrainingRun, store: ActivationStore) -> None:
+    """Train a run up to a step and interrupt it there."""
+    plain = Learner.advance
+
+    def advance(self, batch):
+        if self.step == stop:
+            raise KeyboardInterrupt
+        return plain(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Learner, "advance", advance)
+        train([run], store)
+
+
+def test_a_run_on_other_tokens_than_outliers_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    outlying = outlier_store(tmp_path / "store")
+    whole, killed = (
+        run_of("topk", tmp_path / name, exclude="outliers", exclude_tokens=(9,)) for name in ("whole", "killed")
+    )
+    train([whole], outlying)
+    train_until(60, killed, outlying)
+    train([killed], outlying)
+    assert weights(tmp_path / "whole") == weights(tmp_path / "killed")
+    metadata = load_sae(tmp_path / "whole" / "sae")[1]
+    assert metadata.training["exclude"] == "outliers" and metadata.training["exclude_tokens"] == [9]
+
+
+def test_outliers_do_not_set_the_scale_but_a_run_that_began_before_that_ends_as_it_would_have(tmp_path: Path) -> None:
+    outlying = outlier_store(tmp_path / "store")
+    runs = {name: run_of("topk", tmp_path / name) for name in ("old", "old and killed", "new")}
+    with pytest.MonkeyPatch.context() as patch:
+        # As earlier versions did: all tokens set the scale, and the config says nothing of it.
+        patch.setattr(RunFolder, "may_record", staticmethod(lambda path, name: False))
+        train([runs["old"]], outlying)
+        train_until(40, runs["old and killed"], outlying)
+    # Resumed together with a new run, each at its own scale.
+    train([runs["old and killed"], runs["new"]], outlying)
+    assert weights(tmp_path / "old") == weights(tmp_path / "old and killed") != weights(tmp_path / "new")
+    scales = {name: load_sae(tmp_path / name / "sae")[1].input_scale for name in runs}
+    assert scales["old"] == scales["old and killed"] < scales["new"] / 5
+    # The others have unit mean norm: their root mean square norm is the square root of their width.
+    assert scales["new"] == pytest.approx(outlying.d_in**-0.5, rel=0.02)

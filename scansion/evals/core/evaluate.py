@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from scansion.activations import ActivationStore
+from scansion.activations import ActivationStore, TokenExclusion
 from scansion.device import float64_device
 from scansion.errors import EvalError
 from scansion.evals.base import EvalResult, LoadedSAE, data_from, reasons_before_running, reasons_from_activity
@@ -29,7 +29,7 @@ DENSE_RATE = 0.1
 DENSITY_EDGES = [round(-6 + 0.25 * i, 2) for i in range(25)]
 
 
-class CoreConfig(CountsPositions):
+class CoreConfig(TokenExclusion, CountsPositions):
     """What the core evaluation reads."""
 
     evaluation: ClassVar[str] = "core"
@@ -130,10 +130,12 @@ def evaluate_core(
     if has_loss and load_lm is None:
         raise EvalError("loss recovered needs the language model; give load_lm, or set loss_contexts to 0")
     require_same_source(subjects, store)
-    positions = store.used_positions(config.counts_position_0)
-    n_contexts = min(config.n_contexts or store.n_contexts, store.n_contexts)
     store.outliers.warn(store.folder)
-    valid = store.valid[positions][:, :n_contexts]
+    excluded = config.excluded(store)
+    positions = store.used_positions(config.counts_position_0, excluded)
+    counted = (store.valid if excluded is None else store.valid & ~excluded)[positions]
+    n_contexts = min(config.n_contexts or store.n_contexts, store.n_contexts)
+    valid = counted[:, :n_contexts]
     ordinary = valid & ~store.outliers.mask[positions][:, :n_contexts]
     # Sums stay where the SAEs are, if that is one device.
     places = {subject.sae.W_dec.device for subject in subjects}
@@ -141,9 +143,9 @@ def evaluate_core(
     valid, ordinary = valid.to(device), ordinary.to(device)
     tallies = [_Tally(subject.sae, valid, ordinary) for subject in subjects]
     with progress("reconstruct held-out", n_contexts * (1 + len(subjects)), "contexts") as advance, torch.no_grad():
-        parts = read_contexts(store, positions, n_contexts, config.batch_contexts, advance, device)
+        parts = read_contexts(store, positions, n_contexts, config.batch_contexts, advance, device, counted)
         means = _Means(parts, valid, ordinary, store.d_in)
-        for part in read_contexts(store, positions, n_contexts, config.batch_contexts, device=device):
+        for part in read_contexts(store, positions, n_contexts, config.batch_contexts, device=device, counted=counted):
             for subject, tally in zip(subjects, tallies, strict=True):
                 tally.add(subject.sae, part, means)
                 advance(len(part))
@@ -158,6 +160,7 @@ def evaluate_core(
             store,
             lm,
             positions,
+            counted,
             min(config.loss_contexts, store.n_contexts),
             config.loss_batch_contexts,
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scansion.activations import ActivationStore
@@ -60,38 +60,44 @@ def loss_by_splicing(
     saes: Sequence[SAE],
     store: ActivationStore,
     lm: LanguageModel,
-    positions: Tensor,
+    positions: Int[Tensor, "P"],
+    counted: Bool[Tensor, "P C"],
     n_contexts: int,
     batch_contexts: int,
 ) -> list[LossTally]:
     """Run the LM untouched, with the activation zeroed, and with each SAE spliced in, over the store's first contexts.
 
-    Only ``positions`` are touched; at the others (position 0 by default) the activation passes through.
+    Only the tokens that count are touched; at the others (position 0 by default) the activation passes through.
 
     Args:
         saes: on any device; the LM's log-probabilities are compared on the LM's own, since all of them are large to copy.
         store: gives the token ids, their validity and the hook point.
         lm: the model the store was made with.
-        positions: [P], the positions to splice at and to count predictions from.
+        positions: the positions to splice at and to count predictions from.
+        counted: the tokens there that count.
         n_contexts, batch_contexts: how many contexts in all and at once.
     """
     hook_point = HookPoint.parse(store.identity.hook_point)
     tallies = [LossTally(len(positions), n_contexts) for _ in saes]
-    touched = torch.zeros(store.n_positions, dtype=torch.bool)
-    touched[positions] = True
+    touched = torch.zeros(store.n_contexts, store.n_positions, dtype=torch.bool)
+    touched[:, positions] = counted.T
     with progress("loss recovered", n_contexts * (2 + len(saes)), "contexts") as advance:
         for start in range(0, n_contexts, batch_contexts):
             stop = min(start + batch_contexts, n_contexts)
             contexts = stored_contexts(store, start, stop)
 
-            def run(replacement: Callable[[Tensor], Tensor] | None, contexts: Contexts = contexts) -> Tensor:
-                replace = None if replacement is None else _only_at(touched, replacement)
+            at = touched[start:stop]
+
+            def run(
+                replacement: Callable[[Tensor], Tensor] | None, contexts: Contexts = contexts, at: Tensor = at
+            ) -> Tensor:
+                replace = None if replacement is None else _only_at(at, replacement)
                 output = logits(lm, contexts, hook_point, replace)
                 advance(len(contexts))
                 return output[:, :-1].float().log_softmax(dim=-1)
 
-            def place(values: Tensor, contexts: Contexts = contexts) -> np.ndarray:
-                follows = contexts.valid[:, 1:] & contexts.valid[:, :-1]
+            def place(values: Tensor, contexts: Contexts = contexts, at: Tensor = at) -> np.ndarray:
+                follows = contexts.valid[:, 1:] & at[:, :-1]
                 full = torch.zeros(contexts.valid.shape, dtype=torch.float64)
                 full[:, :-1] = torch.where(follows, values.cpu().double(), 0.0)
                 return full.T[positions].numpy()
@@ -136,8 +142,8 @@ def _reconstruct(
     return replacement
 
 
-def _only_at(touched: Tensor, replacement: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _only_at(touched: Bool[Tensor, "B L"], replacement: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def replace(x: Tensor) -> Tensor:
-        return torch.where(touched.to(x.device)[:, None], replacement(x), x)
+        return torch.where(touched.to(x.device)[..., None], replacement(x), x)
 
     return replace

@@ -85,6 +85,24 @@ def test_fve_is_given_with_and_without_outlier_tokens(subject, tmp_path) -> None
     assert result.outlier_variance_share == pytest.approx(outlying.outliers.variance_share, abs=1e-5)
 
 
+def test_excluded_tokens_count_in_no_figure(store, subject, lm) -> None:
+    ids = tuple(range(3, 20))
+    left = core([subject(scaled(0.9))], store, lm, exclude_tokens=ids, loss_contexts=20)[0]
+    out = torch.isin(store.tokens, torch.tensor(ids))
+    counted = store.valid & ~out
+    counted[0] = False
+    x = store.contexts(0, store.n_contexts).x[counted].double()
+    assert left.n_tokens == len(x) < int(store.valid[1:].sum())
+    assert left.fve.value == pytest.approx(
+        1 - 0.01 * float(x.square().sum() / (x - x.mean(dim=0)).square().sum()), abs=1e-5
+    )
+    # Where every token that counts is left as it is, so is the loss.
+    perfect = core([subject(perfect_sae())], store, lm, exclude_tokens=ids, loss_contexts=20)[0]
+    assert perfect.ce_loss == pytest.approx(perfect.ce_loss_clean, abs=1e-5)
+    everything = core([subject(perfect_sae())], store, lm, loss_contexts=20)[0]
+    assert perfect.ce_loss_clean != everything.ce_loss_clean
+
+
 def test_without_outliers_both_figures_are_the_same(store, subject) -> None:
     assert not store.outliers.mask.any()
     result = core([subject(scaled(0.9))], store)[0]
