@@ -140,6 +140,13 @@ class SAE(nn.Module, ABC):
         """The parameters that have a feature axis, each with that axis."""
         return [(self.W_enc, 1), (self.b_enc, 0), (self.W_dec, 0)]
 
+    def travels(self) -> list[tuple[Tensor, float]]:
+        """Parameters held as logarithms that must be able to change much in a run of any length, each with how far.
+
+        Where Adam's rate would not take one that far in the steps of the run, the trainer gives it a higher rate.
+        """
+        return []
+
     def with_mask(self, mask: PositionalMask) -> SAE:
         """The same SAE, sharing its weights, under another mask: lifted, permuted, rounded."""
         other = copy.copy(self)

@@ -40,7 +40,7 @@ class Learner:
         self.tokens = 0
         self.generator = torch.Generator().manual_seed(config.seed)
         self.dead = DeadFeatures(sae, config.dead_after())
-        self.optimiser = Optimiser(sae, config)
+        self.optimiser = Optimiser(sae, config, n_steps)
         self._tokens_at_last_revival = 0
         self.ways: set[str] = set()  # ways taken since the last line of metrics, which clears this
 

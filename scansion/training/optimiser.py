@@ -14,6 +14,9 @@ from scansion.sae import SAE
 from scansion.sae.decoder import normalise_decoder, remove_parallel_gradient
 from scansion.training.config import TrainingConfig
 
+# Of a logarithm: a step of Adam then changes the parameter itself by at most a tenth, so that it does not overshoot.
+LARGEST_RATE = 0.1
+
 
 class Optimiser:
     """Steps an SAE's parameters, its mask's among them. Keeps decoder rows on the unit sphere.
@@ -23,15 +26,23 @@ class Optimiser:
     Args:
         sae: already on the device it is trained on.
         config: Adam's rates, and the clipping.
+        n_steps: length of the run, on which the rates of :meth:`~scansion.sae.SAE.travels` depend.
     """
 
-    def __init__(self, sae: SAE, config: TrainingConfig) -> None:
+    def __init__(self, sae: SAE, config: TrainingConfig, n_steps: int) -> None:
         self.sae = sae
         self.config = config
         mask = list(sae.mask.parameters())
         self._weights = [p for p in sae.parameters() if all(p is not other for other in mask)]
         self._row_major: dict[Tensor, Tensor] = {p: _to_row_major(p.detach()) for p in sae.parameters()}
-        self._groups = [(self._weights, 1.0), (mask, sae.mask.lr_multiplier if mask else 1.0)]
+        multipliers = dict.fromkeys(self._weights, 1.0) | dict.fromkeys(mask, sae.mask.lr_multiplier if mask else 1.0)
+        for parameter, travel in sae.travels():
+            # Adam moves a parameter by at most its rate per step.
+            multipliers[parameter] = max(1.0, min(LARGEST_RATE, travel / max(1, n_steps)) / config.lr)
+        self._groups = [
+            ([parameter for parameter in multipliers if multipliers[parameter] == multiplier], multiplier)
+            for multiplier in dict.fromkeys(multipliers.values())
+        ]
         self._state: dict[Tensor, dict[str, Tensor]] = {}
 
     @torch.no_grad()

@@ -29,6 +29,13 @@ class JumpReluConfig(SAEConfig, frozen=True):
         gt=0,
         description="Width of the window around the threshold in which pre-activations give it gradient.",
     )
+    threshold_travel: float = Field(
+        default=6.0,
+        ge=0,
+        exclude_if=lambda travel: travel == 0,  # so that runs from before this setting keep their identity
+        description="How far the logarithm of a threshold can move in a run, however short: its learning rate is at least "
+        "this / steps, at most 0.1. 0: the rate of all weights.",
+    )
 
 
 @register_architecture(JumpReluConfig)
@@ -70,6 +77,9 @@ class JumpReluSAE(SAE):
                 for part in forward.parts
             )
         return self.config.l0_coefficient * count / forward.n_tokens
+
+    def travels(self) -> list[tuple[Tensor, float]]:
+        return [(self.log_threshold, self.config.threshold_travel)]
 
     def feature_axes(self) -> list[tuple[Tensor, int]]:
         return [*super().feature_axes(), (self.log_threshold, 0)]
