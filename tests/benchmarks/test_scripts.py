@@ -13,7 +13,20 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import figures, gpu, gpu_rows, gpu_tables, growth, harvest, profile, quality, study, table, training
+from benchmarks import (
+    figures,
+    gpu,
+    gpu_rows,
+    gpu_tables,
+    growth,
+    harvest,
+    jumprelu,
+    profile,
+    quality,
+    study,
+    table,
+    training,
+)
 from benchmarks.peers import Peer
 from benchmarks.rounds import Record, take_turns
 from benchmarks.stand_ins import StandIns
@@ -232,3 +245,20 @@ def test_quality_is_measured_once_for_each_run_and_precision(
     measure()
     assert read_json(tmp_path / "quality.json")["runs"] == result["runs"]
     assert "which is not below 0.002" in drawn("quality", "quality.json")[1]
+
+
+def test_jumprelu_is_trained_at_every_coefficient_and_its_table_put_in_a_page(
+    tmp_path: Path, lm_folder: Path, documents: Path
+) -> None:
+    corpus = {"source": str(documents), "context_length": 32, "max_tokens": 512, "held_out_tokens": 128}
+    training = {"tokens": 512, "batch_tokens": 64, "device": "cpu"}
+    runs = [{"name": "any", "sae": {"architecture": "relu", "d_sae": 8}}]
+    plan = {"name": "tiny", "model": str(lm_folder), "hook_point": "layers.1", "corpus": corpus}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan | {"training": training, "runs": runs}))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- measured: jumprelu -->\n<!-- end -->\nafter\n")
+    for _ in range(2):
+        jumprelu.measure(out=tmp_path / "runs", into=page, plan=str(tmp_path / "plan.yaml"), d_sae=160)
+    lines = page.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after")
+    assert len(lines) == 4 + 2 + len(jumprelu.COEFFICIENTS) + len(jumprelu.K)
