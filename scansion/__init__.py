@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scansion.activations import ActivationStream as ActivationStream
     from scansion.activations import HarvestConfig as HarvestConfig
     from scansion.activations import PositionedBatch as PositionedBatch
+    from scansion.attaching import attach as attach
     from scansion.corpus import Contexts as Contexts
     from scansion.corpus import CorpusConfig as CorpusConfig
     from scansion.errors import ScansionError as ScansionError
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "activations": "ActivationStore ActivationStream HarvestConfig PositionedBatch",
+    "attaching": "attach",
     "corpus": "Contexts CorpusConfig",
     "errors": "ScansionError",
     "evals.core.evaluate": "CoreConfig evaluate_core",

@@ -51,6 +51,30 @@ def test_from_text_to_a_table(run, harvest, tmp_path: Path) -> None:
     assert status == 0 and "core: 3 of 3 already evaluated" in err
 
 
+def test_looking_at_a_text_and_steering_it(run, harvest, tmp_path: Path) -> None:
+    assert run(*harvest)[0] == 0
+    trained = tmp_path / "plain"
+    flags = ["--d-sae", 32, "--k", 4, "--batch-tokens", 150, "--lr", 1e-2, "--device", "cpu", "--tokens", 3000]
+    assert run("train", tmp_path / "stores/train", *flags, "--out", trained)[0] == 0
+    status, out, err = run("look", trained, "w5 w9 w20 w21", "--device", "cpu", "--features", 2)
+    assert status == 0, err
+    assert "position 0 took no part in training" in out and "resid_post.1 of" in out
+    rows = [line for line in out.splitlines() if "w20" in line]
+    assert len(rows) == 1 and rows[0].count(":") == 2, "two features with their activations"
+    feature = rows[0].split("w20")[1].split(":")[0].strip(" │┃")
+    status, out, err = run(
+        "steer", trained, "w5 w9 w20", "--feature", feature, "--tokens", 8, "--device", "cpu", "--value", 0
+    )
+    assert status == 0, err
+    assert out.startswith("plain:   w5 w9 w20") and f"feature {feature} at 0, everywhere" in out
+    for arguments, message in (
+        (("--feature", 99), "there is no feature 99; this SAE has 32"),
+        (("--feature", 1, "--positions", "x-3"), "--positions 'x-3' is not understood"),
+    ):
+        status, _, err = run("steer", trained, "w5 w9", *arguments, "--device", "cpu")
+        assert status == 2 and message in " ".join(err.split())
+
+
 def test_several_hook_points_are_harvested_in_one_pass(run, harvest, tmp_path: Path, monkeypatch) -> None:
     points = ("mlp_out.1", "resid_post.1", "attn_out.0")
     at, out_at = harvest.index("--hook-point"), harvest.index("--out") + 1

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scansion.corpus import Contexts
 from scansion.errors import ModelError
+from scansion.lm.editing import Edited
 from scansion.lm.hook_points import HookPoint
 from scansion.lm.load import LanguageModel
 
@@ -66,7 +67,7 @@ def activations_at_each(
 
     with ExitStack() as hooks:
         for hook_point in hook_points:
-            hooks.enter_context(_edit(lm, hook_point, partial(keep, hook_point)))
+            hooks.enter_context(Edited(lm.model, hook_point, partial(keep, hook_point)))
         try:
             lm.model.base_model(**_inputs(lm, contexts))
         except _AllReached:
@@ -93,7 +94,7 @@ def logits(
     """Next-token logits, with the activation at ``hook_point`` replaced by ``replace(activation)`` if one is given."""
     if replace is None:
         return lm.model(**_inputs(lm, contexts)).logits
-    with _edit(lm, hook_point, replace):
+    with Edited(lm.model, hook_point, replace):
         return lm.model(**_inputs(lm, contexts)).logits
 
 
@@ -157,30 +158,3 @@ def check_parts(lm: LanguageModel, hook_point: HookPoint) -> None:
             f"them, leave {missed:.0%} of what layer {hook_point.layer} adds to the residual stream unexplained; use "
             f"resid_post.{hook_point.layer}, or a site of your own (scansion.lm.hook_site)"
         )
-
-
-class _edit:
-    """Within a ``with`` block, pass the activation at a hook point through ``function``."""
-
-    def __init__(self, lm: LanguageModel, hook_point: HookPoint, function: Callable[[Tensor], Tensor]) -> None:
-        module = hook_point.module(lm.model)
-        if hook_point.kind.side == "input":
-            self._handle = module.register_forward_pre_hook(self._on_input, with_kwargs=True)
-        else:
-            self._handle = module.register_forward_hook(self._on_output)
-        self._function = function
-
-    def _on_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if args:
-            return (self._function(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": self._function(kwargs["hidden_states"])}
-
-    def _on_output(self, _: nn.Module, args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (self._function(output[0]), *output[1:])
-        return self._function(output)
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._handle.remove()

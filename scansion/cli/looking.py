@@ -1,0 +1,150 @@
+"""``scansion look | steer``: an SAE in its language model, on a text of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from scansion.attaching import attach
+from scansion.cli.app import output, table_console
+from scansion.errors import ConfigError
+from scansion.lm import HookPoint, LanguageModel, load_language_model
+from scansion.sae import SAE, SAEMetadata, load_sae
+
+
+def look(run: Path, text: str, *, features: int = 3, device: str = "auto") -> None:
+    """Show which features fire on each token of a text, the strongest first.
+
+    Example: scansion look runs/topk "The state of the Union is strong."
+
+    Parameters
+    ----------
+    run
+        Folder of a trained run.
+    text
+        Any text. It starts with the model's beginning-of-sequence token, as in training.
+    features
+        How many features to show for a token.
+    device
+        Where the model runs: auto, cpu, cuda, cuda:1 or mps.
+    """
+    lm, sae, metadata = _loaded(run, device)
+    tokens = _tokens_of(lm, text)
+    with attach(lm.model, sae) as seen, torch.no_grad():
+        lm.model(input_ids=tokens)
+    table = Table("position", "token", "features that fire, with their activations")
+    for place, (acts, applied) in enumerate(zip(seen.acts[0].cpu(), seen.applied[0].cpu(), strict=True)):
+        strongest = acts.topk(min(max(features, 1), sae.d_sae))
+        shown = [
+            f"{index}: {value:.3g}"
+            for value, index in zip(*map(torch.Tensor.tolist, strongest), strict=True)
+            if value > 0
+        ]
+        why = "position 0 took no part in training" if place == 0 else f"past the mask's {sae.n_positions} positions"
+        cell = ",  ".join(shown) if bool(applied) else f"({why})"
+        table.add_row(str(place), repr(lm.tokenizer.decode(int(tokens[0, place])))[1:-1], cell)
+    table_console(100).print(table, markup=False)
+    output.print(
+        f"{metadata.hook_point} of {metadata.model}; {sae.config.architecture}, {sae.d_sae} features", markup=False
+    )
+
+
+def steer(
+    run: Path,
+    text: str,
+    *,
+    feature: int,
+    value: float | None = None,
+    positions: str = "",
+    tokens: int = 40,
+    device: str = "auto",
+) -> None:
+    """Continue a text with a feature held at a value, beside the plain continuation.
+
+    Tokens are the likeliest ones (greedy). A feature that the mask closes at a position stays closed there.
+
+    Example: scansion steer runs/topk "My fellow citizens," --feature 12
+
+    Parameters
+    ----------
+    run
+        Folder of a trained run.
+    text
+        The text to continue.
+    feature
+        Number of the feature.
+    value
+        Its activation where it is steered; 0 switches it off. Default: five times its largest activation on the text; if it
+        does not fire there, the largest of any feature.
+    positions
+        Where, for example 5-20 or 3,4,9; default everywhere.
+    tokens
+        How many tokens to add.
+    device
+        Where the model runs: auto, cpu, cuda, cuda:1 or mps.
+    """
+    lm, sae, _ = _loaded(run, device)
+    prompt = _tokens_of(lm, text)
+    with attach(lm.model, sae) as seen, torch.no_grad():
+        lm.model(input_ids=prompt)
+    if not 0 <= feature < sae.d_sae:
+        raise ConfigError(f"there is no feature {feature}; this SAE has {sae.d_sae}, numbered from 0")
+    if value is None:
+        own = float(seen.acts[..., feature].max())
+        value = 5 * own if own > 0 else float(seen.acts.max())
+    where = _positions_in(positions)
+
+    def continued() -> str:
+        ids = lm.model.generate(  # pyright: ignore[reportCallIssue] - of a mixin that transformers does not annotate
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,
+            pad_token_id=lm.tokenizer.eos_token_id,
+        )  # fmt: skip
+        return str(lm.tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True))
+
+    plain = continued()
+    with attach(lm.model, sae, "steer", features=[feature], value=value, positions=where):
+        steered = continued()
+    output.print(f"plain:   {text}{plain}", markup=False)
+    output.print(f"steered: {text}{steered}", markup=False)
+    place = f"at {positions}" if positions else "everywhere"
+    same = "; the texts are the same" if plain == steered else ""
+    output.print(f"feature {feature} at {value:.3g}, {place}{same}", markup=False)
+
+
+def _loaded(run: Path, device: str) -> tuple[LanguageModel, SAE, SAEMetadata]:
+    sae, metadata = load_sae(run / "sae")
+    HookPoint.parse(metadata.hook_point)  # synthetic activations have no model
+    lm = load_language_model(metadata.model, metadata.model_id.commit, device)
+    if not lm.facts.id.same_as(metadata.model_id):
+        raise ConfigError(
+            f"{lm.facts.name} is now at {lm.facts.revision}, and {run} was trained on {metadata.model_revision}; "
+            "bring that model back"
+        )
+    return lm, sae.to(lm.device), metadata
+
+
+def _tokens_of(lm: LanguageModel, text: str) -> torch.Tensor:
+    ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    bos = lm.tokenizer.bos_token_id
+    ids = [*([] if bos is None else [bos]), *ids]  # pyright: ignore[reportGeneralTypeIssues] - a list, for one text
+    if not ids:
+        raise ConfigError("the text is empty; give at least one word")
+    lm.facts.check_context_length(len(ids))
+    return torch.tensor([ids], device=lm.device)
+
+
+def _positions_in(text: str) -> list[int] | None:
+    """``3,5-8`` -> 3, 5, 6, 7, 8; None for an empty text.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    places: list[int] = []
+    for part in filter(None, text.replace(" ", "").split(",")):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal():
+            raise ConfigError(f"--positions {text!r} is not understood; write for example 5-20 or 3,4,9")
+        places += range(int(first), int(last or first) + 1)
+    return places or None
