@@ -16,7 +16,7 @@ from typing import Any, cast
 import xxhash
 from safetensors import SafetensorError
 
-from scansion.errors import ScansionError
+from scansion.errors import ConfigError, ScansionError
 
 TEMPORARY_PREFIX = ".partial-"
 
@@ -37,6 +37,18 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` replaced by the home folder of the user.
+
+    Raises:
+        ConfigError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"there is no user whose home folder is {Path(path).parts[0]!r}, in {str(path)!r}") from error
+
+
 @contextmanager
 def one_line_io_errors(doing: str) -> Generator[None, None, None]:
     """Turn the operating system's errors into a :class:`ScansionError` that says what was being done."""
@@ -50,6 +62,10 @@ def one_line_io_errors(doing: str) -> Generator[None, None, None]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
         raise ScansionError(f"{doing}: {reason}{where}") from error
+    except ValueError as error:
+        if "embedded null" not in str(error):
+            raise
+        raise ConfigError(f"{doing}: a path holds a null character") from error
 
 
 @contextmanager
@@ -118,6 +134,10 @@ def sha256_of(path: Path) -> str:
 
 def require_writable(folder: Path) -> None:
     """Create ``folder`` if it is missing, and raise unless a file can be written in it."""
+    if str(folder).encode("utf-8", "replace").decode() != str(folder):
+        raise ScansionError(f"the path of {folder} is not UTF-8 text; choose another folder")
+    if blocking := next((path for path in (folder, *folder.parents) if path.is_file()), None):
+        raise ScansionError(f"cannot write in {folder}: {blocking} is a file; choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

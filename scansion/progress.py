@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.text import Text
 
 Advance = Callable[[float], None]
 LOG_EVERY_SECONDS = 15.0
 
-console = Console(stderr=True, highlight=False)
+_CONTROL = dict.fromkeys(
+    [*range(9), *range(11, 32), *range(127, 160), *range(0xD800, 0xE000)], "\N{REPLACEMENT CHARACTER}"
+)
+
+
+def printable(text: str) -> str:
+    """The text with every control character and lone surrogate replaced, so that a name cannot steer the terminal."""
+    return text.translate(_CONTROL)
+
+
+class PlainConsole(Console):
+    """A console that prints no control characters but its own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What to print, its texts :func:`printable`."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+console = PlainConsole(stderr=True, highlight=False)
 
 
 class _Rate(ProgressColumn):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -121,23 +122,29 @@ def parse_yaml(text: str | bytes, what: str) -> Any:
     """
     try:
         value = yaml.load(text.decode("utf-8") if isinstance(text, bytes) else text, _StrictLoader)
-        if sum(1 for _ in islice(_values_in(value), _MOST_YAML_VALUES + 1)) > _MOST_YAML_VALUES:
+        values = list(islice(_values_in(value), _MOST_YAML_VALUES + 1))
+        if len(values) > _MOST_YAML_VALUES:
             raise ConfigError(f"{what} has more than {_MOST_YAML_VALUES:,} values, perhaps repeated by aliases")
+        for one in values:  # no file can be called so, nor can it be written as UTF-8
+            if isinstance(one, str) and re.search("[\0\ud800-\udfff]", one):
+                raise ConfigError(f"{what} holds {one[:50]!r}: remove what is no character of a text")
+    except ConfigError:
+        raise
     except UnicodeDecodeError as error:
         raise ConfigError(f"{what} is not UTF-8 text") from error
     except RecursionError as error:
         raise ConfigError(f"{what} is nested too deeply") from error
-    except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
+    except Exception as error:  # besides its own errors, the library raises many others on odd scalars, like `!!int ""`
+        raise ConfigError(
+            f"{what} is not valid YAML: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error
     return value
 
 
 def _values_in(value: Any) -> Iterator[Any]:
     yield value
     if isinstance(value, dict):
-        value = list(cast(dict[Any, Any], value).values())
+        value = [*cast(dict[Any, Any], value), *cast(dict[Any, Any], value).values()]
     if isinstance(value, list):
         for item in cast(list[Any], value):
             yield from _values_in(item)

@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib.metadata import entry_points
@@ -22,6 +23,7 @@ import xxhash
 from pydantic import BaseModel, ValidationError
 
 from scansion.errors import ConfigError, ScansionError, describe
+from scansion.files import expanded
 
 PLUGINS = "SCANSION_PLUGINS"
 """Environment variable with the paths of loaded plugins, so that worker processes load them too."""
@@ -65,9 +67,10 @@ class Registry(Generic[Config, Item]):
             )
         name = self.name_of(config)
         taken = self._items.get(name)
-        if taken is not None and taken[0].__qualname__ != config.__qualname__:
+        if taken is not None and _origin(taken[0]) != _origin(config):
             raise ConfigError(
-                f"there is a {self.kind} called {name!r} already ({taken[0].__name__}); choose another name"
+                f"there is a {self.kind} called {name!r} already ({taken[0].__name__} of {taken[0].__module__}); "
+                "choose another name"
             )
 
         def keep(item: Class) -> Class:
@@ -157,15 +160,21 @@ class Registry(Generic[Config, Item]):
             raise ValueError(describe(error, "", self.config_called(settings.get(self.field)))) from error
 
     def _find(self, name: object) -> tuple[type[Config], Item]:
-        if name not in self._items:
+        known = isinstance(name, str)  # it may be anything that YAML can hold
+        if not known or name not in self._items:
             load_plugins(self.group)
-        if name not in self._items:
+        if not known or name not in self._items:
             close = get_close_matches(str(name), self._items, 1)
             hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(self._items)}."
             raise ConfigError(
                 f"no {self.kind} is called {name!r}{hint} If it is your own, name its file with --plugin FILE.py"
             )
         return self._items[str(name)]
+
+
+def _origin(config: type) -> tuple[str, str]:
+    """Equal for a class and the same class of a module that is run again."""
+    return config.__module__, config.__qualname__
 
 
 _LOADED_GROUPS: set[str] = set()
@@ -206,7 +215,7 @@ def load_plugin(path: Path) -> None:
     Raises:
         ConfigError: there is no such file, or running it raised an error.
     """
-    path = path.expanduser().resolve()
+    path = expanded(path).resolve()
     if not path.is_file():
         raise ConfigError(f"there is no plugin at {path}; --plugin takes a Python file")
     name = f"scansion_plugin_{path.stem}_{xxhash.xxh32_hexdigest(str(path).encode())}"
@@ -219,12 +228,12 @@ def load_plugin(path: Path) -> None:
     sys.modules[name] = module  # before it runs: dataclasses and pydantic look their module up
     try:
         spec.loader.exec_module(module)
-    except ScansionError:
+    except (Exception, SystemExit) as error:  # the user's file may raise anything
         del sys.modules[name]
-        raise
-    except Exception as error:  # the user's file may raise anything
-        del sys.modules[name]
-        raise ConfigError(f"the plugin {path} failed: {type(error).__name__}: {error}") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f" in line {lines[-1]}" if lines else ""
+        what = str(error) if isinstance(error, ScansionError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"the plugin {path} failed{where}: {what}") from error
     _LOADED[name] = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
     known = [each for each in os.environ.get(PLUGINS, "").split(os.pathsep) if each]
     if str(path) not in known:

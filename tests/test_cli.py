@@ -171,7 +171,7 @@ def test_settings_come_from_file_environment_and_command_line(
     run, harvest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(*harvest)
-    (tmp_path / "c.yaml").write_text("train: {d-sae: 16, lr: 0.1, tokens: 0}\n")
+    (tmp_path / "c.yaml").write_text("train: {d-sae: 16, k: 4, lr: 0.1, tokens: 0}\n")
     monkeypatch.setenv("SCANSION_TRAIN_LR", "0.2")
     status, _, err = run("--config", tmp_path / "c.yaml", "train", tmp_path / "stores/train", "--out", tmp_path / "x")
     assert status == 0, err

@@ -19,7 +19,7 @@ from scansion.files import require_free_space, require_writable
 class HarvestConfig(BaseModel):
     """How activations are computed and laid out on disk. Only ``dtype`` changes what the store holds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dtype: str = Field(default="bfloat16", description="Stored type: bfloat16, float16 or float32.")
     lm_batch_size: int = Field(default=16, ge=1, description="Contexts the language model reads at once.")

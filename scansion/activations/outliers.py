@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,14 +38,14 @@ _IDS_NAMED = 3
 class TokenExclusion(BaseModel):
     """Which tokens are left out; every other token counts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     exclude: Literal["none", "outliers"] = Field(
         default="none",
         exclude_if=lambda value: value == "none",  # so that runs from before this setting keep their identity
         description="'outliers': leave out tokens after position 0 whose norm is above 3 times the median norm.",
     )
-    exclude_tokens: tuple[int, ...] = Field(
+    exclude_tokens: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
         default=(),
         exclude_if=lambda value: not value,
         description="Leave out tokens with these ids, for example those of special tokens.",

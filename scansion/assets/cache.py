@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from scansion.assets.manifest import Asset, find_assets
 from scansion.errors import AssetError, ScansionError
-from scansion.files import sha256_of
+from scansion.files import expanded, sha256_of
 from scansion.progress import progress
 from scansion.records import read_json
 
@@ -20,9 +20,9 @@ RECORD = "asset.json"
 def cache_dir() -> Path:
     """``$SCANSION_CACHE``, else ``$XDG_CACHE_HOME/scansion``, else ``~/.cache/scansion``."""
     if chosen := os.environ.get("SCANSION_CACHE"):
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser() / "scansion"
+        return expanded(xdg) / "scansion"
     return Path.home() / ".cache" / "scansion"
 
 

@@ -7,7 +7,8 @@ from functools import cache
 from importlib.resources import files
 
 from cyclopts import App, Group, Parameter
-from rich.console import Console
+
+from scansion.progress import PlainConsole
 
 START = Group("Start here", sort_key=0)
 STEPS = Group("Steps, from text to scores", sort_key=1)
@@ -29,13 +30,13 @@ app = App(
 )
 for flag in ("--help", "-h", "--version"):
     app[flag].group = (COMMON,)
-output = Console(highlight=False, soft_wrap=True)
+output = PlainConsole(highlight=False, soft_wrap=True)
 """For lines: a file gets them whole, a terminal wraps them."""
 
 
-def table_console(width: int) -> Console:
+def table_console(width: int) -> PlainConsole:
     """For tables: as wide as the terminal, or as given where there is none."""
-    return Console(width=None if output.is_terminal else width, highlight=False)
+    return PlainConsole(width=None if output.is_terminal else width, highlight=False)
 
 
 @cache

@@ -66,7 +66,8 @@ def evaluate_runs(
     for run in runs:
         config = run / "config.yaml"
         if not config.is_file():
-            raise ConfigError(f"{run} is not a run: it has no config.yaml; give the folder that `scansion train` wrote")
+            hint = run.parent if (run.parent / "config.yaml").is_file() else "the folder that `scansion train` wrote"
+            raise ConfigError(f"{run} is not a run: it has no config.yaml; give {hint}")
         name = str(require_known_format(read_yaml(config), config).get("name", run.name))
         if name in folders:
             raise ConfigError(f"{run} and {folders[name]} are both called {name!r}; rename one")
@@ -128,8 +129,12 @@ def parse_evaluations(names: str, settings: str = "") -> dict[str, EvaluationCon
 
 
 def _read_settings(settings: str) -> Mapping[str, Any]:
-    is_yaml = ":" in settings and not Path(settings).is_file()
-    if not is_yaml and not Path(settings).is_file():
+    try:
+        is_file = Path(settings).is_file()
+    except OSError:  # longer than a path can be
+        is_file = False
+    is_yaml = ":" in settings and not is_file
+    if not is_yaml and not is_file:
         raise ConfigError(f"there is no settings file {settings}; give a YAML file of `name: {{setting: value}}`")
     found: object = (
         parse_yaml(f"{{{settings}}}", "--settings") if is_yaml else parse_yaml(Path(settings).read_bytes(), settings)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-from cyclopts import CycloptsError, Parameter
-from cyclopts.config import Env, Yaml
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
+from cyclopts.config import Dict, Env
 from pydantic import ValidationError
 
 from scansion.cli.app import COMMON, app
-from scansion.errors import ScansionError, describe
+from scansion.errors import ConfigError, ScansionError, describe
 from scansion.files import one_line_io_errors
 from scansion.progress import say
+from scansion.records import parse_yaml
 
 app.meta.help_flags = ()  # `--help` goes through _launch, so that help includes what plugins add
 
@@ -41,13 +44,40 @@ def _launch(
             load_plugin(path)
     sources: list[Any] = [Env("SCANSION_", command=True, show=False)]
     if config is not None:
-        sources.append(Yaml(config, must_exist=True))
-    app.config = tuple(sources)
+        sources.append(Dict(_settings_in(config), source=str(config)))
+    app.config = (*sources, _refuse_fractions)
     if tokens[:1] == ("train",):
         from scansion.cli.training import offer_all_architectures
 
         offer_all_architectures()
     app(tokens, exit_on_error=False, print_error=False)
+
+
+def _settings_in(config: Path) -> dict[str, Any]:
+    settings: Any = parse_yaml(config.read_bytes(), str(config))
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{config} should hold settings under the names of commands, like `train: {{lr: 0.001}}`")
+    found = cast(dict[Any, Any], settings)
+    if unknown := [name for name in found if not isinstance(name, str) or name not in app]:
+        raise ConfigError(f"{config}: there is no command {unknown[0]!r}; `scansion --help` lists the commands")
+    if wrong := next((value for value in _keys_of(found) if not isinstance(value, str)), None):
+        raise ConfigError(f"{config}: {wrong!r} is no name of a setting")
+    return found
+
+
+def _refuse_fractions(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Raise for a fraction where a whole number is expected, which would be rounded."""
+    for argument in arguments:
+        for token in argument.tokens:
+            if argument.hint in (int, int | None) and re.fullmatch(r"[+-]?\d*\.\d*[1-9]\d*", token.value):
+                raise ConfigError(f"{argument.name} takes a whole number, not {token.value}")
+
+
+def _keys_of(settings: Any) -> Iterator[Any]:
+    if isinstance(settings, dict):
+        for key, value in cast(dict[Any, Any], settings).items():
+            yield key
+            yield from _keys_of(value)
 
 
 def main() -> None:

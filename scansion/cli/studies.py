@@ -58,7 +58,7 @@ def run_study(
         Folder for run_0, run_1, ..., notes.txt, the comparison and the report; default: a folder with the plan's name in runs/.
     """
     settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
-    _carry_out(settings, out or Path("runs") / settings.name, only, retry, report)
+    _carry_out(settings, out or _home(settings), only, retry, report)
 
 
 def _carry_out(settings: StudyPlan, folder: Path, only: str, retry: bool, report: bool) -> None:
@@ -102,7 +102,7 @@ def plan_study(
         Folder of the runs; finished work in it is not counted. Default: a folder with the plan's name in runs/.
     """
     settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
-    found = estimate(settings, _folders(settings, out or Path("runs") / settings.name, only))
+    found = estimate(settings, _folders(settings, out or _home(settings), only))
     table = Table(
         "run", "name", "SAE", "mask", "seeds to do", "tokens", "training, s per seed", "evaluation, s per seed"
     )
@@ -248,10 +248,21 @@ def show_comparison(
 def _with_seeds(plan: StudyPlan, seeds: Sequence[int] | None) -> StudyPlan:
     if seeds is None:
         return plan
+    if wrong := [seed for seed in seeds if not -(2**63) <= seed < 2**63]:
+        raise ConfigError(f"the seed {wrong[0]} has more than 64 bits")
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"a seed is given twice: {list(seeds)}")
     runs = [run.model_copy(update={"seeds": None}) for run in plan.runs]
     return plan.model_copy(update={"seeds": tuple(seeds), "runs": runs})
+
+
+def _home(plan: StudyPlan) -> Path:
+    """The folder in runs/ that is called like the plan."""
+    if plan.name != Path(plan.name).name or plan.name == ".." or len(plan.name.encode()) > 200:
+        raise ConfigError(
+            f"the plan's name {plan.name!r} is not one of a folder in runs/; change it, or give --out FOLDER"
+        )
+    return Path("runs") / plan.name
 
 
 def _folders(plan: StudyPlan, out: Path, only: str) -> dict[int, Path]:

@@ -12,7 +12,7 @@ HUB_PREFIX = "hub:"
 class CorpusConfig(BaseModel):
     """Which text to read, how to cut it into contexts, and how many contexts to use."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     source: str = Field(
         default="sotu",
@@ -35,9 +35,13 @@ class CorpusConfig(BaseModel):
     )
     context_length: int = Field(default=128, ge=2, description="Tokens per context, BOS included.")
     max_tokens: int | None = Field(
-        default=None, gt=0, description="Training tokens, rounded up to whole contexts; null uses all of them."
+        default=None,
+        gt=0,
+        description="Training tokens, rounded up to whole contexts and their padding included; null uses all of them.",
     )
-    held_out_tokens: int = Field(default=65_536, gt=0, description="Held-out tokens, rounded up to whole contexts.")
+    held_out_tokens: int = Field(
+        default=65_536, gt=0, description="Held-out tokens, rounded up to whole contexts and their padding included."
+    )
     held_out_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="Share of the documents that is held out from training."
     )

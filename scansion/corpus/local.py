@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,15 +47,15 @@ def _read_json_lines(path: Path, text_field: str) -> Iterator[str | None]:
             for number, line in enumerate(lines, start=1):
                 if not line.isspace():
                     yield text_of(json.loads(line), text_field, f"{path} line {number}")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path} line {number} is not JSON ({error}); expected one object per line") from error
 
 
 def _read_parquet(path: Path, text_field: str) -> Iterator[str | None]:
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             schema = file.schema_arrow
             if text_field not in schema.names:
                 raise CorpusError(
@@ -65,12 +66,12 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[str | None]:
                 raise CorpusError(f"{path}: the column {text_field!r} holds {kind}; expected text")
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[text_field]):
                 yield from batch.column(0).to_pylist()
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> CorpusError:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    reason = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
     return CorpusError(f"{path} cannot be read ({reason}); check that it is complete and that you may read it")
 
 

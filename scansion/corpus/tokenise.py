@@ -144,6 +144,10 @@ class _Side:
     def account(self, contexts: Contexts) -> dict[str, Any]:
         if self.needed is not None and len(contexts) < self.needed:
             say(f"the corpus has {len(contexts):,} {self.name} contexts, fewer than the {self.needed:,} requested")
+        if padding := contexts.valid.numel() - contexts.n_tokens:
+            say(
+                f"{self.name}: {contexts.n_tokens:,} tokens; {padding:,} more places are padding, which counts as asked for"
+            )
         return {
             "contexts": len(contexts),
             "contexts_asked": self.needed,

@@ -30,7 +30,7 @@ class EvaluationConfig(BaseModel):
         evaluation: its name in plans, flags and file names. Not a setting: it is the key that settings stand under.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     evaluation: ClassVar[str]
 

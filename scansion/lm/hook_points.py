@@ -13,10 +13,10 @@ from scansion.lm.facts import ModelFacts
 from scansion.lm.sites import Site, find_site, site_names
 
 # Every accepted spelling, for layer 5. HF prefixes are those of Llama, Gemma, Qwen, GPT-NeoX and GPT-2.
-_HF = r"(?:model\.|gpt_neox\.|transformer\.)?(?:layers|h)\.(?P<layer>\d+)"
+_HF = r"(?:model\.|gpt_neox\.|transformer\.)?(?:layers|h)\.(?P<layer>[0-9]{1,9})"
 _SPELLINGS: tuple[tuple[re.Pattern[str], str | None], ...] = (
-    (re.compile(r"(?P<site>[a-z][a-z0-9_]*)\.(?P<layer>\d+)"), None),
-    (re.compile(r"blocks\.(?P<layer>\d+)\.hook_(?P<site>[a-z][a-z0-9_]*)"), None),
+    (re.compile(r"(?P<site>[a-z][a-z0-9_]*)\.(?P<layer>[0-9]{1,9})"), None),
+    (re.compile(r"blocks\.(?P<layer>[0-9]{1,9})\.hook_(?P<site>[a-z][a-z0-9_]*)"), None),
     (re.compile(_HF), "resid_post"),
     (re.compile(_HF + r"\.mlp"), "mlp_out"),
     (re.compile(_HF + r"\.(?:self_attn|attention|attn)"), "attn_out"),

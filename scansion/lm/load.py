@@ -17,7 +17,7 @@ from torch import nn
 from scansion.assets import ASSETS, asset_path, cache_dir
 from scansion.device import resolve_device, resolve_dtype
 from scansion.errors import ModelError
-from scansion.files import atomic_folder
+from scansion.files import atomic_folder, expanded
 from scansion.lm.blocks import layer_count
 from scansion.lm.facts import ModelFacts
 from scansion.lm.hub import hub_answers, hub_options
@@ -173,7 +173,7 @@ def lm_dtype(name: str, device: torch.device) -> torch.dtype:
 def _locate(name: str) -> tuple[str, str | None]:
     if name == BUNDLED_MODEL:
         return str(_bundled_folder()), None
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file() and path.suffix == ".gguf":
         return str(path.parent), path.name
     if path.is_dir():

@@ -59,7 +59,8 @@ def hook_site(
 
     def keep(module: FindModule) -> FindModule:
         taken = _SITES.get(name)
-        if taken is not None and taken.module.__qualname__ != module.__qualname__:
+        origin = module.__module__, module.__qualname__
+        if taken is not None and (taken.module.__module__, taken.module.__qualname__) != origin:
             raise ConfigError(f"there is a hook site called {name!r} already; choose another name")
         _SITES[name] = Site(name, module, side, width)
         return module

@@ -63,10 +63,12 @@ class BandMaskConfig(MaskConfig, frozen=True):
             edges = (0, round(n_positions / 8), round(n_positions / 2), n_positions)
         else:
             count = self.count or DEFAULT_COUNT
+            if count > n_positions:
+                raise ConfigError(f"{count} bands do not fit in contexts of {n_positions} tokens; ask for fewer")
             edges = tuple(round(g * n_positions / count) for g in range(count + 1))
-        if edges[0] != 0 or edges[-1] != n_positions or any(a >= b for a, b in pairwise(edges)):
+        if not edges or edges[0] != 0 or edges[-1] != n_positions or any(a >= b for a, b in pairwise(edges)):
             raise ConfigError(
-                f"band edges should ascend from 0 to {n_positions}, the context length, but are {list(edges)}"
+                f"band edges should ascend from 0 to {n_positions}, the context length, but are {str(list(edges))[:200]}"
             )
         return edges
 
@@ -85,7 +87,8 @@ class BandMaskConfig(MaskConfig, frozen=True):
             return (d_bound // n_bands,) * n_bands
         if len(self.sizes) != n_bands or sum(self.sizes) != d_bound or min(self.sizes) < 0:
             raise ConfigError(
-                f"sizes should be {n_bands} numbers that add up to the {d_bound} bound features, not {list(self.sizes)}"
+                f"sizes should be {n_bands} numbers that add up to the {d_bound} bound features, "
+                f"not {str(list(self.sizes))[:200]}"
             )
         return self.sizes
 

@@ -19,7 +19,7 @@ from scansion.masks.gate import ActsOn, Gate
 from scansion.readings import Reading
 
 
-class MaskConfig(BaseModel, extra="forbid", frozen=True):
+class MaskConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """Settings of a mask family. Each family adds settings, and sets the default of ``family`` to its name."""
 
     has_weights: ClassVar[bool] = True
@@ -38,7 +38,7 @@ class MaskConfig(BaseModel, extra="forbid", frozen=True):
         description="A position past the mask's end is an error (error), is treated as the last position (clamp), or is "
         "counted from the start again (tile).",
     )
-    seed: int = Field(default=0, description="Seed of everything the mask draws at random.")
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63, description="Seed of everything the mask draws at random.")
 
     @property
     def usage_source(self) -> Path | None:

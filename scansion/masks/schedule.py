@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Temperature(BaseModel):
     """Strictness of a learnt mask, from 0 (hard: each weight is 0 or 1) up; constant, or moving from start to end."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     start: float = Field(default=1.0, ge=0, description="Temperature at the first step.")
     end: float | None = Field(default=None, ge=0, description="Temperature at the last step; default the start's.")
@@ -40,7 +40,7 @@ class Temperature(BaseModel):
 class MaskUpdates(BaseModel):
     """Which training steps may move a learnt mask, and how far."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     start: int = Field(default=0, ge=0, description="First training step that changes the mask.")
     stop: int | None = Field(

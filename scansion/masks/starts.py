@@ -14,7 +14,7 @@ from torch import Tensor
 class Start(BaseModel):
     """How the weights of a learnt mask start, each in [low, high]."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["random", "contiguous", "strided", "gaussian", "from_usage"] = Field(
         default="random",

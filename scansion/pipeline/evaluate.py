@@ -15,6 +15,7 @@ from scansion.evals import Evaluation, EvaluationConfig, evaluations
 from scansion.evals.base import EvalResult, LoadedSAE
 from scansion.evals.reading.training import fill_from_training, require_same_tokenizer
 from scansion.evals.registry import LoadLM
+from scansion.files import fingerprint
 from scansion.lm import LanguageModel
 from scansion.pipeline.run_results import RunResults
 from scansion.progress import say
@@ -48,6 +49,13 @@ def evaluate(
     check_evaluations(configs, held_out)
     place = resolve_device(device)
     saes = [LoadedSAE(name, *load_sae(folder / "sae", place)) for name, folder in runs.items()]
+    for sae in saes:
+        if sae.metadata.contexts == held_out.identity.contexts:
+            say(
+                f"{sae.name} was trained on the very text of {held_out.folder}: what it measures is not of held-out text"
+            )
+        elif sae.metadata.corpus not in (None, fingerprint(held_out.identity.corpus)):
+            say(f"{sae.name} was trained on other text than {held_out.folder} is from, or on text cut otherwise")
     configs = {name: fill_from_training(config, saes) for name, config in configs.items()}
     folders = [folder / "evals" for folder in runs.values()]
 

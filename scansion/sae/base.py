@@ -25,7 +25,7 @@ from scansion.sae.structure import Routing, Selection
 from scansion.shapes import require_shape
 
 
-class SAEConfig(BaseModel, extra="forbid", frozen=True):
+class SAEConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """Settings common to all architectures; each adds its own and an ``architecture`` that names it."""
 
     architecture: str

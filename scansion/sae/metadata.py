@@ -24,6 +24,7 @@ class SAEMetadata(BaseModel):
         training: the training config; empty if it is not known.
         imported: of an SAE of another library, that library and where it was read from; else None. The text and the store
             of its training are not known: ``contexts`` and ``store_key`` are empty.
+        corpus: fingerprint of how that text and the held-out text beside it were made; None where it is not known.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +42,7 @@ class SAEMetadata(BaseModel):
     seed: int | None
     training: dict[str, Any]
     imported: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    corpus: str | None = Field(default=None, exclude_if=lambda corpus: corpus is None)
 
     @property
     def model_id(self) -> ModelId:

@@ -46,6 +46,10 @@ def round_to_bands(sae: SAE, n_bands: int, keep: float = 0.5) -> Rounded:
         ConfigError: the mask does not act in the forward pass, has one decoder bias per band, or ``n_bands`` or ``keep``
             does not fit.
     """
+    if sae.mask.gate.bands is not None:
+        raise ConfigError(
+            f"the mask is one of hard bands already ({sae.config.mask.family}): there is nothing to round"
+        )
     if not sae.mask.gate.forward or sae.b_dec.ndim != 1:
         raise ConfigError(
             f"a mask that acts on {sae.config.mask.acts_on!r} or has several decoder biases cannot be rounded to bands"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from scansion.files import atomic_file, fingerprint, flatten
 from scansion.locks import only_writer
+from scansion.progress import printable
 from scansion.study.compare.comparison import SPARSITY_NOTE, Comparison, Difference, compare, figures_of
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import difference_text, figure_text
@@ -43,7 +44,9 @@ def _append(path: Path, run: str, records: Sequence[ArmRecord], plan: StudyPlan)
         return
     heading = f"{run} [{name}]"
     with atomic_file(path) as temporary:
-        temporary.write_text("\n".join([*([before] if before else []), heading, entry, ""]), encoding="utf-8")
+        temporary.write_text(
+            printable("\n".join([*([before] if before else []), heading, entry, ""])), encoding="utf-8"
+        )
 
 
 def _baseline(plan: StudyPlan, parent: Path, arm: Arm) -> ArmRecord | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -32,6 +32,8 @@ from scansion.synth import SynthConfig
 from scansion.training import TrainingConfig
 
 Model = TypeVar("Model", bound=BaseModel)
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What every generator takes."""
 _OWN_KEYS_BEFORE = ("core", "sparse_probing", "position")
 _OF_TEXT = ("model", "revision", "hook_point", "lm_dtype", "device", "corpus", "harvest")
 
@@ -39,7 +41,7 @@ _OF_TEXT = ("model", "revision", "hook_point", "lm_dtype", "device", "corpus", "
 class ArmPlan(BaseModel):
     """One SAE of a run that compares several."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     sae: AnySAEConfig
     training: dict[str, Any] = Field(
@@ -50,7 +52,7 @@ class ArmPlan(BaseModel):
 class RunPlan(BaseModel):
     """One entry of a plan: an SAE, or several arms that vary one thing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(min_length=1, description="Name in tables and figures.")
     changes: str = Field(default="", description="What changes from the baseline, in words.")
@@ -59,7 +61,7 @@ class RunPlan(BaseModel):
         default_factory=dict, description="What differs from the plan's training settings, for all arms."
     )
     arms: dict[str, ArmPlan] = Field(default_factory=dict, description="Name -> arm, instead of `sae`.")
-    seeds: tuple[int, ...] | None = Field(default=None, min_length=1, description="Seeds other than the plan's.")
+    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1, description="Seeds other than the plan's.")
     world: dict[str, Any] | None = Field(
         default=None, description="What differs from the plan's world; runs are compared within a world."
     )
@@ -126,7 +128,7 @@ class Arm:
 class StudyPlan(BaseModel):
     """A whole study: its question, its runs and how they are judged, all written down before the first run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(min_length=1)
     hypothesis: str = Field(default="", description="What the study asks.")
@@ -154,7 +156,7 @@ class StudyPlan(BaseModel):
         validate_default=True,
         description="Name -> settings of each evaluation, as `scansion evaluations` lists them; core is always run.",
     )
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Every run is carried out once for each.")
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, description="Every run is carried out once for each.")
     plugins: tuple[Path, ...] = Field(
         default=(),
         description="Python files that register masks, architectures or evaluations of your own; relative to the plan.",

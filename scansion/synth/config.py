@@ -14,7 +14,7 @@ Range = tuple[int, int]
 class ProfileMix(BaseModel):
     """The share of each kind among the position-bound features; shares are relative and need not sum to 1."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     band: float = Field(default=0.5, ge=0, description="One stretch of neighbouring positions.")
     single: float = Field(default=0.25, ge=0, description="One position.")
@@ -36,7 +36,7 @@ class SynthConfig(BaseModel):
     some, and small enough that one trains in seconds.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     d_in: int = Field(default=48, ge=2, description="Width of the activations.")
     n_features: int = Field(default=256, ge=1, description="True features in the planted dictionary.")

@@ -47,8 +47,8 @@ class TrainingConfig(TokenExclusion):
         description="A feature is dead once it has not fired for this many tokens at positions its mask allows; "
         "default a twentieth of the run, at most 10 million.",
     )
-    seed: int = Field(default=0, description="Seed of the initial weights and of revivals.")
-    data_seed: int = Field(default=0, description="Seed of the order of the data.")
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63, description="Seed of the initial weights and of revivals.")
+    data_seed: int = Field(default=0, ge=-(2**63), lt=2**63, description="Seed of the order of the data.")
     use_position_0: bool = Field(
         default=False, description="Also train on the first position (BOS, the attention sink)."
     )

@@ -35,7 +35,7 @@ class AblationConfig(ReadsTexts):
         default=THRESHOLDS, description="Numbers of features to ablate."
     )
     lm_batch_size: int = Field(default=16, ge=1, description="Texts per batch of the LM.")
-    seed: int = Field(default=42, ge=0, description="Seed for drawing texts and for the bootstrap.")
+    seed: int = Field(default=42, ge=0, lt=2**63, description="Seed for drawing texts and for the bootstrap.")
 
 
 @dataclass(frozen=True)

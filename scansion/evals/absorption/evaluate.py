@@ -55,7 +55,7 @@ class AbsorptionConfig(EvaluationConfig):
     n_spelled: int = Field(default=100, ge=1, description="Test words the LM must spell.")
     batch_size: int = Field(default=32, ge=1, description="Prompts per batch of the LM.")
     seed: int = Field(
-        default=42, ge=0, description="Seed for drawing words, split and examples, and for the bootstrap."
+        default=42, ge=0, lt=2**63, description="Seed for drawing words, split and examples, and for the bootstrap."
     )
 
 

@@ -40,7 +40,7 @@ class CoreConfig(TokenExclusion, CountsPositions):
     )
     batch_contexts: int = Field(default=16, ge=1, description="Contexts per batch of the SAE.")
     loss_batch_contexts: int = Field(default=4, ge=1, description="Contexts per batch of the LM.")
-    seed: int = Field(default=0, description="Seed for the bootstrap.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed for the bootstrap.")
 
 
 class DensityHistogram(BaseModel):

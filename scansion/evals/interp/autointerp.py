@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -43,10 +44,17 @@ class AutoInterpConfig(CountsPositions):
     timeout: float = Field(default=60.0, gt=0, description="Seconds to wait for one answer.")
     retries: int = Field(default=4, ge=0, description="How often to repeat a request that failed.")
     workers: int = Field(default=8, ge=1, description="Requests sent at the same time.")
-    seed: int = Field(default=42, ge=0, description="Seed for drawing features and examples, and for the bootstrap.")
+    seed: int = Field(
+        default=42, ge=0, lt=2**63, description="Seed for drawing features and examples, and for the bootstrap."
+    )
 
     @model_validator(mode="after")
     def _check_endpoint(self) -> AutoInterpConfig:
+        address = urlsplit(self.base_url)
+        if "@" in address.netloc or address.query:  # the address becomes part of results
+            raise ValueError(
+                "OPENAI_BASE_URL holds a password or a key; remove everything before '@' and after '?' and set OPENAI_API_KEY"
+            )
         if not self.base_url.startswith(("http://", "https://")) or not self.model:
             raise ValueError(
                 "autointerp asks a language model: set OPENAI_BASE_URL (http://... or https://...) and OPENAI_MODEL, and "

@@ -29,7 +29,9 @@ class OfflineInterpConfig(CountsPositions):
         default=200, ge=1, description="Features to draw at random, among those with least_firings."
     )
     least_firings: int = Field(default=15, ge=2, description="Fewest tokens a feature must fire on to be drawn.")
-    seed: int = Field(default=42, ge=0, description="Seed for the draw, the split, the null and the bootstrap.")
+    seed: int = Field(
+        default=42, ge=0, lt=2**63, description="Seed for the draw, the split, the null and the bootstrap."
+    )
 
 
 class FeatureForecast(BaseModel):

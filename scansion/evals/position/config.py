@@ -46,4 +46,4 @@ class PositionConfig(CountsPositions):
         default=None, ge=1, description="Tokens to move those contexts by; default a quarter of the context."
     )
     lm_batch_size: int = Field(default=16, ge=1, description="Contexts per batch of the LM.")
-    seed: int = Field(default=0, description="Seed for every random draw.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed for every random draw.")

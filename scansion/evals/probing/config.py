@@ -50,4 +50,4 @@ class SparseProbingConfig(ReadsTexts):
         default=8.0, ge=0, description="Disk space (GB) for caching activations of probing texts; 0 caches nothing."
     )
     lm_batch_size: int = Field(default=16, ge=1, description="Texts per batch of the LM.")
-    seed: int = Field(default=42, ge=0, description="Seed for drawing texts and for the bootstrap.")
+    seed: int = Field(default=42, ge=0, lt=2**63, description="Seed for drawing texts and for the bootstrap.")

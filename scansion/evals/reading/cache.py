@@ -56,7 +56,7 @@ class ActivationCache:
         if self.limit == 0 or not path.exists():
             return None
         try:
-            tensors = load_tensors(path)
+            tensors = load_tensors(path, of=key)
         except DamagedError as error:
             say(f"{error}; computing its activations again")
             path.unlink(missing_ok=True)
@@ -79,7 +79,7 @@ class ActivationCache:
             return
         path = self.folder / f"{key}{_SUFFIX}"
         with atomic_file(path) as temporary:
-            save_tensors(temporary, tensors)
+            save_tensors(temporary, tensors, of=key)
         self._touched.add(path.name)
 
     def announce(self, what: str, size: int) -> None:

@@ -151,7 +151,9 @@ def require_sae_matches_lm(
 def _require_trained_on(subject: LoadedSAE, model: ModelId, hook_point: str, what: str) -> None:
     trained = subject.metadata
     if not trained.model_id.same_as(model) or trained.hook_point != hook_point:
+        same = trained.model_id.same_as(model)  # then its hash would only be in the way
+        there, here = ("", "") if same else (f" of {trained.model_id}", f" of {model}")
         raise EvalError(
-            f"{subject.name} was trained on {trained.model_id} {trained.hook_point}, but {what} {model} {hook_point}; "
+            f"{subject.name} was trained on {trained.hook_point}{there}, but {what} {hook_point}{here}; "
             "evaluate an SAE on its own model and hook point"
         )

@@ -69,7 +69,7 @@ class UnlearningConfig(ReadsTexts):
         description="Longest question with a choice, in tokens; longer ones are left out. Default: as the SAE was trained.",
     )
     batch_size: int = Field(default=16, ge=1, description="Sequences (a question with one choice) per batch of the LM.")
-    seed: int = Field(default=42, ge=0, description="Seed for drawing questions.")
+    seed: int = Field(default=42, ge=0, lt=2**63, description="Seed for drawing questions.")
 
 
 def evaluate_unlearning(

@@ -24,7 +24,7 @@ from scansion.progress import progress
 class FeatureConfig(BaseModel):
     """How much feature pages show."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     n_contexts: int = Field(default=1024, ge=1, description="Held-out contexts to read, at most.")
     examples: int = Field(default=10, ge=1, description="Contexts shown per feature.")

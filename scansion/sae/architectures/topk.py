@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from scansion.execution.operations import top_k
@@ -25,6 +25,12 @@ class TopKKindConfig(SAEConfig, frozen=True):
     auxiliary_coefficient: float = Field(
         default=1 / 32, ge=0, description="Weight of the loss that trains dead features to reconstruct the residual."
     )
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> TopKKindConfig:
+        if self.k > self.d_sae:
+            raise ValueError(f"k is {self.k}, more than the {self.d_sae} features; ask for fewer active features")
+        return self
 
 
 class TopKConfig(TopKKindConfig, frozen=True):

@@ -11,6 +11,7 @@ from rich.text import Text
 from scansion.evals import Figure
 from scansion.evals.statistics import Estimate
 from scansion.files import atomic_file
+from scansion.progress import printable
 from scansion.records import write_json
 from scansion.study.compare.comparison import STAR_NOTE, ComparedArm, Comparison, Difference
 from scansion.study.compare.figures import figure
@@ -120,7 +121,7 @@ def write_comparison(comparison: Comparison, infos: Mapping[str, ArmInfo], folde
     text = [f"# Comparison with {comparison.baseline}" if comparison.baseline else "# Comparison", ""]
     text += [line for below in lines_below(comparison) for line in (below, "")] + parts
     with atomic_file(folder / "comparison.md") as temporary:
-        temporary.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
+        temporary.write_text(printable("\n".join(text).rstrip()) + "\n", encoding="utf-8")
     write_json(
         folder / "comparison.json",
         {
