@@ -33,6 +33,9 @@ from scansion.training.warm_start import check_usage_source, start_from_usage
 STREAM_SETTINGS = ("tokens", "batch_tokens", "data_seed", "use_position_0", "device", "exclude", "exclude_tokens")
 _SCALE_RULE = {"input_scale": "outliers left out"}
 
+_PENDING, _WAYS = "metrics.values", "metrics.ways"
+"""Names in a checkpoint of what the next line of metrics will hold of the steps before it."""
+
 
 @dataclass(frozen=True)
 class TrainingRun:
@@ -185,7 +188,12 @@ class _Session:
         if checkpoint is None:
             start_from_usage(self.learner.sae, stream, self.scale)
         else:
-            self.learner.restore(*checkpoint)
+            tensors, counters = checkpoint
+            self.learner.restore(tensors, counters)
+            # Metrics are means since the last line: so that a resumed run writes the lines of one that was not stopped.
+            if _PENDING in tensors:
+                self._pending = list(tensors[_PENDING].to(device))
+                self.learner.ways = set(bytes(tensors[_WAYS].tolist()).decode().split("+"))
         self.folder.truncate_metrics(self.learner.step)
         self._clock = self._checkpointed = time.monotonic()
 
@@ -225,7 +233,11 @@ class _Session:
         if not self._pending_are_finite():
             self._raise_not_finite()
         if self.learner.step:
-            self.folder.save_checkpoint(*self.learner.state())
+            tensors, counters = self.learner.state()
+            if self._pending:
+                tensors[_PENDING] = torch.stack(self._pending).cpu()
+                tensors[_WAYS] = torch.tensor(list("+".join(sorted(self.learner.ways)).encode()), dtype=torch.uint8)
+            self.folder.save_checkpoint(tensors, counters)
         self._checkpointed = time.monotonic()
 
     def _write_metrics(self) -> None:

@@ -237,17 +237,12 @@ def _by_seed(info: ArmInfo) -> dict[str, BySeed]:
 
 
 def _difference(ours: BySeed, theirs: BySeed) -> Difference | None:
-    pairs = {s: (a, b) for s, a in ours.items() if a is not None and (b := theirs.get(s)) is not None}
+    pairs = _pairs(ours, theirs)
     if not pairs:
         return None
+    if (equal := _equal_at_every_seed(pairs)) is not None:
+        return Difference(estimate=equal, p=None, p_holm=None, detectable=None, seeds=list(pairs))
     gaps = [a - b for a, b in pairs.values()]
-    # Figures that count things differ by the same amount at two seeds now and then, up to the rounding of the subtraction.
-    rounding = _ROUNDING * max(max(abs(a), abs(b)) for a, b in pairs.values())
-    if len(gaps) > 1 and max(gaps) - min(gaps) <= rounding:
-        same = 0.0 if max(map(abs, gaps)) <= rounding else gaps[0]
-        end = 0.0 if same == 0 else None
-        unspread = Estimate(value=same, low=end, high=end)
-        return Difference(estimate=unspread, p=None, p_holm=None, detectable=None, seeds=list(pairs))
     return Difference(
         estimate=Estimate.of_seeds(gaps),
         p=paired_p(gaps),
@@ -255,6 +250,23 @@ def _difference(ours: BySeed, theirs: BySeed) -> Difference | None:
         detectable=detectable_difference(gaps),
         seeds=list(pairs),
     )
+
+
+def _pairs(ours: BySeed, theirs: BySeed) -> dict[int, tuple[float, float]]:
+    """Seed -> both values, of the seeds that have both."""
+    return {s: (a, b) for s, a in ours.items() if a is not None and (b := theirs.get(s)) is not None}
+
+
+def _equal_at_every_seed(pairs: Mapping[int, tuple[float, float]]) -> Estimate | None:
+    """The difference, if it is the same at every one of several seeds; see :class:`Difference`."""
+    gaps = [a - b for a, b in pairs.values()]
+    # Figures that count things differ by the same amount at two seeds now and then, up to the rounding of the subtraction.
+    rounding = _ROUNDING * max(max(abs(a), abs(b)) for a, b in pairs.values())
+    if len(gaps) < 2 or max(gaps) - min(gaps) > rounding:
+        return None
+    same = 0.0 if max(map(abs, gaps)) <= rounding else gaps[0]
+    end = 0.0 if same == 0 else None
+    return Estimate(value=same, low=end, high=end)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -287,5 +299,8 @@ def _front(infos: Mapping[str, ArmInfo], x: str, y: str) -> Front:
 
 def _differs(one: ArmInfo, other: ArmInfo, figure: str) -> bool:
     """Whether the difference has an interval without zero; also if there are too few seeds to have one."""
-    found = _difference(_by_seed(one)[figure], _by_seed(other)[figure])
-    return found is None or found.estimate.low is None or found.estimate.excludes_zero
+    pairs = _pairs(*(dict(zip(info.seeds, info.values[figure], strict=True)) for info in (one, other)))
+    if not pairs:
+        return True
+    estimate = _equal_at_every_seed(pairs) or Estimate.of_seeds([a - b for a, b in pairs.values()])
+    return estimate.low is None or estimate.excludes_zero
