@@ -70,3 +70,16 @@ def test_figures_of_a_plan_that_the_run_never_had_are_not_taken_for_its_own(
     write_final_info(run, other)
     with pytest.raises(DamagedError, match=r"which is run 0 of the plan 000000000000"):
         StudyRecord.open(copy.study)
+
+
+@pytest.mark.parametrize("name", ["core", "synthetic", "position"])
+def test_another_saes_results_are_not_taken_for_this_ones(
+    name: str, workspace: Workspace, right: dict[str, str], tmp_path: Path
+) -> None:
+    copy = workspace.copy(tmp_path / "copy")
+    here, there = (copy.study / run / f"seed_0/evals/{name}.json" for run in ("run_0", "run_1"))
+    here.write_bytes(there.read_bytes())
+    with pytest.raises(DamagedError, match=r"evals/\w+.json holds results of another SAE than the one in"):
+        StudyRecord.open(copy.study).arms[0].evaluations()
+    use(copy)
+    assert use(copy)["read study"] == right["read study"]
