@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
 RATIO = 3.0
 """A token is an outlier if its norm is above this multiple of the median norm of the tokens after position 0."""
 NORMS = "norms.safetensors"
-_NOTABLE = 0.1
+NOTABLE = 0.1
+"""Outliers that hold a larger share of the variance are worth a line."""
 _IDS_NAMED = 3
+
+_say_once = cache(say)  # a study trains on a store and evaluates on it many times
 
 
 class TokenExclusion(BaseModel):
@@ -104,8 +108,8 @@ class Outliers:
 
     def warn(self, folder: Path) -> None:
         """Say in one line that the outliers hold much of the variance, if it is more than a tenth."""
-        if self.variance_share > _NOTABLE:
-            say(
+        if self.variance_share > NOTABLE:
+            _say_once(
                 f"{folder}: outlier tokens (norm above {RATIO:g} times the median) are {self.token_share:.1%} of the tokens "
                 f"and hold {self.variance_share:.0%} of the variance; their most frequent ids are "
                 f"{', '.join(map(str, self.ids))}. FVE is given with and without them; `exclude: outliers` "

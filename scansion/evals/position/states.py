@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scansion.activations import ActivationStore
+from scansion.activations import ActivationStore, ActivationStream, TokenExclusion
 from scansion.evals.base import LoadedSAE
 from scansion.masks import PermutedMask, PositionalMask, RandomHardMaskConfig, build_mask
 from scansion.sae import SAE, build_sae
@@ -67,8 +67,10 @@ def rebuild_start(subject: LoadedSAE, store: ActivationStore) -> SAE | str:
     # The cosine of two random directions has variance 1 / d_in.
     if not cosine > 5 / math.sqrt(sae.d_in * sae.d_sae):
         return f"its decoder does not resemble the start its seed gives (mean cosine {float(cosine):.3f})"
-    positions = store.used_positions(metadata.use_position_0)
-    means = store.mean[positions].float() * metadata.input_scale
+    settings = {name: value for name, value in metadata.training.items() if name in TokenExclusion.model_fields}
+    left_out = TokenExclusion.model_validate(settings).excluded(store)
+    stream = ActivationStream(store, 1, 0, metadata.use_position_0, in_memory=False, excluded=left_out)
+    positions, means = stream.positions, stream.mean_by_position * metadata.input_scale
     start.start_at(means.to(sae.W_dec.device), positions.to(sae.W_dec.device))
     start.fold_scale(metadata.input_scale)
     return start

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from scansion.activations.outliers import NOTABLE
 from scansion.evals import evaluations
 from scansion.evals.core.evaluate import CoreResult
 from scansion.evals.probing.result import SparseProbingResult
@@ -73,9 +74,12 @@ def measured_on(core: CoreResult) -> str:
     metadata = core.sae_metadata
     where = "all positions" if 0 in core.positions else "position 0 left out"
     trained = "" if metadata.tokens is None else f"trained on {metadata.tokens:,} tokens and "
+    tokens, variance = core.outlier_token_share or 0.0, core.outlier_variance_share or 0.0
+    outliers = f" {tokens:.1%} of these are outlier tokens, which hold {variance:.0%} of the variance behind FVE."
     return (
         f"{metadata.model}, {metadata.hook_point}, contexts of {metadata.context_length} tokens. Each SAE was {trained}"
         f"measured on {core.n_tokens:,} tokens of held-out documents, {where}."
+        f"{outliers if variance > NOTABLE else ''}"
     )
 
 

@@ -12,6 +12,7 @@ from scansion.evals.core.evaluate import CoreConfig, evaluate_core, saebench_exp
 from scansion.evals.core.evaluation import Core
 from scansion.evals.statistics import Estimate, detectable_difference
 from scansion.masks import RandomHardMaskConfig
+from scansion.report.tables.summary import measured_on
 from scansion.sae import ReluConfig, SAEMetadata, TopKConfig, build_sae
 from tests.conftest import WIDTH
 from tests.outliers import WORD, outlier_store
@@ -83,6 +84,7 @@ def test_fve_is_given_with_and_without_outlier_tokens(subject, tmp_path) -> None
     )
     assert result.outlier_token_share == pytest.approx(0.008, rel=1e-6)
     assert result.outlier_variance_share == pytest.approx(outlying.outliers.variance_share, abs=1e-5)
+    assert measured_on(result).endswith("0.8% of these are outlier tokens, which hold 99% of the variance behind FVE.")
 
 
 def test_excluded_tokens_count_in_no_figure(store, subject, lm) -> None:
