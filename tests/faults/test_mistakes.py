@@ -6,7 +6,8 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +20,9 @@ from scansion.corpus.sources import read_documents
 from scansion.errors import ConfigError, CorpusError
 from scansion.evals.interp.autointerp import AutoInterpConfig
 from scansion.evals.reading.cache import ActivationCache
+from scansion.locks import only_writer
 from scansion.progress import printable
+from scansion.training.run_folder import RunFolder, read_metrics
 from tests.faults.workspace import PLAN
 
 Run = Callable[..., tuple[int, str, str]]
@@ -325,3 +328,36 @@ def test_entries_of_the_probing_cache_are_bound_to_their_key(
     os.replace(tmp_path / "other", tmp_path / "two.safetensors")
     assert cache.load("one") is None and cache.load("two") is None
     assert "computing its activations again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["[]", "3", "null", "{}", '{"step": "a"}', "[" * 200_000, "\xff"])
+def test_lines_of_metrics_that_hold_something_else(line: str, harvested: Path, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(harvested / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "sae")
+    (tmp_path / "run/metrics.jsonl").write_bytes(line.encode("latin-1") + b"\n")
+    status, _, err = run(*train(harvested), "--mask", "bands, count: 2", "--out", tmp_path / "run")
+    assert status == 0, err
+    assert all(line["step"] for line in read_metrics(tmp_path / "run"))
+
+
+def test_a_second_trainer_says_who_holds_the_folder(harvested: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with only_writer(tmp_path / "x", "training"):
+        status, _, err = run(*train(harvested), "--out", tmp_path / "x")
+    assert status == 2 and f"process {os.getpid()} on" in err and "is training there since" in err
+
+
+def test_a_run_that_another_process_has_just_finished_is_left_as_it_is(
+    harvested: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = RunFolder.writing
+
+    @contextmanager
+    def other_finishes_first(folder: RunFolder) -> Iterator[None]:
+        with writing(folder):
+            shutil.copytree(harvested / "run/sae", folder.sae)
+            yield
+
+    monkeypatch.setattr(RunFolder, "writing", other_finishes_first)
+    status, _, err = run(*train(harvested), "--mask", "bands, count: 2", "--out", tmp_path / "run")
+    assert status == 0 and "already trained" in err
