@@ -77,7 +77,11 @@ def unsealed_values(value: Any, what: str) -> Any:
     values = dict(cast(dict[str, Any], value))
     if SEAL not in values:
         return values
-    if values.pop(SEAL) != fingerprint(values):
+    try:
+        same = values.pop(SEAL) == fingerprint(values)
+    except (TypeError, ValueError):  # YAML can hold keys and values that JSON cannot
+        same = False
+    if not same:
         raise DamagedError(
             f"{what} was changed after it was written: its values do not match its checksum; "
             "restore it, or delete it and run the same command again"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scansion.errors import DamagedError
+from scansion.errors import DamagedError, ScansionError
+from scansion.records import read_yaml, write_yaml
 from scansion.study import StudyRecord
 from scansion.study.final_info import read_final_info, write_final_info
 from tests.faults.workspace import DAMAGES, Workspace, make_workspace, outcome, use
@@ -83,3 +84,14 @@ def test_another_saes_results_are_not_taken_for_this_ones(
         StudyRecord.open(copy.study).arms[0].evaluations()
     use(copy)
     assert use(copy)["read study"] == right["read study"]
+
+
+@pytest.mark.parametrize(
+    "line", ["null: 1", "1: 1", "when: 2020-01-01", "'n': !!set {a}", "? [a, b]\n: 1", "'n': .nan"]
+)
+def test_values_that_json_has_not_are_damage_of_a_sealed_yaml_file(line: str, tmp_path: Path) -> None:
+    write_yaml(tmp_path / "config.yaml", {"name": "x", "seed": 1})
+    with (tmp_path / "config.yaml").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(ScansionError, match=r"config\.yaml"):
+        read_yaml(tmp_path / "config.yaml")
