@@ -17,9 +17,11 @@ from torch import Tensor
 from scansion.activations.batch import PositionedBatch
 from scansion.activations.store import ActivationStore
 from scansion.activations.upload import Upload
-from scansion.errors import ConfigError
+from scansion.errors import ConfigError, StoreError
 
 PREFETCH = 2
+# Of activations: the square of a smaller one, or of the inverse of one, is no normal number in float32.
+SMALLEST_NORM = 1e-15
 # Steps whose contexts are drawn together: the loop over positions in Python then runs once per so many steps.
 STEPS_DRAWN = 16
 # Share of the free memory that a store may take. The rest is for the LM, the SAEs and other programs.
@@ -99,7 +101,11 @@ class ActivationStream:
 
     @cached_property
     def input_scale(self) -> float:
-        """The factor that scales the stream's activations to unit mean norm, measured without outlier tokens."""
+        """The factor that scales the stream's activations to unit mean norm, measured without outlier tokens.
+
+        Raises:
+            StoreError: the mean norm is 0, not finite, or such that float32 does not hold the squares of activations.
+        """
         outliers = self.store.outliers.mask
         return self._scale(outliers if self._excluded is None else outliers | self._excluded)
 
@@ -111,10 +117,18 @@ class ActivationStream:
     def _scale(self, left_out: Bool[Tensor, "L C"] | None) -> float:
         store = self.store
         if left_out is None or not bool(left_out.any()):
-            return 1.0 / float(store.mean_norm[self.positions].mean())
+            return self._inverse(float(store.mean_norm[self.positions].mean()))
         sums = store.norm_sum - torch.where(left_out, store.norms, 0.0).sum(dim=1)
         means = (sums / (store.count - left_out.sum(dim=1)))[self.positions]
-        return 1.0 / float(means.nanmean())  # not a number where a position has outliers only
+        return self._inverse(float(means.nanmean()))  # not a number where a position has outliers only
+
+    def _inverse(self, norm: float) -> float:
+        if not SMALLEST_NORM <= norm <= 1 / SMALLEST_NORM:
+            raise StoreError(
+                f"activations of {self.store.folder} have a mean norm of {norm:.3g}, which cannot be trained on: it should be "
+                f"between {SMALLEST_NORM:g} and {1 / SMALLEST_NORM:g}; check the model and the hook point, and harvest again"
+            )
+        return 1.0 / norm
 
     @property
     def mean_by_position(self) -> Float[Tensor, "P d_in"]:

@@ -92,7 +92,8 @@ def train(
     """
     run = TrainingRun(out.name, out, sae_config(sae or SAEFlags()), training or TrainingConfig())
     train_runs([run], ActivationStore(store))
-    output.print(f"trained: {out / 'sae'}", markup=False)
+    said = "trained" if run.training.tokens else "not trained (tokens is 0), saved with its initial weights"
+    output.print(f"{said}: {out / 'sae'}", markup=False)
 
 
 def offer_all_architectures() -> None:

@@ -133,13 +133,16 @@ def reasons_before_running(subject: LoadedSAE) -> list[str]:
 
 
 def reasons_from_activity(n_alive: int, output_variance: float, input_variance: float) -> list[str]:
-    """Why the SAE is degenerate, from held-out activations: no feature fires, or the output is constant or not finite.
+    """Why the SAE is degenerate, from held-out activations: the activations or the output are constant, or
+    no feature fires, or the output is not finite.
 
     Args:
         n_alive: features that fired at least once.
         output_variance, input_variance: per token, summed over dimensions.
     """
     reasons: list[str] = []
+    if not input_variance > 0:
+        reasons.append("the activations do not vary: their variance is 0 in float32")
     if n_alive == 0:
         reasons.append("all features are dead: none fired on held-out text")
     if not torch.isfinite(torch.tensor(output_variance)):

@@ -186,8 +186,8 @@ class SAE(nn.Module, ABC):
         """Feature activations, zero or above.
 
         Args:
-            x: activations, whose leading axes are kept; or a batch of a store or a stream, which carries its positions
-                and is moved to the SAE's device and type.
+            x: activations, whose leading axes are kept and which are converted to the type of the weights; or a batch of a
+                store or a stream, which carries its positions and is also moved to the SAE's device.
             positions: each token's position in its context, broadcasting against the leading axes of ``x``. They may be
                 left out if ``x`` is one context [L, d_in], whose positions are 0 .. L-1, and if the SAE treats all
                 positions alike (no mask, or a placebo).
@@ -215,7 +215,7 @@ class SAE(nn.Module, ABC):
         """
         require_shape("acts", acts, "... d_sae", d_sae=self.d_sae)
         bias = self.b_dec if self.b_dec.ndim == 1 else self.bias_at(self.positions_of(acts, positions))
-        return acts @ self.W_dec + bias
+        return acts.to(self.W_dec.dtype) @ self.W_dec + bias
 
     def forward(
         self, x: Float[Tensor, "*batch d_in"] | PositionedBatch, positions: Int[Tensor, "..."] | None = None
@@ -243,9 +243,9 @@ class SAE(nn.Module, ABC):
         return self.mask.gate.kind == "none" and self.b_dec.ndim == 1
 
     def _unpacked(self, x: Tensor | PositionedBatch, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Activations and positions of a PositionedBatch, moved to this SAE's device; other arguments unchanged."""
+        """Activations in the weights' type, and positions; those of a PositionedBatch are moved to this SAE's device too."""
         if not isinstance(x, PositionedBatch):
-            return x, positions
+            return x.to(self.W_enc.dtype), positions
         if positions is not None:
             raise ShapeError("a PositionedBatch carries its positions; do not give positions as well")
         return x.x.to(self.W_enc), x.token_positions.to(self.W_enc.device)

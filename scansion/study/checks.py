@@ -18,6 +18,7 @@ from scansion.pipeline.stores import stores_dir
 from scansion.study.plan import StudyPlan
 from scansion.study.record import seed_folder, source_at
 from scansion.training import TrainingRun, check_folders
+from scansion.training.learner import require_memory
 from scansion.training.warm_start import check_usage_source
 
 
@@ -49,6 +50,7 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> None:
         if arm.run in folders:
             source = source_at(plan, arm, arm.seeds[0])
             try:
+                require_memory(arm.sae, widths[source], source.context_length)
                 mask = build_mask(arm.sae.mask, source.context_length, arm.sae.d_sae)
                 if longest and mask.gate.forward:  # texts of an evaluation may be longer than the contexts trained on
                     mask.table_rows(torch.tensor([longest - 1]))

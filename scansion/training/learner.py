@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import psutil
 import torch
 from torch import Tensor
 
 from scansion.activations import PositionedBatch
 from scansion.device import disable_malloc_trim
+from scansion.errors import ConfigError
 from scansion.execution.losses import training_losses
 from scansion.execution.plan import Way
 from scansion.execution.precision import Precision, autocast, products_in, resolve_precision
-from scansion.sae import SAE
+from scansion.files import human_bytes
+from scansion.sae import SAE, SAEConfig
 from scansion.training.config import TrainingConfig
 from scansion.training.dead import DeadFeatures, resample
 from scansion.training.optimiser import Optimiser
 
 METRICS = ("loss", "mse", "sparsity", "auxiliary", "l0", "fve", "gradient_norm")
+
+
+def require_memory(config: SAEConfig, d_in: int, n_positions: int) -> None:
+    """Raise unless this machine could hold a training run: both matrices, gradients, Adam's two moments, and the mask.
+
+    Raises:
+        ConfigError: it could not.
+    """
+    needed = 4 * config.d_sae * (4 * 2 * d_in + n_positions)
+    memory = psutil.virtual_memory()
+    if needed > memory.total:
+        raise ConfigError(
+            f"training {config.d_sae:,} features takes {human_bytes(needed)} of memory; this machine has "
+            f"{human_bytes(memory.total)}, of which {human_bytes(memory.available)} are free; lower d_sae"
+        )
 
 
 class Learner:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -19,12 +18,12 @@ from scansion.activations import ActivationStore, ActivationStream, PositionedBa
 from scansion.device import resolve_device
 from scansion.errors import ConfigError, TrainingError
 from scansion.execution.precision import resolve_precision
-from scansion.files import fingerprint, human_bytes, one_line_io_errors
+from scansion.files import fingerprint, one_line_io_errors
 from scansion.masks import build_mask
 from scansion.progress import progress, say
 from scansion.sae import SAEConfig, SAEMetadata, build_sae, save_sae, uses_pairs
 from scansion.training.config import TrainingConfig
-from scansion.training.learner import METRICS, Learner
+from scansion.training.learner import METRICS, Learner, require_memory
 from scansion.training.run_folder import RunFolder, require_same_run
 from scansion.training.trial import training_device
 from scansion.training.warm_start import check_usage_source, start_from_usage
@@ -147,15 +146,6 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
         session.finish()
 
 
-def _require_memory(d_sae: int, d_in: int) -> None:
-    needed, there = 2 * 4 * d_sae * d_in, psutil.virtual_memory().total
-    if needed > there:
-        raise ConfigError(
-            f"the weights of {d_sae:,} features take {human_bytes(needed)}, and this machine has {human_bytes(there)} of "
-            "memory; lower d_sae"
-        )
-
-
 class _Session:
     """One run in training: its learner, its folder, and the metrics not yet written."""
 
@@ -165,7 +155,7 @@ class _Session:
     def __init__(self, run: TrainingRun, store: ActivationStore) -> None:
         self.run = run
         self.store = store
-        _require_memory(run.sae.d_sae, store.d_in)
+        require_memory(run.sae, store.d_in, store.n_positions)
         build_mask(run.sae.mask, store.n_positions, run.sae.d_sae)  # raises if it does not fit, before a folder is made
         check_usage_source(run.sae, store.d_in)
         resolve_precision(run.training.precision, resolve_device(run.training.device))

@@ -66,6 +66,8 @@ class RunFolder:
     def writing(self) -> Generator[None, None, None]:
         """Lock the folder, delete temporary files of an interrupted run, and write the config.
 
+        After an error before the first checkpoint, the config is deleted.
+
         Raises:
             BusyError: another process is training there; its temporary files are left alone.
             TrainingError: another run was started there in the meantime.
@@ -77,7 +79,13 @@ class RunFolder:
             say_if_plugins_differ(self.path)
             if not (self.path / _CONFIG).exists():
                 write_yaml(self.path / _CONFIG, self._config | plugins_record())
-            yield
+            try:
+                yield
+            except Exception:
+                # Nothing to resume: the folder must take the corrected settings.
+                if not self.checkpoints() and not self.finished:
+                    (self.path / _CONFIG).unlink(missing_ok=True)
+                raise
 
     @property
     def finished(self) -> bool:

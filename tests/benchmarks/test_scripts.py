@@ -261,4 +261,4 @@ def test_jumprelu_is_trained_at_every_coefficient_and_its_table_put_in_a_page(
         jumprelu.measure(out=tmp_path / "runs", into=page, plan=str(tmp_path / "plan.yaml"), d_sae=160)
     lines = page.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")
-    assert len(lines) == 4 + 2 + len(jumprelu.COEFFICIENTS) + len(jumprelu.K)
+    assert len(lines) == 4 + 2 + len(jumprelu.COEFFICIENTS) + 1
