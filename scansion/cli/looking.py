@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from rich.table import Table
@@ -36,15 +37,12 @@ def look(run: Path, text: str, *, features: int = 3, device: str = "auto") -> No
         lm.model(input_ids=tokens)
     table = Table("position", "token", "features that fire, with their activations")
     for place, (acts, applied) in enumerate(zip(seen.acts[0].cpu(), seen.applied[0].cpu(), strict=True)):
-        strongest = acts.topk(min(max(features, 1), sae.d_sae))
-        shown = [
-            f"{index}: {value:.3g}"
-            for value, index in zip(*map(torch.Tensor.tolist, strongest), strict=True)
-            if value > 0
-        ]
+        values, indices = acts.topk(min(max(features, 1), sae.d_sae))
+        pairs = [(int(index), float(value)) for index, value in zip(indices, values, strict=True)]
+        shown = [f"{index}: {value:.3g}" for index, value in pairs if value > 0]
         why = "position 0 took no part in training" if place == 0 else f"past the mask's {sae.n_positions} positions"
         cell = ",  ".join(shown) if bool(applied) else f"({why})"
-        table.add_row(str(place), repr(lm.tokenizer.decode(int(tokens[0, place])))[1:-1], cell)
+        table.add_row(str(place), repr(_decoded(lm, tokens[0, place : place + 1]))[1:-1], cell)
     table_console(100).print(table, markup=False)
     output.print(
         f"{metadata.hook_point} of {metadata.model}; {sae.config.architecture}, {sae.d_sae} features", markup=False
@@ -97,11 +95,11 @@ def steer(
     where = _positions_in(positions)
 
     def continued() -> str:
-        ids = lm.model.generate(  # pyright: ignore[reportCallIssue] - of a mixin that transformers does not annotate
+        ids: torch.Tensor = cast(Any, lm.model).generate(
             input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,
             pad_token_id=lm.tokenizer.eos_token_id,
         )  # fmt: skip
-        return str(lm.tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True))
+        return _decoded(lm, ids[0, prompt.shape[1] :], skip_special_tokens=True)
 
     plain = continued()
     with attach(lm.model, sae, "steer", features=[feature], value=value, positions=where):
@@ -125,10 +123,14 @@ def _loaded(run: Path, device: str) -> tuple[LanguageModel, SAE, SAEMetadata]:
     return lm, sae.to(lm.device), metadata
 
 
+def _decoded(lm: LanguageModel, tokens: torch.Tensor, **settings: bool) -> str:
+    return str(cast(Any, lm.tokenizer).decode(tokens, **settings))
+
+
 def _tokens_of(lm: LanguageModel, text: str) -> torch.Tensor:
-    ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-    bos = lm.tokenizer.bos_token_id
-    ids = [*([] if bos is None else [bos]), *ids]  # pyright: ignore[reportGeneralTypeIssues] - a list, for one text
+    tokenizer = cast(Any, lm.tokenizer)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = ids if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id), *ids]
     if not ids:
         raise ConfigError("the text is empty; give at least one word")
     lm.facts.check_context_length(len(ids))

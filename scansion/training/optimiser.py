@@ -35,7 +35,8 @@ class Optimiser:
         mask = list(sae.mask.parameters())
         self._weights = [p for p in sae.parameters() if all(p is not other for other in mask)]
         self._row_major: dict[Tensor, Tensor] = {p: _to_row_major(p.detach()) for p in sae.parameters()}
-        multipliers = dict.fromkeys(self._weights, 1.0) | dict.fromkeys(mask, sae.mask.lr_multiplier if mask else 1.0)
+        multipliers: dict[Tensor, float] = dict.fromkeys(self._weights, 1.0)
+        multipliers |= dict.fromkeys(mask, sae.mask.lr_multiplier if mask else 1.0)
         for parameter, travel in sae.travels():
             # Adam moves a parameter by at most its rate per step.
             multipliers[parameter] = max(1.0, min(LARGEST_RATE, travel / max(1, n_steps)) / config.lr)
