@@ -42,6 +42,20 @@ def read_json(path: Path) -> Any:
     return unsealed_values(parse_json(_text_of(path), str(path)), str(path))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """:func:`read_json` of a file that holds values under names.
+
+    Raises:
+        DamagedError: as there, or it holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DamagedError(
+            f"{path} is damaged: it holds no values under names; delete it and run the same command again"
+        )
+    return cast(dict[str, Any], value)
+
+
 def parse_json(text: str, what: str) -> Any:
     """The value of a JSON text.
 

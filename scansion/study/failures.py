@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from scansion.records import read_json, write_json
+from scansion.records import read_object, write_json
 
 _FAILURE = "failure.json"
 
@@ -26,7 +26,7 @@ def record_failure(folder: Path, error: str, cause: BaseException | None = None)
 def read_failure(folder: Path) -> str | None:
     """Why the trial in ``folder`` failed; None if it has not."""
     path = folder / _FAILURE
-    return str(read_json(path)["error"]) if path.is_file() else None
+    return str(read_object(path).get("error")) if path.is_file() else None
 
 
 def clear_failure(folder: Path) -> None:

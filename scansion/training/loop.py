@@ -180,7 +180,13 @@ class _Session:
             start_from_usage(self.learner.sae, stream, self.scale)
         else:
             tensors, counters = checkpoint
-            self.learner.restore(tensors, counters)
+            try:
+                self.learner.restore(tensors, counters)
+            except (KeyError, RuntimeError, TypeError) as error:
+                raise TrainingError(
+                    f"the checkpoint {self.folder.checkpoints()[0]} does not fit this SAE "
+                    f"({' '.join(str(error).split())[:200]}); delete it to go on from the one before it"
+                ) from error
             # Metrics are means since the last line: so that a resumed run writes the lines of one that was not stopped.
             if _PENDING in tensors:
                 self._pending = list(tensors[_PENDING].to(device))

@@ -17,11 +17,13 @@ import torch
 
 from scansion.corpus import CorpusConfig
 from scansion.corpus.sources import read_documents
-from scansion.errors import ConfigError, CorpusError
+from scansion.errors import ConfigError, CorpusError, DamagedError
 from scansion.evals.interp.autointerp import AutoInterpConfig
 from scansion.evals.reading.cache import ActivationCache
 from scansion.locks import only_writer
 from scansion.progress import printable
+from scansion.records import read_yaml
+from scansion.study.failures import read_failure
 from scansion.training.run_folder import RunFolder, read_metrics
 from tests.faults.workspace import PLAN
 
@@ -361,3 +363,22 @@ def test_a_run_that_another_process_has_just_finished_is_left_as_it_is(
     monkeypatch.setattr(RunFolder, "writing", other_finishes_first)
     status, _, err = run(*train(harvested), "--mask", "bands, count: 2", "--out", tmp_path / "run")
     assert status == 0 and "already trained" in err
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(harvested: Path, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(harvested / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "sae")
+    settings = {name: value for name, value in read_yaml(tmp_path / "run/config.yaml").items() if name != "plugins"}
+    step = {"step": 2, "tokens": 128, "tokens_at_last_revival": 0}
+    RunFolder(tmp_path / "run", settings).save_checkpoint({"sae.W_enc": torch.zeros(3)}, step)
+    status, _, err = run(*train(harvested), "--mask", "bands, count: 2", "--out", tmp_path / "run")
+    assert status == 2 and f"{tmp_path / 'run/checkpoints/step-000000002'} does not fit" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "3", "null", "[" * 200_000])
+def test_a_record_of_a_failure_that_holds_something_else(text: str, tmp_path: Path) -> None:
+    (tmp_path / "failure.json").write_text(text)
+    try:
+        assert isinstance(read_failure(tmp_path), str)
+    except DamagedError as error:
+        assert "failure.json" in str(error)

@@ -12,7 +12,7 @@ from scansion.evals.position.firing import Firing, Text
 from scansion.evals.position.measure import Measured
 from scansion.evals.position.replacement import ShiftEffect
 from scansion.files import atomic_file
-from scansion.records import read_json
+from scansion.records import read_object
 from scansion.tensor_file import load_tensors, save_tensors
 
 PROFILES = "position_profile.safetensors"
@@ -63,5 +63,5 @@ def load_profiles(folder: Path) -> Profiles:
         DamagedError: the file is missing or damaged, or is of another SAE than the results beside it.
     """
     result = folder / "position.json"
-    sae = read_json(result)["sae_fingerprint"] if result.is_file() else None
+    sae = read_object(result).get("sae_fingerprint") if result.is_file() else None
     return {name: tensor.numpy() for name, tensor in load_tensors(folder / PROFILES, of=sae).items()}
