@@ -11,12 +11,12 @@ import shutil
 import tempfile
 import traceback
 from collections import Counter
+from collections.abc import Mapping
 from multiprocessing import Event as new_event
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from scansion.progress import say
-from scansion.records import read_json, write_json
 from scansion.report import FeatureConfig, study_data, write_report
 from scansion.study import StudyRecord
 from tests.faults.workspace import DAMAGES, Workspace, cache_in, make_workspace, outcome, use
@@ -95,25 +95,21 @@ def kills(n: int, home: Path, seconds: float) -> tuple[Counter[str], list[str]]:
 
 
 def main() -> None:
-    """Run it, write the JSON, and put the table into SECURITY.md."""
+    """Run it, and put the table into SECURITY.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--damages", type=int, default=200)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--kill-seconds", type=float, default=6.0, help="kills come up to so long after a start")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("outcomes.json"))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         damaged, bad = damages(given.damages, Path(home))
         killed, worse = kills(given.kills, Path(home), given.kill_seconds) if given.kills else (Counter[str](), [])
-    write_json(given.out, {"damages": {name: dict(count) for name, count in damaged.items()}, "kills": dict(killed)})
-    write_table(given.out)
+    write_table({**damaged, "SIGKILL": killed})
     raise SystemExit(1 if bad or worse else 0)
 
 
-def write_table(results: Path) -> None:
+def write_table(rows: Mapping[str, Mapping[str, int]]) -> None:
     """Put the counts between their marks in SECURITY.md."""
-    found = read_json(results)
-    rows = {**found["damages"], "SIGKILL": found["kills"]}
     lines = ["| | tried | " + " | ".join(OUTCOMES) + " |", "|---|" + "---:|" * (len(OUTCOMES) + 1)]
     lines += [
         f"| {name} | {sum(count.values())} | " + " | ".join(str(count.get(each, 0)) for each in OUTCOMES) + " |"
