@@ -31,8 +31,8 @@ def require_memory(config: SAEConfig, d_in: int, n_positions: int) -> None:
     memory = psutil.virtual_memory()
     if needed > memory.total:
         raise ConfigError(
-            f"training {config.d_sae:,} features takes {human_bytes(needed)} of memory; this machine has "
-            f"{human_bytes(memory.total)}, of which {human_bytes(memory.available)} are free; lower d_sae"
+            f"training {config.d_sae:,} features takes {human_bytes(needed)}; this machine has "
+            f"{human_bytes(memory.total)} ({human_bytes(memory.available)} free) of memory; lower d_sae"
         )
 
 

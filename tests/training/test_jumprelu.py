@@ -78,4 +78,4 @@ def test_a_short_run_resumes_to_the_same_bytes() -> None:
     again.restore(tensors, counters)
     for learner in (whole, again):
         learner.advance(batches(1)[0])
-    assert torch.equal(again.sae.log_threshold, whole.sae.log_threshold)
+    assert torch.equal(again.state()[0]["sae.log_threshold"], whole.state()[0]["sae.log_threshold"])
