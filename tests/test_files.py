@@ -153,7 +153,7 @@ def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
     require_writable(tmp_path / "a" / "b")
     assert names(tmp_path / "a" / "b") == []
     (tmp_path / "file").touch()
-    with pytest.raises(ScansionError, match=r"cannot write in .*file/b: Not a directory; choose another folder"):
+    with pytest.raises(ScansionError, match=r"cannot write in .*file/b: .*file is a file; choose another folder"):
         require_writable(tmp_path / "file" / "b")
 
 

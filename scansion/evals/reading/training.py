@@ -152,8 +152,8 @@ def _require_trained_on(subject: LoadedSAE, model: ModelId, hook_point: str, wha
     trained = subject.metadata
     if not trained.model_id.same_as(model) or trained.hook_point != hook_point:
         same = trained.model_id.same_as(model)  # then its hash would only be in the way
-        there, here = ("", "") if same else (f" of {trained.model_id}", f" of {model}")
+        there, here = ("", "") if same else (f"{trained.model_id} ", f"{model} ")
         raise EvalError(
-            f"{subject.name} was trained on {trained.hook_point}{there}, but {what} {hook_point}{here}; "
+            f"{subject.name} was trained on {there}{trained.hook_point}, but {what} {here}{hook_point}; "
             "evaluate an SAE on its own model and hook point"
         )

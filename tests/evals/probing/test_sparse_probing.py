@@ -174,7 +174,7 @@ def test_what_can_fail_fails_before_the_lm_runs(
         (ConfigError, "no probing data set is called", [subject], HOOK_POINT, {"datasets": ("1_wrods",)}),
         (ModelError, "a context of 65 tokens", [subject], HOOK_POINT, {"context_length": 65}),
         (ModelError, "asks for layer 7", [subject], HookPoint(7), {}),
-        (EvalError, "was trained on llama test resid_post.1", [subject], HookPoint(2), {}),
+        (EvalError, "was trained on resid_post.1, but the texts are read by resid_post.2", [subject], HookPoint(2), {}),
         (ShapeError, "position 15 is outside this mask of 8", [subject, short], HOOK_POINT, {}),
     ):
         with pytest.raises(error, match=match):
