@@ -34,7 +34,6 @@ RATIO = 3.0
 NORMS = "norms.safetensors"
 NOTABLE = 0.1
 """Outliers that hold a larger share of the variance are worth a line."""
-_IDS_NAMED = 3
 
 _say_once = cache(say)  # a study trains on a store and evaluates on it many times
 
@@ -72,14 +71,14 @@ class Outliers:
         norm: the norm above which a token is one; infinite if the median norm is 0.
         token_share: share of the tokens after position 0 that are outliers, in [0, 1].
         variance_share: share of ``sum |x - mean x|^2`` over the tokens after position 0 that the outliers hold, in [0, 1].
-        ids: the token ids that most of them have, the most frequent first; at most three.
+        most_frequent: the token id that most of them have, and the share of them that have it; None if there are none.
     """
 
     mask: Bool[Tensor, "L C"]
     norm: float
     token_share: float
     variance_share: float
-    ids: tuple[int, ...]
+    most_frequent: tuple[int, float] | None
 
     @classmethod
     def of(cls, store: ActivationStore) -> Outliers:
@@ -92,7 +91,7 @@ class Outliers:
         mask = valid & (norms > norm)
         n_out = int(mask.sum())
         if not n_out:
-            return cls(mask, norm, 0.0, 0.0, ())
+            return cls(mask, norm, 0.0, 0.0, None)
         sums, squares, sums_out = (
             store.sums[1:].sum(dim=0),
             float(store.squares[1:].sum()),
@@ -102,18 +101,18 @@ class Outliers:
         total = squares - n * float(mean.square().sum())
         held = float(norms[mask].square().sum() - 2 * mean @ sums_out + n_out * mean.square().sum())
         ids, counts = store.tokens[mask].unique(return_counts=True)
-        frequent = ids[counts.argsort(descending=True, stable=True)][:_IDS_NAMED]
+        first = counts.argmax()
         share = min(max(held / total, 0.0), 1.0) if total > 0 else 0.0
-        return cls(mask, norm, n_out / n, share, tuple(frequent.tolist()))
+        return cls(mask, norm, n_out / n, share, (int(ids[first]), float(counts[first]) / n_out))
 
     def warn(self, folder: Path) -> None:
         """Say in one line that the outliers hold much of the variance, if it is more than a tenth."""
-        if self.variance_share > NOTABLE:
+        if self.variance_share > NOTABLE and self.most_frequent is not None:
+            token, share = self.most_frequent
             _say_once(
                 f"{folder}: outlier tokens (norm above {RATIO:g} times the median) are {self.token_share:.1%} of the tokens "
-                f"and hold {self.variance_share:.0%} of the variance; their most frequent ids are "
-                f"{', '.join(map(str, self.ids))}. FVE is given with and without them; `exclude: outliers` "
-                "leaves them out of training, or of the figures of `core`"
+                f"and hold {self.variance_share:.0%} of the variance; {share:.0%} of them have the id {token}. FVE is given "
+                "with and without them; `exclude: outliers` leaves them out of training, or of the figures of `core`"
             )
 
 
