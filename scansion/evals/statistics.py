@@ -101,9 +101,9 @@ def detectable_difference(differences: Sequence[float]) -> float | None:
 
 
 @cache
-def _t_bound(n: int) -> np.float64:
+def _t_bound(n: int) -> float:
     """The 97.5% quantile of Student's t for n values, which scipy takes long to look up."""
-    return student_t.ppf(0.975, n - 1)
+    return float(student_t.ppf(0.975, n - 1))
 
 
 @cache
