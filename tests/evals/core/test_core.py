@@ -244,7 +244,7 @@ def test_the_clean_loss_is_the_models_own(store, subject, lm) -> None:
 
 def test_an_sae_of_another_model_is_refused(store, subject) -> None:
     with pytest.raises(
-        EvalError, match=r"trained on resid_post\.1 of other test, but the store holds resid_post\.1 of llama"
+        EvalError, match=r"trained on other test resid_post\.1, but the store holds llama test resid_post\.1"
     ):
         core([subject(perfect_sae(), model="other")], store)
 
