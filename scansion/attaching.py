@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -127,7 +128,9 @@ def _checked(mode: str, sae: SAE, features: Sequence[int] | None, value: float |
         raise ConfigError(f"{mode} needs features to change" if changes else f"{mode} changes no single features")
     if (mode == "steer") != (value is not None):
         raise ConfigError("steer needs the value to set features to" if mode == "steer" else f"{mode} takes no value")
-    if wrong := [index for index in features or () if not 0 <= index < sae.d_sae]:
+    if value is not None and not math.isfinite(value):
+        raise ConfigError(f"the value {value} is not a finite number")
+    if wrong := [index for index in features or () if index not in range(sae.d_sae)]:
         raise ConfigError(f"there is no feature {wrong[0]}; this SAE has {sae.d_sae}, numbered from 0")
     return list(features or ())
 

@@ -70,6 +70,11 @@ def test_looking_at_a_text_and_steering_it(run, harvest, tmp_path: Path) -> None
     for arguments, message in (
         (("--feature", 99), "there is no feature 99; this SAE has 32"),
         (("--feature", 1, "--positions", "x-3"), "--positions 'x-3' is not understood"),
+        (("--feature", 1, "--positions", "5-2"), "--positions '5-2' is not understood"),
+        (("--feature", 1, "--positions", "1-99999999999"), "is not understood"),
+        (("--feature", 1, "--positions", ","), "names no position"),
+        (("--feature", 1, "--tokens", 0), "at least 1 token"),
+        (("--feature", 1, "--value", "nan"), "not a finite number"),
     ):
         status, _, err = run("steer", trained, "w5 w9", *arguments, "--device", "cpu")
         assert status == 2 and message in " ".join(err.split())

@@ -69,7 +69,7 @@ def resumed_settings(folder: Path, identity: StoreIdentity, settings: dict[str, 
             identity_there = StoreIdentity.model_validate(written["identity"])
             config: dict[str, Any] = written["config"]
         except (DamagedError, ValidationError, KeyError, TypeError) as error:
-            raise DamagedError(f"{path} is damaged; delete {folder} and run the same command again") from error
+            raise DamagedError(f"{path} is damaged; delete {folder} and harvest again") from error
         _require_same(identity_there, identity, folder)
         return config
     write_json(path, {"identity": identity.model_dump(mode="json"), "config": settings})

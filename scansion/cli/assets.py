@@ -56,8 +56,8 @@ def doctor(folder: Path | None = None, *, repair: bool = False, device: str = "a
     Parameters
     ----------
     folder
-        A store, a run, a study, or a folder of several: every file is read and compared with its digest. Without it,
-        processors, versions and disk are printed.
+        A store, a run, a study, or a folder of several: every file that Scansion reads again is compared with its digest.
+        Without it, processors, versions and disk are printed.
     repair
         Compute the damaged shards of a store again, from the text and the model that its manifest names.
     device
@@ -75,5 +75,6 @@ def doctor(folder: Path | None = None, *, repair: bool = False, device: str = "a
     for problem in problems:
         output.print(problem, markup=False)
     if problems:
-        raise DamagedError(f"{len(problems)} of {n_files} files in {folder} are damaged")
+        damaged = f"{len(problems)} of {n_files} files in {folder}"
+        raise DamagedError(f"{damaged} {'is' if len(problems) == 1 else 'are'} damaged")
     output.print(f"all {n_files} files are what was written", markup=False)

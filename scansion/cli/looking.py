@@ -31,13 +31,15 @@ def look(run: Path, text: str, *, features: int = 3, device: str = "auto") -> No
     device
         Where the model runs: auto, cpu, cuda, cuda:1 or mps.
     """
+    if features < 1:
+        raise ConfigError(f"--features {features}: at least 1 must be shown")
     lm, sae, metadata = _loaded(run, device)
     tokens = _tokens_of(lm, text)
     with attach(lm.model, sae) as seen, torch.no_grad():
         lm.model(input_ids=tokens)
     table = Table("position", "token", "features that fire, with their activations")
     for place, (acts, applied) in enumerate(zip(seen.acts[0].cpu(), seen.applied[0].cpu(), strict=True)):
-        values, indices = acts.topk(min(max(features, 1), sae.d_sae))
+        values, indices = acts.topk(min(features, sae.d_sae))
         pairs = [(int(index), float(value)) for index, value in zip(indices, values, strict=True)]
         shown = [f"{index}: {value:.3g}" for index, value in pairs if value > 0]
         why = "position 0 took no part in training" if place == 0 else f"past the mask's {sae.n_positions} positions"
@@ -83,6 +85,9 @@ def steer(
     device
         Where the model runs: auto, cpu, cuda, cuda:1 or mps.
     """
+    where = _positions_in(positions)
+    if tokens < 1:
+        raise ConfigError(f"--tokens {tokens}: at least 1 token must be added")
     lm, sae, _ = _loaded(run, device)
     prompt = _tokens_of(lm, text)
     with attach(lm.model, sae) as seen, torch.no_grad():
@@ -92,7 +97,8 @@ def steer(
     if value is None:
         own = float(seen.acts[..., feature].max())
         value = 5 * own if own > 0 else float(seen.acts.max())
-    where = _positions_in(positions)
+        if not value:
+            raise ConfigError("no feature fires on this text, from which a value could be taken; give --value")
 
     def continued() -> str:
         ids: torch.Tensor = cast(Any, lm.model).generate(
@@ -146,7 +152,11 @@ def _positions_in(text: str) -> list[int] | None:
     places: list[int] = []
     for part in filter(None, text.replace(" ", "").split(",")):
         first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal():
+        numbers = [int(each) if each.isdecimal() and len(each) < 7 else None for each in (first, last or first)]
+        start, stop = numbers
+        if start is None or stop is None or stop < start:
             raise ConfigError(f"--positions {text!r} is not understood; write for example 5-20 or 3,4,9")
-        places += range(int(first), int(last or first) + 1)
+        places += range(start, stop + 1)
+    if text and not places:
+        raise ConfigError("--positions names no position; write for example 5-20 or 3,4,9")
     return places or None

@@ -72,7 +72,9 @@ def load_sae(folder: Path, device: str | torch.device = "cpu") -> tuple[SAE, SAE
         sae.load_state_dict(load_tensors(folder / WEIGHTS, digest))
     except (DamagedError, RuntimeError) as error:
         why = str(error) if isinstance(error, DamagedError) else f"{folder / WEIGHTS} does not fit its cfg.json"
-        raise DamagedError(f"{why}; delete {folder} and train again, which goes on from the last checkpoint") from error
+        raise DamagedError(
+            f"{why}; delete {folder} and train again, from the last checkpoint if there is one"
+        ) from error
     sae.provenance = metadata
     return sae.to(device).eval(), metadata
 

@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, harvest
-from scansion.activations.store import MANIFEST, PLAN, StoreIdentity
+from scansion.activations.store import MANIFEST, PLAN, SHARD_NAME, StoreIdentity
 from scansion.corpus import CorpusConfig
 from scansion.errors import ScansionError, StoreError
 from scansion.pipeline.stores import HarvestSpec, harvest_plans
 from scansion.records import read_json, read_yaml
-from scansion.sae import load_sae
+from scansion.sae import WEIGHTS, load_sae
 from scansion.study.final_info import FINAL_INFO
 from scansion.study.record import infos_of
 from scansion.synth import PlantedDictionary, SynthConfig, plant_store
@@ -44,7 +44,7 @@ def problems_under(folder: Path) -> tuple[int, list[str]]:
         ScansionError: there is no such folder, or nothing of ours in it.
     """
     if not folder.is_dir():
-        raise ScansionError(f"there is no such folder: {folder}")
+        raise ScansionError(f"{folder} is not a folder" if folder.exists() else f"there is no such folder: {folder}")
     n_files, problems = 0, list[str]()
     stores = {manifest.parent for manifest in folder.rglob(MANIFEST)}
     for store in sorted(stores):
@@ -53,16 +53,20 @@ def problems_under(folder: Path) -> tuple[int, list[str]]:
         n_files += 1 + n_shards
     for file in sorted(folder.rglob("*")):
         check = next((check for pattern, check in _CHECKS.items() if file.match(pattern)), None)
-        if check is None or not file.is_file() or file.parent in stores or file.name.startswith("."):
+        if check is None or not file.is_file() or file.name.startswith("."):
+            continue
+        if file.parent in stores and (file.name == MANIFEST or file.match(SHARD_NAME.format("*"))):
             continue
         n_files += 1
+        if file.name == WEIGHTS and (file.parent / "cfg.json").is_file():  # read with it
+            continue
         try:
             check(file)
         except ScansionError as error:
             problems.append(str(error))
     if not n_files:
         raise ScansionError(f"{folder} holds no store, run or study; give a folder that Scansion wrote")
-    return n_files, problems
+    return n_files, list(dict.fromkeys(problems))
 
 
 def _store_problems(folder: Path) -> tuple[list[str], int]:

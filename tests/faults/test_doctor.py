@@ -60,6 +60,8 @@ def test_a_whole_workspace_is_fine(run, workspace: Workspace) -> None:
     "name",
     [
         "store/manifest.json",
+        "store/plan.json",
+        "store/norms.safetensors",
         "store/shard-00000.safetensors",
         "killed/config.yaml",
         "killed/metrics.jsonl",
