@@ -15,6 +15,7 @@ from scansion import registry
 from scansion.evals import evaluations
 from scansion.lm import sites
 from scansion.masks import MASKS
+from scansion.records import SEAL
 from scansion.registry import PLUGINS
 from scansion.sae import ARCHITECTURES
 from tests.study.conftest import settings_of
@@ -120,7 +121,7 @@ def test_a_run_says_with_which_version_of_a_plugin_it_was_made(
     assert status == 0 and err.count("periodic_mask.py is not as it was when") == 1, err
     # A run made before plugins were recorded.
     config = yaml.safe_load((tmp_path / "x/config.yaml").read_text())
-    del config["plugins"]
+    del config["plugins"], config[SEAL]
     (tmp_path / "x/config.yaml").write_text(yaml.safe_dump(config))
     status, _, err = run("--plugin", plugin, *evaluate)
     assert status == 0 and "is not as it was" not in err, err

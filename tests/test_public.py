@@ -59,7 +59,8 @@ def test_another_name_is_refused_like_any_missing_attribute() -> None:
         (
             "import torch; from scansion.sae import TopKConfig, build_sae; from scansion.training import TrainingConfig; "
             "from scansion.training.optimiser import Optimiser; "
-            "sae = build_sae(TopKConfig(d_sae=8, k=2), 4, 4, torch.Generator()); optimiser = Optimiser(sae, TrainingConfig()); "
+            "sae = build_sae(TopKConfig(d_sae=8, k=2), 4, 4, torch.Generator()); "
+            "optimiser = Optimiser(sae, TrainingConfig(), 9); "
             "[setattr(weight, 'grad', torch.ones_like(weight)) for weight in sae.parameters()]; optimiser.step(1, 0.1)",
             "torch._dynamo sympy transformers sklearn",
         ),
