@@ -68,6 +68,14 @@ def sae_config(flags: SAEFlags) -> SAEConfig:
         ConfigError: an unknown architecture or setting, a value out of range, or a mask that cannot be read.
     """
     given = {each.name: value for each in fields(flags) if (value := getattr(flags, each.name)) is not None}
+    own = ARCHITECTURES.config_called(flags.architecture).model_fields
+    for name in given.keys() - own.keys():
+        owners = ", ".join(
+            other
+            for other, config in zip(ARCHITECTURES.names(), ARCHITECTURES.configs(), strict=True)
+            if name in config.model_fields
+        )
+        raise ConfigError(f"{name} is not a setting of {flags.architecture}, but of {owners}; leave it out")
     return _parsed(ARCHITECTURES, {**given, "mask": parse_mask(flags.mask).model_dump(exclude_unset=True)})
 
 

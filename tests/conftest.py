@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,11 +24,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from scansion import cli
+from scansion import cli, registry
 from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, harvest
 from scansion.activations.store import StoreIdentity
 from scansion.corpus import Contexts
-from scansion.lm import LanguageModel, ModelFacts
+from scansion.lm import LanguageModel, ModelFacts, sites
 
 VOCAB, WIDTH, LAYERS, MAX_POSITIONS = 60, 16, 3, 64
 _COMMON = {
@@ -101,6 +102,19 @@ def make_plan(folder: Path, contexts: Contexts, dtype: str = "float32", **layout
         dtype=dtype,
     )
     return HarvestPlan(identity, folder, contexts, HarvestConfig(dtype=dtype, **layout))
+
+
+@pytest.fixture
+def own_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hook sites and plugins that a test adds are gone after it."""
+    monkeypatch.setattr(sites, "_SITES", dict(sites._SITES))
+    monkeypatch.setattr(registry, "_LOADED", dict(registry._LOADED))
+    monkeypatch.setenv(registry.PLUGINS, "")
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("scansion_plugin_"):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -51,14 +51,19 @@ class TokenExclusion(BaseModel):
     exclude_tokens: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
         default=(),
         exclude_if=lambda value: not value,
-        description="Leave out tokens with these ids, for example those of special tokens.",
+        description="Leave out tokens with these ids, for example those of special tokens. Repeat the flag for several.",
     )
 
     def excluded(self, store: ActivationStore) -> Bool[Tensor, "L C"] | None:
-        """The tokens of a store that are left out; None if there are none."""
+        """The tokens of a store that are left out; None if there are none. Ids that the store lacks are said in a line."""
         out = store.outliers.mask if self.exclude == "outliers" else torch.zeros_like(store.valid)
         if self.exclude_tokens:
-            out = out | (torch.isin(store.tokens, torch.tensor(self.exclude_tokens)) & store.valid)
+            ids = torch.tensor(self.exclude_tokens)
+            out = out | (torch.isin(store.tokens, ids) & store.valid)
+            if absent := ids[~torch.isin(ids, store.tokens[store.valid])].tolist():
+                _say_once(
+                    f"{store.folder} has no token with the id {', '.join(map(str, absent))}, which is to be left out"
+                )
         return out if bool(out.any()) else None
 
 

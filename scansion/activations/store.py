@@ -19,7 +19,7 @@ from scansion.activations.outliers import Outliers, token_norms
 from scansion.activations.shard import HOW_TO_REPAIR, SIDE_TENSORS, STATS_TENSORS, Shard, ShardFacts, n_contexts_in
 from scansion.device import DTYPES
 from scansion.errors import DamagedError, StoreError, describe
-from scansion.files import fingerprint
+from scansion.files import fingerprint, flatten
 from scansion.lm.identity import ModelId
 from scansion.progress import progress
 from scansion.records import read_json, require_known_format
@@ -66,12 +66,12 @@ class StoreIdentity(BaseModel):
 
     def differences(self, other: StoreIdentity) -> list[str]:
         """The settings in which the two differ, one line each; empty if both hold the same activations."""
-        here, there = self.model_dump(mode="json"), other.model_dump(mode="json")
+        here, there = flatten(self.model_dump(mode="json")), flatten(other.model_dump(mode="json"))
         same_model = self.model_id.same_as(other.model_id)
         return [
-            f"{name} is {here[name]!r} there and {there[name]!r} here"
-            for name in here
-            if here[name] != there[name] and not (same_model and name in ("model", "model_revision"))
+            f"{name} is {here.get(name)!r} there and {there.get(name)!r} here"
+            for name in dict.fromkeys([*here, *there])
+            if here.get(name) != there.get(name) and not (same_model and name in ("model", "model_revision"))
         ]
 
     @property

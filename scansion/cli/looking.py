@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from rich.table import Table
 
-from scansion.attaching import attach
+from scansion.attaching import Seen, attach
 from scansion.cli.app import output, table_console
 from scansion.errors import ConfigError
 from scansion.lm import HookPoint, LanguageModel, load_language_model
@@ -33,10 +34,9 @@ def look(run: Path, text: str, *, features: int = 3, device: str = "auto") -> No
     """
     if features < 1:
         raise ConfigError(f"--features {features}: at least 1 must be shown")
-    lm, sae, metadata = _loaded(run, device)
-    tokens = _tokens_of(lm, text)
-    with attach(lm.model, sae) as seen, torch.no_grad():
-        lm.model(input_ids=tokens)
+    sae, metadata = load_sae(run / "sae")
+    lm = _model_of(run, metadata, device)
+    tokens, seen = _observed(lm, sae, text)
     table = Table("position", "token", "features that fire, with their activations")
     for place, (acts, applied) in enumerate(zip(seen.acts[0].cpu(), seen.applied[0].cpu(), strict=True)):
         values, indices = acts.topk(min(features, sae.d_sae))
@@ -88,12 +88,13 @@ def steer(
     where = _positions_in(positions)
     if tokens < 1:
         raise ConfigError(f"--tokens {tokens}: at least 1 token must be added")
-    lm, sae, _ = _loaded(run, device)
-    prompt = _tokens_of(lm, text)
-    with attach(lm.model, sae) as seen, torch.no_grad():
-        lm.model(input_ids=prompt)
+    sae, metadata = load_sae(run / "sae")
     if not 0 <= feature < sae.d_sae:
         raise ConfigError(f"there is no feature {feature}; this SAE has {sae.d_sae}, numbered from 0")
+    if value is not None and not math.isfinite(value):
+        raise ConfigError(f"--value {value} is not a finite number")
+    lm = _model_of(run, metadata, device)
+    prompt, seen = _observed(lm, sae, text)
     if value is None:
         own = float(seen.acts[..., feature].max())
         value = 5 * own if own > 0 else float(seen.acts.max())
@@ -117,8 +118,8 @@ def steer(
     output.print(f"feature {feature} at {value:.3g}, {place}{same}", markup=False)
 
 
-def _loaded(run: Path, device: str) -> tuple[LanguageModel, SAE, SAEMetadata]:
-    sae, metadata = load_sae(run / "sae")
+def _model_of(run: Path, metadata: SAEMetadata, device: str) -> LanguageModel:
+    """The language model that a run's SAE was trained on."""
     HookPoint.parse(metadata.hook_point)  # synthetic activations have no model
     lm = load_language_model(metadata.model, metadata.model_id.commit, device)
     if not lm.facts.id.same_as(metadata.model_id):
@@ -126,7 +127,15 @@ def _loaded(run: Path, device: str) -> tuple[LanguageModel, SAE, SAEMetadata]:
             f"{lm.facts.name} is now at {lm.facts.revision}, and {run} was trained on {metadata.model_revision}; "
             "bring that model back"
         )
-    return lm, sae.to(lm.device), metadata
+    return lm
+
+
+def _observed(lm: LanguageModel, sae: SAE, text: str) -> tuple[torch.Tensor, Seen]:
+    """The tokens of a text, and what the SAE, moved to the model's device, sees of them."""
+    tokens = _tokens_of(lm, text)
+    with attach(lm.model, sae.to(lm.device)) as seen, torch.no_grad():
+        lm.model(input_ids=tokens)
+    return tokens, seen
 
 
 def _decoded(lm: LanguageModel, tokens: torch.Tensor, **settings: bool) -> str:

@@ -63,6 +63,12 @@ def test_another_harvest_in_the_same_folder_is_refused_and_says_what_differs(tmp
         harvest(make_plan(tmp_path / "s", random_contexts(11)), lambda: lm)
 
 
+def test_only_the_settings_that_differ_are_said(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "s", random_contexts(10)).identity
+    one, other = (plan.model_copy(update={"corpus": {"config": {"seed": seed, "bos": True}}}) for seed in (0, 5))
+    assert one.differences(other) == ["corpus.config.seed is 0 there and 5 here"]
+
+
 def _harvest_after_a_while(started: Event, folder: Path) -> None:
     def load():
         started.set()

@@ -101,6 +101,7 @@ def test_one_pass_no_deeper_than_the_deepest_and_one_bar(tmp_path: Path, lm, blo
     assert bars == [("harvest train", contexts.n_tokens, "tokens", 0)]
 
 
+@pytest.mark.usefixtures("own_plugins")
 def test_another_width_has_other_shards_and_takes_its_own_pass(tmp_path: Path, lm, blocks: list[int]) -> None:
     load_plugin(EXAMPLE)
     contexts = random_contexts(30, shortest=4)

@@ -124,3 +124,8 @@ def test_a_position_whose_tokens_are_all_excluded_is_not_used(tmp_path: Path) ->
     assert ActivationStream(store, 4, seed=0, excluded=excluded).positions.tolist() == [1, 2, *range(4, LENGTH)]
     with pytest.raises(StoreError, match="no token that is not left out"):
         ActivationStream(store, 4, seed=0, excluded=torch.ones_like(store.valid))
+
+
+def test_ids_that_the_store_lacks_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert TokenExclusion(exclude_tokens=(999_999,)).excluded(outlier_store(tmp_path)) is None
+    assert "has no token with the id 999999, which is to be left out" in capsys.readouterr().err

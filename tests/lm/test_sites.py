@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,13 @@ from torch import nn
 from scansion.activations import harvest
 from scansion.errors import ConfigError, ModelError
 from scansion.lm import HookPoint, activations_at, hook_site, logits, sites
-from scansion.registry import PLUGINS, load_plugin
+from scansion.registry import load_plugin
 from tests.conftest import FAMILIES, WIDTH, make_lm, make_plan, random_contexts
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "hook_point.py"
 
 
-@pytest.fixture(autouse=True)
-def own_sites(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sites and plugins that a test adds are gone after it."""
-    built_in = {name: site for name, site in sites._SITES.items() if site.module.__module__.startswith("scansion.lm.")}
-    monkeypatch.setattr(sites, "_SITES", built_in)
-    monkeypatch.setenv(PLUGINS, "")
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith("scansion_plugin_"):
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("own_plugins")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from scansion.activations import TokenExclusion
 from scansion.activations.outliers import NOTABLE
 from scansion.evals import evaluations
 from scansion.evals.core.evaluate import CoreResult
@@ -76,9 +77,12 @@ def measured_on(core: CoreResult) -> str:
     trained = "" if metadata.tokens is None else f"trained on {metadata.tokens:,} tokens and "
     tokens, variance = core.outlier_token_share or 0.0, core.outlier_variance_share or 0.0
     outliers = f" {tokens:.1%} of these are outlier tokens, which hold {variance:.0%} of the variance behind FVE."
+    documents = "held-out" if core.data.get("split") == "held_out" else "training"
+    left_out = any(core.data.get("config", {}).get(name) for name in TokenExclusion.model_fields)
     return (
         f"{metadata.model}, {metadata.hook_point}, contexts of {metadata.context_length} tokens. Each SAE was {trained}"
-        f"measured on {core.n_tokens:,} tokens of held-out documents, {where}."
+        f"measured on {core.n_tokens:,} tokens of {documents} documents, {where}"
+        f"{', without the tokens that the settings of core exclude' if left_out else ''}."
         f"{outliers if variance > NOTABLE else ''}"
     )
 

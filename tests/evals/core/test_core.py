@@ -99,6 +99,7 @@ def test_excluded_tokens_count_in_no_figure(store, subject, lm) -> None:
         1 - 0.01 * float(x.square().sum() / (x - x.mean(dim=0)).square().sum()), abs=1e-5
     )
     # Where every token that counts is left as it is, so is the loss.
+    assert "tokens of training documents, position 0 left out, without the tokens that" in measured_on(left)
     perfect = core([subject(perfect_sae())], store, lm, exclude_tokens=ids, loss_contexts=20)[0]
     assert perfect.ce_loss == pytest.approx(perfect.ce_loss_clean, abs=1e-5)
     everything = core([subject(perfect_sae())], store, lm, loss_contexts=20)[0]
