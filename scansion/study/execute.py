@@ -93,9 +93,8 @@ def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool) -> lis
         register(plan, index, folder)
         try:
             read_own_final_info(folder, read_registration(folder))
-        except (
-            ScansionError
-        ):  # there is none, or a damaged or foreign one; a run that is killed stays in the tables with this one
+        except ScansionError:
+            # There is none, or a damaged or foreign one. A run that is killed stays in the tables with this one.
             _write_run(plan, folder, [trial for trial in trials if trial.arm.run == index], {})
     # One for text; for synthetic worlds one for each world and seed.
     stores = {source: source.build() for source in dict.fromkeys(trial.source for trial in trials)}

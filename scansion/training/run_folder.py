@@ -111,15 +111,15 @@ class RunFolder:
 
         Those that are damaged are deleted, and each is reported in a line.
         """
-        found = self.checkpoints()
-        for path in found:
+        left = self.checkpoints()
+        while left:
+            path = left.pop(0)
             try:
                 return self._load_checkpoint(path)
             except DamagedError as error:
-                say(f"{error}; training goes on from the checkpoint before it")
+                then = "goes on from the checkpoint before it" if left else "starts again: there is no other checkpoint"
+                say(f"{error}; training {then}")
                 shutil.rmtree(path)
-        if found:
-            say(f"{self.path} has no other checkpoint: training starts again from the first step")
         return None
 
     def _load_checkpoint(self, path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
