@@ -11,6 +11,7 @@ from rich.table import Table
 
 from scansion.attaching import Seen, attach
 from scansion.cli.app import output, table_console
+from scansion.corpus import token_ids
 from scansion.errors import ConfigError
 from scansion.lm import HookPoint, LanguageModel, load_language_model
 from scansion.sae import SAE, SAEMetadata, load_sae
@@ -143,9 +144,9 @@ def _decoded(lm: LanguageModel, tokens: torch.Tensor, **settings: bool) -> str:
 
 
 def _tokens_of(lm: LanguageModel, text: str) -> torch.Tensor:
-    tokenizer = cast(Any, lm.tokenizer)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = ids if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id), *ids]
+    [ids] = token_ids([text], lm.tokenizer)
+    bos = lm.tokenizer.bos_token_id
+    ids = ids if bos is None else [cast(int, bos), *ids]
     if not ids:
         raise ConfigError("the text is empty; give at least one word")
     lm.facts.check_context_length(len(ids))
