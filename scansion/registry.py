@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from scansion.errors import ConfigError, ScansionError, describe
 from scansion.files import expanded
+from scansion.progress import say
 
 PLUGINS = "SCANSION_PLUGINS"
 """Environment variable with the paths of loaded plugins, so that worker processes load them too."""
@@ -54,6 +56,7 @@ class Registry(Generic[Config, Item]):
         self.base = base
         self.group = group
         self._items: dict[str, tuple[type[Config], Item]] = {}
+        self._renamed: dict[str, str] = {}
 
     def register(self, config: type[Config]) -> Callable[[Class], Class]:
         """Class decorator that registers the class under its config's name.
@@ -78,6 +81,10 @@ class Registry(Generic[Config, Item]):
             return item
 
         return keep
+
+    def rename(self, old: str, new: str) -> None:
+        """Make a former name find what has a new one; the first use is reported in a line."""
+        self._renamed[old] = new
 
     def name_of(self, config: type[Config] | Config) -> str:
         """The name of a config class or of a config.
@@ -161,6 +168,9 @@ class Registry(Generic[Config, Item]):
 
     def _find(self, name: object) -> tuple[type[Config], Item]:
         known = isinstance(name, str)  # it may be anything that YAML can hold
+        if known and name in self._renamed:
+            _say_once(f"the {self.kind} {name} is now called {self._renamed[name]}; the old name still works")
+            name = self._renamed[name]
         if not known or name not in self._items:
             load_plugins(self.group)
         if not known or name not in self._items:
@@ -170,6 +180,9 @@ class Registry(Generic[Config, Item]):
                 f"no {self.kind} is called {name!r}{hint} If it is your own, name its file with --plugin FILE.py"
             )
         return self._items[str(name)]
+
+
+_say_once = cache(say)
 
 
 def _origin(config: type) -> tuple[str, str]:

@@ -39,7 +39,7 @@ def import_run(source: Path, *, store: Path, out: Path) -> None:
 def export_run(run: Path, *, out: Path, to: Literal["saelens"] = "saelens", drop_mask: bool = False) -> None:
     """Write a run's SAE for another library.
 
-    sae_lens.SAE.load_from_disk(OUT) opens the folder. BatchTopK, Matryoshka and temporal SAEs are written as jumprelu,
+    sae_lens.SAE.load_from_disk(OUT) opens the folder. BatchTopK, Matryoshka and T-SAEs are written as jumprelu,
     which computes what they do when in use.
 
     Example: scansion export runs/plain --out exported

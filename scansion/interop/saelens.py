@@ -22,6 +22,7 @@ from scansion.lm import HookPoint
 from scansion.records import write_json
 from scansion.sae import (
     SAE,
+    TSAE,
     WEIGHTS,
     BatchTopKSAE,
     GatedConfig,
@@ -33,7 +34,6 @@ from scansion.sae import (
     ReluSAE,
     SAEConfig,
     SAEMetadata,
-    TemporalSAE,
     TopKConfig,
     TopKSAE,
 )
@@ -47,7 +47,7 @@ _ARCHITECTURES: dict[type[SAE], str] = {
     JumpReluSAE: "jumprelu",
     BatchTopKSAE: "jumprelu",
     MatryoshkaSAE: "jumprelu",
-    TemporalSAE: "jumprelu",
+    TSAE: "jumprelu",
     GatedSAE: "gated",
 }
 _STANDARD = ("W_enc", "b_enc", "W_dec", "b_dec")

@@ -15,8 +15,8 @@ from scansion.sae.architectures.jumprelu import JumpReluConfig, JumpReluSAE
 from scansion.sae.architectures.matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from scansion.sae.architectures.relu import ReluConfig, ReluSAE
 from scansion.sae.architectures.switch import SwitchConfig, SwitchSAE
-from scansion.sae.architectures.temporal import TemporalConfig, TemporalSAE
 from scansion.sae.architectures.topk import TopKConfig, TopKSAE
+from scansion.sae.architectures.tsae import TSAE, TSAEConfig
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.forward import ForwardPass, Losses, Part
 from scansion.sae.io import WEIGHTS, load_sae, save_sae
@@ -33,6 +33,7 @@ from scansion.sae.registry import (
 __all__ = [
     "ARCHITECTURES",
     "SAE",
+    "TSAE",
     "WEIGHTS",
     "AnySAEConfig",
     "BatchTopKConfig",
@@ -52,8 +53,7 @@ __all__ = [
     "SAEMetadata",
     "SwitchConfig",
     "SwitchSAE",
-    "TemporalConfig",
-    "TemporalSAE",
+    "TSAEConfig",
     "TopKConfig",
     "TopKSAE",
     "build_sae",

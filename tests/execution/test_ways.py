@@ -102,7 +102,7 @@ MAKE: dict[str, Callable[[MaskConfig], SAE]] = {
 
 def test_every_registered_mask_and_architecture_is_among_them() -> None:
     assert {mask.family for mask in EVERY_MASK.values()} >= set(MASKS.names()) - {"permuted"}
-    assert set(ARCHITECTURES) >= set(REGISTERED.names()) - {"temporal"}  # needs pairs: see tests/sae/test_matryoshka.py
+    assert set(ARCHITECTURES) >= set(REGISTERED.names()) - {"tsae"}  # needs pairs: see tests/sae/test_matryoshka.py
 
 
 @pytest.mark.parametrize("positions", [EVERYWHERE, EVERYWHERE[1:], EVERYWHERE[5:8]], ids=["all", "not 0", "few"])

@@ -19,8 +19,8 @@ from scansion.sae import (
     MatryoshkaConfig,
     ReluConfig,
     SAEConfig,
-    TemporalConfig,
     TopKConfig,
+    TSAEConfig,
 )
 from tests.interop.made import metadata, sae_of
 
@@ -32,7 +32,7 @@ OURS: dict[str, SAEConfig] = {
     "topk": TopKConfig(d_sae=64, k=5),
     "batch_topk": BatchTopKConfig(d_sae=64, k=5),
     "matryoshka": MatryoshkaConfig(d_sae=64, k=5),
-    "temporal": TemporalConfig(d_sae=64, k=5),
+    "tsae": TSAEConfig(d_sae=64, k=5),
     "jumprelu": JumpReluConfig(d_sae=64),
     "gated": GatedConfig(d_sae=64),
     "masked, mask dropped": TopKConfig(d_sae=64, k=5, mask=RandomHardMaskConfig()),

@@ -1,24 +1,27 @@
-"""Nested dictionaries: their levels, the loss of each, and the pairs of tokens a temporal SAE learns from."""
+"""Nested dictionaries: their levels, the loss of each, and the pairs of tokens a T-SAE learns from."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
 
+from scansion import registry
 from scansion.errors import ShapeError
 from scansion.masks import BandMaskConfig, NoMaskConfig
-from scansion.sae import MatryoshkaConfig, TemporalConfig, build_sae
+from scansion.sae import TSAE, MatryoshkaConfig, TSAEConfig, build_sae, load_sae, parse_sae_config, save_sae
 from tests.execution.curves import losses_of
+from tests.interop.made import metadata
 from tests.masks.families import D_IN, D_SAE, EVERYWHERE, FAMILIES, NONE_DEAD, L, make_sae, some_x
 
 NO_MASK = NoMaskConfig()
 
 
-def temporal(mask=NO_MASK, **settings):
-    config = TemporalConfig(d_sae=D_SAE, k=5, mask=mask, **settings)
+def tsae(mask=NO_MASK, **settings):
+    config = TSAEConfig(d_sae=D_SAE, k=5, mask=mask, **settings)
     return build_sae(config, D_IN, L, torch.Generator().manual_seed(0)).train()
 
 
@@ -51,16 +54,16 @@ def test_prefixes_ascend_and_end_in_everything() -> None:
 
 def test_the_pair_loss_is_info_nce() -> None:
     """All codes alike: nothing tells the right token from the others, and the loss is log N."""
-    sae = temporal(contrastive_coefficient=0.5)
+    sae = tsae(contrastive_coefficient=0.5)
     x = some_x()[:1].expand(L, 4, D_IN)[:, :1].expand(L, 4, D_IN)
     with_pairs = losses_of(sae, x, EVERYWHERE, NONE_DEAD, x[1:])
     assert with_pairs.auxiliary.item() == pytest.approx(0.5 * math.log((L - 1) * 4), rel=1e-4)
-    with pytest.raises(ShapeError, match="temporal learns from pairs of tokens"):
+    with pytest.raises(ShapeError, match="tsae learns from pairs of tokens"):
         losses_of(sae, x, EVERYWHERE, NONE_DEAD)
 
 
 def test_the_pair_loss_falls_when_adjacent_tokens_are_alike() -> None:
-    sae, x = temporal(), some_x()
+    sae, x = tsae(), some_x()
     alike = losses_of(sae, x, EVERYWHERE, NONE_DEAD, x[1:]).auxiliary
     other = losses_of(sae, x, EVERYWHERE, NONE_DEAD, some_x(seed=9)[1:]).auxiliary
     assert alike < other
@@ -70,7 +73,7 @@ def test_the_pair_loss_falls_when_adjacent_tokens_are_alike() -> None:
 
 @pytest.mark.parametrize("family", ["bands", "bands, shared", "static_slicing", "uneven bands"])
 def test_banded_pairs_are_those_of_the_dense_form(family: str) -> None:
-    banded, dense = (temporal(FAMILIES[family]) for _ in range(2))
+    banded, dense = (tsae(FAMILIES[family]) for _ in range(2))
     x, previous = some_x(n=6)[1:], some_x(seed=5, n=6)[1:-1]
     found = losses_of(banded, x, EVERYWHERE[1:], NONE_DEAD, previous)
     expected = losses_of(dense, x, EVERYWHERE[1:], NONE_DEAD, previous, way="dense")
@@ -80,3 +83,18 @@ def test_banded_pairs_are_those_of_the_dense_form(family: str) -> None:
         (losses.reconstruction + losses.auxiliary).backward()
     for one, other in zip(banded.parameters(), dense.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_the_former_name_still_loads_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    registry._say_once.cache_clear()
+    sae = build_sae(
+        parse_sae_config({"architecture": "temporal", "d_sae": D_SAE, "k": 5}),
+        D_IN,
+        L,
+        torch.Generator().manual_seed(0),
+    )
+    save_sae(sae, tmp_path / "sae", metadata())
+    again, _ = load_sae(tmp_path / "sae")
+    assert isinstance(again, TSAE) and again.config == sae.config
+    assert again.config.model_dump()["architecture"] == "temporal"  # so that runs and plans keep their digests
+    assert capsys.readouterr().err.count("temporal is now called tsae") == 1

@@ -28,8 +28,8 @@ from scansion.sae import (
     MatryoshkaConfig,
     ReluConfig,
     SwitchConfig,
-    TemporalConfig,
     TopKConfig,
+    TSAEConfig,
     load_sae,
 )
 from scansion.training import TrainingConfig, TrainingRun, train
@@ -53,7 +53,7 @@ CONFIGS = {
     ),
     "adaptive": ReluConfig(d_sae=D_SAE, l1_coefficient=0.02, mask=AdaptiveMaskConfig(positions_per_feature=4)),
     "matryoshka": MatryoshkaConfig(d_sae=D_SAE, k=4, mask=BandMaskConfig(count=4, shared=0.25)),
-    "temporal": TemporalConfig(d_sae=D_SAE, k=4, contrastive_coefficient=0.1),
+    "tsae": TSAEConfig(d_sae=D_SAE, k=4, contrastive_coefficient=0.1),
     "switch": SwitchConfig(d_sae=D_SAE, k=4, n_experts=4, balance_coefficient=0.1),
     "usage": TopKConfig(d_sae=D_SAE, k=4, mask=UsageBandMaskConfig(count=2, every=10, stay=0.0)),
 }

@@ -1,4 +1,4 @@
-"""Temporal SAE (Bhalla et al. 2025, arXiv 2511.05541): its high-level features should agree on adjacent tokens."""
+"""T-SAE (Bhalla et al. 2025, arXiv 2511.05541): its high-level features should agree on adjacent tokens."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from torch.nn.functional import cross_entropy, normalize
 
 from scansion.sae.architectures.matryoshka import NestedConfig, NestedSAE
 from scansion.sae.forward import ForwardPass, Part
-from scansion.sae.registry import register_architecture
+from scansion.sae.registry import ARCHITECTURES, register_architecture
 
 
-class TemporalConfig(NestedConfig, frozen=True):
-    """Settings of :class:`TemporalSAE`."""
+class TSAEConfig(NestedConfig, frozen=True):
+    """Settings of :class:`TSAE`."""
 
-    architecture: Literal["temporal"] = "temporal"
+    architecture: Literal["tsae", "temporal"] = "tsae"
+    """``temporal``, the name before SAELens had another model of that name, is kept where it stands, so that files of then
+    keep their identity."""
     prefixes: tuple[float, ...] = Field(
         default=(0.2, 1.0),
         description="Share of the features in each nested dictionary, ascending to 1; the first holds the high-level features.",
@@ -29,11 +31,11 @@ class TemporalConfig(NestedConfig, frozen=True):
     )
 
 
-@register_architecture(TemporalConfig)
-class TemporalSAE(NestedSAE):
+@register_architecture(TSAEConfig)
+class TSAE(NestedSAE):
     """Matryoshka of two levels; a contrastive loss pulls the first level's codes of adjacent tokens together."""
 
-    config: TemporalConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never assigned again
+    config: TSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never assigned again
     uses_pairs = True
 
     def auxiliary_loss(self, forward: ForwardPass, dead: Bool[Tensor, "d_sae"]) -> Float[Tensor, ""]:
@@ -59,3 +61,6 @@ class TemporalSAE(NestedSAE):
                 acts = acts.new_zeros(*acts.shape[:-1], self.d_sae).index_copy(-1, part.block.features, acts)
             codes.append(acts[..., chosen])
         return torch.cat(codes)
+
+
+ARCHITECTURES.rename("temporal", "tsae")
