@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from scansion.evals.core.evaluate import evaluate_core as evaluate_core
     from scansion.evals.probing.evaluate import SparseProbingConfig as SparseProbingConfig
     from scansion.evals.probing.evaluate import evaluate_sparse_probing as evaluate_sparse_probing
+    from scansion.exploring import EncodedText as EncodedText
+    from scansion.exploring import Excerpt as Excerpt
+    from scansion.exploring import FeatureAt as FeatureAt
+    from scansion.exploring import Matches as Matches
+    from scansion.exploring import encode_text as encode_text
+    from scansion.exploring import match as match
+    from scansion.exploring import plot_firing as plot_firing
+    from scansion.exploring import plot_mask as plot_mask
+    from scansion.exploring import top_contexts as top_contexts
+    from scansion.exploring import top_features as top_features
     from scansion.interop import ForeignSAE as ForeignSAE
     from scansion.interop import read_foreign as read_foreign
     from scansion.interop import write_saelens as write_saelens
@@ -75,6 +85,7 @@ _HOMES = {
     "evals.core.evaluate": "CoreConfig evaluate_core",
     "evals.base": "LoadedSAE",
     "evals.probing.evaluate": "SparseProbingConfig evaluate_sparse_probing",
+    "exploring": "EncodedText Excerpt FeatureAt Matches encode_text match plot_firing plot_mask top_contexts top_features",
     "interop": "ForeignSAE read_foreign write_saelens",
     "lm": "HookPoint activations_at load_language_model",
     "masks": "AdaptiveMaskConfig BandMaskConfig HardMask ImportanceMaskConfig LearntConfig LearntMask MaskConfig NoMaskConfig "
@@ -89,12 +100,25 @@ _HOME_OF = {name: f"scansion.{module}" for module, names in _HOMES.items() for n
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # takes 20 ms
+
+        return version("scansion")
     if name not in _HOME_OF:
-        raise AttributeError(f"scansion has no {name!r}; it has {', '.join(sorted(_HOME_OF))}")
+        raise AttributeError(f"scansion has no {name!r}{_nearest_names(name)}; dir(scansion) lists its names")
     value = getattr(import_module(_HOME_OF[name]), name)
     globals()[name] = value  # so that Python does not call this function for the name again
     return value
 
 
+def _nearest_names(name: str) -> str:
+    """``: did you mean ...?`` where a public name resembles a wrong one, capitals apart; else nothing."""
+    from difflib import get_close_matches
+
+    by_lower = {each.lower(): each for each in _HOME_OF}
+    near = get_close_matches(name.lower(), by_lower, n=2)
+    return f"; did you mean {' or '.join(by_lower[each] for each in near)}?" if near else ""
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF})
+    return sorted({*globals(), *_HOME_OF, "__version__"})

@@ -19,7 +19,7 @@ from scansion.activations.outliers import Outliers, token_norms
 from scansion.activations.shard import HOW_TO_REPAIR, SIDE_TENSORS, STATS_TENSORS, Shard, ShardFacts, n_contexts_in
 from scansion.device import DTYPES
 from scansion.errors import DamagedError, StoreError, describe
-from scansion.files import fingerprint, flatten
+from scansion.files import expanded, fingerprint, flatten
 from scansion.lm.identity import ModelId
 from scansion.progress import progress
 from scansion.records import read_json, require_known_format
@@ -106,7 +106,8 @@ class ActivationStore:
         ScansionError: a later version of Scansion wrote it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
+        folder = expanded(folder)
         if not (folder / MANIFEST).exists():
             raise StoreError(f"no activation store at {folder}: {_what_is_there(folder)}")
         manifest = read_json(folder / MANIFEST)

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -18,6 +19,9 @@ from scansion.errors import ConfigError, ScansionError, describe
 from scansion.files import one_line_io_errors
 from scansion.progress import say
 from scansion.records import parse_yaml
+
+_GROUPS = ("assets", "study")
+"""Commands that have commands of their own."""
 
 app.meta.help_flags = ()  # `--help` goes through _launch, so that help includes what plugins add
 
@@ -46,11 +50,26 @@ def _launch(
     if config is not None:
         sources.append(Dict(_settings_in(config), source=str(config)))
     app.config = (*sources, _refuse_fractions)
+    _refuse_unknown_command(app, tokens)
     if tokens[:1] == ("train",):
         from scansion.cli.training import offer_all_architectures
 
         offer_all_architectures()
     app(tokens, exit_on_error=False, print_error=False)
+
+
+def _refuse_unknown_command(parent: App, tokens: tuple[str, ...]) -> None:
+    """Answer a misspelt command at once: cyclopts would first import every command to see what it could have been."""
+    if not tokens or tokens[0].startswith("-"):
+        return
+    commands = [name for name in parent if not name.startswith("-")]
+    if tokens[0] in commands:
+        if tokens[0] in _GROUPS:
+            _refuse_unknown_command(parent[tokens[0]], tokens[1:])
+        return
+    near = get_close_matches(tokens[0], commands, n=1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(f"there is no command {tokens[0]!r}; {meant}Commands: {', '.join(sorted(commands))}")
 
 
 def _settings_in(config: Path) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from rich.table import Table
 
 from scansion.attaching import Seen, attach
 from scansion.cli.app import output, table_console
-from scansion.corpus import token_ids
 from scansion.errors import ConfigError
-from scansion.lm import HookPoint, LanguageModel, load_language_model
-from scansion.sae import SAE, SAEMetadata, load_sae
+from scansion.exploring import encode_text, model_of, text_tokens
+from scansion.lm import LanguageModel
+from scansion.sae import SAE, load_sae
 
 
 def look(run: Path, text: str, *, features: int = 3, device: str = "auto") -> None:
@@ -35,17 +35,13 @@ def look(run: Path, text: str, *, features: int = 3, device: str = "auto") -> No
     """
     if features < 1:
         raise ConfigError(f"--features {features}: at least 1 must be shown")
-    sae, metadata = load_sae(run / "sae")
-    lm = _model_of(run, metadata, device)
-    tokens, seen = _observed(lm, sae, text)
+    sae, metadata = load_sae(run)
+    encoded = encode_text(sae, text, device=device)
     table = Table("position", "token", "features that fire, with their activations")
-    for place, (acts, applied) in enumerate(zip(seen.acts[0].cpu(), seen.applied[0].cpu(), strict=True)):
-        values, indices = acts.topk(min(features, sae.d_sae))
-        pairs = [(int(index), float(value)) for index, value in zip(indices, values, strict=True)]
-        shown = [f"{index}: {value:.3g}" for index, value in pairs if value > 0]
+    for place, (token, applied) in enumerate(zip(encoded.tokens, encoded.applied.tolist(), strict=True)):
         why = "position 0 took no part in training" if place == 0 else f"past the mask's {sae.n_positions} positions"
-        cell = ",  ".join(shown) if bool(applied) else f"({why})"
-        table.add_row(str(place), repr(_decoded(lm, tokens[0, place : place + 1]))[1:-1], cell)
+        shown = ",  ".join(f"{index}: {value:.3g}" for index, value in encoded.top(place, features))
+        table.add_row(str(place), repr(token)[1:-1], shown if applied else f"({why})")
     table_console(100).print(table, markup=False)
     output.print(
         f"{metadata.hook_point} of {metadata.model}; {sae.config.architecture}, {sae.d_sae} features", markup=False
@@ -89,12 +85,12 @@ def steer(
     where = _positions_in(positions)
     if tokens < 1:
         raise ConfigError(f"--tokens {tokens}: at least 1 token must be added")
-    sae, metadata = load_sae(run / "sae")
+    sae, _ = load_sae(run)
     if not 0 <= feature < sae.d_sae:
         raise ConfigError(f"there is no feature {feature}; this SAE has {sae.d_sae}, numbered from 0")
     if value is not None and not math.isfinite(value):
         raise ConfigError(f"--value {value} is not a finite number")
-    lm = _model_of(run, metadata, device)
+    lm = model_of(sae, device)
     prompt, seen = _observed(lm, sae, text)
     if value is None:
         own = float(seen.acts[..., feature].max())
@@ -119,21 +115,9 @@ def steer(
     output.print(f"feature {feature} at {value:.3g}, {place}{same}", markup=False)
 
 
-def _model_of(run: Path, metadata: SAEMetadata, device: str) -> LanguageModel:
-    """The language model that a run's SAE was trained on."""
-    HookPoint.parse(metadata.hook_point)  # synthetic activations have no model
-    lm = load_language_model(metadata.model, metadata.model_id.commit, device)
-    if not lm.facts.id.same_as(metadata.model_id):
-        raise ConfigError(
-            f"{lm.facts.name} is now at {lm.facts.revision}, and {run} was trained on {metadata.model_revision}; "
-            "bring that model back"
-        )
-    return lm
-
-
 def _observed(lm: LanguageModel, sae: SAE, text: str) -> tuple[torch.Tensor, Seen]:
     """The tokens of a text, and what the SAE, moved to the model's device, sees of them."""
-    tokens = _tokens_of(lm, text)
+    tokens = text_tokens(lm, text)
     with attach(lm.model, sae.to(lm.device)) as seen, torch.no_grad():
         lm.model(input_ids=tokens)
     return tokens, seen
@@ -141,16 +125,6 @@ def _observed(lm: LanguageModel, sae: SAE, text: str) -> tuple[torch.Tensor, See
 
 def _decoded(lm: LanguageModel, tokens: torch.Tensor, **settings: bool) -> str:
     return str(cast(Any, lm.tokenizer).decode(tokens, **settings))
-
-
-def _tokens_of(lm: LanguageModel, text: str) -> torch.Tensor:
-    [ids] = token_ids([text], lm.tokenizer)
-    bos = lm.tokenizer.bos_token_id
-    ids = ids if bos is None else [cast(int, bos), *ids]
-    if not ids:
-        raise ConfigError("the text is empty; give at least one word")
-    lm.facts.check_context_length(len(ids))
-    return torch.tensor([ids], device=lm.device)
 
 
 def _positions_in(text: str) -> list[int] | None:

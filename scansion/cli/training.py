@@ -90,7 +90,7 @@ def train(
     out
         The run's folder. Run the same command again to resume after an interruption.
     """
-    run = TrainingRun(out.name, out, sae_config(sae or SAEFlags()), training or TrainingConfig())
+    run = TrainingRun.at(out, sae_config(sae or SAEFlags()), training)
     train_runs([run], ActivationStore(store))
     said = "trained" if run.training.tokens else "not trained (tokens is 0), saved with its initial weights"
     output.print(f"{said}: {out / 'sae'}", markup=False)

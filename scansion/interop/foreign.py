@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scansion.errors import ConfigError
+from scansion.files import expanded
 from scansion.interop import dictionary_learning, gemma_scope, openai, saelens, sparsify
 from scansion.interop.weights import ForeignSAE
 
@@ -14,7 +15,7 @@ FORMATS = ", ".join(reader.NAME for reader in _READERS)
 """Names of the libraries whose SAEs are read."""
 
 
-def read_foreign(path: Path) -> ForeignSAE:
+def read_foreign(path: Path | str) -> ForeignSAE:
     """Read an SAE that another library wrote.
 
     Args:
@@ -25,8 +26,9 @@ def read_foreign(path: Path) -> ForeignSAE:
         DamagedError: the weights cannot be read.
 
     Example:
-        >>> read_foreign(Path("gemma-scope/layer_12/width_16k/average_l0_71")).build(n_positions=128)
+        >>> read_foreign("gemma-scope/layer_12/width_16k/average_l0_71").build(n_positions=128)
     """
+    path = expanded(path)
     if not path.exists():
         raise ConfigError(f"there is nothing at {path}; give a folder or file with an SAE of {FORMATS}")
     for reader in _READERS:

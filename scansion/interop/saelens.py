@@ -133,7 +133,7 @@ def _converted(cfg: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> t
     return JumpReluConfig(d_sae=d_sae), weights | {"log_threshold": log_of_threshold(rest[0], d_sae)}
 
 
-def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path, drop_mask: bool = False) -> None:
+def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path | str, drop_mask: bool = False) -> None:
     """Write a folder that ``sae_lens.SAE.load_from_disk`` opens.
 
     BatchTopK, Matryoshka and T-SAE become ``jumprelu`` with their one threshold, which is what they compute when in use.

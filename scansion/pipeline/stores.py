@@ -15,7 +15,7 @@ from scansion.assets import cache_dir
 from scansion.corpus import Contexts, CorpusConfig, check_source, corpus_assets, load_contexts
 from scansion.device import dtype_name, resolve_device, resolve_dtype
 from scansion.errors import ConfigError, ScansionError
-from scansion.files import require_writable
+from scansion.files import expanded, require_writable
 from scansion.lm import (
     BUNDLED_MODEL,
     BUNDLED_MODEL_ASSET,
@@ -95,7 +95,7 @@ class Stores:
     held_out: ActivationStore
 
 
-def build_stores(source: HarvestSpec, folder: Path | None = None) -> Stores:
+def build_stores(source: HarvestSpec, folder: Path | str | None = None) -> Stores:
     """Tokenise and harvest, or reuse what is on disk.
 
     Args:
@@ -103,10 +103,13 @@ def build_stores(source: HarvestSpec, folder: Path | None = None) -> Stores:
         folder: where the stores go, as ``folder/train`` and ``folder/held_out``; default the cache, under a name that
             holds the store's fingerprint, so that equal sources share it.
     """
-    return _build(source, {HookPoint.parse(source.hook_point): folder})[0]
+    at = None if folder is None else expanded(folder)
+    return _build(source, {HookPoint.parse(source.hook_point): at})[0]
 
 
-def build_stores_at(source: HarvestSpec, hook_points: Sequence[str], folder: Path | None = None) -> dict[str, Stores]:
+def build_stores_at(
+    source: HarvestSpec, hook_points: Sequence[str], folder: Path | str | None = None
+) -> dict[str, Stores]:
     """The stores of several hook points, in one pass of the LM over the text.
 
     Each has the bytes that :func:`build_stores` alone gives it. Activations of another width take a pass of their own.
@@ -129,7 +132,7 @@ def build_stores_at(source: HarvestSpec, hook_points: Sequence[str], folder: Pat
     points = [HookPoint.parse(hook_point) for hook_point in hook_points]
     if not points or len(set(points)) < len(points):
         raise ConfigError(f"hook points {', '.join(hook_points)}: name at least one, and none of them twice")
-    built = _build(source, {point: folder / str(point) if folder else None for point in points})
+    built = _build(source, {point: expanded(folder) / str(point) if folder else None for point in points})
     return dict(zip(hook_points, built, strict=True))
 
 

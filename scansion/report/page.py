@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from scansion.files import atomic_file
+from scansion.files import atomic_file, expanded
 from scansion.lm import LanguageModel
 from scansion.report.charts import (
     Chart,
@@ -38,7 +38,7 @@ from scansion.study.compare.tables import HOW_TO_READ
 
 def write_report(
     data: ReportData,
-    folder: Path,
+    folder: Path | str,
     features: FeatureConfig | None,
     load_lm: Callable[[], LanguageModel] | None = None,
     device: str = "auto",
@@ -54,6 +54,7 @@ def write_report(
     """
     from scansion.report.paper import write_figures  # here, because matplotlib takes a while to load
 
+    folder = expanded(folder)
     dictionaries = read_dictionaries(data, features, load_lm, device)
     sections = _charts(data)
     charts = [chart for _, _, some in sections for chart in some]

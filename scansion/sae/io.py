@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from scansion.errors import ConfigError, DamagedError, ScansionError, describe
-from scansion.files import atomic_folder
+from scansion.files import atomic_folder, expanded
 from scansion.plugins import missing_plugins, say_if_plugins_differ
 from scansion.records import read_json, require_known_format, write_json
 from scansion.sae.base import SAE
@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 WEIGHTS = "sae_weights.safetensors"
 
 
-def save_sae(sae: SAE, folder: Path, metadata: SAEMetadata) -> None:
+def save_sae(sae: SAE, folder: Path | str, metadata: SAEMetadata) -> None:
     """Save atomically to ``folder``, replacing what is there.
 
     Args:
@@ -29,7 +29,7 @@ def save_sae(sae: SAE, folder: Path, metadata: SAEMetadata) -> None:
         folder: gets ``cfg.json`` and ``sae_weights.safetensors``.
         metadata: model, hook point, data and training.
     """
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(expanded(folder)) as temporary:
         weights = {name: tensor.detach().contiguous().cpu() for name, tensor in sae.state_dict().items()}
         digest = save_tensors(temporary / WEIGHTS, weights)
         write_json(
@@ -45,14 +45,23 @@ def save_sae(sae: SAE, folder: Path, metadata: SAEMetadata) -> None:
         )
 
 
-def load_sae(folder: Path, device: str | torch.device = "cpu") -> tuple[SAE, SAEMetadata]:
+def load_sae(folder: Path | str, device: str | torch.device = "cpu") -> tuple[SAE, SAEMetadata]:
     """Load what :func:`save_sae` wrote: the SAE in evaluation mode, and its metadata.
+
+    Args:
+        folder: of the SAE, or of a run, whose SAE is in ``sae``.
+        device: where to put it.
 
     Raises:
         ScansionError: the folder holds no SAE, one of another format, or damaged weights.
     """
+    folder = expanded(folder)
+    if not (folder / "cfg.json").exists() and (folder / "sae/cfg.json").exists():
+        folder = folder / "sae"
     if not (folder / "cfg.json").exists():
-        raise ScansionError(f"{folder} holds no SAE (no cfg.json); give the 'sae' folder inside a run")
+        raise ScansionError(
+            f"{folder} holds no SAE (no cfg.json); give the folder of a run, or the 'sae' folder inside"
+        )
     settings = require_known_format(read_json(folder / "cfg.json"), folder / "cfg.json", FORMAT_VERSION)
     if (
         not isinstance(settings, dict) or settings.pop("format_version", None) is None

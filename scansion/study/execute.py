@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any
 
 from scansion.errors import BusyError, ScansionError
-from scansion.files import fingerprint, one_line_io_errors
+from scansion.files import expanded, fingerprint, one_line_io_errors
 from scansion.locks import only_writer
 from scansion.pipeline.evaluate import check_evaluations, evaluate
 from scansion.pipeline.planted import Source
@@ -54,7 +54,7 @@ class _Trial:
 
 
 @one_line_io_errors("the study")
-def execute(plan: StudyPlan, folders: Mapping[int, Path], *, retry: bool = False) -> list[ArmRecord]:
+def execute(plan: StudyPlan, folders: Mapping[int, Path | str], *, retry: bool = False) -> list[ArmRecord]:
     """Run some entries of a plan, each in its own folder, at all its seeds; what is there already is not done again.
 
     All arms of one seed are trained and measured together before the next seed begins. An arm that fails is recorded and
@@ -74,11 +74,12 @@ def execute(plan: StudyPlan, folders: Mapping[int, Path], *, retry: bool = False
         BusyError: another process is writing in one of the folders.
         ScansionError: whatever would stop the whole study, as far as possible before any heavy work.
     """
-    check_plan(plan, folders)
+    runs = {entry: expanded(folder) for entry, folder in folders.items()}
+    check_plan(plan, runs)
     with ExitStack() as held:
-        for folder in folders.values():
+        for folder in runs.values():
             held.enter_context(only_writer(folder, f"carrying out the study {plan.name}"))
-        return _carry_out(plan, folders, retry)
+        return _carry_out(plan, runs, retry)
 
 
 def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool) -> list[ArmRecord]:

@@ -16,6 +16,7 @@ from scansion.cards import card
 from scansion.errors import ConfigError, DamagedError
 from scansion.evals import EvaluationConfig, LoadedSAE, evaluations
 from scansion.evals.statistics import Estimate
+from scansion.files import expanded
 from scansion.pipeline.planted import PlantedSpec, Source
 from scansion.pipeline.run_results import RunResults
 from scansion.pipeline.stores import HarvestSpec, stores_dir
@@ -122,12 +123,13 @@ class StudyRecord:
     world: str = ""
 
     @classmethod
-    def open(cls, folder: Path) -> StudyRecord:
+    def open(cls, folder: Path | str) -> StudyRecord:
         """Read ``folder/run_*``.
 
         Raises:
             ConfigError: there is no run, or one that is damaged.
         """
+        folder = expanded(folder)
         numbered = [(int(m[1]), path) for path in folder.glob("run_*") if (m := re.fullmatch(r"run_(\d+)", path.name))]
         runs = [path for _, path in sorted(numbered) if (path / _PLAN).is_file()]
         if not runs:

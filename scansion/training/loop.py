@@ -18,7 +18,7 @@ from scansion.activations import ActivationStore, ActivationStream, PositionedBa
 from scansion.device import resolve_device
 from scansion.errors import ConfigError, TrainingError
 from scansion.execution.precision import resolve_precision
-from scansion.files import fingerprint, one_line_io_errors
+from scansion.files import expanded, fingerprint, one_line_io_errors
 from scansion.masks import build_mask
 from scansion.progress import progress, say
 from scansion.sae import SAEConfig, SAEMetadata, build_sae, save_sae, uses_pairs
@@ -38,12 +38,22 @@ _PENDING, _WAYS = "metrics.values", "metrics.ways"
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One SAE to be trained: its config, its training settings and its folder."""
+    """One SAE to be trained: its name, its folder, its config and its training settings."""
 
     name: str
     folder: Path
     sae: SAEConfig
     training: TrainingConfig
+
+    @classmethod
+    def at(cls, folder: Path | str, sae: SAEConfig, training: TrainingConfig | None = None) -> TrainingRun:
+        """A run named after its folder.
+
+        Example:
+            >>> train([TrainingRun.at("runs/topk", TopKConfig(d_sae=1024, k=16))], ActivationStore("stores/sotu/train"))
+        """
+        path = expanded(folder)
+        return cls(path.name, path, sae, training or TrainingConfig())
 
     def settings(self) -> dict[str, Any]:
         """What the folder's config.yaml holds, except for the store."""
