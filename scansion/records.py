@@ -103,6 +103,24 @@ def unsealed_values(value: Any, what: str) -> Any:
     return values
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether a readable file of ours (JSON, YAML, or JSON lines) has a checksum: in each line, or in each part it holds."""
+    if path.suffix == ".jsonl":
+        values = [json.loads(line) for line in path.read_bytes().splitlines()]
+    else:
+        values = [
+            parse_yaml(_text_of(path), str(path)) if path.suffix == ".yaml" else parse_json(_text_of(path), str(path))
+        ]
+    return all(_is_sealed(value) for value in values)
+
+
+def _is_sealed(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    parts = cast(dict[str, Any], value)
+    return SEAL in parts or (bool(parts) and all(isinstance(part, dict) and SEAL in part for part in parts.values()))
+
+
 def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -73,6 +73,12 @@ def load_tensors(path: Path, digest: str | None = None, of: str | None = None) -
     return tensors
 
 
+def has_digest(path: Path) -> bool:
+    """Whether a readable file has a digest: one that :func:`save_tensors` wrote, and not an earlier version."""
+    with cast(Any, safe_open)(path, framework="pt") as file:
+        return "digest" in (file.metadata() or {})
+
+
 def digest_with_shapes(tensors: Mapping[str, Tensor]) -> str:
     """A 32-digit fingerprint of the tensors' names, types, shapes and bytes."""
     digest = xxhash.xxh3_128()

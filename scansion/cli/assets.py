@@ -10,7 +10,7 @@ from scansion.doctor import report as doctor_report
 from scansion.errors import ConfigError, DamagedError
 from scansion.files import human_bytes
 from scansion.lm import BUNDLED_MODEL, BUNDLED_MODEL_ASSET, model_facts
-from scansion.study.integrity import problems_under, repair_store
+from scansion.study.integrity import findings_under, repair_store
 
 
 def fetch(*names: str) -> None:
@@ -56,7 +56,8 @@ def doctor(folder: Path | None = None, *, repair: bool = False, device: str = "a
     Parameters
     ----------
     folder
-        A store, a run, a study, or a folder of several: every file that Scansion reads again is compared with its digest.
+        A store, a run, a study, or a folder of several: every file that Scansion reads again is compared with its digest,
+        and files that must be there and are not, or that have no digest, are named.
         Without it, processors, versions and disk are printed.
     repair
         Compute the damaged shards of a store again, from the text and the model that its manifest names.
@@ -71,10 +72,14 @@ def doctor(folder: Path | None = None, *, repair: bool = False, device: str = "a
         return
     if repair:
         repair_store(folder, device)
-    n_files, problems = problems_under(folder)
-    for problem in problems:
+    found = findings_under(folder)
+    for problem in found.problems:
         output.print(problem, markup=False)
-    if problems:
-        damaged = f"{len(problems)} of {n_files} files in {folder}"
-        raise DamagedError(f"{damaged} {'is' if len(problems) == 1 else 'are'} damaged")
-    output.print(f"all {n_files} files are what was written", markup=False)
+    for file in found.unchecked:
+        output.print(f"{file} has no checksum: an earlier version, another program or a person wrote it", markup=False)
+    if found.problems:
+        n = len(found.problems)
+        raise DamagedError(f"{n} of {found.n_files} files in {folder} {'is' if n == 1 else 'are'} damaged or missing")
+    n = len(found.unchecked)
+    but = f", but for the {n} without a checksum, which can be read and not checked" if n else ""
+    output.print(f"all {found.n_files} files are what was written{but}", markup=False)

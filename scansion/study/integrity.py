@@ -1,8 +1,9 @@
-"""Are the files in a folder what was written? Checks every store, run and study under it, and repairs stores."""
+"""Are the files in a folder what was written, and all there? Checks stores, runs and studies, and repairs stores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from scansion.activations.store import MANIFEST, PLAN, SHARD_NAME, StoreIdentity
 from scansion.corpus import CorpusConfig
 from scansion.errors import ScansionError, StoreError
 from scansion.pipeline.stores import HarvestSpec, harvest_plans
-from scansion.records import read_json, read_yaml
+from scansion.records import is_sealed, read_json, read_yaml
 from scansion.sae import WEIGHTS, load_sae
 from scansion.study.final_info import FINAL_INFO
+from scansion.study.missing import missing_under
 from scansion.study.record import infos_of
 from scansion.synth import PlantedDictionary, SynthConfig, plant_store
-from scansion.tensor_file import load_tensors
+from scansion.tensor_file import has_digest, load_tensors
 from scansion.training.run_folder import read_metrics
 
 _CHECKS: dict[str, Callable[[Path], Any]] = {
@@ -29,23 +31,38 @@ _CHECKS: dict[str, Callable[[Path], Any]] = {
     "config.yaml": read_yaml,
     "*.safetensors": load_tensors,
 }
+_UNSEALED = ".saebench.json"  # in another tool's layout
 
 
-def problems_under(folder: Path) -> tuple[int, list[str]]:
-    """Read every file of ours under ``folder`` and compare it with its digest.
+@dataclass(frozen=True)
+class Findings:
+    """What became of the files in a folder.
+
+    Attributes:
+        n_files: how many were read.
+        problems: what is damaged or missing, one line each.
+        unchecked: files without a checksum: of earlier versions or other programs, or written by hand. They can be read, and
+            nobody can say whether they are what was written.
+    """
+
+    n_files: int
+    problems: list[str]
+    unchecked: list[Path]
+
+
+def findings_under(folder: Path) -> Findings:
+    """Read every file of ours under ``folder`` and compare it with its digest; name those that must be there and are not.
 
     Args:
         folder: a store, a run, a study, or a folder of several.
-
-    Returns:
-        How many files were read, and what is wrong, one line each.
 
     Raises:
         ScansionError: there is no such folder, or nothing of ours in it.
     """
     if not folder.is_dir():
         raise ScansionError(f"{folder} is not a folder" if folder.exists() else f"there is no such folder: {folder}")
-    n_files, problems = 0, list[str]()
+    missing = missing_under(folder)
+    n_files, problems, unchecked = 0, list[str](), list[Path]()
     stores = {manifest.parent for manifest in folder.rglob(MANIFEST)}
     for store in sorted(stores):
         found, n_shards = _store_problems(store)
@@ -58,15 +75,23 @@ def problems_under(folder: Path) -> tuple[int, list[str]]:
         if file.parent in stores and (file.name == MANIFEST or file.match(SHARD_NAME.format("*"))):
             continue
         n_files += 1
-        if file.name == WEIGHTS and (file.parent / "cfg.json").is_file():  # read with it
+        if file.name == WEIGHTS and (file.parent / "cfg.json").is_file():  # read with it, and its digest is there
             continue
         try:
             check(file)
+            if not file.name.endswith(_UNSEALED) and not _has_checksum(file):
+                unchecked.append(file)
         except ScansionError as error:
-            problems.append(str(error))
+            # That a part is missing is said once, with what to do.
+            if not any(line.split(" is missing: ")[0] in str(error) for line in missing):
+                problems.append(str(error))
     if not n_files:
         raise ScansionError(f"{folder} holds no store, run or study; give a folder that Scansion wrote")
-    return n_files, list(dict.fromkeys(problems))
+    return Findings(n_files, list(dict.fromkeys(problems)) + missing, unchecked)
+
+
+def _has_checksum(file: Path) -> bool:
+    return has_digest(file) if file.suffix == ".safetensors" else is_sealed(file)
 
 
 def _store_problems(folder: Path) -> tuple[list[str], int]:

@@ -80,7 +80,7 @@ def test_each_kind_of_damaged_file_is_named(run, copy: Workspace, name: str) -> 
     text = file.suffix != ".safetensors"
     file.write_bytes(file.read_bytes().replace(b"1", b"2") if text else file.read_bytes()[:-1])
     status, out, err = run("doctor", copy.home)
-    assert status == 2 and "files in" in err and "damaged" in err
+    assert status == 2 and "files in" in err and "damaged or missing" in err
     assert str(file.relative_to(copy.home)) in out.replace("\n", "")
 
 
@@ -149,3 +149,63 @@ def test_folders_that_hold_nothing_of_ours(run, tmp_path: Path, copy: Workspace)
     assert status == 2 and "only stores can be repaired" in err
     status, _, err = run("doctor", "--repair")
     assert status == 2 and "--repair needs the folder of a store" in err
+
+
+@pytest.mark.parametrize(
+    ("gone", "named"),
+    [
+        ("killed/config.yaml", "killed/config.yaml is missing: without it the run cannot be resumed"),
+        ("killed/checkpoints/step-000000024/state.json", "state.json is missing: delete"),
+        ("study/run_0/final_info.json", "run_0/final_info.json is missing: run the study again"),
+        (
+            "study/run_0/seed_0/sae",
+            "sae/sae_weights.safetensors is missing: final_info.json has figures of plain, seed 0",
+        ),
+        ("study/run_0/seed_0/sae/sae_weights.safetensors", "run_0/seed_0/sae/sae_weights.safetensors is missing"),
+        ("study/run_0/seed_0/sae/cfg.json", "run_0/seed_0/sae/cfg.json is missing: the SAE of this run was saved"),
+        ("study/run_0/seed_0/metrics.jsonl", "metrics.jsonl is missing: the SAE of this run was trained"),
+        ("study/run_0/seed_0/evals/core.json", "core.json is missing: final_info.json has figures of plain"),
+        ("study/run_0/seed_0/evals/position_profile.safetensors", "safetensors is missing: delete position.json"),
+        ("study/run_1/seed_0", "run_1/seed_0/config.yaml is missing: final_info.json has figures of hard, seed 0"),
+    ],
+)
+def test_files_that_must_be_there_are_missed(run, copy: Workspace, gone: str, named: str) -> None:
+    path = copy.home / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    status, out, err = run("doctor", copy.home)
+    assert status == 2 and err.strip().endswith("damaged or missing")
+    text = " ".join(out.split())
+    assert named in text, out
+    assert text.count(f"{path} is missing") <= 1
+
+
+def test_a_run_whose_sae_was_deleted_is_missed_without_a_study(run, copy: Workspace) -> None:
+    folder = copy.study / "run_0" / "seed_0"
+    shutil.rmtree(folder / "sae")
+    shutil.rmtree(folder / "evals")
+    status, out, _ = run("doctor", folder)
+    assert status == 2 and "sae/cfg.json is missing: training had ended" in " ".join(out.split())
+
+
+def test_files_without_a_checksum_are_named_and_are_no_damage(run, copy: Workspace) -> None:
+    folder = copy.study / "run_0" / "seed_0"
+    settings = [line for line in (folder / "config.yaml").read_text().splitlines() if not line.startswith("checksum")]
+    (folder / "config.yaml").write_text("\n".join(settings))
+    core = json.loads((folder / "evals" / "core.json").read_text())
+    del core["checksum"]
+    (folder / "evals" / "core.json").write_text(json.dumps(core))
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    plain = [json.dumps({k: v for k, v in json.loads(line).items() if k != "checksum"}) for line in lines]
+    (folder / "metrics.jsonl").write_text("\n".join(plain) + "\n")
+    status, out, err = run("doctor", copy.home)
+    text = " ".join(out.split())
+    assert status == 0, err
+    for name in ("config.yaml", "evals/core.json", "metrics.jsonl"):
+        assert f"{folder / name} has no checksum" in text
+    assert text.count("has no checksum") == 3 and "but for the 3 without a checksum" in text
+
+
+def test_a_study_of_an_earlier_version_is_whole_and_unchecked(run) -> None:
+    status, out, err = run("doctor", Path(__file__).parents[1] / "fixtures" / "first_house" / "study")
+    assert status == 0, err
+    assert "has no checksum" in out
