@@ -11,6 +11,7 @@ import pytest
 from scansion.corpus import CorpusConfig
 from scansion.errors import ConfigError
 from scansion.pipeline import HarvestSpec, build_stores, build_stores_at, stores
+from scansion.training.run_folder import read_metrics
 
 
 @pytest.fixture
@@ -31,8 +32,15 @@ def test_from_text_to_a_table(run, harvest, tmp_path: Path) -> None:
     train = ["train", tmp_path / "stores/train", "--d-sae", 32, "--k", 4, "--batch-tokens", 150, "--lr", 1e-3,
              "--device", "cpu"]  # fmt: skip
     for name, mask, tokens in (("plain", "none", 3000), ("masked", "random_hard", 3000), ("untrained", "none", 0)):
-        status, _, err = run(*train, "--out", tmp_path / name, "--mask", mask, "--tokens", tokens)
+        status, out, err = run(*train, "--out", tmp_path / name, "--mask", mask, "--tokens", tokens)
         assert status == 0, err
+        assert f"next: scansion eval {tmp_path / name} --held-out {tmp_path / 'stores/held_out'} --report" in out
+        if tokens:
+            last = read_metrics(tmp_path / name)[-1]
+            assert (
+                f"FVE {last['fve']:.3f}, 4.0 features per token (L0), {last['dead'] / 32:.1%} of 32 features dead"
+                in out
+            )
     runs = [tmp_path / name for name in ("plain", "masked", "untrained")]
     evaluate = ["eval", *runs, "--held-out", tmp_path / "stores/held_out", "--report", tmp_path / "report",
                 "--evaluations", "core,position",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,7 @@ from scansion.masks import MASKS
 from scansion.sae import ARCHITECTURES
 from scansion.training import TrainingConfig, TrainingRun
 from scansion.training import train as train_runs
+from scansion.training.run_folder import read_metrics
 
 
 def harvest(
@@ -94,6 +96,26 @@ def train(
     train_runs([run], ActivationStore(store))
     said = "trained" if run.training.tokens else "not trained (tokens is 0), saved with its initial weights"
     output.print(f"{said}: {out / 'sae'}", markup=False)
+    for line in _outcome(run, store):
+        output.print(line, markup=False)
+
+
+def _outcome(run: TrainingRun, store: Path) -> list[str]:
+    """What training reached, from its last metrics, and the command that measures it."""
+    lines: list[str] = []
+    if metrics := read_metrics(run.folder):
+        last = metrics[-1]
+        lines.append(
+            f"on its last training tokens, outliers included: FVE {last['fve']:.3f}, {last['l0']:.1f} features per token "
+            f"(L0), {last['dead'] / run.sae.d_sae:.1%} of {run.sae.d_sae:,} features dead"
+        )
+    beside = store.parent / "held_out"
+    held_out = shlex.quote(str(beside)) if store.name == "train" and beside.is_dir() else "HELD_OUT_STORE"
+    folder = shlex.quote(str(run.folder))
+    lines.append(
+        f"next: scansion eval {folder} --held-out {held_out} --report {shlex.quote(str(run.folder / 'report'))}"
+    )
+    return lines
 
 
 def offer_all_architectures() -> None:
