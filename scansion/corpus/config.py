@@ -37,18 +37,17 @@ class CorpusConfig(BaseModel):
     max_tokens: int | None = Field(
         default=None,
         gt=0,
-        description="Training tokens, rounded up to whole contexts and their padding included; null uses all of them.",
+        description="Training tokens, rounded up to whole contexts; null uses all of them. BOS and tokens that training "
+        "later leaves out count, padding does not.",
     )
-    held_out_tokens: int = Field(
-        default=65_536, gt=0, description="Held-out tokens, rounded up to whole contexts and their padding included."
-    )
+    held_out_tokens: int = Field(default=65_536, gt=0, description="Held-out tokens, counted and rounded up likewise.")
     held_out_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="Share of the documents that is held out from training."
     )
     pool: float = Field(
         default=1.0,
         ge=1,
-        description="Read this many times the contexts needed, then draw the ones to use at random; "
+        description="Read this many times the tokens needed, then draw the ones to use at random; "
         "1 uses the first ones read.",
     )
     max_documents: int | None = Field(default=None, gt=0, description="Read at most this many documents.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +31,8 @@ class Layout:
         self._tokens: list[np.ndarray] = []
         self._doc_ids: list[int] = []
         self._used = 0
+        # Valid tokens in the first 1, 2, ... of the settled contexts.
+        self._tokens_through: list[int] = []
 
     @property
     def n_documents(self) -> int:
@@ -37,9 +40,14 @@ class Layout:
         return len(self._doc_ids)
 
     @property
-    def n_settled(self) -> int:
-        """Contexts that are complete: another document would not change them."""
-        return self._used // self._room
+    def n_settled_tokens(self) -> int:
+        """Tokens, BOS included, in contexts that are complete: another document would not change them."""
+        return self._tokens_through[-1] if self._tokens_through else 0
+
+    def contexts_with(self, n_tokens: int) -> int | None:
+        """How many of the first contexts hold at least ``n_tokens`` tokens, BOS included; None if all do not."""
+        n_contexts = bisect_left(self._tokens_through, n_tokens) + 1
+        return n_contexts if n_contexts <= len(self._tokens_through) else None
 
     def add(self, doc_id: int, tokens: Sequence[int]) -> None:
         """Add one document."""
@@ -47,7 +55,12 @@ class Layout:
         if len(ids):
             self._tokens.append(ids)
             self._doc_ids.append(doc_id)
-            self._used += len(ids) + self._gap_after(len(ids))
+            gap = self._gap_after(len(ids))
+            self._used += len(ids) + gap
+            while len(self._tokens_through) < self._used // self._room:
+                self._tokens_through.append(self.n_settled_tokens + self._length)
+            if gap:  # the context that the document ends in
+                self._tokens_through[-1] -= gap
 
     def contexts(self, limit: int | None = None) -> Contexts:
         """The first ``limit`` contexts, or all of them; at least one document must have been added."""

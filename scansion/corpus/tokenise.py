@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import transformers  # takes half a second, which commands without a language model need not wait
 
 BATCH_CHARACTERS = 1_000_000
+FEW_DOCUMENTS = 5
+"""Fewer held-out documents than these are worth a line: one of them would move every score."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def load_contexts(config: CorpusConfig, tokenizer: transformers.PreTrainedTokeni
     """Read, split, tokenise and lay out the corpus.
 
     Whether a document is held out depends only on its text and the seed. So copies of a document are never on both sides,
-    and the order of reading changes nothing. Reading ends once both sides have ``pool`` times the contexts they need. The
+    and the order of reading changes nothing. Reading ends once both sides have ``pool`` times the tokens they need. The
     contexts to use are then drawn at random; they stay in the order in which they were read.
 
     Args:
@@ -105,18 +107,24 @@ def tokenizer_fingerprint(tokenizer: transformers.PreTrainedTokenizerBase) -> st
 
 
 class _Side:
-    """One side of the split: contexts needed, contexts read, and the random draw."""
+    """One side of the split: tokens needed, tokens read, and the random draw of whole contexts."""
 
     def __init__(self, name: str, tokens: int | None, config: CorpusConfig, layout: Layout) -> None:
         self.name = name
         self.layout = layout
         self._config = config
-        self.needed = None if tokens is None else math.ceil(tokens / config.context_length)
-        self.wanted = None if self.needed is None else math.ceil(self.needed * config.pool)
+        self.needed = tokens
+        self.wanted = tokens
+        if tokens is not None and config.pool > 1:
+            self.wanted = math.ceil(self.n_full(tokens) * config.pool) * config.context_length
+
+    def n_full(self, tokens: int) -> int:
+        """Contexts that so many tokens take if none has padding."""
+        return math.ceil(tokens / self._config.context_length)
 
     @property
     def n_pooled(self) -> int:
-        return self.layout.n_settled if self.wanted is None else min(self.layout.n_settled, self.wanted)
+        return min(self.layout.n_settled_tokens, self.wanted or self.layout.n_settled_tokens)
 
     @property
     def full(self) -> bool:
@@ -136,23 +144,31 @@ class _Side:
         )
 
     def draw(self, generator: torch.Generator) -> Contexts:
-        pool = self.layout.contexts(self.wanted)
-        if self.needed is None or len(pool) <= self.needed:
+        pool = self.layout.contexts(self.wanted and self.layout.contexts_with(self.wanted))
+        # The pool has no context to spare if it holds less than one context more than needed.
+        if self.needed is None or pool.n_tokens - pool.length < self.needed:
             return pool
-        return pool[torch.randperm(len(pool), generator=generator)[: self.needed].sort().values]
+        order = torch.randperm(len(pool), generator=generator)
+        tokens_through = pool.valid.sum(dim=1)[order].cumsum(0)
+        n_contexts = int(torch.searchsorted(tokens_through, self.needed)) + 1
+        return pool[order[:n_contexts].sort().values]
 
     def account(self, contexts: Contexts) -> dict[str, Any]:
-        if self.needed is not None and len(contexts) < self.needed:
-            say(f"the corpus has {len(contexts):,} {self.name} contexts, fewer than the {self.needed:,} requested")
-        if padding := contexts.valid.numel() - contexts.n_tokens:
+        n_documents = int(contexts.doc_ids[contexts.valid].unique().numel())
+        if self.needed is not None and contexts.n_tokens < self.needed:
+            say(f"the corpus has {contexts.n_tokens:,} {self.name} tokens, fewer than the {self.needed:,} requested")
+        if self.name == "held-out" and n_documents < FEW_DOCUMENTS:
             say(
-                f"{self.name}: {contexts.n_tokens:,} tokens; {padding:,} more places are padding, which counts as asked for"
+                f"the {contexts.n_tokens:,} held-out tokens come from {n_documents} document"
+                f"{'' if n_documents == 1 else 's'}: scores say little about other text; have more or shorter documents, or "
+                "raise held_out_tokens, held_out_fraction or pool"
             )
         return {
             "contexts": len(contexts),
-            "contexts_asked": self.needed,
+            # If none had padding. The name is older, and part of the identity of stores that never had any.
+            "contexts_asked": None if self.needed is None else self.n_full(self.needed),
             "tokens": contexts.n_tokens,
-            "documents": int(contexts.doc_ids[contexts.valid].unique().numel()),
+            "documents": n_documents,
         }
 
 
@@ -160,7 +176,7 @@ def _fill(train: _Side, held_out: _Side, config: CorpusConfig, tokenizer: transf
     """Read documents until both sides are full; return how many were read."""
     wanted = None if train.wanted is None or held_out.wanted is None else train.wanted + held_out.wanted
     n_documents = 0
-    with progress("tokenise", wanted, "contexts") as advance:
+    with progress("tokenise", wanted, "tokens") as advance:
         for texts in _batches(read_documents(config)):
             sides = [held_out if _is_held_out(text, config) else train for text in texts]
             # A full side takes no more documents, so these are not tokenised either.

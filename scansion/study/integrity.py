@@ -132,7 +132,10 @@ def repair_store(folder: Path, device: str = "auto") -> ActivationStore:
     )
     plan = next(one for one in harvest_plans(spec, folder.parent) if one.identity.split == identity.split)
     if different := identity.differences(plan.identity):
-        raise StoreError(f"{folder} cannot be repaired: text or model have changed ({'; '.join(different)})")
+        raise StoreError(
+            f"{folder} cannot be repaired: text or model have changed ({'; '.join(different)}), or it is of an "
+            "earlier version, which counted padding as tokens; harvest it again"
+        )
     return harvest(HarvestPlan(plan.identity, folder, plan.contexts, plan.config), lambda: spec.lm)
 
 

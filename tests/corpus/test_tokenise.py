@@ -143,8 +143,30 @@ def test_the_batch_size_changes_nothing(layout, batch, documents, jsonl, tokeniz
 def test_first_come_is_the_start_of_everything(documents, jsonl, tokenizer) -> None:
     everything = load(jsonl(documents), tokenizer)
     some = load(jsonl(documents), tokenizer, max_tokens=5 * LENGTH - 3, held_out_tokens=2 * LENGTH)
-    assert some.train.fingerprint == everything.train[:5].fingerprint
-    assert some.held_out.fingerprint == everything.held_out[:2].fingerprint
+    for part, whole, needed in (
+        (some.train, everything.train, 5 * LENGTH - 3),
+        (some.held_out, everything.held_out, 2 * LENGTH),
+    ):
+        assert part.fingerprint == whole[: len(part)].fingerprint
+        assert part[:-1].n_tokens < needed <= part.n_tokens
+
+
+@pytest.mark.parametrize("pool", [1, 2.5])
+@pytest.mark.parametrize(("layout", "bos"), LAYOUTS)
+def test_padding_does_not_count_as_tokens_asked_for(layout, bos, pool, documents, jsonl, tokenizer) -> None:
+    settings = {"max_tokens": 20 * LENGTH, "held_out_tokens": 5 * LENGTH, "layout": layout, "bos": bos, "pool": pool}
+    splits = load(jsonl(documents), tokenizer, **settings)
+    for part, needed in ((splits.train, 20 * LENGTH), (splits.held_out, 5 * LENGTH)):
+        assert needed <= part.n_tokens < needed + LENGTH
+        assert layout == "documents" or len(part) == needed / LENGTH  # nothing is padded
+
+
+def test_a_held_out_set_from_few_documents_is_said(documents, jsonl, tokenizer, capsys) -> None:
+    splits = load(jsonl(documents), tokenizer, held_out_tokens=LENGTH)
+    n_documents = len(rejoined(splits.held_out))
+    assert n_documents < 5 and f"held-out tokens come from {n_documents} document" in capsys.readouterr().err
+    load(jsonl(documents), tokenizer)
+    assert "held-out tokens come from" not in capsys.readouterr().err
 
 
 def test_a_pool_is_drawn_from_at_random_in_order(documents, jsonl, tokenizer) -> None:
@@ -165,7 +187,7 @@ def test_a_pool_is_drawn_from_at_random_in_order(documents, jsonl, tokenizer) ->
 def test_reading_ends_when_both_sides_have_enough(documents, jsonl, tokenizer, monkeypatch) -> None:
     monkeypatch.setattr("scansion.corpus.tokenise.BATCH_CHARACTERS", 1)
     splits = load(jsonl(documents), tokenizer, max_tokens=LENGTH, held_out_tokens=LENGTH)
-    assert splits.provenance["documents_read"] < 10
+    assert splits.provenance["documents_read"] < 20
 
 
 def test_fewer_tokens_than_asked_are_used_and_said(documents, jsonl, tokenizer, capsys) -> None:
@@ -173,7 +195,7 @@ def test_fewer_tokens_than_asked_are_used_and_said(documents, jsonl, tokenizer, 
     record = json.loads(json.dumps(splits.provenance))["train"]
     assert record["contexts"] == len(splits.train) < record["contexts_asked"] == 62_500
     assert record["tokens"] == splits.train.n_tokens
-    assert "train contexts, fewer than the 62,500 requested" in capsys.readouterr().err
+    assert "train tokens, fewer than the 1,000,000 requested" in capsys.readouterr().err
 
 
 def test_the_fingerprint_names_contents_not_their_source(documents, jsonl, tokenizer) -> None:

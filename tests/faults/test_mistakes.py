@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from scansion.activations import ActivationStore
 from scansion.corpus import CorpusConfig
 from scansion.corpus.sources import read_documents
 from scansion.errors import ConfigError, CorpusError, DamagedError
@@ -276,10 +277,15 @@ def test_compiling_hard_bands(run: Run, harvested: Path, tmp_path: Path) -> None
     assert status == 2 and "there is nothing to round" in err
 
 
-def test_padding_is_said(run: Run, lm_folder: Path, documents: Path, tmp_path: Path) -> None:
+def test_padding_is_not_counted(run: Run, lm_folder: Path, documents: Path, tmp_path: Path) -> None:
     flags = ("--context-length", 50, "--held-out-tokens", 100, "--max-tokens", 1000, "--out", tmp_path / "x")
-    _, _, err = run("harvest", "--model", lm_folder, "--hook-point", "layers.1", "--source", documents, *flags)
-    assert "places are padding, which counts as asked for" in err
+    status, out, _ = run("harvest", "--model", lm_folder, "--hook-point", "layers.1", "--source", documents, *flags)
+    store = ActivationStore(tmp_path / "x/train")
+    n_tokens = int(store.valid.sum())
+    # Documents of 60 words fill contexts of 50 and of 12 tokens: padding is more than a third of the places.
+    assert status == 0 and 1000 <= n_tokens < 1050 < store.valid.numel()
+    assert store.manifest.n_tokens == store.identity.corpus["train"]["tokens"] == n_tokens
+    assert f"{n_tokens:,} tokens" in out
 
 
 PLUGIN = """
