@@ -38,7 +38,7 @@ def test_from_text_to_a_table(run, harvest, tmp_path: Path) -> None:
         if tokens:
             last = read_metrics(tmp_path / name)[-1]
             assert (
-                f"FVE {last['fve']:.3f}, 4.0 features per token (L0), {last['dead'] / 32:.1%} of 32 features dead"
+                f"FVE {last['fve']:.3f}, {last['l0']:.1f} features per token (L0), {last['dead'] / 32:.1%} of 32 features dead"
                 in out
             )
     runs = [tmp_path / name for name in ("plain", "masked", "untrained")]
