@@ -22,9 +22,12 @@ from scansion.sae import ARCHITECTURES, SAEConfig
 class SAEFlags:
     """Flags that every SAE has; :func:`flags_of_architectures` adds their help, and the flags of each architecture."""
 
-    architecture: str = "topk"
-    d_sae: int = 2304
+    architecture: str | None = None
+    d_sae: int | None = None
     mask: str = "none"
+
+
+_DEFAULTS = {"architecture": "topk", "d_sae": 2304}
 
 
 def flags_of_architectures(taken: Collection[str] = ()) -> type[SAEFlags]:
@@ -42,8 +45,9 @@ def flags_of_architectures(taken: Collection[str] = ()) -> type[SAEFlags]:
             if setting not in SAEConfig.model_fields:
                 settings.setdefault(setting, {})[architecture] = field
     common = {
-        "architecture": f"{', '.join(ARCHITECTURES.names())}. `scansion architectures` says what each is.",
-        "d_sae": description_of(SAEConfig.model_fields["d_sae"]),
+        "architecture": f"{', '.join(ARCHITECTURES.names())}. `scansion architectures` says what each is. "
+        f"[default: {_DEFAULTS['architecture']}, or as in --from]",
+        "d_sae": f"{description_of(SAEConfig.model_fields['d_sae'])} [default: {_DEFAULTS['d_sae']}, or as in --from]",
         "mask": f"Positional mask: a family ({', '.join(MASKS.names())}), then its settings, for example "
         '"bands, count: 8, shared: 0.25". `scansion masks` says what each is.',
     }
@@ -61,22 +65,31 @@ def flags_of_architectures(taken: Collection[str] = ()) -> type[SAEFlags]:
     return make_dataclass("SAEFlags", flags, bases=(SAEFlags,), namespace={"__module__": __name__}, frozen=True)
 
 
-def sae_config(flags: SAEFlags) -> SAEConfig:
+def sae_config(flags: SAEFlags, start: SAEConfig | None = None) -> SAEConfig:
     """The config that these flags mean, of which only what was given is set.
+
+    Args:
+        flags: None where one was not given.
+        start: of the SAE that training starts from; its settings are those of flags not given, except for its mask.
 
     Raises:
         ConfigError: an unknown architecture or setting, a value out of range, or a mask that cannot be read.
     """
     given = {each.name: value for each in fields(flags) if (value := getattr(flags, each.name)) is not None}
-    own = ARCHITECTURES.config_called(flags.architecture).model_fields
+    architecture = str(given.get("architecture", start.architecture if start else _DEFAULTS["architecture"]))
+    own = ARCHITECTURES.config_called(architecture).model_fields
     for name in given.keys() - own.keys():
         owners = ", ".join(
             other
             for other, config in zip(ARCHITECTURES.names(), ARCHITECTURES.configs(), strict=True)
             if name in config.model_fields
         )
-        raise ConfigError(f"{name} is not a setting of {flags.architecture}, but of {owners}; leave it out")
-    return _parsed(ARCHITECTURES, {**given, "mask": parse_mask(flags.mask).model_dump(exclude_unset=True)})
+        raise ConfigError(f"{name} is not a setting of {architecture}, but of {owners}; leave it out")
+    before: dict[str, Any] = _DEFAULTS
+    if start is not None and start.architecture == architecture:
+        before = start.model_dump(exclude={"mask"})
+    mask = parse_mask(flags.mask).model_dump(exclude_unset=True)
+    return _parsed(ARCHITECTURES, {**before, "architecture": architecture, **given, "mask": mask})
 
 
 def parse_mask(text: str) -> MaskConfig:

@@ -15,10 +15,11 @@ from scansion.flags import SAEFlags, flags_of_architectures, sae_config
 from scansion.listing import lines
 from scansion.lm import BUNDLED_MODEL
 from scansion.masks import MASKS
-from scansion.sae import ARCHITECTURES
+from scansion.sae import ARCHITECTURES, load_sae
 from scansion.training import TrainingConfig, TrainingRun
 from scansion.training import train as train_runs
 from scansion.training.run_folder import read_metrics
+from scansion.training.warm_start import sae_folder
 
 
 def harvest(
@@ -85,6 +86,9 @@ def train(
 
     Example: scansion train stores/sotu/train --tokens 500000 --mask "bands, count: 8, shared: 0.25" --out runs/bands
 
+    To add a mask to a trained or imported SAE and go on training it:
+    scansion train stores/sotu/train --from runs/plain --mask "soft, start: {kind: from_usage}" --out runs/masked
+
     Parameters
     ----------
     store
@@ -92,7 +96,8 @@ def train(
     out
         The run's folder. Run the same command again to resume after an interruption.
     """
-    run = TrainingRun.at(out, sae_config(sae or SAEFlags()), training)
+    start = None if training is None or training.from_ is None else load_sae(sae_folder(training.from_))[0].config
+    run = TrainingRun.at(out, sae_config(sae or SAEFlags(), start), training)
     train_runs([run], ActivationStore(store))
     said = "trained" if run.training.tokens else "not trained (tokens is 0), saved with its initial weights"
     output.print(f"{said}: {out / 'sae'}", markup=False)

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from typing import Any, Literal, TypeVar
 
 import torch
-import xxhash
 from pydantic import BaseModel, ConfigDict
 
 from scansion.activations import ActivationStore
@@ -19,7 +18,7 @@ from scansion.errors import ModelError
 from scansion.evals.statistics import Estimate
 from scansion.files import fingerprint
 from scansion.lm import HookPoint
-from scansion.sae import SAE, SAEMetadata
+from scansion.sae import SAE, SAEMetadata, sae_fingerprint
 
 Status = Literal["ok", "degenerate", "inapplicable"]
 SCHEMA_VERSION = 1
@@ -42,12 +41,7 @@ class LoadedSAE:
     @cached_property
     def fingerprint(self) -> str:
         """A 32-digit hash of the settings, provenance and weights: equal only for the same SAE."""
-        digest = xxhash.xxh3_128()
-        digest.update((self.sae.config.model_dump_json() + self.metadata.model_dump_json()).encode())
-        for name, tensor in self.sae.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return sae_fingerprint(self.sae, self.metadata)
 
 
 class EvalResult(BaseModel):

@@ -45,6 +45,11 @@ class MaskConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         """Folder of a trained SAE: training starts from its weights and from where its features fire. None if not used."""
         return None
 
+    @property
+    def starts_from_usage(self) -> bool:
+        """Whether the mask starts from where the features of the SAE that training starts from fire."""
+        return self.usage_source is not None
+
 
 class MaskedActs(NamedTuple):
     """What the mask makes of an encoder's output.

@@ -27,6 +27,10 @@ class LearntConfig(MaskConfig, frozen=True):
     def usage_source(self) -> Path | None:
         return self.start.sae
 
+    @property
+    def starts_from_usage(self) -> bool:
+        return self.start.kind == "from_usage"
+
 
 class LearntMask(PositionalMask):
     """Weights are a function of ``logits / temperature``; the family says which.

@@ -33,14 +33,17 @@ class Start(BaseModel):
         ge=1,
         description="Positions in a window (for gaussian: at half height); default an eighth of the context.",
     )
-    sae: Path | None = Field(default=None, description="Folder of the trained SAE, for from_usage.")
+    sae: Path | None = Field(
+        default=None,
+        description="Folder of the trained SAE, for from_usage; default the one that --from names.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Start:
         if self.low > self.high:
             raise ValueError(f"low ({self.low}) is above high ({self.high})")
-        if (self.sae is not None) != (self.kind == "from_usage"):
-            raise ValueError("kind from_usage needs sae, the folder of a trained SAE, and no other kind takes it")
+        if self.sae is not None and self.kind != "from_usage":
+            raise ValueError("sae, the folder of a trained SAE, is for the kind from_usage; no other kind takes it")
         return self
 
     def weights(self, n_positions: int, d_bound: int, generator: torch.Generator) -> Float[Tensor, "L d_bound"]:

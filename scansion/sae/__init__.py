@@ -19,8 +19,8 @@ from scansion.sae.architectures.topk import TopKConfig, TopKSAE
 from scansion.sae.architectures.tsae import TSAE, TSAEConfig
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.forward import ForwardPass, Losses, Part
-from scansion.sae.io import WEIGHTS, load_sae, save_sae
-from scansion.sae.metadata import SAEMetadata
+from scansion.sae.io import WEIGHTS, load_sae, sae_fingerprint, save_sae
+from scansion.sae.metadata import SAEMetadata, StartedFrom
 from scansion.sae.registry import (
     ARCHITECTURES,
     AnySAEConfig,
@@ -51,6 +51,7 @@ __all__ = [
     "ReluSAE",
     "SAEConfig",
     "SAEMetadata",
+    "StartedFrom",
     "SwitchConfig",
     "SwitchSAE",
     "TSAEConfig",
@@ -60,6 +61,7 @@ __all__ = [
     "load_sae",
     "parse_sae_config",
     "register_architecture",
+    "sae_fingerprint",
     "save_sae",
     "uses_pairs",
 ]

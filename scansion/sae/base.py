@@ -167,6 +167,16 @@ class SAE(nn.Module, ABC):
             self.b_enc /= scale
             self.b_dec /= scale
 
+    @torch.no_grad()
+    def rescale_features(self, factor: Float[Tensor, "d_sae"]) -> None:
+        """Make each feature's activation ``factor`` times as large and its decoder row that much shorter, in place.
+
+        The reconstruction stays the same, unless the architecture compares the activations of different features.
+        """
+        self.W_enc *= factor
+        self.b_enc *= factor
+        self.W_dec /= factor[:, None]
+
     def bias_at(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "..."]:
         """The decoder bias: [d_in], or where each band has its own, [*batch, d_in]."""
         return self.b_dec if self.b_dec.ndim == 1 else self.b_dec[self.mask.band_at(positions)]

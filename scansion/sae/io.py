@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from pydantic import ValidationError
 
 from scansion.errors import ConfigError, DamagedError, ScansionError, describe
@@ -86,6 +87,16 @@ def load_sae(folder: Path | str, device: str | torch.device = "cpu") -> tuple[SA
         ) from error
     sae.provenance = metadata
     return sae.to(device).eval(), metadata
+
+
+def sae_fingerprint(sae: SAE, metadata: SAEMetadata) -> str:
+    """A 32-digit hash of the settings, provenance and weights: equal only for the same SAE."""
+    digest = xxhash.xxh3_128()
+    digest.update((sae.config.model_dump_json() + metadata.model_dump_json()).encode())
+    for name, tensor in sae.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _size(settings: dict[str, Any], name: str) -> int:

@@ -9,6 +9,24 @@ from pydantic import BaseModel, ConfigDict, Field
 from scansion.lm.identity import ModelId
 
 
+class StartedFrom(BaseModel):
+    """The trained SAE that a run started from.
+
+    Attributes:
+        folder: where it was.
+        fingerprint: of its settings, provenance and weights, see :func:`scansion.sae.sae_fingerprint`.
+        tokens: it was trained on, with what it had started from itself; None if that is not known.
+        imported: of one that goes back to another library, that library and where it was read from.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str
+    fingerprint: str
+    tokens: int | None
+    imported: str | None = None
+
+
 class SAEMetadata(BaseModel):
     """Provenance saved with every SAE.
 
@@ -25,6 +43,7 @@ class SAEMetadata(BaseModel):
         imported: of an SAE of another library, that library and where it was read from; else None. The text and the store
             of its training are not known: ``contexts`` and ``store_key`` are empty.
         corpus: fingerprint of how that text and the held-out text beside it were made; None where it is not known.
+        started_from: the trained SAE whose weights it started with; ``steps`` and ``tokens`` do not include that SAE's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +62,7 @@ class SAEMetadata(BaseModel):
     training: dict[str, Any]
     imported: str | None = Field(default=None, exclude_if=lambda value: value is None)
     corpus: str | None = Field(default=None, exclude_if=lambda corpus: corpus is None)
+    started_from: StartedFrom | None = Field(default=None, exclude_if=lambda start: start is None)
 
     @property
     def model_id(self) -> ModelId:

@@ -19,7 +19,7 @@ from scansion.study.plan import StudyPlan
 from scansion.study.record import seed_folder, source_at
 from scansion.training import TrainingRun, check_folders
 from scansion.training.learner import require_memory
-from scansion.training.warm_start import check_usage_source
+from scansion.training.warm_start import check_start
 
 
 def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> None:
@@ -54,7 +54,7 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> None:
                 mask = build_mask(arm.sae.mask, source.context_length, arm.sae.d_sae)
                 if longest and mask.gate.forward:  # texts of an evaluation may be longer than the contexts trained on
                     mask.table_rows(torch.tensor([longest - 1]))
-                check_usage_source(arm.sae, widths[source])
+                check_start(arm.sae, arm.training, widths[source])
             except ScansionError as error:
                 raise ConfigError(f"run {arm.run} ({arm.name}): {error}") from error
     for folder in folders.values():

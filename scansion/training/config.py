@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from scansion.activations import TokenExclusion
 
@@ -15,6 +16,17 @@ class TrainingConfig(TokenExclusion):
     Inputs are scaled so that tokens which are no outliers have unit mean norm: rates then mean the same for every model.
     """
 
+    model_config = ConfigDict(
+        validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
+    )  # for `from` alone
+
+    from_: Path | None = Field(
+        default=None,
+        alias="from",
+        exclude_if=lambda run: run is None,  # so that runs from before this setting keep their identity
+        description="Start from the SAE of this run, of the same architecture and size, under the mask given here. What "
+        "is not its weights starts afresh: the optimiser, the rates and the counts of dead features.",
+    )
     tokens: int = Field(
         default=2_000_000,
         ge=0,

@@ -26,7 +26,7 @@ from scansion.training.config import TrainingConfig
 from scansion.training.learner import METRICS, Learner, require_memory
 from scansion.training.run_folder import RunFolder, require_same_run
 from scansion.training.trial import training_device
-from scansion.training.warm_start import check_usage_source, start_from_usage
+from scansion.training.warm_start import check_same_data, check_start, start_from_trained
 
 # Runs with equal values of these read the same batches, so one pass over the stream trains them all.
 STREAM_SETTINGS = ("tokens", "batch_tokens", "data_seed", "use_position_0", "device", "exclude", "exclude_tokens")
@@ -167,12 +167,14 @@ class _Session:
         self.store = store
         require_memory(run.sae, store.d_in, store.n_positions)
         build_mask(run.sae.mask, store.n_positions, run.sae.d_sae)  # raises if it does not fit, before a folder is made
-        check_usage_source(run.sae, store.d_in)
+        check_start(run.sae, run.training, store.d_in)
+        self.started_from = check_same_data(run.sae, run.training, store)
         resolve_precision(run.training.precision, resolve_device(run.training.device))
         # Runs of earlier versions, whose scale counts outliers, do not record the rule; they are resumed as they began.
         self._robust = RunFolder.may_record(run.folder, "input_scale")
         rule = _SCALE_RULE if self._robust else {}
-        self.folder = RunFolder(run.folder, {**run.settings(), "store": store.manifest.key, **rule})
+        start = {"started_from": self.started_from.fingerprint} if self.started_from else {}
+        self.folder = RunFolder(run.folder, {**run.settings(), "store": store.manifest.key, **rule, **start})
         self._pending: list[Tensor] = []
         self._durations: list[float] = []
         self._last_finite_loss: tuple[int, float] | None = None
@@ -187,7 +189,7 @@ class _Session:
         self.learner = Learner(sae.to(device), self.run.training, n_steps)
         checkpoint = self.folder.load_newest_checkpoint()
         if checkpoint is None:
-            start_from_usage(self.learner.sae, stream, self.scale)
+            start_from_trained(self.learner.sae, self.run.training, stream, self.scale)
         else:
             tensors, counters = checkpoint
             try:
@@ -233,6 +235,7 @@ class _Session:
             tokens=learner.tokens,
             seed=self.run.training.seed,
             training=self.run.training.model_dump(mode="json"),
+            started_from=self.started_from,
         )
         save_sae(sae, self.folder.sae, metadata)
 

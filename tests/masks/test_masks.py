@@ -315,7 +315,7 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         ({"family": "random_hard", "strictness": 1}, "strictness"),
         ({"family": "bands", "edges": [0, 12], "count": 1}, "both set the bands"),
         ({"family": "soft", "start": {"low": 0.8, "high": 0.2}}, "is above high"),
-        ({"family": "soft", "start": {"kind": "from_usage"}}, "from_usage needs sae"),
+        ({"family": "soft", "start": {"kind": "random", "sae": "x"}}, "no other kind takes it"),
         ({"family": "soft", "temperature": {"start": 1, "end": 0, "shape": "geometric"}}, "cannot start or end at 0"),
     ]:
         with pytest.raises(ValidationError, match=message):

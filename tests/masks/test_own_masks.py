@@ -112,7 +112,7 @@ def test_a_learnt_family_starts_from_usage(store, tmp_path: Path) -> None:
     loaded, _ = load_sae(tmp_path / "tilt/sae")
     assert loaded.mask(torch.arange(L)).std() > 0.05
     again = TopKConfig(d_sae=D_SAE, k=4, mask=TiltMaskConfig(start=Start(kind="from_usage", sae=tmp_path / "tilt/sae")))
-    with pytest.raises(TrainingError, match="'tilt'"):
+    with pytest.raises(TrainingError, match="its mask is tilt, not none"):
         train([TrainingRun("again", tmp_path / "again", again, settings)], store)
 
 

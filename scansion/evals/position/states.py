@@ -57,7 +57,7 @@ def rebuild_start(subject: LoadedSAE, store: ActivationStore) -> SAE | str:
     sae, metadata = subject.sae, subject.metadata
     if not metadata.training or metadata.seed is None:
         return "how it was trained is not known"
-    if sae.config.mask.usage_source is not None:
+    if sae.config.mask.usage_source is not None or metadata.started_from is not None:
         return "it was started from another trained SAE"
     if sae.mask.reorders_features:
         return "its features changed places in training"

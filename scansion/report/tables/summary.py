@@ -87,20 +87,26 @@ def measured_on(core: CoreResult) -> str:
     )
 
 
-def _imported(runs: Sequence[RunResults]) -> list[str]:
-    """A sentence on SAEs of other libraries, if there are any."""
-    found = {run.name: run.core.sae_metadata.imported for run in runs if run.core.sae_metadata.imported is not None}
-    return [
-        f"{name} was imported from {origin}: on which text and how long it was trained is not known."
-        for name, origin in found.items()
-    ]
+def _origins(runs: Sequence[RunResults]) -> list[str]:
+    """A sentence on each SAE of another library, and on each that started from a trained one."""
+    sentences: list[str] = []
+    for run in runs:
+        metadata = run.core.sae_metadata
+        if metadata.imported is not None:
+            sentences.append(
+                f"{run.name} was imported from {metadata.imported}: on which text and how long it was trained is not known."
+            )
+        if (start := metadata.started_from) is not None:
+            before = "for how long is not known" if start.tokens is None else f"on {start.tokens:,} tokens"
+            sentences.append(f"{run.name} started from {start.folder}, which had been trained already ({before}).")
+    return sentences
 
 
 def _notes(runs: Sequence[RunResults], probed: Sequence[SparseProbingResult]) -> list[str]:
     if not runs:
         return [NOTHING]
     of_known_training = [run for run in runs if run.core.sae_metadata.tokens is not None]
-    notes = [measured_on((of_known_training or runs)[0].core), *_imported(runs), ONE_SAE_NOTE]
+    notes = [measured_on((of_known_training or runs)[0].core), *_origins(runs), ONE_SAE_NOTE]
     if probed:
         bag = figure_text(probed[0].bag_test_accuracy, figure("bag_of_words_test_accuracy"))
         failed = [one.name for one in probed[0].datasets if not one.qualified]

@@ -91,3 +91,8 @@ class GatedSAE(SAE):
         super().fold_scale(scale)
         with torch.no_grad():
             self.b_mag /= scale
+
+    def rescale_features(self, factor: Float[Tensor, "d_sae"]) -> None:
+        super().rescale_features(factor)
+        with torch.no_grad():
+            self.b_mag *= factor

@@ -89,6 +89,11 @@ class JumpReluSAE(SAE):
         with torch.no_grad():
             self.log_threshold -= math.log(scale)
 
+    def rescale_features(self, factor: Float[Tensor, "d_sae"]) -> None:
+        super().rescale_features(factor)
+        with torch.no_grad():
+            self.log_threshold += factor.log()
+
 
 def _near(pre_acts: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     """The rectangle kernel: 1 / bandwidth within half a bandwidth of the threshold, else 0."""
