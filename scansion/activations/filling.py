@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from scansion.activations.shard import Shard, ShardFacts, written_digest, written_for
+from scansion.activations.shard import Shard, written_digest, written_for
 from scansion.activations.store import MANIFEST, PLAN, SHARD_NAME, ActivationStore, StoreIdentity, StoreManifest
 from scansion.errors import DamagedError, StoreError
 from scansion.files import remove_leftovers
@@ -104,7 +104,7 @@ def _is_whole(path: Path, identity: StoreIdentity, n_contexts: int) -> bool:
         # Earlier versions wrote no place.
         if place not in ("", place_of(identity, path)):
             raise DamagedError(f"{path} is not of this store, or not at this place of it")
-        Shard(path, ShardFacts(digest, identity.context_length, n_contexts, identity.d_in, identity.dtype)).verify()
+        Shard(path, identity.shard_facts(digest, n_contexts)).verify()
     except DamagedError as error:
         say(f"{error}; computing it again")
         return False

@@ -45,7 +45,7 @@ class HarvestPlan:
     @property
     def n_bytes(self) -> int:
         """Bytes of the finished store on disk."""
-        per_token = self.identity.d_in * DTYPES[self.config.dtype].itemsize + SIDE_BYTES
+        per_token = self.identity.d_in * DTYPES[self.config.dtype].itemsize + SIDE_BYTES + 8 * self.identity.turns
         return self.identity.n_contexts * self.identity.context_length * per_token
 
     def finished_store(self) -> ActivationStore | None:

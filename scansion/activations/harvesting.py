@@ -168,7 +168,12 @@ def _harvest_shards(
     on_gpu = lm.device.type == "cuda"
     buffers = {
         store.hook_point: ShardBuffer.empty(
-            contexts.length, len(contexts), store.plan.identity.d_in, store.config.dtype, lm.device if on_gpu else None
+            contexts.length,
+            len(contexts),
+            store.plan.identity.d_in,
+            store.config.dtype,
+            lm.device if on_gpu else None,
+            contexts.turns is not None,
         )
         for store in stores
     }
@@ -215,9 +220,8 @@ def _fill_shards(
         there = tuple(_send(index, device) for index in (*cell, row, column))
         for buffer, acts in zip(buffers.values(), activations, strict=True):
             buffer.acts[there[:2]] = acts.to(device)[there[2:]].to(buffer.acts.dtype)
-            buffer.tokens[cell] = batch.tokens[row, column]
-            buffer.doc_ids[cell] = batch.doc_ids[row, column]
-            buffer.doc_positions[cell] = batch.doc_positions[row, column]
+            for name, tensor in buffer.of_tokens().items():
+                tensor[cell] = getattr(batch, name)[row, column]
             buffer.valid[cell] = True
         advance(len(row))
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from scansion.corpus.contexts import TURN_TENSORS
 from scansion.device import DTYPES
 from scansion.errors import DamagedError
 from scansion.files import atomic_file
@@ -36,6 +37,7 @@ class ShardFacts:
         digest: fingerprint of its tensors.
         length, n_contexts, d_in: shape of its activations.
         dtype: their type.
+        turns: whether it has the turn of each token.
     """
 
     digest: str
@@ -43,6 +45,7 @@ class ShardFacts:
     n_contexts: int
     d_in: int
     dtype: str
+    turns: bool = False
 
     def layout(self) -> dict[str, dict[str, object]]:
         """The header of its file, metadata aside."""
@@ -55,6 +58,7 @@ class ShardFacts:
                 "valid": (torch.bool, side),
                 "doc_ids": (torch.int32, side),
                 "doc_positions": (torch.int32, side),
+                **{name: (torch.int32, side) for name in TURN_TENSORS if self.turns},
                 "count": (torch.int64, by_position),
                 "norm_sum": (torch.float64, by_position),
                 "square_sum": (torch.float64, by_position),
@@ -202,10 +206,18 @@ class ShardBuffer:
     valid: Bool[Tensor, "L n"]
     doc_ids: Int[Tensor, "L n"]
     doc_positions: Int[Tensor, "L n"]
+    turns: Int[Tensor, "L n"] | None = None
+    positions_in_turn: Int[Tensor, "L n"] | None = None
 
     @classmethod
     def empty(
-        cls, length: int, n_contexts: int, d_in: int, dtype: str, device: torch.device | None = None
+        cls,
+        length: int,
+        n_contexts: int,
+        d_in: int,
+        dtype: str,
+        device: torch.device | None = None,
+        turns: bool = False,
     ) -> ShardBuffer:
         """A buffer with nothing valid in it; its activations are on ``device``, by default the CPU."""
 
@@ -218,16 +230,20 @@ class ShardBuffer:
             valid=torch.zeros(length, n_contexts, dtype=torch.bool),
             doc_ids=filled(-1),
             doc_positions=filled(-1),
+            **{name: filled(-1) for name in TURN_TENSORS if turns},
         )
+
+    def of_tokens(self) -> dict[str, Int[Tensor, "L n"]]:
+        """The tensors that hold a value for each token, validity and activations aside."""
+        names = ("tokens", "doc_ids", "doc_positions", *TURN_TENSORS)
+        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
     def finished(self) -> FinishedShard:
         """The shard with its per-position statistics, on its way to the CPU's memory."""
         tensors = {
             "acts": self.acts,
-            "tokens": self.tokens,
             "valid": self.valid,
-            "doc_ids": self.doc_ids,
-            "doc_positions": self.doc_positions,
+            **self.of_tokens(),
             **self._statistics(),
         }
         return FinishedShard({name: _to_cpu(tensor) for name, tensor in tensors.items()}, _now_on(self.acts.device))

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from scansion.activations.batch import PositionedBatch
 from scansion.activations.outliers import Outliers, token_norms
 from scansion.activations.shard import HOW_TO_REPAIR, SIDE_TENSORS, STATS_TENSORS, Shard, ShardFacts, n_contexts_in
+from scansion.corpus.contexts import TURN_TENSORS
 from scansion.device import DTYPES
 from scansion.errors import DamagedError, StoreError, describe
 from scansion.files import expanded, fingerprint, flatten
@@ -52,6 +53,8 @@ class StoreIdentity(BaseModel):
     """Where the contexts came from and how they were cut: the corpus config, tokenizer and counts."""
     split: str
     dtype: str
+    turns: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether the store has the turn of each token, as stores of chats have."""
 
     @property
     def model_id(self) -> ModelId:
@@ -73,6 +76,10 @@ class StoreIdentity(BaseModel):
             for name in dict.fromkeys([*here, *there])
             if here.get(name) != there.get(name) and not (same_model and name in ("model", "model_revision"))
         ]
+
+    def shard_facts(self, digest: str, n_contexts: int) -> ShardFacts:
+        """What a shard with this digest and so many contexts must be."""
+        return ShardFacts(digest, self.context_length, n_contexts, self.d_in, self.dtype, self.turns)
 
     @property
     def is_planted(self) -> bool:
@@ -150,8 +157,9 @@ class ActivationStore:
 
     @cached_property
     def _side(self) -> dict[str, Tensor]:
-        parts = self._read_all(SIDE_TENSORS)
-        return {name: torch.cat([part[name] for part in parts], dim=1) for name in SIDE_TENSORS}
+        names = SIDE_TENSORS + (TURN_TENSORS if self.identity.turns else ())
+        parts = self._read_all(names)
+        return {name: torch.cat([part[name] for part in parts], dim=1) for name in names}
 
     @property
     def tokens(self) -> Int[Tensor, "L C"]:
@@ -172,6 +180,16 @@ class ActivationStore:
     def doc_positions(self) -> Int[Tensor, "L C"]:
         """Index of each token within its document; -1 at BOS and where not valid."""
         return self._side["doc_positions"]
+
+    @property
+    def turns(self) -> Int[Tensor, "L C"] | None:
+        """Index of the chat message that each token belongs to; -1 at BOS and where not valid. None if the text was no chat."""
+        return self._side.get("turns")
+
+    @property
+    def positions_in_turn(self) -> Int[Tensor, "L C"] | None:
+        """Index of each token within its turn; -1 where ``turns`` is. None if that is."""
+        return self._side.get("positions_in_turn")
 
     @cached_property
     def _statistics(self) -> dict[str, Tensor]:
@@ -358,7 +376,7 @@ def _shards(folder: Path, manifest: StoreManifest) -> list[Shard]:
     if sizes is None:
         raise DamagedError(f"{damaged}: its {len(names)} shards do not hold {identity.n_contexts} contexts")
     return [
-        Shard(folder / name, ShardFacts(digest, identity.context_length, size, identity.d_in, identity.dtype))
+        Shard(folder / name, identity.shard_facts(digest, size))
         for (name, digest), size in zip(manifest.shards.items(), sizes, strict=True)
     ]
 

@@ -7,10 +7,8 @@ from scansion.corpus.tokenise import (
     CorpusSplits,
     held_out_documents,
     load_contexts,
-    start_and_padding,
-    token_ids,
-    tokenizer_fingerprint,
 )
+from scansion.corpus.tokenizers import start_and_padding, token_ids, tokenizer_fingerprint
 
 __all__ = [
     "Contexts",

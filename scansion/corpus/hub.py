@@ -5,24 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scansion.corpus.config import HUB_PREFIX, CorpusConfig
-from scansion.corpus.rows import text_of
+from scansion.corpus.rows import Row, rows_of, value_in
 from scansion.errors import CorpusError
 
 
-def read_hub(config: CorpusConfig) -> Iterator[str | None]:
-    """Yield the text field of every row, in the data set's order, while it downloads.
+def read_hub(config: CorpusConfig) -> Iterator[Row]:
+    """Yield the document of every row, in the data set's order, while it downloads.
 
     Raises:
         CorpusError: the data set, its configuration or its split cannot be opened, the stream breaks, or rows have no
-            such text field.
+            such column.
     """
     import datasets  # here because it takes a second or more, and local corpora do not need it
 
     name = config.source.removeprefix(HUB_PREFIX)
-    try:
+
+    def values() -> Iterator[tuple[str, object]]:
         rows = datasets.load_dataset(name, config.hub_config, split=config.hub_split, streaming=True)
         for number, row in enumerate(rows):
-            yield text_of(row, config.text_field, f"{config.source} row {number}")
+            where = f"{config.source} row {number}"
+            yield where, value_in(row, config.text_field, where)
+
+    try:
+        yield from rows_of(values(), config.text_field)
     except CorpusError:
         raise
     except Exception as error:  # the hub's client, the network and the data set's own reader may raise anything

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import xxhash
-from tokenizers import Tokenizer
 
+from scansion.corpus.chat import chat_tokens
 from scansion.corpus.config import HUB_PREFIX, CorpusConfig
 from scansion.corpus.contexts import Contexts
 from scansion.corpus.layout import Layout
-from scansion.corpus.sources import read_documents
+from scansion.corpus.pretokenised import check_ids, check_tokenised_by
+from scansion.corpus.rows import Chat, Row, TokenIds
+from scansion.corpus.sources import read_documents, read_rows
+from scansion.corpus.tokenizers import start_and_padding, token_ids, tokenizer_fingerprint
 from scansion.errors import CorpusError
 from scansion.files import fingerprint
 from scansion.progress import progress, say
@@ -63,7 +66,7 @@ def load_contexts(config: CorpusConfig, tokenizer: transformers.PreTrainedTokeni
     bos_id, pad_id = _bos_and_padding(config, tokenizer)
     train = _Side("train", config.max_tokens, config, Layout(config, bos_id, pad_id))
     held_out = _Side("held-out", config.held_out_tokens, config, Layout(config, bos_id, pad_id))
-    n_documents = _fill(train, held_out, config, tokenizer)
+    n_documents = _fill(train, held_out, config, _Tokens(config, tokenizer, bos_id))
     for side in (train, held_out):
         side.require_text(n_documents)
     generator = torch.Generator().manual_seed(config.seed)
@@ -89,21 +92,7 @@ def held_out_documents(config: CorpusConfig) -> list[str]:
     """
     if config.source.startswith(HUB_PREFIX) and config.max_documents is None:
         raise CorpusError(f"{config.source!r} would be read to its end; set max_documents")
-    return [text for text in read_documents(config) if _is_held_out(text, config)]
-
-
-def tokenizer_fingerprint(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
-    """Hash of the tokenizer's rules and special tokens; its name does not change it.
-
-    Raises:
-        CorpusError: the tokenizer is not a fast one.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not isinstance(backend, Tokenizer):
-        raise CorpusError(f"{type(tokenizer).__name__} is not a fast tokenizer; load the model's fast one")
-    # Truncation and padding are settings of the last call, not part of the tokenizer.
-    rules = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
-    return fingerprint([rules, [_special_id(tokenizer, role) for role in ("bos", "eos", "pad", "unk")]])
+    return [text for text in read_documents(config) if _is_held_out(text.encode("utf-8"), config)]
 
 
 class _Side:
@@ -172,32 +161,74 @@ class _Side:
         }
 
 
-def _fill(train: _Side, held_out: _Side, config: CorpusConfig, tokenizer: transformers.PreTrainedTokenizerBase) -> int:
+def _fill(train: _Side, held_out: _Side, config: CorpusConfig, reader: _Tokens) -> int:
     """Read documents until both sides are full; return how many were read."""
     wanted = None if train.wanted is None or held_out.wanted is None else train.wanted + held_out.wanted
     n_documents = 0
     with progress("tokenise", wanted, "tokens") as advance:
-        for texts in _batches(read_documents(config)):
-            sides = [held_out if _is_held_out(text, config) else train for text in texts]
+        for rows in _batches(read_rows(config)):
+            sides = [held_out if _is_held_out(row.content, config) else train for row in rows]
             # A full side takes no more documents, so these are not tokenised either.
-            first, n_documents = n_documents, n_documents + len(texts)
-            taken = [(first + i, text) for i, text in enumerate(texts) if not sides[i].full]
-            ids = token_ids([text for _, text in taken], tokenizer, config.special_tokens)
-            for (doc_id, _), tokens in zip(taken, ids, strict=True):
+            first, n_documents = n_documents, n_documents + len(rows)
+            taken = [(first + i, row) for i, row in enumerate(rows) if not sides[i].full]
+            tokenised = reader.tokens([row for _, row in taken])
+            for (doc_id, _), (tokens, turns) in zip(taken, tokenised, strict=True):
                 side = sides[doc_id - first]
                 before = side.n_pooled
-                side.layout.add(doc_id, tokens)
+                side.layout.add(doc_id, tokens, turns)
                 advance(side.n_pooled - before)
             if train.full and held_out.full:
                 break
     return n_documents
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+class _Tokens:
+    """Documents of every kind to their tokens, and to the turn of each token in a chat.
+
+    A document that begins with the token that contexts start with loses it: the layout writes it at each context's start.
+    """
+
+    def __init__(
+        self, config: CorpusConfig, tokenizer: transformers.PreTrainedTokenizerBase, bos_id: int | None
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._bos_id = bos_id
+        self._known = False  # whose ids those of tokenised documents are
+
+    def tokens(self, rows: Sequence[Row]) -> list[tuple[Sequence[int], np.ndarray | None]]:
+        """The tokens of each document, and their turns, or None where it is no chat."""
+        special = self._config.special_tokens
+        of_text = iter(
+            token_ids([row.document for row in rows if isinstance(row.document, str)], self._tokenizer, special)
+        )
+        tokenised: list[tuple[Sequence[int], np.ndarray | None]] = []
+        for row in rows:
+            match row.document:
+                case TokenIds(ids):
+                    if not self._known:
+                        check_tokenised_by(self._config, self._tokenizer)
+                        self._known = True
+                    check_ids(row.document, len(self._tokenizer), row.where)
+                    tokenised.append((ids[self._begins(ids) :], None))
+                case Chat():
+                    ids, turns = chat_tokens(row.document, self._tokenizer, special, row.where)
+                    skipped = self._begins(ids)
+                    tokenised.append((ids[skipped:], turns[skipped:]))
+                case _:
+                    tokenised.append((next(of_text), None))
+        return tokenised
+
+    def _begins(self, ids: Sequence[int]) -> int:
+        """1 if the first token is the one that contexts start with, else 0."""
+        return int(bool(ids) and ids[0] == self._bos_id)
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
     batch, size = [], 0
-    for text in documents:
-        batch.append(text)
-        size += len(text)
+    for row in rows:
+        batch.append(row)
+        size += len(row.document) if isinstance(row.document, str) else len(row.content)
         if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -205,41 +236,8 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _is_held_out(text: str, config: CorpusConfig) -> bool:
-    return xxhash.xxh3_64_intdigest(text.encode("utf-8"), seed=config.seed) / 2**64 < config.held_out_fraction
-
-
-def token_ids(
-    texts: list[str],
-    tokenizer: transformers.PreTrainedTokenizerBase,
-    special_tokens: Literal["literal", "parsed"] = "literal",
-) -> list[list[int]]:
-    """The ids of each text's own tokens, without BOS, EOS or truncation.
-
-    Args:
-        texts: any text, perhaps with the name of a special token such as ``<|endoftext|>`` in it.
-        tokenizer: a fast one.
-        special_tokens: see :class:`CorpusConfig`. ``literal`` never gives a special token, unless the tokenizer's model has
-            it as a word of its own, as word-level and unigram models may.
-    """
-    if not texts:
-        return []
-    return tokenizer(
-        texts, add_special_tokens=False, split_special_tokens=special_tokens == "literal", return_attention_mask=False,
-        return_token_type_ids=False, verbose=False,
-    )["input_ids"]  # fmt: skip
-
-
-def start_and_padding(tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[int | None, int]:
-    """The token that every context starts with, and the one that fills it up after its end.
-
-    Returns:
-        BOS, or EOS if there is no BOS: some model families, such as Qwen, were trained with EOS between documents. None
-        if there is neither. Then the padding token, or one that stands in for it.
-    """
-    bos, eos, pad = (_special_id(tokenizer, role) for role in ("bos", "eos", "pad"))
-    padding = next((token for token in (pad, eos, bos) if token is not None), 0)
-    return bos if bos is not None else eos, padding
+def _is_held_out(content: bytes, config: CorpusConfig) -> bool:
+    return xxhash.xxh3_64_intdigest(content, seed=config.seed) / 2**64 < config.held_out_fraction
 
 
 def _bos_and_padding(config: CorpusConfig, tokenizer: transformers.PreTrainedTokenizerBase) -> tuple[int | None, int]:
@@ -247,8 +245,3 @@ def _bos_and_padding(config: CorpusConfig, tokenizer: transformers.PreTrainedTok
     if config.bos and start is None:
         raise CorpusError("the tokenizer has neither a BOS nor an EOS token to start contexts with; set bos to false")
     return (start if config.bos else None), padding
-
-
-def _special_id(tokenizer: transformers.PreTrainedTokenizerBase, role: str) -> int | None:
-    value = getattr(tokenizer, f"{role}_token_id")
-    return value if isinstance(value, int) else None

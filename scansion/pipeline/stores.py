@@ -188,6 +188,7 @@ def _plan(
         corpus=provenance,
         split=split,
         dtype=source.harvest.dtype,
+        turns=contexts.turns is not None,
     )
     return HarvestPlan(identity, folder / split if folder else _cached(identity), contexts, source.harvest)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,19 @@ def test_a_harvest_killed_again_and_again_ends_with_the_same_bytes(tmp_path: Pat
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     assert "manifest.json" in whole and len(whole) > 10
     assert {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()} == whole
+
+
+def test_the_store_of_a_chat_has_its_turns(tmp_path, lm) -> None:
+    plain = random_contexts(6, shortest=5)
+    turns = plain.positions.div(3, rounding_mode="floor").where(plain.valid, -1)
+    in_turn = (plain.positions % 3).where(plain.valid, -1)
+    chats = replace(plain, turns=turns, positions_in_turn=in_turn)
+    assert chats.fingerprint != plain.fingerprint
+    plan = make_plan(tmp_path / "chats", chats, shard_bytes=1)
+    plan = replace(plan, identity=plan.identity.model_copy(update={"turns": True}))
+    store = harvest(plan, lambda: lm)
+    assert store.turns.equal(turns.T) and store.positions_in_turn.equal(in_turn.T)
+    without = harvest(make_plan(tmp_path / "plain", plain, shard_bytes=1), lambda: lm)
+    assert without.turns is None and without.positions_in_turn is None
+    assert "turns" not in without.identity.model_dump()
+    assert without.contexts(0, 6).x.equal(store.contexts(0, 6).x)

