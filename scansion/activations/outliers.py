@@ -117,8 +117,8 @@ class Outliers:
             _say_once(
                 f"{folder}: outlier tokens (norm above {RATIO:g} times the median) are {self.token_share:.1%} of the tokens "
                 f"and hold {self.variance_share:.0%} of the variance; {share:.0%} of them have the id {token}. FVE is given "
-                "with and without them; `--exclude outliers` leaves them out of training, `exclude: outliers` in its settings "
-                "out of the figures of `core`"
+                "with and without them; `--exclude outliers` leaves them out of training, `exclude: outliers` in the settings of an "
+                "evaluation out of its figures"
             )
 
 

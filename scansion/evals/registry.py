@@ -59,6 +59,8 @@ class Figure:
         only_if: config -> whether these settings measure it; None if all settings do. Where a result holds None for such
             a figure, it was not measured and has no place in a table.
         by_position: result -> positions and the figure at each, for a chart; None if it is not known by position.
+        superseded_by: name of another figure that charts show in its place where it was measured; this one's charts are
+            then folded away.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Figure:
     numbers: Callable[[Any], Iterable[int]] | None = None
     only_if: Callable[[Any], bool] | None = None
     by_position: Callable[[Any], tuple[Sequence[int], Sequence[float | None]]] | None = None
+    superseded_by: str | None = None
 
     def at(self, n: int) -> Figure:
         """This figure at one size."""

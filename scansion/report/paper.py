@@ -22,11 +22,11 @@ from scansion.report.plotly_form import colour_of
 _DASHES = ("-", "--", ":")
 _MARKERS = ("o", "s", "D")
 _OVERVIEW = (
-    "pareto_fve_l0",
-    "pareto_fve_train_seconds",
+    "pareto_fve_without_outliers_l0",
+    "pareto_fve_without_outliers_train_seconds",
     "specialisation",
     "probing",
-    "fve_by_position",
+    "fve_without_outliers_by_position",
     "training_fve",
 )
 

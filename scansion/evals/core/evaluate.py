@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from scansion.activations import ActivationStore, TokenExclusion
+from scansion.activations import ActivationStore
 from scansion.device import float64_device
 from scansion.errors import EvalError
 from scansion.evals.base import EvalResult, LoadedSAE, data_from, reasons_before_running, reasons_from_activity
@@ -29,7 +29,7 @@ DENSE_RATE = 0.1
 DENSITY_EDGES = [round(-6 + 0.25 * i, 2) for i in range(25)]
 
 
-class CoreConfig(TokenExclusion, CountsPositions):
+class CoreConfig(CountsPositions):
     """What the core evaluation reads."""
 
     evaluation: ClassVar[str] = "core"
@@ -78,7 +78,7 @@ class CoreResult(EvalResult):
         ce_loss_recovered: (ablated - SAE) / (ablated - clean), at most about 1.
         kl: mean KL divergence (nats) from the untouched to the spliced next-token distribution.
         positions: the positions used; ``by_position[name][i]`` is a figure at ``positions[i]``. There ``fve`` is centred
-            on the position's own mean, and losses are of the token predicted *from* that position.
+            on the position's own mean (``fve_without_outliers`` on that of its ordinary tokens), and losses are of the token predicted *from* that position.
     """
 
     eval: str = "core"
@@ -131,9 +131,7 @@ def evaluate_core(
         raise EvalError("loss recovered needs the language model; give load_lm, or set loss_contexts to 0")
     require_same_source(subjects, store)
     store.outliers.warn(store.folder)
-    excluded = config.excluded(store)
-    positions = store.used_positions(config.counts_position_0, excluded)
-    counted = (store.valid if excluded is None else store.valid & ~excluded)[positions]
+    positions, counted = config.counted_tokens(store)
     n_contexts = min(config.n_contexts or store.n_contexts, store.n_contexts)
     valid = counted[:, :n_contexts]
     ordinary = valid & ~store.outliers.mask[positions][:, :n_contexts]
@@ -193,13 +191,18 @@ class _Means:
     ) -> None:
         sums = torch.zeros(len(valid), d_in, dtype=torch.float64, device=valid.device)
         outliers = torch.zeros(d_in, dtype=torch.float64, device=valid.device)
+        outliers_at = torch.zeros_like(sums)
         for part in parts:
             sums += (part.batch.x.double() * part.valid[..., None]).sum(dim=1)
-            outliers += part.batch.x[part.valid & ~ordinary[:, part.contexts]].double().sum(dim=0)
+            out = part.valid & ~ordinary[:, part.contexts]
+            outliers += part.batch.x[out].double().sum(dim=0)
+            outliers_at.index_add_(0, out.nonzero()[:, 0], part.batch.x[out].double())
         self.overall: Float[Tensor, "1 1 d_in"] = (sums.sum(dim=0) / valid.sum()).float()[None, None]
         rest = (sums.sum(dim=0) - outliers) / ordinary.sum()
         self.ordinary: Float[Tensor, "1 1 d_in"] = rest.float()[None, None]
         self.by_position: Float[Tensor, "P 1 d_in"] = (sums / valid.sum(dim=1, keepdim=True)).float()[:, None]
+        left = (sums - outliers_at) / ordinary.sum(dim=1, keepdim=True)
+        self.ordinary_by_position: Float[Tensor, "P 1 d_in"] = left.float()[:, None]
 
 
 class _Tally:
@@ -211,8 +214,11 @@ class _Tally:
         device = valid.device
         self.squares = {
             name: torch.zeros(valid.shape, dtype=torch.float64, device=device)
-            for name in ("error", "variance", "variance_ordinary", "variance_at_position", "norm", "cosine", "l0", "l1")
-        }
+            for name in (
+                "error", "variance", "variance_ordinary", "variance_at_position", "variance_ordinary_at_position",
+                "norm", "cosine", "l0", "l1",
+            )
+        }  # fmt: skip
         self.fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
         # In float64, exact for counts: GPUs have no product of integer matrices.
         self.allowed = torch.zeros(sae.d_sae, dtype=torch.float64, device=device)
@@ -228,6 +234,7 @@ class _Tally:
             "variance": (x - means.overall).square().sum(dim=-1),
             "variance_ordinary": (x - means.ordinary).square().sum(dim=-1),
             "variance_at_position": (x - means.by_position).square().sum(dim=-1),
+            "variance_ordinary_at_position": (x - means.ordinary_by_position).square().sum(dim=-1),
             "norm": x.square().sum(dim=-1),
             "cosine": torch.nn.functional.cosine_similarity(x, x_hat, dim=-1),
             "l0": active.sum(dim=-1).to(x.device),
@@ -254,9 +261,10 @@ class _Tally:
         values = self.squares[name]
         return (values if of is None else torch.where(of, values, 0.0)).sum(dim=0).numpy()
 
-    def by_position(self, name: str) -> np.ndarray:
-        """Sum over contexts, shape [P]."""
-        return self.squares[name].sum(dim=1).numpy()
+    def by_position(self, name: str, of: Bool[Tensor, "P C"] | None = None) -> np.ndarray:
+        """Sum over contexts, of some of the tokens or all, shape [P]."""
+        values = self.squares[name]
+        return (values if of is None else torch.where(of, values, 0.0)).sum(dim=1).numpy()
 
     @property
     def output_variance(self) -> float:
@@ -285,6 +293,8 @@ def _result(
     with np.errstate(invalid="ignore", divide="ignore"):
         by_position = {
             "fve": 1 - tally.by_position("error") / tally.by_position("variance_at_position"),
+            "fve_without_outliers": 1
+            - tally.by_position("error", ordinary) / tally.by_position("variance_ordinary_at_position", ordinary),
             "normalised_mse": tally.by_position("error") / tally.by_position("norm"),
             **{name: tally.by_position(name) / counts for name in ("cosine", "l0", "l1")},
             **(loss.by_position() if loss else {}),

@@ -12,7 +12,8 @@ from scansion.evals.registry import Evaluation, Figure, LoadLM, evaluations
 
 
 def _by_position(name: str) -> Callable[[CoreResult], tuple[Sequence[int], Sequence[float | None]]]:
-    return lambda result: (result.positions, result.by_position[name])
+    # Results of earlier versions lack some.
+    return lambda result: (result.positions, result.by_position.get(name, [None] * len(result.positions)))
 
 
 def _with_lm(config: CoreConfig) -> bool:
@@ -27,8 +28,23 @@ class Core(Evaluation[CoreConfig, CoreResult]):
     needs_lm = False  # only for the loss, and not on planted activations
     decides = True
     figures = (
-        Figure("fve", "FVE", "up", headline=True, by_position=_by_position("fve")),
-        Figure("fve_without_outliers", "FVE w/o outliers", "up", headline=True, only_if=lambda _: True),
+        # The headline: a few tokens with huge norms can be most of the other one.
+        Figure(
+            "fve_without_outliers",
+            "FVE w/o outliers",
+            "up",
+            headline=True,
+            only_if=lambda _: True,
+            by_position=_by_position("fve_without_outliers"),
+        ),
+        Figure(
+            "fve",
+            "FVE",
+            "up",
+            headline=True,
+            by_position=_by_position("fve"),
+            superseded_by="fve_without_outliers",
+        ),
         Figure("outlier_variance_share", "variance of outliers", only_if=lambda _: True),
         Figure("normalised_mse", "normalised MSE", "down"),
         Figure("cosine", "cosine", "up"),

@@ -124,9 +124,7 @@ def evaluate_autointerp(
     cached = cache(decode)
     results: list[AutoInterpResult] = []
     for subject in subjects:
-        firing = firing_of_sample(
-            subject, store, config.n_features, config.least_firings, config.counts_position_0, config.seed
-        )
+        firing = firing_of_sample(subject, store, config.n_features, config.least_firings, config, config.seed)
         generator = np.random.default_rng(config.seed)
         found = {
             int(feature): examples

@@ -78,6 +78,7 @@ def gather_examples(
     whole = np.zeros(acts.shape, dtype=bool)
     for p in range(width, n_positions - width):
         whole[p] = firing.valid[p - width : p + width + 1].all(axis=0)
+    whole &= firing.counted
     centres = np.where(whole, acts, 0.0)
     n_top, n_weighted = counts.top_shown + counts.top_asked, counts.weighted_shown + counts.weighted_asked
     top = _without_overlap(np.argsort(-centres, axis=None, kind="stable"), centres, width, n_top)

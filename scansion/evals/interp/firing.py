@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from scansion.activations import ActivationStore
 from scansion.evals.base import LoadedSAE
 from scansion.evals.reading.contexts import read_contexts
+from scansion.evals.reading.training import CountsPositions
 from scansion.progress import progress
 
 _BATCH_CONTEXTS = 16
@@ -22,9 +23,9 @@ class Firing:
 
     Attributes:
         features: their indices.
-        acts: 0 where a token is not valid.
+        acts: their activations.
         positions: the positions used.
-        valid: of the tokens.
+        valid, counted: whether there is a token, and whether it counts; ``acts`` is 0 where it does not.
         tokens, previous: ids of each token and of the one before it (-1 at position 0).
         documents: of each token.
         allowed: where each feature's mask lets it fire.
@@ -34,6 +35,7 @@ class Firing:
     acts: Float[np.ndarray, "P C f"]
     positions: Int[np.ndarray, " P"]
     valid: Bool[np.ndarray, "P C"]
+    counted: Bool[np.ndarray, "P C"]
     tokens: Int[np.ndarray, "P C"]
     previous: Int[np.ndarray, "P C"]
     documents: Int[np.ndarray, "P C"]
@@ -42,21 +44,23 @@ class Firing:
 
 @torch.no_grad()
 def firing_of_sample(
-    subject: LoadedSAE, store: ActivationStore, n_features: int, least: int, use_position_0: bool, seed: int
+    subject: LoadedSAE, store: ActivationStore, n_features: int, least: int, config: CountsPositions, seed: int
 ) -> Firing:
-    """The activations of ``n_features`` features drawn from those that fired on at least ``least`` tokens.
+    """The activations of ``n_features`` features drawn from those that fired on at least ``least`` tokens that count.
 
     Reads the store twice: to count, and to keep what the drawn ones do. Fewer features come back where fewer fired.
     """
-    sae, places = subject.sae, store.used_positions(use_position_0)
+    sae = subject.sae
+    places, counted = config.counted_tokens(store)
     counts = torch.zeros(sae.d_sae, dtype=torch.int64)
     parts: list[torch.Tensor] = []
+    device = sae.W_enc.device
     with progress(f"firing {subject.name}", 2 * store.n_contexts, "contexts") as advance:
-        for part in read_contexts(store, places, store.n_contexts, _BATCH_CONTEXTS, advance, sae.W_enc.device):
+        for part in read_contexts(store, places, store.n_contexts, _BATCH_CONTEXTS, advance, device, counted):
             counts += (part.encode(sae) > 0).sum(dim=(0, 1)).cpu()
         alive = torch.nonzero(counts >= least).squeeze(1).numpy()
         drawn = np.sort(np.random.default_rng(seed).permutation(alive)[:n_features])
-        for part in read_contexts(store, places, store.n_contexts, _BATCH_CONTEXTS, advance, sae.W_enc.device):
+        for part in read_contexts(store, places, store.n_contexts, _BATCH_CONTEXTS, advance, device, counted):
             acts = part.encode(sae)
             parts.append(acts[..., torch.from_numpy(drawn).to(acts.device)].float().cpu())
     tokens = store.tokens.long()
@@ -66,6 +70,7 @@ def firing_of_sample(
         acts=torch.cat(parts, dim=1).numpy(),
         positions=places.numpy(),
         valid=store.valid[places].numpy(),
+        counted=counted.numpy(),
         tokens=tokens[places].numpy(),
         previous=before[places].numpy(),
         documents=store.doc_ids[places].long().numpy(),

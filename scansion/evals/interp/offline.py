@@ -92,9 +92,7 @@ def evaluate_offline_interp(
     config = as_trained(config, subjects)
     results: list[OfflineInterpResult] = []
     for subject in subjects:
-        firing = firing_of_sample(
-            subject, store, config.n_features, config.least_firings, config.counts_position_0, config.seed
-        )
+        firing = firing_of_sample(subject, store, config.n_features, config.least_firings, config, config.seed)
         results.append(_result(subject, forecast_features(firing, config.seed), store, config))
     return results
 
@@ -108,7 +106,7 @@ def forecast_features(firing: Firing, seed: int) -> list[FeatureForecast]:
     learnt = np.isin(firing.documents, generator.permutation(documents)[: len(documents) // 2])
     found: list[FeatureForecast] = []
     for column, feature in enumerate(firing.features):
-        usable = firing.valid & firing.allowed[:, column, None]
+        usable = firing.counted & firing.allowed[:, column, None]
         learn, test = usable & learnt, usable & ~learnt
         fires = firing.acts[..., column] > 0
         if min(fires[learn].sum(), fires[test].sum(), (~fires[test]).sum(), (~fires[learn]).sum()) < _LEAST_SCORED:

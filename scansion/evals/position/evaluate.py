@@ -187,7 +187,7 @@ def _since_start(start: Firing, end: Firing) -> SinceStart:
 @torch.no_grad()
 def _reasons_from_activity(sae: SAE, text: Text, firing: Firing) -> list[str]:
     """Dead and constant dictionaries. The first contexts are enough to tell that an output never changes."""
-    (part,) = read_contexts(text.store, text.positions, min(8, text.n_contexts), 8)
+    (part,) = read_contexts(text.store, text.positions, min(8, text.n_contexts), 8, counted=text.counted)
     x, x_hat = (values[part.valid].double() for values in (part.batch.x, sae(part.batch).cpu()))
     variances = [float(values.var(dim=0, correction=0).sum()) for values in (x_hat, x)]
     n_alive = int((firing.counts.sum(axis=(0, 1)) > 0).sum())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from scansion.activations import ActivationStore
@@ -28,10 +28,11 @@ class Text:
 
     Attributes:
         store: where the activations are.
-        positions: the P positions used, successive.
-        lengths: tokens of each context at these positions; they fill them from the first on.
+        positions: the P positions used.
+        lengths: tokens of each context that count at these positions.
         groups: document group of each context.
         n_documents: documents in all.
+        counted: which tokens count; None if those of a context fill the positions from the first on.
     """
 
     store: ActivationStore
@@ -39,6 +40,7 @@ class Text:
     lengths: Int[np.ndarray, "C"]
     groups: Int[np.ndarray, "C"]
     n_documents: int
+    counted: Bool[Tensor, "P C"] | None = None
 
     @classmethod
     def of(cls, store: ActivationStore, config: PositionConfig) -> Text:
@@ -56,15 +58,17 @@ class Text:
                 f"contexts of {store.folder} hold several documents each, which makes positions in the context and in "
                 "the document different things; harvest with layout 'documents'"
             )
-        positions = store.used_positions(config.counts_position_0)
-        positions = positions[valid[positions].any(dim=1)]
+        positions, counted = config.counted_tokens(store)
+        counted = counted[:, :n_contexts]
+        positions, counted = positions[counted.any(dim=1)], counted[counted.any(dim=1)]
         documents = doc_ids.amax(dim=0).numpy()
         return cls(
             store,
             positions,
-            valid[positions].sum(dim=0).numpy(),
+            counted.sum(dim=0).numpy(),
             deal_documents(documents, config.groups, config.seed),
             len(np.unique(documents)),
+            None if counted.equal(valid[positions]) else counted,
         )
 
     @property
@@ -82,9 +86,16 @@ class Text:
         """Tokens in all."""
         return int(self.lengths.sum())
 
+    @property
+    def there(self) -> Bool[np.ndarray, "P C"]:
+        """Which tokens count."""
+        if self.counted is not None:
+            return self.counted.numpy()
+        return np.arange(len(self.positions))[:, None] < self.lengths
+
     def tokens_by_group(self) -> Int[np.ndarray, "P G"]:
         """Tokens at each position of each group."""
-        there = np.arange(len(self.positions))[:, None] < self.lengths
+        there = self.there
         return np.stack([there[:, self.groups == group].sum(axis=1) for group in range(self.n_groups)], axis=1)
 
 
@@ -192,7 +203,9 @@ def record(sae: SAE, text: Text, batch_contexts: int, advance: Advance) -> Firin
     counts, mass = (torch.zeros(P, text.n_groups, F, device=device) for _ in range(2))
     bits = np.zeros((P, -(-text.n_contexts // 8), F), dtype=np.uint8)
     member = torch.from_numpy(text.groups == np.arange(text.n_groups)[:, None]).float().to(device)
-    for part in read_contexts(text.store, text.positions, text.n_contexts, batch_contexts, advance, device):
+    for part in read_contexts(
+        text.store, text.positions, text.n_contexts, batch_contexts, advance, device, text.counted
+    ):
         acts, contexts = part.encode(sae), part.contexts
         fired = acts > 0
         counts += member[:, contexts] @ fired.float()

@@ -164,17 +164,24 @@ class _Draws:
     def _add(
         self, features: Int[np.ndarray, "v"], events: Events, n_draws: int, generator: np.random.Generator
     ) -> None:
-        lengths, P = np.maximum(self._firing.text.lengths, 1), len(self._tokens)
+        text = self._firing.text
+        lengths, P = np.maximum(text.lengths, 1), len(self._tokens)
         cell = events.feature.astype(np.int64) * P
         token = events.context.astype(np.int64) * P + events.place
-        places = np.arange(P)
+        # Each context's tokens are numbered from 0, and turned by number; numbers and places differ where tokens are left out.
+        numbers, place_of = np.arange(P), None
+        if text.counted is not None:
+            numbers = np.maximum(text.there.cumsum(axis=0).T - 1, 0)
+            place_of = np.argsort(~text.there.T, axis=1, kind="stable")
         moved = np.empty_like(cell)
         first = not self.n[features].any()
         effective = np.zeros(len(features))
         n_effective = min(self._N_EFFECTIVE, n_draws) if first else 0
         for draw in range(n_draws):
             # New place of each token of each context; places beyond a context's end are never looked up.
-            turned = (places + generator.integers(0, lengths)[:, None]) % lengths[:, None]
+            turned = (numbers + generator.integers(0, lengths)[:, None]) % lengths[:, None]
+            if place_of is not None:
+                turned = np.take_along_axis(place_of, turned, axis=1)
             np.take(turned.ravel(), token, out=moved)
             moved += cell
             counts = np.bincount(moved, minlength=len(features) * P).reshape(-1, P)

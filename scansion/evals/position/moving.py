@@ -23,16 +23,17 @@ class MovedText:
 
     Attributes:
         offset: tokens moved by.
-        first: index, among the positions used, of the first position compared.
         positions: the T positions before; after, each is ``offset`` further.
-        there: whether a context has a token at each, before and after.
+        before_in, after_in: their indices among the positions used, before and after.
+        there: whether a context has a token that counts at each, before and after.
         groups: document group of each context.
         before, after: activations, both in the store's type.
     """
 
     offset: int
-    first: int
     positions: Int[Tensor, "T"]
+    before_in: Int[np.ndarray, "T"]
+    after_in: Int[np.ndarray, "T"]
     there: Bool[Tensor, "T n"]
     groups: Int[np.ndarray, "n"]
     before: Float[Tensor, "T n d_in"]
@@ -84,16 +85,19 @@ def move_text(
         kept.append(int(context))
     first_text = int(has_bos.any())
     # Both ends of the move must be among the positions used.
-    positions = text.positions[(text.positions >= first_text) & (text.positions + offset <= text.positions[-1])]
+    ends = torch.isin(text.positions + offset, text.positions)
+    positions = text.positions[(text.positions >= first_text) & ends]
     if len(kept) < 2 or len(positions) < 2:
         return f"no {offset} tokens of another document can be put before the contexts"
     moved = Contexts.from_token_lists(lists, store.n_positions, pad_id=0)
     index = torch.tensor(kept)
+    before_in = torch.searchsorted(text.positions, positions)
     return MovedText(
         offset,
-        int((text.positions == positions[0]).nonzero()),
         positions,
-        store.valid[positions][:, index],
+        before_in.numpy(),
+        torch.searchsorted(text.positions, positions + offset).numpy(),
+        (store.valid[positions] if text.counted is None else text.counted[before_in])[:, index],
         text.groups[kept],
         store.gather(positions, index.expand(len(positions), -1)).x.float(),
         _activations(moved, lm, HookPoint.parse(store.identity.hook_point), batch, store.identity.dtype)[

@@ -154,7 +154,6 @@ def _read_again(sae: SAE, firing: Firing, moved: MovedText) -> _Seen:
     device = sae.W_dec.device
     places = moved.positions.to(device)[:, None]
     seen = _Seen(*(np.zeros((len(moved.groups), sae.d_sae)) for _ in range(4)))
-    old = np.arange(moved.first, moved.first + len(moved.positions))
     for group in np.unique(moved.groups):  # a group at a time, for its profiles are its own
         mine = np.flatnonzero(moved.groups == group)
         there = moved.there[:, mine]
@@ -164,7 +163,7 @@ def _read_again(sae: SAE, firing: Firing, moved: MovedText) -> _Seen:
         ]
         rates = _shrunk_rates(firing, int(group))
         tokens = there.sum(dim=1, dtype=torch.float64).numpy()[:, None]
-        position, text = rates[old + moved.offset], rates[old]
+        position, text = rates[moved.after_in], rates[moved.before_in]
         vote = np.log2(position / (tokens * position).sum(axis=0)) - np.log2(text / (tokens * text).sum(axis=0))
         seen.before[mine], seen.after[mine] = (one.sum(axis=0) for one in fired)
         seen.both[mine] = (fired[0] & fired[1]).sum(axis=0)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Bool, Int
 from pydantic import Field
+from torch import Tensor
 
-from scansion.activations import ActivationStore
+from scansion.activations import ActivationStore, TokenExclusion
 from scansion.corpus import tokenizer_fingerprint
 from scansion.errors import EvalError
 from scansion.evals.base import LoadedSAE
@@ -20,8 +22,8 @@ Config = TypeVar("Config", bound=EvaluationConfig)
 Value = TypeVar("Value")
 
 
-class CountsPositions(EvaluationConfig):
-    """Base of the settings of evaluations that read a store, with or without its first position."""
+class CountsPositions(TokenExclusion, EvaluationConfig):
+    """Base of the settings of evaluations that read a store: whether its first position counts, and which tokens do not."""
 
     use_position_0: bool | None = Field(
         default=None,
@@ -32,6 +34,17 @@ class CountsPositions(EvaluationConfig):
     def counts_position_0(self) -> bool:
         """Whether position 0 counts. Raises :class:`EvalError` before :func:`as_trained` has filled it in."""
         return _filled("use_position_0", self.use_position_0)
+
+    def counted_tokens(self, store: ActivationStore) -> tuple[Int[Tensor, "P"], Bool[Tensor, "P C"]]:
+        """The positions that have tokens that count, and which tokens count there.
+
+        Raises:
+            StoreError: no token counts.
+            EvalError: as :attr:`counts_position_0`.
+        """
+        excluded = self.excluded(store)
+        positions = store.used_positions(self.counts_position_0, excluded)
+        return positions, (store.valid if excluded is None else store.valid & ~excluded)[positions]
 
 
 class ReadsTexts(EvaluationConfig):

@@ -61,6 +61,7 @@ class Chart:
         title, note: what it shows, and how to read it.
         base: where bars begin.
         bar_width: of one bar, in units of x.
+        folded: whether a page shows it only on request, since another chart says more.
     """
 
     key: str
@@ -71,6 +72,7 @@ class Chart:
     series: tuple[Series, ...]
     base: float = 0.0
     bar_width: float = 0.8
+    folded: bool = False
 
 
 def log_ticks(series: Sequence[Series]) -> tuple[tuple[float, str], ...]:

@@ -19,7 +19,7 @@ def training_charts(data: ReportData) -> list[Chart]:
         label = figure(name).label
         lines = [line for index, arm in enumerate(data.sound) if (line := _line(arm, index, name))]
         if lines:
-            note = f"Measured on training batches. One line per run.{data.band_note}"
+            note = f"Measured on all tokens of training batches, outliers among them. One line per run.{data.band_note}"
             y = Axis(label, range=(0.0, 1.0)) if name == "fve" else _positive(label, lines)
             title = f"{label[0].upper()}{label[1:]} during training"
             charts.append(Chart(f"training_{name}", title, note, Axis("tokens"), y, tuple(lines)))

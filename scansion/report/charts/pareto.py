@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from scansion.evals.statistics import Estimate
 from scansion.report.charts.chart import Axis, Chart, Series, split
 from scansion.report.data import ReportArm, ReportData
@@ -10,7 +12,13 @@ from scansion.study.compare.figures import figure
 
 def pareto_charts(data: ReportData) -> list[Chart]:
     """A chart for each front of the comparison that has two arms to tell apart."""
-    return [chart for front in data.comparison.fronts if (chart := _chart(data, front.x, front.y, front.arms))]
+    fronts = {(front.x, front.y): front.arms for front in data.comparison.fronts}
+    charts = [
+        replace(chart, folded=(x, figure(y).superseded_by) in fronts)
+        for (x, y), arms in fronts.items()
+        if (chart := _chart(data, x, y, arms))
+    ]
+    return sorted(charts, key=lambda chart: chart.folded)
 
 
 def _chart(data: ReportData, x: str, y: str, on_front: list[str]) -> Chart | None:

@@ -24,6 +24,8 @@ def position_charts(data: ReportData) -> list[Chart]:
             positions, scale = list(by_seed[0]), figure(name).scale
             rows = [[None if (v := one.get(p)) is None else scale * v for p in positions] for one in by_seed]
             mean, low, high = over_seeds(rows)
+            if all(value is None for value in mean):  # not measured
+                continue
             lines.setdefault(name, []).append(Series(arm.name, index, positions, mean, "line", low, high))
     note = f"Measured on held-out text.{data.band_note}"
     return [
@@ -35,6 +37,7 @@ def position_charts(data: ReportData) -> list[Chart]:
                 _POSITION,
                 Axis(figure(name).label),
                 tuple(series),
+                folded=figure(name).superseded_by in lines,
             )
             for name, series in lines.items()
         ),

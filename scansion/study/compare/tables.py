@@ -70,7 +70,10 @@ def lines_below(comparison: Comparison) -> list[str]:
     lines += [f"{arm.name}: {'; '.join(arm.caveats)}" for arm in comparison.arms if arm.caveats]
     lines += [f"{arm.name}: no {name}: {why}" for arm in comparison.arms for name, why in arm.not_applicable.items()]
     lines += _detectable_line(comparison)
+    shown = {(front.x, front.y): (front.arms, front.near) for front in comparison.fronts}
     for front in comparison.fronts:
+        if shown.get((front.x, figure(front.y).superseded_by or "")) == (front.arms, front.near):
+            continue  # the same runs on a figure that says more
         near = f" Within seed noise of it: {', '.join(front.near)}." if front.near else ""
         lines.append(
             f"Pareto front of higher {figure(front.y).label} and lower {figure(front.x).label}: {', '.join(front.arms)}.{near}"

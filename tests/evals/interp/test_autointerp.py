@@ -141,6 +141,7 @@ def planted_firing(n_documents: int = 40, length: int = 24, seed: int = 0) -> Fi
         acts=(acts & allowed[:, None]).astype(np.float32),
         positions=np.arange(length),
         valid=np.ones(tokens.shape, dtype=bool),
+        counted=np.ones(tokens.shape, dtype=bool),
         tokens=tokens,
         previous=previous,
         documents=np.broadcast_to(np.arange(n_documents), tokens.shape).copy(),
@@ -179,12 +180,26 @@ def subject(store) -> LoadedSAE:
 
 
 def test_a_feature_is_its_sae_s_at_the_stores_tokens(store, subject: LoadedSAE) -> None:
-    firing = firing_of_sample(subject, store, 5, 1, False, 0)
+    firing = firing_of_sample(subject, store, 5, 1, OfflineInterpConfig(use_position_0=False), 0)
     places = store.used_positions(False)
     x = store.contexts(0, store.n_contexts).x[places].float()
     acts = subject.sae.encode(x, places[:, None]).detach().numpy()[..., firing.features]
     np.testing.assert_allclose(firing.acts, np.where(firing.valid[..., None], acts, 0), atol=1e-5)
     assert (firing.previous[1:] == firing.tokens[:-1]).all()
+
+
+def test_tokens_left_out_are_forecast_and_shown_by_no_feature(store, subject: LoadedSAE) -> None:
+    ids = tuple(range(3, 20))
+    config = OfflineInterpConfig(use_position_0=False, exclude_tokens=ids, n_features=5, least_firings=2)
+    firing = firing_of_sample(subject, store, 5, 1, config, 0)
+    out = np.isin(firing.tokens, ids)
+    assert out.any() and not (firing.counted & out).any() and not firing.acts[out].any()
+    assert (firing.counted | out | ~firing.valid).all()
+    counts = ExampleCounts(top_shown=1, weighted_shown=1, top_asked=1, weighted_asked=1, random_asked=8, buffer=1)
+    for column in range(len(firing.features)):
+        found = gather_examples(firing, column, str, counts, np.random.default_rng(0))
+        for one in (*found.shown, *found.asked) if found else ():
+            assert int(one.tokens[1]) not in ids
 
 
 def test_an_honest_judge_scores_well_and_a_mute_one_not_at_all(serve, store, subject: LoadedSAE) -> None:

@@ -18,8 +18,7 @@ def made_up_text(lengths: list[int], n_groups: int = 4) -> Text:
 
 def firing_of(text: Text, fired: np.ndarray) -> Firing:
     """What was recorded if features fired as ``fired`` [P, C, F] says, each time with activation 1."""
-    there = np.arange(len(text.positions))[:, None] < text.lengths
-    fired = fired & there[..., None]
+    fired = fired & text.there[..., None]
     counts = np.stack([fired[:, text.groups == g].sum(axis=1) for g in range(text.n_groups)], axis=1).astype(np.float32)
     return Firing(text, counts, counts.copy(), text.tokens_by_group(), np.packbits(fired, axis=1))
 

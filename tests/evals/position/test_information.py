@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from scansion.evals.position.information import Null, effective_positions, firing_entropy, information, shift_null
 from tests.evals.position.constructed import firing_of, made_up_text, profile, runs
@@ -112,6 +115,23 @@ def test_short_contexts_are_turned_within_their_own_length() -> None:
     firing = firing_of(made_up_text(lengths), fired)
     null = shift_null(firing, 50, np.random.default_rng(0))
     assert 0 < null.information[0] < information(firing.without(None))[0]
+
+
+def test_contexts_are_turned_over_the_tokens_that_count() -> None:
+    lengths = [4, 7, 8, 5] * 6
+    fired = runs(8, 24, 3, rate=0.3, stay=0.5, seed=2)
+    text = made_up_text(lengths)
+    said = replace(text, counted=torch.from_numpy(text.there))
+    nulls = [shift_null(firing_of(one, fired), 30, np.random.default_rng(0)) for one in (text, said)]
+    assert np.array_equal(nulls[0].information, nulls[1].information), "the same tokens, said in another way"
+
+    counted = np.random.default_rng(3).random((8, 24)) < 0.6
+    counted[0] = True
+    left = replace(text, lengths=counted.sum(axis=0), counted=torch.from_numpy(counted))
+    always = firing_of(left, np.ones((8, 24, 1), dtype=bool))
+    null = shift_null(always, 30, np.random.default_rng(0))
+    assert null.information[0] == pytest.approx(0, abs=1e-12), "one that fires on every token still does when turned"
+    assert null.p_value[0] == 1
 
 
 def test_permuting_features_permutes_information_and_nulls() -> None:

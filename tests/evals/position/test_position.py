@@ -119,6 +119,23 @@ def test_the_record_is_what_the_sae_does(store) -> None:
     assert torch.equal(again, acts > 0)
 
 
+def test_tokens_left_out_count_nowhere(store, lm) -> None:
+    ids = tuple(range(3, 20))
+    counted = (store.valid & ~torch.isin(store.tokens, torch.tensor(ids)))[1:]
+    sae, config = make_sae(), PositionConfig(groups=6, use_position_0=False, exclude_tokens=ids)
+    text = Text.of(store, config)
+    assert text.n_tokens == int(counted.sum()) < int(store.valid[1:].sum())
+    firing = record(sae, text, 8, lambda _: None)
+    acts = sae.encode(store.contexts(0, store.n_contexts).x[1:], torch.arange(1, L)[:, None]) * counted[..., None]
+    assert np.array_equal(firing.without(None).counts, (acts > 0).sum(dim=1).numpy())
+    assert np.array_equal(firing.without(None).tokens, counted.sum(dim=1).numpy())
+    result, profiles = evaluate(store, make_sae(HARD), lm=lm, replaced_contexts=20, exclude_tokens=ids)[0]
+    assert result.n_tokens == text.n_tokens and np.array_equal(profiles["tokens"], counted.sum(dim=1).numpy())
+    whole = evaluate(store, make_sae(HARD), lm=lm, replaced_contexts=20)[0][0]
+    assert 0 < result.replacement.n_tokens < whole.replacement.n_tokens
+    assert result.states["in_force"].information.value is not None
+
+
 def test_placebo_and_no_mask_have_the_same_information_and_one_state(store) -> None:
     plain, placebo = evaluate(store, make_sae(), make_sae(HARD.model_copy(update={"acts_on": "placebo"})))
     assert list(plain[0].states) == list(placebo[0].states) == ["in_force", "start"]

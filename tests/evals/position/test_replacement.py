@@ -39,8 +39,9 @@ def case(seed: int = 0):
         sae.W_enc.copy_(torch.eye(3))
     moved = MovedText(
         offset=OFFSET,
-        first=0,
         positions=text.positions[:kept],
+        before_in=np.arange(kept),
+        after_in=np.arange(kept) + OFFSET,
         there=torch.ones(kept, CONTEXTS, dtype=torch.bool),
         groups=text.groups,
         before=torch.from_numpy(fired[:kept]).float(),
