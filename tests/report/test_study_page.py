@@ -28,8 +28,9 @@ from tests.report.conftest import HOSTILE_ARM
 
 SECTIONS = ("summary", "cost", "specialisation", "probing", "positions", "training", "maps", "features", "provenance")
 FIGURES = (
-    "overview", "maps", "pareto_fve_l0", "pareto_ce_loss_recovered_train_seconds", "specialisation", "fidelity", "probing",
-    "probing_by_data_set", "fve_by_position", "l0_by_position", "training_loss", "training_l0",
+    "overview", "maps", "pareto_fve_l0", "pareto_fve_without_outliers_l0", "pareto_ce_loss_recovered_train_seconds", "specialisation", "fidelity", "probing",
+    "probing_by_data_set", "fve_by_position", "fve_without_outliers_by_position",
+    "l0_by_position", "training_loss", "training_l0",
 )  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def test_the_table_says_what_the_comparison_says(data: ReportData) -> None:
     headings, rows = headline_table(data)
     assert [len(row.cells) for row in rows] == [len(headings)] * 3
     arm = data.comparison.arms[1]
-    cell = rows[1].cells[headings.index("FVE")]
+    cell = rows[1].cells[headings.index("FVE, all tokens")]
     figure, difference = arm.figures["fve"], arm.differences["fve"].estimate
     assert (cell.value, cell.interval) == (f"{figure.value:.3f}", f"[{figure.low:.3f}, {figure.high:.3f}]")
     assert cell.difference.removesuffix(" *") == f"{difference.value:+.3f}"
@@ -127,6 +128,22 @@ def test_the_front_is_the_comparisons(data: ReportData) -> None:
         for name, (cost, gain) in points.items():
             beaten = any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in points.values())
             assert beaten == (name not in front.arms)
+
+
+def test_figures_without_outlier_tokens_come_first_and_those_with_them_are_folded_away(
+    data: ReportData, open_page, written: Path
+) -> None:
+    headings, _ = headline_table(data)
+    assert headings[:2] == ["FVE w/o outliers", "FVE, all tokens"]
+    folded = [chart.key for chart in (*pareto_charts(data), *position_charts(data)) if chart.folded]
+    assert folded == ["pareto_fve_l0", "pareto_fve_train_seconds", "fve_by_position"]
+    page = open_page(written)
+    plot = "[data-chart='pareto_fve_l0']"
+    assert page.locator("[data-chart='pareto_fve_without_outliers_l0']").is_visible()
+    assert not page.locator(plot).is_visible()
+    page.click("#cost details.folded summary")
+    page.locator(plot).scroll_into_view_if_needed()
+    page.wait_for_selector(f"{plot}[data-drawn]")
 
 
 def test_lines_are_means_over_seeds_with_the_range_as_band(data: ReportData) -> None:
@@ -176,7 +193,9 @@ def test_a_figure_that_ones_own_evaluation_gives_by_position_has_its_chart(
     measured = zip(first.evaluations.items(), ({1: 0.1, 2: 0.3}, {1: 0.3, 2: None}), strict=True)
     arm = replace(first, evaluations={seed: with_drift(run, at) for (seed, run), at in measured})
     charts = position_charts(replace(data, arms=[arm, *others]))
-    assert [chart.key for chart in charts][:3] == ["fve_by_position", "l0_by_position", "drift_by_position"]
+    assert [chart.key for chart in charts][:4] == [
+        f"{name}_by_position" for name in ("fve_without_outliers", "fve", "l0", "drift")
+    ]
     (chart,) = [chart for chart in charts if chart.key == "drift_by_position"]
     assert (chart.title, chart.y.title) == ("drift, % by position", "drift, %")
     (line,) = chart.series
@@ -206,6 +225,7 @@ def test_every_plot_is_drawn(open_page, written: Path, size: tuple[int, int], da
     assert [f"#{name}" for name in SECTIONS] == page.evaluate(
         "[...document.querySelectorAll('nav a')].map(link => link.getAttribute('href'))"
     )
+    page.evaluate("document.querySelectorAll('details.folded').forEach(one => { one.open = true; })")
     for number in range(page.locator(".plot").count()):
         page.locator(".plot").nth(number).scroll_into_view_if_needed()
         until(page, f"document.querySelectorAll('.plot')[{number}].dataset.drawn === 'yes'")
@@ -222,7 +242,7 @@ def test_every_plot_is_drawn(open_page, written: Path, size: tuple[int, int], da
 
 def test_a_run_can_be_hidden_in_every_plot(open_page, written: Path) -> None:
     page = open_page(written)
-    plot = "[data-chart='fve_by_position']"
+    plot = "[data-chart='fve_without_outliers_by_position']"
     page.locator(plot).scroll_into_view_if_needed()
     page.wait_for_selector(f"{plot}[data-drawn]")
     lines = f'[...document.querySelectorAll("{plot} .scatterlayer .trace")].length'
@@ -236,7 +256,7 @@ def test_a_run_can_be_hidden_in_every_plot(open_page, written: Path) -> None:
 
 def test_plots_follow_the_theme(open_page, written: Path) -> None:
     page = open_page(written)
-    plot = "[data-chart='fve_by_position']"
+    plot = "[data-chart='fve_without_outliers_by_position']"
     page.locator(plot).scroll_into_view_if_needed()
     page.wait_for_selector(f"{plot}[data-drawn]")
     ink = f'getComputedStyle(document.querySelector("{plot} .xtick text")).fill'

@@ -96,7 +96,7 @@ def test_what_could_have_been_found_is_said_for_each_headline_figure() -> None:
     comparison = compare({"base": BASE, "noisy": noisy, "steady": steady})
     sizes = sorted(difference(comparison, name).detectable for name in ("noisy", "steady"))
     (line,) = [line for line in lines_below(comparison) if "4 of 5" in line]
-    assert f"FVE {sizes[0]:.3f} to {sizes[1]:.3f}" in line
+    assert f"FVE, all tokens {sizes[0]:.3f} to {sizes[1]:.3f}" in line
     one_seed = compare({"base": info({0: 0.8}), "other": info({0: 0.7})})
     assert not any("4 of 5" in line for line in lines_below(one_seed)), "one seed tells nothing of its spread"
 

@@ -44,11 +44,11 @@ def edit(run: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 def test_numbers_come_from_the_file(carried: Carried, home: Path) -> None:
     append_notes(home / "run_0")
     fve = read_final_info(home / "run_0")["plain"].means["fve"]
-    assert f"FVE {fve:.3f}" in (home / "notes.txt").read_text()
+    assert f"FVE, all tokens {fve:.3f}" in (home / "notes.txt").read_text()
     new = {"means": 0.12345, "values": [0.12345]}
     edit(home / "run_0", lambda arm: {**arm, **{part: {**arm[part], "fve": value} for part, value in new.items()}})
     append_notes(home / "run_0")
-    assert "FVE 0.123" in (home / "notes.txt").read_text()
+    assert "FVE, all tokens 0.123" in (home / "notes.txt").read_text()
 
 
 def test_entries_are_added_once_and_earlier_ones_stay(home: Path) -> None:

@@ -39,7 +39,7 @@ class Core(Evaluation[CoreConfig, CoreResult]):
         ),
         Figure(
             "fve",
-            "FVE",
+            "FVE, all tokens",
             "up",
             headline=True,
             by_position=_by_position("fve"),

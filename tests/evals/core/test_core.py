@@ -79,6 +79,10 @@ def test_fve_is_given_with_and_without_outlier_tokens(subject, tmp_path) -> None
 
     assert result.fve.value == pytest.approx(fve(torch.ones_like(out)), abs=1e-4) and result.fve.value > 0.98
     assert result.fve_without_outliers.value == pytest.approx(fve(~out), abs=1e-4)
+    for place in range(outlying.n_positions - 1):
+        at = torch.zeros_like(out)
+        at[place] = ~out[place]
+        assert result.by_position["fve_without_outliers"][place] == pytest.approx(fve(at), abs=1e-4)
     assert (
         0 < result.fve_without_outliers.low < result.fve_without_outliers.value < result.fve_without_outliers.high < 0.5
     )
@@ -111,6 +115,7 @@ def test_without_outliers_both_figures_are_the_same(store, subject) -> None:
     result = core([subject(scaled(0.9))], store)[0]
     assert result.fve_without_outliers == result.fve
     assert result.outlier_token_share == result.outlier_variance_share == 0.0
+    assert result.by_position["fve_without_outliers"] == result.by_position["fve"]
 
 
 def used_activations(store) -> torch.Tensor:
