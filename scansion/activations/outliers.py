@@ -20,8 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from torch import Tensor
 
-from scansion.errors import DamagedError
+from scansion.errors import ConfigError, DamagedError, ModelError
 from scansion.files import atomic_file
+from scansion.lm import model_facts
 from scansion.progress import progress, say
 from scansion.tensor_file import load_tensors, save_tensors
 
@@ -53,6 +54,21 @@ class TokenExclusion(BaseModel):
         exclude_if=lambda value: not value,
         description="Leave out tokens with these ids, for example those of special tokens. Repeat the flag for several.",
     )
+
+    def check_ids(self, model: str, revision: str | None) -> None:
+        """Raise :class:`ConfigError` for ids to leave out that the model's vocabulary does not have.
+
+        Args:
+            model, revision: a language model; nothing is checked where it cannot be looked up.
+        """
+        if not self.exclude_tokens:
+            return
+        with suppress(ModelError):
+            size = getattr(model_facts(model, revision).config, "vocab_size", None)
+            if size is not None and (beyond := [id for id in self.exclude_tokens if id >= size]):
+                raise ConfigError(
+                    f"exclude_tokens: {', '.join(map(str, beyond))} is no token of {model}, whose ids are 0 to {size - 1}"
+                )
 
     def excluded(self, store: ActivationStore) -> Bool[Tensor, "L C"] | None:
         """The tokens of a store that are left out; None if there are none. Ids that the store lacks are said in a line."""
@@ -117,8 +133,8 @@ class Outliers:
             _say_once(
                 f"{folder}: outlier tokens (norm above {RATIO:g} times the median) are {self.token_share:.1%} of the tokens "
                 f"and hold {self.variance_share:.0%} of the variance; {share:.0%} of them have the id {token}. FVE is given "
-                "with and without them; `--exclude outliers` leaves them out of training, `exclude: outliers` in the settings of an "
-                "evaluation out of its figures"
+                "with and without them; `--exclude outliers` leaves them out of training, `exclude: outliers` in the settings "
+                "of an evaluation out of its figures"
             )
 
 

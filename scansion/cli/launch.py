@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, UnusedCliTokensError
 from cyclopts.config import Dict, Env
 from pydantic import ValidationError
 
@@ -107,12 +107,23 @@ def main() -> None:
             app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
     except ValidationError as error:
         _fail(describe(error, ""))
+    except UnusedCliTokensError as error:
+        _fail(_unused(list(error.unused_tokens or ()), sys.argv[1:]))
     except (ScansionError, CycloptsError) as error:
         cause = error.__cause__ if isinstance(error, CycloptsError) else None
         _fail(describe(cause, "") if isinstance(cause, ValidationError) else " ".join(str(error).split()))
     except KeyboardInterrupt:
         say("interrupted; run the same command again to resume")
         sys.exit(130)
+
+
+def _unused(unused: list[str], given: list[str]) -> str:
+    """What to say of words that belong to no flag: perhaps the second value of a flag that takes one at a time."""
+    said = f"{', '.join(map(repr, unused))} belongs to no flag"
+    for flag, value, word in zip(given, given[1:], given[2:], strict=False):
+        if flag.startswith("--") and not value.startswith("--") and word == unused[0]:
+            return f"{said}; if {flag} takes several values, repeat it: {flag} {value} {flag} {word}"
+    return said
 
 
 def _fail(message: str) -> None:

@@ -125,6 +125,10 @@ def plan_study(
     table_console(160).print(table)
     for line in found.lines():
         output.print(line, markup=False)
+    if all(len(one.arm.seeds) == 1 for one in found.arms):
+        output.print(
+            "one seed per run: how much seeds vary will not be seen; list several in `seeds`, or give --seeds 3"
+        )
 
 
 def compare_runs(

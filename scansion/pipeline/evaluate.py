@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from scansion.activations import ActivationStore
+from scansion.activations import ActivationStore, TokenExclusion
 from scansion.device import resolve_device
 from scansion.errors import ConfigError, DamagedError
 from scansion.evals import Evaluation, EvaluationConfig, evaluations
@@ -75,7 +75,10 @@ def check_evaluations(configs: Mapping[str, EvaluationConfig], held_out: Activat
     """Raise :class:`ScansionError` for evaluations that the store has no truth, no text or no language model for."""
     if held_out.identity.is_planted:
         refuse_without_lm(configs, str(held_out.folder))
-    for evaluation in evaluations.build(configs).values():
+    for name, evaluation in evaluations.build(configs).items():
+        config = configs[name]
+        if isinstance(config, TokenExclusion) and not held_out.identity.is_planted:
+            config.check_ids(held_out.identity.model, held_out.identity.model_id.commit)
         evaluation.check(held_out)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from scansion.activations import TokenExclusion
 from scansion.assets import fetch
 from scansion.errors import ConfigError, ScansionError
 from scansion.evals import evaluations
@@ -44,6 +45,10 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> None:
     for evaluation in planned:
         if plan.corpus is not None:
             evaluation.check_plan(plan.corpus)
+    if plan.corpus is not None:
+        for config in (*(arm.training for arm in plan.arms()), *plan.evaluations.values()):
+            if isinstance(config, TokenExclusion):
+                config.check_ids(plan.model, plan.revision)
     longest = max(evaluation.tokens_of_own_text for evaluation in planned)
     widths = {source: source.check() for source in dict.fromkeys(source_at(plan, *trial) for trial in trials)}
     for arm in plan.arms():

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializeAsAny,
@@ -32,10 +33,23 @@ from scansion.synth import SynthConfig
 from scansion.training import TrainingConfig
 
 Model = TypeVar("Model", bound=BaseModel)
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-"""What every generator takes."""
 _OWN_KEYS_BEFORE = ("core", "sparse_probing", "position")
 _OF_TEXT = ("model", "revision", "hook_point", "lm_dtype", "device", "corpus", "harvest")
+
+
+def _seeds(given: Any) -> Any:
+    """Seeds as a plan may list them; None, of a run that has none of its own, is passed through."""
+    if given is None:
+        return None
+    seeds = list(given) if isinstance(given, (list, tuple)) else []
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+            raise ValueError(f"{seed!r} is no seed; a seed is a whole number from 0 to 2^63 - 1")
+    if not seeds:
+        raise ValueError(f"{given!r} is no list of seeds; write whole numbers in brackets, like [0, 1, 2]")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"a seed is given twice: {seeds}")
+    return tuple(seeds)
 
 
 class ArmPlan(BaseModel):
@@ -61,7 +75,9 @@ class RunPlan(BaseModel):
         default_factory=dict, description="What differs from the plan's training settings, for all arms."
     )
     arms: dict[str, ArmPlan] = Field(default_factory=dict, description="Name -> arm, instead of `sae`.")
-    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1, description="Seeds other than the plan's.")
+    seeds: Annotated[tuple[int, ...] | None, BeforeValidator(_seeds)] = Field(
+        default=None, description="Seeds other than the plan's."
+    )
     world: dict[str, Any] | None = Field(
         default=None, description="What differs from the plan's world; runs are compared within a world."
     )
@@ -156,7 +172,9 @@ class StudyPlan(BaseModel):
         validate_default=True,
         description="Name -> settings of each evaluation, as `scansion evaluations` lists them; core is always run.",
     )
-    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, description="Every run is carried out once for each.")
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = Field(
+        default=(0,), description="Every run is carried out once for each."
+    )
     plugins: tuple[Path, ...] = Field(
         default=(),
         description="Python files that register masks, architectures or evaluations of your own; relative to the plan.",
@@ -210,9 +228,6 @@ class StudyPlan(BaseModel):
         names = [run.name for run in self.runs]
         if len(set(names)) < len(names) or len({arm.name for arm in arms}) < len(arms):
             raise ValueError(f"two runs have the same name: {sorted(names)}")
-        for seeds in (self.seeds, *(arm.seeds for arm in arms)):
-            if len(set(seeds)) < len(seeds):
-                raise ValueError(f"a seed is given twice: {list(seeds)}")
         with_0 = [arm.name for arm in arms if arm.training.use_position_0]
         unset = [name for name, one in self.evaluations.items() if _follows_position_0(one)]
         if unset and 0 < len(with_0) < len(arms):

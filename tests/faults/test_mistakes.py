@@ -121,6 +121,13 @@ FLAGS = {
     ("--seed", str(2**70)): "less than",
     ("--data-seed", str(2**70)): "less than",
     ("--checkpoint-seconds", "nan"): "checkpoint_seconds",
+    (
+        "--exclude-tokens",
+        "1",
+        "2",
+    ): "if --exclude-tokens takes several values, repeat it: --exclude-tokens 1 --exclude-tokens 2",
+    ("--exclude-tokens", "-1"): "greater than or equal to 0",
+    ("--exclude-tokens", "1000000"): "1000000 is no token of",
 }
 
 

@@ -28,7 +28,8 @@ from tests.report.conftest import HOSTILE_ARM
 
 SECTIONS = ("summary", "cost", "specialisation", "probing", "positions", "training", "maps", "features", "provenance")
 FIGURES = (
-    "overview", "maps", "pareto_fve_l0", "pareto_fve_without_outliers_l0", "pareto_ce_loss_recovered_train_seconds", "specialisation", "fidelity", "probing",
+    "overview", "maps", "pareto_fve_l0", "pareto_fve_without_outliers_l0",
+    "pareto_ce_loss_recovered_train_seconds", "specialisation", "fidelity", "probing",
     "probing_by_data_set", "fve_by_position", "fve_without_outliers_by_position",
     "l0_by_position", "training_loss", "training_l0",
 )  # fmt: skip

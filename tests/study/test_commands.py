@@ -24,6 +24,8 @@ def test_a_study_is_planned_run_and_compared(run, plan: Path, tmp_path: Path) ->
     status, out, err = run("study", "plan", plan, "--only", "0,1", "--seeds", 2, "--out", out_dir)
     assert status == 0, err
     assert "asked: masks help" in out and "2 of 2" in out and "in all" in out and "untrained" not in out
+    assert "one seed per run" not in out
+    assert "one seed per run" in run("study", "plan", plan, "--only", "0", "--seeds", 1, "--out", out_dir)[1]
     status, out, err = run("study", "run", plan, "--only", "0,1", "--seeds", 2, "--out", out_dir)
     assert status == 0, err
     assert "Differences from plain" in out and (out_dir / "comparison.md").exists()
@@ -38,6 +40,18 @@ def test_a_study_is_planned_run_and_compared(run, plan: Path, tmp_path: Path) ->
     status, out, err = run("compare", *(out_dir / f"run_{i}" for i in range(3)), "--baseline", "masked", "--every")
     assert status == 0, err
     assert "Differences from masked" in out and "normalised MSE" in out
+
+
+def test_token_ids_beyond_the_vocabulary_are_refused_at_plan_time(run, plan: Path, tmp_path: Path) -> None:
+    for place in ("training", "evaluations"):
+        settings = yaml.safe_load(plan.read_text())
+        settings[place] = {**settings[place], **({"exclude_tokens": [10**6]} if place == "training" else {})}
+        if place == "evaluations":
+            settings[place] = {"core": {"loss_contexts": 0, "exclude_tokens": [10**6]}}
+        (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(settings))
+        status, _, err = run("study", "run", tmp_path / "wrong.yaml", "--out", tmp_path / "out")
+        assert status == 2 and "exclude_tokens: 1000000 is no token of" in err
+    assert not list((tmp_path / "out").rglob("config.yaml"))
 
 
 def test_the_same_name_twice_is_told_apart(run, plan: Path, tmp_path: Path) -> None:

@@ -124,6 +124,13 @@ MISTAKES = {
     "missing key": (lambda s: s.pop("corpus"), "a plan needs a corpus, or a world"),
     "out of range": (lambda s: s["training"].update(lr=-1), r"training\.lr: Input should be greater than 0"),
     "wrong type": (lambda s: s["corpus"].update(context_length="long"), r"corpus\.context_length: .*integer"),
+    "a negative seed": (lambda s: s.update(seeds=[0, -1]), r"seeds: -1 is no seed; a seed is a whole number from 0"),
+    "a seed too large": (lambda s: s.update(seeds=[2**70]), r"seeds: 1180591620717411303424 is no seed"),
+    "a seed that is a fraction": (lambda s: s.update(seeds=[1.5]), r"seeds: 1\.5 is no seed"),
+    "a seed that is a word": (lambda s: s["runs"][0].update(seeds=["x"]), r"runs\.0\.seeds: 'x' is no seed"),
+    "a seed twice": (lambda s: s.update(seeds=[3, 3]), r"seeds: a seed is given twice: \[3, 3\]"),
+    "no seeds": (lambda s: s.update(seeds=[]), r"seeds: \[\] is no list of seeds; write whole numbers in brackets"),
+    "seeds that are no list": (lambda s: s.update(seeds=3), r"seeds: 3 is no list of seeds"),
     "no runs": (lambda s: s.update(runs=[]), "runs: List should have at least 1 item"),
     "two of one name": (lambda s: s["runs"][1].update(name="plain"), "two runs have the same name"),
     "unknown architecture": (lambda s: s["runs"][0]["sae"].update(architecture="vae"), r"runs\.0\.sae: .*'vae'"),
@@ -138,7 +145,7 @@ MISTAKES = {
     ),
     "a metric of an evaluation left out": (
         lambda s: s.update(primary_metric="position_information_lifted", evaluations={"core": {}}),
-        "primary_metric 'position_information_lifted' is not among what this plan measures: fve, ",
+        "primary_metric 'position_information_lifted' is not among what this plan measures: fve_without_outliers, fve, ",
     ),
     "unknown evaluation": (
         lambda s: s["evaluations"].update(absorbtion={}),
@@ -146,7 +153,7 @@ MISTAKES = {
     ),
     "unknown key of an evaluation": (
         lambda s: s["evaluations"]["core"].update(loss=3),
-        "evaluations: core: loss: there is no such setting; the settings here are use_position_0",
+        "evaluations: core: loss: there is no such setting; the settings here are exclude, exclude_tokens, use_position_0",
     ),
     "unknown mask": (lambda s: s["runs"][1]["sae"]["mask"].update(family="odd"), r"runs\.1\.sae: mask: .*'odd'"),
 }

@@ -78,7 +78,8 @@ class CoreResult(EvalResult):
         ce_loss_recovered: (ablated - SAE) / (ablated - clean), at most about 1.
         kl: mean KL divergence (nats) from the untouched to the spliced next-token distribution.
         positions: the positions used; ``by_position[name][i]`` is a figure at ``positions[i]``. There ``fve`` is centred
-            on the position's own mean (``fve_without_outliers`` on that of its ordinary tokens), and losses are of the token predicted *from* that position.
+            on the position's own mean (``fve_without_outliers`` on that of its ordinary tokens), and losses
+            are of the token predicted *from* that position.
     """
 
     eval: str = "core"
