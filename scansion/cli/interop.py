@@ -9,6 +9,7 @@ from scansion.activations import ActivationStore
 from scansion.cli.app import output
 from scansion.errors import ConfigError
 from scansion.interop import write_saelens
+from scansion.interop.saelens import REGISTERED_AS
 from scansion.pipeline.importing import import_sae
 from scansion.sae import load_sae
 
@@ -40,7 +41,8 @@ def export_run(run: Path, *, out: Path, to: Literal["saelens"] = "saelens", drop
     """Write a run's SAE for another library.
 
     sae_lens.SAE.load_from_disk(OUT) opens the folder. BatchTopK, Matryoshka and T-SAEs are written as jumprelu,
-    which computes what they do when in use.
+    which computes what they do when in use. An SAE with a positional mask, and a Switch SAE, is written in a form of ours:
+    import scansion.interop.saelens_masked before opening it.
 
     Example: scansion export runs/plain --out exported
 
@@ -53,11 +55,12 @@ def export_run(run: Path, *, out: Path, to: Literal["saelens"] = "saelens", drop
     to
         The library.
     drop_mask
-        Write an SAE with a positional mask with every feature open at every position. The library gives an SAE no positions, so
-        a mask cannot go along.
+        Write an SAE with a positional mask with every feature open at every position, in one of the library's own forms.
     """
     if out.exists():
         raise ConfigError(f"{out} is there already; choose another folder")
     sae, metadata = load_sae(run / "sae")
-    write_saelens(sae, metadata, out, drop_mask)
-    output.print(f"written for {to}: {out}", markup=False)
+    architecture = write_saelens(sae, metadata, out, drop_mask)
+    output.print(f"written for {to} as {architecture}: {out}", markup=False)
+    if architecture == REGISTERED_AS:
+        output.print("import scansion.interop.saelens_masked before opening it", markup=False)

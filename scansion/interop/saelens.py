@@ -19,6 +19,7 @@ from scansion.interop.weights import (
     take,
 )
 from scansion.lm import HookPoint
+from scansion.masks import NoMaskConfig
 from scansion.records import write_json
 from scansion.sae import (
     SAE,
@@ -36,6 +37,7 @@ from scansion.sae import (
     SAEMetadata,
     TopKConfig,
     TopKSAE,
+    parse_sae_config,
 )
 
 NAME = "SAELens"
@@ -50,6 +52,8 @@ _ARCHITECTURES: dict[type[SAE], str] = {
     TSAE: "jumprelu",
     GatedSAE: "gated",
 }
+REGISTERED_AS, OURS = "scansion", "scansion"
+"""Architecture of SAEs that have no counterpart there, and the key of our settings in ``cfg.json``."""
 _STANDARD = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -72,9 +76,21 @@ def read(path: Path) -> ForeignSAE:
     cfg = read_settings(path / "cfg.json")
     _refuse_settings(cfg, path)
     tensors = read_safetensors(path / WEIGHTS)
-    config, weights = _converted(cfg, tensors, path)
     about = cast("dict[str, Any]", cfg.get("metadata") or cfg)
-    return ForeignSAE(NAME, config, weights, about.get("model_name"), about.get("hook_name"), about.get("context_size"))
+    where = (about.get("model_name"), about.get("hook_name"), about.get("context_size"))
+    if cfg["architecture"] == REGISTERED_AS:
+        config, n_positions = _ours(cfg, path)
+        return ForeignSAE(NAME, config, tensors, *where, n_positions=n_positions)
+    config, weights = _converted(cfg, tensors, path)
+    return ForeignSAE(NAME, config, weights, *where)
+
+
+def _ours(cfg: dict[str, Any], path: Path) -> tuple[SAEConfig, int]:
+    """Our settings and the number of positions, of a folder that we wrote."""
+    try:
+        return parse_sae_config(cfg[OURS]["sae"]), int(cfg[OURS]["n_positions"])
+    except (KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
+        raise ConfigError(f"{path / 'cfg.json'} does not hold our settings: {' '.join(str(error).split())}") from error
 
 
 def _refuse_settings(cfg: dict[str, Any], path: Path) -> None:
@@ -133,10 +149,12 @@ def _converted(cfg: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> t
     return JumpReluConfig(d_sae=d_sae), weights | {"log_threshold": log_of_threshold(rest[0], d_sae)}
 
 
-def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path | str, drop_mask: bool = False) -> None:
+def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path, drop_mask: bool = False) -> str:
     """Write a folder that ``sae_lens.SAE.load_from_disk`` opens.
 
-    BatchTopK, Matryoshka and T-SAE become ``jumprelu`` with their one threshold, which is what they compute when in use.
+    BatchTopK, Matryoshka and T-SAE become ``jumprelu`` with their one threshold, which is what they compute when in use. An
+    SAE whose mask is in force, or which has no counterpart, is written for the architecture that
+    :mod:`scansion.interop.saelens_masked` registers there. ``cfg.json`` also holds our settings, under ``scansion``.
 
     Args:
         sae: takes unscaled activations.
@@ -144,18 +162,28 @@ def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path | str, drop_mask
         folder: is replaced.
         drop_mask: write an SAE with a mask as if it had none: every feature may fire at every position.
 
+    Returns:
+        The architecture it has there.
+
     Raises:
-        ConfigError: the SAE has a mask, or an architecture without a counterpart there.
+        ConfigError: it is of a plugin, or its bands have a decoder bias each and the mask is to be dropped.
 
     Example:
         >>> write_saelens(*load_sae(Path("runs/plain/sae")), Path("exported"))
     """
-    if not sae.treats_positions_alike and not (drop_mask and sae.b_dec.ndim == 1):
-        raise ConfigError(
-            f"this SAE has a mask ({sae.config.mask.family}), and {NAME} gives an SAE no positions: it would compute "
-            "something else there. --drop-mask writes it with every feature open at every position"
-        )
-    tensors = {name: getattr(sae, name).detach().float().cpu().contiguous() for name in _STANDARD}
+    dropped = drop_mask and not sae.treats_positions_alike
+    if dropped and sae.b_dec.ndim > 1:
+        raise ConfigError("this SAE's bands have a decoder bias each: without its mask it would have none")
+    for part in (sae, sae.mask):
+        if type(part).__module__.partition(".")[0] != "scansion":
+            raise ConfigError(
+                f"{type(part).__name__} is of a plugin, which {NAME} would not find; it cannot be written"
+            )
+    settings = sae.config.model_dump(mode="json")
+    if dropped:
+        settings["mask"] = NoMaskConfig().model_dump(mode="json")
+    elif sae.config.mask.beyond == "error":  # in the middle of a text that is being generated
+        settings["mask"]["beyond"] = "clamp"
     cfg: dict[str, Any] = {
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
@@ -164,25 +192,36 @@ def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path | str, drop_mask
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "reshape_activations": "none",
+        "metadata": _metadata(metadata) | ({"scansion_mask_dropped": sae.config.mask.family} if dropped else {}),
+        OURS: {"sae": settings, "n_positions": sae.n_positions, "metadata": metadata.model_dump(mode="json")},
     }
-    architecture = _ARCHITECTURES.get(type(sae))  # a class derived from one of these computes something else
+    # A class derived from one of these computes something else.
+    architecture = _ARCHITECTURES.get(type(sae)) if dropped or sae.treats_positions_alike else None
     if architecture is None:
-        raise ConfigError(f"{NAME} has no architecture that computes what {sae.config.architecture} computes")
+        tensors = {name: each for name, each in sae.state_dict().items() if not (dropped and name.startswith("mask."))}
+        architecture = REGISTERED_AS
+    else:
+        tensors, more = _theirs(sae, architecture)
+        cfg |= more
     cfg["architecture"] = architecture
+    with atomic_folder(folder) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS)
+        write_json(temporary / "cfg.json", cfg, sealed=False)
+    return architecture
+
+
+def _theirs(sae: SAE, architecture: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors as one of their architectures has them, and its settings."""
+    tensors = {name: getattr(sae, name).detach().float() for name in _STANDARD}
     if isinstance(sae, TopKSAE):
-        cfg |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": False}
-    elif isinstance(sae, GatedSAE):
+        return tensors, {"k": sae.config.k, "rescale_acts_by_decoder_norm": False}
+    if isinstance(sae, GatedSAE):
         tensors["b_gate"] = tensors.pop("b_enc")
-        tensors |= {name: getattr(sae, name).detach().float().cpu() for name in ("r_mag", "b_mag")}
+        tensors |= {name: getattr(sae, name).detach().float() for name in ("r_mag", "b_mag")}
     elif architecture == "jumprelu":
         threshold: Tensor = getattr(sae, "threshold")  # noqa: B009 - of several classes
-        tensors["threshold"] = threshold.detach().float().cpu().clamp_min(0.0).expand(sae.d_sae).contiguous()
-    cfg["metadata"] = _metadata(metadata)
-    if not sae.treats_positions_alike:
-        cfg["metadata"]["scansion_mask_dropped"] = sae.config.mask.family
-    with atomic_folder(folder) as temporary:
-        save_file(tensors, temporary / WEIGHTS)
-        write_json(temporary / "cfg.json", cfg, sealed=False)
+        tensors["threshold"] = threshold.detach().float().clamp_min(0.0).expand(sae.d_sae)
+    return tensors, {}
 
 
 def _metadata(metadata: SAEMetadata) -> dict[str, Any]:

@@ -27,11 +27,12 @@ class ForeignSAE:
 
     Attributes:
         library: who wrote it, for people.
-        config: our architecture with the same result; it has no mask.
+        config: our architecture with the same result.
         weights: our parameters and buffers by name, float32.
         model: name of the language model, as the library knows it; None where the file does not say.
         hook_point: where its activations come from, as the library names it; None where the file does not say.
         context_length: tokens in a context of its training; None where the file does not say.
+        n_positions: length of its mask; None of SAEs without one.
     """
 
     library: str
@@ -40,6 +41,7 @@ class ForeignSAE:
     model: str | None = None
     hook_point: str | None = None
     context_length: int | None = None
+    n_positions: int | None = None
 
     @property
     def d_in(self) -> int:
@@ -53,8 +55,10 @@ class ForeignSAE:
             n_positions: length of the contexts it will be used on. Without a mask every length gives the same result.
 
         Raises:
-            ConfigError: the weights do not fit together.
+            ConfigError: the weights do not fit together, or its mask is of another length.
         """
+        if self.n_positions not in (None, n_positions):
+            raise ConfigError(f"its mask is of {self.n_positions} positions, and the contexts have {n_positions}")
         sae = build_sae(self.config, self.d_in, n_positions, torch.Generator().manual_seed(0))
         try:
             sae.load_state_dict(dict(self.weights), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scansion.interop import read_foreign, write_saelens
-from scansion.masks import RandomHardMaskConfig
+from scansion.masks import AdaptiveMaskConfig, BandMaskConfig, RandomHardMaskConfig, SoftMaskConfig
 from scansion.sae import (
     BatchTopKConfig,
     GatedConfig,
@@ -19,6 +20,7 @@ from scansion.sae import (
     MatryoshkaConfig,
     ReluConfig,
     SAEConfig,
+    SwitchConfig,
     TopKConfig,
     TSAEConfig,
 )
@@ -38,6 +40,16 @@ OURS: dict[str, SAEConfig] = {
     "masked, mask dropped": TopKConfig(d_sae=64, k=5, mask=RandomHardMaskConfig()),
 }
 
+MASKED: dict[str, SAEConfig] = {
+    "random_hard": TopKConfig(d_sae=64, k=5, mask=RandomHardMaskConfig()),
+    "soft": JumpReluConfig(d_sae=64, mask=SoftMaskConfig(shared=0.25)),
+    "bands with a bias each": ReluConfig(d_sae=64, mask=BandMaskConfig(count=4, own_bias=True)),
+    "static slicing": BatchTopKConfig(d_sae=64, k=5, mask=BandMaskConfig(preset="static_slicing")),
+    "groups": GatedConfig(d_sae=64, mask=BandMaskConfig(preset="groups", sizes=(20, 22, 22))),
+    "adaptive": TopKConfig(d_sae=64, k=5, mask=AdaptiveMaskConfig()),
+    "switch, no mask": SwitchConfig(d_sae=64, k=5, n_experts=4),
+}
+
 
 @pytest.fixture(scope="module")
 def exchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -51,10 +63,45 @@ def exchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with torch.no_grad():
             acts = sae.lifted().encode(x)
             save_file({"x": x, "acts": acts, "decoded": sae.decode(acts)}, f"{folder}.ours.safetensors")
-    script = Path(__file__).with_name("peer_writes.py")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run([PEERS, str(script), str(home / "peers"), str(home / "ours")], check=True, env=environment)
+    beside_them("peer_writes.py", str(home / "peers"), str(home / "ours"))
     return home
+
+
+def beside_them(script: str, *arguments: str, path: str = "") -> str:
+    """What a script prints that runs in the other libraries' environment; ``path`` is added to its modules'."""
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    command = [PEERS, str(Path(__file__).with_name(script)), *arguments]
+    return subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def in_their_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float | bool]]:
+    """Name -> how far our masked SAEs are there from what they are here, and inside a model."""
+    home = tmp_path_factory.mktemp("masked")
+    x = torch.randn(4, 8, 24, generator=torch.Generator().manual_seed(3)) * 7 + 1
+    positions = torch.arange(8).expand(4, 8)
+    for name, config in MASKED.items():
+        sae = sae_of(config)
+        assert write_saelens(sae, metadata(), home / name) == "scansion"
+        with torch.no_grad():
+            acts = sae.encode(x, positions)
+            tensors = {"x": x, "positions": positions, "acts": acts, "decoded": sae.decode(acts, positions)}
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, home / f"{name}.ours.safetensors")
+    return json.loads(beside_them("saelens_model.py", str(home), path=str(Path(__file__).parents[2])))
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_masked_sae_of_ours_works_in_their_model(
+    name: str, in_their_model: dict[str, dict[str, float | bool]]
+) -> None:
+    found = in_their_model[name]
+    assert found["supports"] and found["encode"] <= 1e-4 and found["decode"] <= 1e-4 and found["saved again"] == 0
+    assert found["left padding"] <= 1e-3 and found["one token at a time"] <= 1e-3
+    assert found["cached generation is uncached"] and found["padded generation is unpadded"] and found["past the mask"]
+    assert found["in the cache"]
+    assert found["changed pre-activations are refused"]
+    if name != "switch, no mask":
+        assert found["refused without positions"] and found["refused outside the block"]
 
 
 def test_everything_they_write_is_read_to_the_same_numbers(exchanged: Path) -> None:

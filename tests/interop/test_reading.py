@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from scansion.errors import ConfigError, DamagedError, ScansionError
 from scansion.interop import read_foreign, write_saelens
 from scansion.masks import BandMaskConfig, RandomHardMaskConfig
-from scansion.sae import JumpReluConfig, ReluConfig, SwitchConfig, TopKConfig, load_sae
+from scansion.sae import JumpReluConfig, ReluConfig, TopKConfig, load_sae
 from tests.conftest import random_contexts
 from tests.interop.made import metadata, sae_of
 
@@ -178,11 +178,22 @@ def test_what_is_written_for_saelens_is_read_back(tmp_path: Path) -> None:
     )
 
 
-def test_a_mask_is_written_only_if_it_is_dropped_by_name(tmp_path: Path) -> None:
-    sae = sae_of(TopKConfig(d_sae=D_SAE, k=5, mask=RandomHardMaskConfig()))
-    with pytest.raises(ConfigError, match=r"has a mask \(random_hard\).*--drop-mask"):
-        write_saelens(sae, metadata(), tmp_path / "out")
-    write_saelens(sae, metadata(), tmp_path / "out", drop_mask=True)
+MASKED = TopKConfig(d_sae=D_SAE, k=5, mask=RandomHardMaskConfig())
+
+
+def test_a_mask_in_force_is_written_in_a_form_of_ours_and_read_back(tmp_path: Path) -> None:
+    sae, positions = sae_of(MASKED), torch.arange(50) % 8
+    assert write_saelens(sae, metadata(), tmp_path / "out") == "scansion"
+    foreign = read_foreign(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(foreign.build(8).encode(X, positions), sae.encode(X, positions))
+    with pytest.raises(ConfigError, match="its mask is of 8 positions, and the contexts have 16"):
+        foreign.build(16)
+
+
+def test_a_mask_can_be_dropped(tmp_path: Path) -> None:
+    sae = sae_of(MASKED)
+    assert write_saelens(sae, metadata(), tmp_path / "out", drop_mask=True) == "topk"
     assert json.loads((tmp_path / "out" / "cfg.json").read_text())["metadata"]["scansion_mask_dropped"] == "random_hard"
     with torch.no_grad():
         assert torch.equal(read_foreign(tmp_path / "out").build(8).encode(X), sae.lifted().encode(X))
@@ -190,9 +201,21 @@ def test_a_mask_is_written_only_if_it_is_dropped_by_name(tmp_path: Path) -> None
 
 def test_what_saelens_cannot_compute_is_refused(tmp_path: Path) -> None:
     biased = sae_of(TopKConfig(d_sae=D_SAE, k=5, mask=BandMaskConfig(count=4, own_bias=True)))
-    for sae, message in ((sae_of(SwitchConfig(d_sae=D_SAE, k=5)), "switch"), (biased, "has a mask")):
-        with pytest.raises(ConfigError, match=message):
-            write_saelens(sae, metadata(), tmp_path / "out", drop_mask=True)
+    with pytest.raises(ConfigError, match="bands have a decoder bias each"):
+        write_saelens(biased, metadata(), tmp_path / "out", drop_mask=True)
+    own = type("OwnSAE", (type(biased),), {"__module__": "mine"})
+    biased.__class__ = own
+    with pytest.raises(ConfigError, match="OwnSAE is of a plugin"):
+        write_saelens(biased, metadata(), tmp_path / "out")
+
+
+def test_settings_of_ours_that_are_damaged_are_named(tmp_path: Path) -> None:
+    write_saelens(sae_of(MASKED), metadata(), tmp_path / "out")
+    cfg = json.loads((tmp_path / "out" / "cfg.json").read_text())
+    cfg["scansion"]["sae"]["k"] = -1
+    (tmp_path / "out" / "cfg.json").write_text(json.dumps(cfg))
+    with pytest.raises(ConfigError, match="does not hold our settings"):
+        read_foreign(tmp_path / "out")
 
 
 def ok(result: tuple[int, str, str]) -> str:
