@@ -14,7 +14,7 @@ from scansion.pipeline.importing import import_sae
 from scansion.sae import load_sae
 
 
-def import_run(source: Path, *, store: Path, out: Path) -> None:
+def import_run(source: Path, *, store: Path, out: Path, input_factor: float | None = None) -> None:
     """Make an SAE of another library a run that can be evaluated and compared.
 
     Reads folders of SAELens, sparsify (eai-sparsify), dictionary_learning and Gemma Scope, and .pt files of OpenAI (ReLU).
@@ -31,8 +31,11 @@ def import_run(source: Path, *, store: Path, out: Path) -> None:
         A store of the activations that the SAE is for. Model, hook point and context length are taken from it.
     out
         The new run's folder, for `scansion eval` and `scansion report`.
+    input_factor
+        What activations are multiplied by before the SAE; only for SAELens' expected_average_only_in, whose list of releases
+        calls it norm_scaling_factor.
     """
-    foreign = import_sae(source, ActivationStore(store), out)
+    foreign = import_sae(source, ActivationStore(store), out, input_factor)
     sae = foreign.config
     output.print(f"imported from {foreign.library}: {sae.architecture}, {sae.d_sae} features, in {out}", markup=False)
 

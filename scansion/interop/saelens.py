@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,6 +55,7 @@ _ARCHITECTURES: dict[type[SAE], str] = {
 }
 REGISTERED_AS, OURS = "scansion", "scansion"
 """Architecture of SAEs that have no counterpart there, and the key of our settings in ``cfg.json``."""
+_SCALED = "expected_average_only_in"
 _STANDARD = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -66,16 +68,31 @@ def fits(path: Path) -> bool:
     )
 
 
-def read(path: Path) -> ForeignSAE:
+def read(path: Path, input_factor: float | None = None) -> ForeignSAE:
     """Read a folder.
+
+    Args:
+        path: the folder.
+        input_factor: what activations are multiplied by before such an SAE, for ``expected_average_only_in``.
 
     Raises:
         ConfigError: an architecture or a setting that our SAEs do not have.
         DamagedError: the weights cannot be read.
     """
     cfg = read_settings(path / "cfg.json")
+    scaled = cfg.get("normalize_activations") == _SCALED
+    if scaled and input_factor is None:
+        raise ConfigError(
+            f"{path}: normalize_activations is {_SCALED!r}, and the folder does not say the factor; give it with "
+            "--input-factor (in SAELens' list of releases it is norm_scaling_factor)"
+        )
+    if input_factor is not None and not (scaled and 0 < input_factor < math.inf):
+        raise ConfigError(f"{path}: an input factor above 0 is for SAEs whose normalize_activations is {_SCALED!r}")
     _refuse_settings(cfg, path)
     tensors = read_safetensors(path / WEIGHTS)
+    if input_factor is not None:
+        for name, factor in (("W_enc", input_factor), ("W_dec", 1 / input_factor), ("b_dec", 1 / input_factor)):
+            tensors[name] = tensors[name].float() * factor
     about = cast("dict[str, Any]", cfg.get("metadata") or cfg)
     where = (about.get("model_name"), about.get("hook_name"), about.get("context_size"))
     if cfg["architecture"] == REGISTERED_AS:
@@ -96,7 +113,7 @@ def _ours(cfg: dict[str, Any], path: Path) -> tuple[SAEConfig, int]:
 def _refuse_settings(cfg: dict[str, Any], path: Path) -> None:
     """Raise :class:`ConfigError` for settings that change what the SAE computes and that ours do not have."""
     plain = {
-        "normalize_activations": ("none", None, False),
+        "normalize_activations": ("none", None, False, _SCALED),
         "reshape_activations": ("none", None),
         "finetuning_scaling_factor": (False, None),
         "use_error_term": (False, None),

@@ -15,7 +15,7 @@ from scansion.records import write_yaml
 from scansion.sae import SAEMetadata, save_sae
 
 
-def import_sae(source: Path, store: ActivationStore, out: Path) -> ForeignSAE:
+def import_sae(source: Path, store: ActivationStore, out: Path, input_factor: float | None = None) -> ForeignSAE:
     """Make an SAE of another library a run, which can be evaluated on the store and compared with runs of ours.
 
     Args:
@@ -23,13 +23,14 @@ def import_sae(source: Path, store: ActivationStore, out: Path) -> ForeignSAE:
         store: activations that the SAE is for, of the same model and hook point. Files of other libraries name a model
             by its hub name only, so the store says exactly which one it is.
         out: the run's folder; new.
+        input_factor: as :func:`scansion.interop.read_foreign` takes it.
 
     Raises:
         ConfigError: the SAE cannot be read, or is not for these activations; the folder is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already; choose another folder")
-    foreign = read_foreign(source)
+    foreign = read_foreign(source, input_factor)
     identity = store.identity
     if foreign.d_in != identity.d_in:
         raise ConfigError(

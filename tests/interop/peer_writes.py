@@ -45,6 +45,12 @@ def main() -> None:
             folder = out / f"saelens_{name}{'' if subtracts else '_whole_input'}"
             sae.save_model(folder)
             _reference(folder, x, sae.encode(x), lambda acts, sae=sae: sae.decode(acts))
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=D_SAE, normalize_activations="expected_average_only_in"))
+    _randomise(sae, keep=())
+    folder = out / "saelens_jumprelu_input_factor_0.3"
+    sae.save_model(folder)
+    sae.fold_activation_norm_scaling_factor(0.3)
+    _reference(folder, x, sae.encode(x), sae.decode)
     peers = {
         "AutoEncoder": AutoEncoder(D_IN, D_SAE),
         "AutoEncoderNew": AutoEncoderNew(D_IN, D_SAE),

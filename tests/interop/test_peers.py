@@ -106,11 +106,12 @@ def test_a_masked_sae_of_ours_works_in_their_model(
 
 def test_everything_they_write_is_read_to_the_same_numbers(exchanged: Path) -> None:
     found = sorted((exchanged / "peers").glob("*.reference.safetensors"))
-    assert len(found) == 18
+    assert len(found) == 19
     for file in found:
         folder = file.with_name(file.name.removesuffix(".reference.safetensors"))
         theirs = load_file(file)
-        foreign = read_foreign(folder)
+        factor = float(folder.name.rpartition("_")[2]) if "input_factor" in folder.name else None
+        foreign = read_foreign(folder, factor)
         sae = foreign.build(8)
         with torch.no_grad():
             acts = sae.encode(theirs["x"])

@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "scaled input": (
         {"architecture": "standard", "normalize_activations": "expected_average_only_in"},
-        "expected_average",
+        "give it with --input-factor",
     ),
     "heads": ({"architecture": "standard", "reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
     "transcoder": ({"architecture": "transcoder"}, "architecture 'transcoder'; Scansion reads standard, topk"),
@@ -109,6 +109,23 @@ def test_what_ours_cannot_compute_is_refused_by_name(case: str, tmp_path: Path) 
     cfg, message = REFUSED[case]
     with pytest.raises(ConfigError, match=message):
         read_foreign(saelens(tmp_path / "sae", cfg))
+
+
+def test_a_factor_on_the_input_is_folded(tmp_path: Path) -> None:
+    path = saelens(
+        tmp_path / "f",
+        {"architecture": "jumprelu", "normalize_activations": "expected_average_only_in"},
+        threshold=THRESHOLD,
+    )
+    pre = (0.3 * X - B_DEC) @ W_ENC + B_ENC
+    acts = pre.relu() * (pre > THRESHOLD)
+    sae = read_foreign(path, input_factor=0.3).build(8)
+    with torch.no_grad():
+        torch.testing.assert_close(sae.encode(X), acts, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(sae.decode(acts), (acts @ W_DEC + B_DEC) / 0.3, rtol=1e-5, atol=1e-4)
+    for other in (saelens(tmp_path / "plain", {"architecture": "standard"}), path):
+        with pytest.raises(ConfigError, match="an input factor above 0 is for SAEs"):
+            read_foreign(other, input_factor=-1.0 if other == path else 2.0)
 
 
 def test_an_unknown_tensor_is_refused(tmp_path: Path) -> None:
