@@ -84,3 +84,25 @@ def test_permuting_features_permutes_everything() -> None:
     there = Profile(counts[:, order], mass[:, order], np.full(6, 10))
     for figure in (auroc, overlap, retention):
         assert figure(weights[:, order], there) == pytest.approx(figure(weights, here)[order])
+
+
+def test_each_feature_is_measured_by_itself() -> None:
+    """Features side by side have the figures that each has alone."""
+    generator = np.random.default_rng(2)
+    counts, other = (generator.integers(0, 10, size=(6, 4)).astype(float) for _ in range(2))
+    whole, there = (Profile(values, values, np.full(6, 10)) for values in (counts, other))
+    weights = generator.integers(0, 3, size=(6, 4)) / 2
+    for index in range(4):
+        one, alone = slice(index, index + 1), Profile(counts[:, [index]], counts[:, [index]], np.full(6, 10))
+        again = Profile(other[:, [index]], other[:, [index]], np.full(6, 10))
+        for figure in (auroc, overlap, retention):
+            assert figure(weights, whole)[index] == pytest.approx(figure(weights[:, one], alone)[0])
+        assert reliability(whole, there)[index] == pytest.approx(reliability(alone, again)[0])
+        assert divergence(counts, other)[index] == pytest.approx(divergence(counts[:, one], other[:, one])[0])
+        assert reliability(alone, again)[0] == pytest.approx(np.corrcoef(counts[:, index], other[:, index])[0, 1])
+
+
+def test_phi_of_few_tokens() -> None:
+    # Two truth values over four tokens that never hold together, each once; and the same one twice.
+    assert phi(np.array([0.0]), np.array([1.0]), np.array([1.0]), 4.0) == pytest.approx(-1 / 3)
+    assert phi(np.array([1.0]), np.array([1.0]), np.array([1.0]), 2.0) == pytest.approx(1.0)

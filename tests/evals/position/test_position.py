@@ -16,15 +16,18 @@ from scansion.evals.position import (
     load_profiles,
     save_profiles,
 )
+from scansion.evals.position.baseline import OverUnmasked
 from scansion.evals.position.budget import budget_of
+from scansion.evals.position.evaluate import _since_start
 from scansion.evals.position.firing import Text, record
 from scansion.evals.position.result import PositionResult
 from scansion.evals.position.sink import sink_fve
 from scansion.evals.position.states import rebuild_start
 from scansion.evals.statistics import Estimate
-from scansion.masks import BandMaskConfig, NoMaskConfig, RandomHardMaskConfig, SoftMaskConfig
+from scansion.masks import BandMaskConfig, NoMaskConfig, RandomHardMaskConfig, SoftMaskConfig, UsageBandMaskConfig
 from scansion.sae import SAEMetadata, SwitchConfig, TopKConfig, build_sae
 from tests.conftest import WIDTH, random_contexts
+from tests.evals.position.constructed import firing_of, made_up_text
 
 D_SAE, L, SEED = 2 * WIDTH, 8, 3
 HARD = RandomHardMaskConfig(positions_per_feature=2)
@@ -190,9 +193,45 @@ def test_the_start_is_rebuilt_from_the_seed_or_said_not_to_be(store) -> None:
     assert torch.allclose(start.b_dec, mean, atol=1e-5), "the bias is that of unscaled activations"
     for change, reason in (
         ({"training": {}}, "how it was trained is not known"),
+        ({"seed": None}, "how it was trained is not known"),
         ({"seed": 4}, "its decoder does not resemble the start its seed gives"),
+        ({"started_from": "elsewhere"}, "it was started from another trained SAE"),
     ):
         assert reason in rebuild_start(subject_of(store, trained, **change), store)
+    moves = make_sae(UsageBandMaskConfig(count=4))
+    assert rebuild_start(subject_of(store, moves), store) == "its features changed places in training"
+
+
+def test_a_result_says_why_something_was_not_measured(store, hard) -> None:
+    assert hard[0].no_start is None and hard[0].replacement is None
+    assert hard[0].no_replacement == "it was switched off (replaced_contexts is 0)"
+    moves, _ = evaluate(store, make_sae(UsageBandMaskConfig(count=4)))[0]
+    assert moves.no_start == "its features changed places in training" and moves.since_start is None
+    assert list(moves.states) == ["in_force", "lifted", "permuted"]
+
+
+def test_a_mask_that_gates_gradients_alone_is_measured_without_being_lifted(store) -> None:
+    result, _ = evaluate(store, make_sae(HARD.model_copy(update={"acts_on": "gradient"})))[0]
+    assert list(result.states) == ["in_force", "start"] and not result.acts_in_forward
+    assert result.excess_specialisation is None and result.mask == "own"
+
+
+def test_since_start_compares_halves_of_documents() -> None:
+    """Two features over two positions: one keeps its profile, the other turns it round."""
+    text = made_up_text([2] * 8, n_groups=2)
+    ahead, behind = np.array([True, False]), np.array([False, True])
+
+    def fires(first: np.ndarray, second: np.ndarray):
+        return firing_of(text, np.stack([first, second], axis=1)[:, None].repeat(8, axis=1))
+
+    same = _since_start(fires(ahead, behind), fires(ahead, behind))
+    assert (same.similarity, same.ceiling, same.chance) == (1.0, 1.0, 0.0)
+    turned = _since_start(fires(ahead, behind), fires(ahead, ahead))
+    assert (turned.similarity, turned.ceiling, turned.chance) == (0.5, 1.0, 0.5)
+    # One of the two halves changed: each half of the start is compared with the other half of the end.
+    half = np.stack([ahead, behind], axis=1)[:, None].repeat(8, axis=1)
+    half[:, text.groups == 1] = half[::-1][:, text.groups == 1]
+    assert _since_start(fires(ahead, behind), firing_of(text, half)).similarity == pytest.approx(1 - np.sqrt(0.5))
 
 
 def test_moved_text_is_part_of_the_result(store, lm) -> None:
@@ -242,9 +281,18 @@ def test_the_baseline_is_the_first_without_a_mask_at_equal_l0(hard) -> None:
     same, baseline, denser = like(5.6, 0.3, tied), like(6.0, 0.1, plain), like(6.7, 0.3, tied)
     found = excess_over_unmasked([same, baseline, denser])
     assert found[0].value == pytest.approx(0.2) and found[0].why_not is None
-    assert found[1].why_not == "it is the baseline"
+    assert found[1].why_not == "it is the baseline" and found[1].value is None
     assert found[2].value is None and "its L0 is 6.7, that of sae 0 6.0" in found[2].why_not
     assert excess_over_unmasked([same])[0].why_not == "no SAE without a mask is among them"
+    worthless = same.model_copy(update={"status": "degenerate"})
+    assert excess_over_unmasked([worthless, baseline])[0] == OverUnmasked(None, "it is degenerate")
+    unsound = baseline.model_copy(update={"status": "degenerate"})
+    assert excess_over_unmasked([unsound, same, baseline])[1].value == pytest.approx(0.2), "the first that is sound"
+    assert excess_over_unmasked([like(5.4, 0.3, tied), baseline])[0].value == pytest.approx(0.2), "a tenth is equal"
+    assert excess_over_unmasked([like(5.3, 0.3, tied), baseline])[0].value is None
+    unknown = Estimate(value=None, low=None, high=None)
+    blank = same.model_copy(update={"states": {"in_force": same.in_force.model_copy(update={"information": unknown})}})
+    assert excess_over_unmasked([blank, baseline])[0] == OverUnmasked(None, "its information is not known")
 
 
 def test_the_sink_explains_what_one_feature_for_position_0_would(store) -> None:
@@ -266,6 +314,16 @@ def test_budgets_of_each_kind_of_execution() -> None:
     assert (hard.execution, hard.operations_per_token, hard.available_max) == ("dense", dense, D_SAE // 4)
     bands = budget_of(make_sae(BandMaskConfig(count=4)), positions, [])
     assert (bands.execution, bands.operations_per_token, bands.available_mean) == ("banded", dense / 4, D_SAE / 4)
+    # Bands of 2, 1 and 5 positions, of which the first loses position 0, own 4, 8 and 12 features; 8 are shared.
+    uneven = BandMaskConfig(edges=(0, 2, 3, 8), sizes=(4, 8, 12), shared=0.25)
+    own = budget_of(make_sae(uneven), positions, [0.5])
+    assert (own.available_min, own.available_max, own.width, own.l0_by_position) == (12, 20, D_SAE, [0.5])
+    assert own.available_mean == pytest.approx((1 * 12 + 1 * 16 + 5 * 20) / 7)
+    assert own.operations_per_token == pytest.approx(4 * WIDTH * own.available_mean)
     switch = build_sae(SwitchConfig(d_sae=D_SAE, k=2, n_experts=4), WIDTH, L, torch.Generator().manual_seed(0))
     routed = budget_of(switch, positions, [])
     assert (routed.execution, routed.operations_per_token) == ("routed", dense / 4 + 2 * WIDTH * 4)
+    masked = build_sae(
+        SwitchConfig(d_sae=D_SAE, k=2, n_experts=4, mask=HARD), WIDTH, L, torch.Generator().manual_seed(0)
+    )
+    assert budget_of(masked, positions, []).execution == "dense"
