@@ -126,10 +126,12 @@ def as_users_run_it() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_probing_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Activations of probing texts are kept in a folder of the session's, not among the user's."""
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Activations of probing texts, and contexts, are kept in folders of the session's, not among the user's."""
     folder = tmp_path_factory.mktemp("probing")
+    contexts = tmp_path_factory.mktemp("contexts")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scansion.corpus.kept.folder_of_contexts", lambda: contexts)
         patch.setattr("scansion.evals.reading.cache.default_folder", lambda: folder)
         yield
 

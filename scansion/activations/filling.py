@@ -1,4 +1,4 @@
-"""Fill a store's folder: shard by shard, resumable after every shard; the manifest is written last."""
+"""Fill a store's folder: shard by shard, resumable; the manifest is written last."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from scansion.activations.parts import PREFIX
 from scansion.activations.shard import Shard, written_digest, written_for
 from scansion.activations.store import MANIFEST, PLAN, SHARD_NAME, ActivationStore, StoreIdentity, StoreManifest
 from scansion.errors import DamagedError, StoreError
@@ -128,6 +129,8 @@ def seal(folder: Path, identity: StoreIdentity, n_tokens: int, contexts_per_shar
         shards={path.name: written_digest(path) for path in paths},
     )
     write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    for part in folder.glob(f"{PREFIX}*"):  # of a shard that was written just before the harvest was killed
+        part.unlink(missing_ok=True)
     return ActivationStore(folder)
 
 

@@ -1,4 +1,7 @@
-"""Harvest: run the LM over contexts once and store the activations at its hook points, shard by shard, resumable."""
+"""Harvest: run the LM over contexts once and store the activations at its hook points, shard by shard, resumable.
+
+Shards depend on nothing but the plan; within a shard, what is computed is kept in parts, see :mod:`.parts`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from scansion.activations.filling import intact_store, missing_shards, place_of, reopen, resumed_settings, seal
 from scansion.activations.harvest_plan import HarvestConfig, HarvestPlan, check_harvests
+from scansion.activations.parts import Parts
 from scansion.activations.shard import FinishedShard, ShardBuffer
 from scansion.activations.store import ActivationStore
 from scansion.corpus import Contexts
@@ -31,9 +35,9 @@ _WRITERS = 2
 def harvest(plan: HarvestPlan, load_lm: Callable[[], LanguageModel]) -> ActivationStore:
     """Return the store of ``plan``, computing the shards that are not on disk yet.
 
-    A harvest that was killed resumes at the first missing shard and ends with the same bytes. A finished store is read
-    and compared with its digests; damaged shards are computed again. If another process is harvesting into the folder,
-    this one waits.
+    A harvest that was killed resumes less than 30 seconds before that point and ends with the same bytes. A finished
+    store is read and compared with its digests; damaged shards are computed again. If another process is harvesting into
+    the folder, this one waits.
 
     Args:
         plan: what to compute and where.
@@ -125,6 +129,11 @@ class _Unfinished:
         missing = {span: path for path, span in shards.items()}
         return cls(plan, HookPoint.parse(identity.hook_point), config, per_shard, missing)
 
+    def parts(self, span: tuple[int, int], batches: str) -> Parts:
+        """Of the shard that holds these contexts, whose batches are formed as ``batches`` says."""
+        path = self.missing[span]
+        return Parts(path, f"{place_of(self.plan.identity, path)} {batches}")
+
 
 def _fill(plans: Sequence[HarvestPlan], load_lm: Callable[[], LanguageModel]) -> None:
     if not plans:
@@ -177,12 +186,15 @@ def _harvest_shards(
         )
         for store in stores
     }
-    _fill_shards(buffers, contexts, lm, stores[0].config.lm_batch_size, on_gpu, advance)
+    batch_size = stores[0].config.lm_batch_size
+    parts = {store.hook_point: store.parts(span, f"{batch_size} {on_gpu}") for store in stores}
+    _fill_shards(buffers, contexts, lm, batch_size, on_gpu, advance, parts)
     for store in stores:
         of = f"{store.hook_point} of {lm.facts.name}"
         path = store.missing[span]
         place = place_of(store.plan.identity, path)
-        writer.write(buffers.pop(store.hook_point).finished(), path, place, of, store.config.dtype)
+        finished = buffers.pop(store.hook_point).finished()
+        writer.write(finished, path, place, of, store.config.dtype, parts[store.hook_point])
 
 
 def _fill_shards(
@@ -192,6 +204,7 @@ def _fill_shards(
     lm_batch_size: int,
     by_length: bool,
     advance: Advance,
+    parts: Mapping[HookPoint, Parts] | None = None,
 ) -> None:
     """Run the LM over the contexts of one shard per hook point.
 
@@ -203,27 +216,52 @@ def _fill_shards(
         by_length: batch contexts of similar length, without their common padding. That saves work where contexts are
             padded, and changes activations by no more than rounding.
         advance: told of every batch.
+        parts: hook point -> where what is computed is kept until the shard is whole, and what an interrupted harvest left.
     """
     order = torch.arange(len(contexts))
     lengths = contexts.valid.sum(dim=1)
     if by_length and int(lengths.min()) < contexts.length:
         order = lengths.argsort(descending=True, stable=True)
-    for start in range(0, len(order), lm_batch_size):
-        members = order[start : start + lm_batch_size]
+    batches = order.split(lm_batch_size)
+    device = next(iter(buffers.values())).acts.device
+    n_kept, kept = _kept(parts or {})
+    n_taken = 0
+    part_begins, in_part = n_kept, list[tuple[Tensor, ...]]()
+    for number, members in enumerate(batches):
         batch = contexts[members]
         batch = batch.without_common_padding() if by_length else batch
-        activations = activations_at_each(lm, list(buffers), batch)
         row, column = batch.valid.nonzero(as_tuple=True)
         # A token is stored at its position, wherever padding has put it in the batch.
         cell = (batch.positions[row, column].long(), members[row])
-        device = next(iter(buffers.values())).acts.device
         there = tuple(_send(index, device) for index in (*cell, row, column))
-        for buffer, acts in zip(buffers.values(), activations, strict=True):
-            buffer.acts[there[:2]] = acts.to(device)[there[2:]].to(buffer.acts.dtype)
+        if number < n_kept:
+            computed = [kept[hook_point][n_taken : n_taken + len(row)] for hook_point in buffers]
+            n_taken += len(row)
+        else:
+            computed = [acts.to(device)[there[2:]] for acts in activations_at_each(lm, list(buffers), batch)]
+            in_part.append(there[:2])
+        for buffer, acts in zip(buffers.values(), computed, strict=True):
+            buffer.acts[there[:2]] = acts.to(buffer.acts)
             for name, tensor in buffer.of_tokens().items():
                 tensor[cell] = getattr(batch, name)[row, column]
             buffer.valid[cell] = True
         advance(len(row))
+        if parts and in_part and number + 1 < len(batches) and next(iter(parts.values())).is_due:
+            cells = tuple(map(torch.cat, zip(*in_part, strict=True)))
+            for hook_point, part in parts.items():
+                part.write(part_begins, number + 1, buffers[hook_point].acts[cells].cpu())
+            part_begins, in_part = number + 1, []
+
+
+def _kept(parts: Mapping[HookPoint, Parts]) -> tuple[int, dict[HookPoint, Tensor]]:
+    """How many of the first batches of a shard every store has in parts, and their activations [m, d_in]."""
+    read = {hook_point: each.read() for hook_point, each in parts.items()}
+    n_kept = max(set[int].intersection(*map(set, read.values())), default=0) if read else 0
+    if not n_kept:
+        return 0, {}
+    return n_kept, {
+        point: torch.cat([acts for end, acts in each.items() if end <= n_kept]) for point, each in read.items()
+    }
 
 
 def _send(index: Tensor, device: torch.device) -> Tensor:
@@ -238,11 +276,11 @@ class _Writer:
         self._threads = ThreadPoolExecutor(_WRITERS) if in_threads else None
         self._pending: deque[Future[None]] = deque()
 
-    def write(self, shard: FinishedShard, path: Path, place: str, of: str, dtype: str) -> None:
+    def write(self, shard: FinishedShard, path: Path, place: str, of: str, dtype: str, parts: Parts) -> None:
         if self._threads is None:
-            _check_and_write(shard, path, place, of, dtype)
+            _check_and_write(shard, path, place, of, dtype, parts)
             return
-        self._pending.append(self._threads.submit(_check_and_write, shard, path, place, of, dtype))
+        self._pending.append(self._threads.submit(_check_and_write, shard, path, place, of, dtype, parts))
         while len(self._pending) > _WRITERS:  # bounds the memory of shards that wait for the disk
             self._pending.popleft().result()
 
@@ -258,9 +296,10 @@ class _Writer:
                 each.result()
 
 
-def _check_and_write(shard: FinishedShard, path: Path, place: str, of: str, dtype: str) -> None:
+def _check_and_write(shard: FinishedShard, path: Path, place: str, of: str, dtype: str, parts: Parts) -> None:
     if not shard.is_finite:
         raise StoreError(
             f"the activations at {of} are not all finite in {dtype}; store float32, or run the model in float32"
         )
     shard.write(path, place)
+    parts.remove()

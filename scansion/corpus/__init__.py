@@ -2,6 +2,7 @@
 
 from scansion.corpus.config import CorpusConfig
 from scansion.corpus.contexts import Contexts
+from scansion.corpus.kept import kept_contexts
 from scansion.corpus.sources import check_source, corpus_assets, read_documents
 from scansion.corpus.tokenise import (
     CorpusSplits,
@@ -17,6 +18,7 @@ __all__ = [
     "check_source",
     "corpus_assets",
     "held_out_documents",
+    "kept_contexts",
     "load_contexts",
     "read_documents",
     "start_and_padding",

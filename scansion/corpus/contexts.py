@@ -46,7 +46,7 @@ class Contexts:
 
     def __post_init__(self) -> None:
         sizes = require_shape("tokens", self.tokens, "C L")
-        for name, tensor in self._tensors().items():
+        for name, tensor in self.tensors().items():
             require_shape(name, tensor, "C L", **sizes)
             expected = torch.bool if name == "valid" else torch.int32
             if tensor.dtype != expected:
@@ -106,13 +106,13 @@ class Contexts:
         """Select contexts by a slice, or by a one-dimensional tensor of indices or booleans."""
         if not isinstance(index, slice):
             require_shape("index", index, "n")
-        return Contexts(**{name: tensor[index] for name, tensor in self._tensors().items()})
+        return Contexts(**{name: tensor[index] for name, tensor in self.tensors().items()})
 
     @cached_property
     def fingerprint(self) -> str:
         """A 32-digit name of the contents; it does not depend on the tensors' memory layout or device."""
         digest = xxhash.xxh3_128()
-        for name, tensor in self._tensors().items():
+        for name, tensor in self.tensors().items():
             digest.update(f"{name} {list(tensor.shape)} ".encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -121,7 +121,7 @@ class Contexts:
         """The same contexts with the padding on the left; a context's first token keeps position 0."""
         # A stable sort of False before True moves the padding and keeps the order of the tokens.
         order = self.valid.to(torch.int8).argsort(dim=1, stable=True)
-        return Contexts(**{name: tensor.gather(1, order) for name, tensor in self._tensors().items()})
+        return Contexts(**{name: tensor.gather(1, order) for name, tensor in self.tensors().items()})
 
     def without_common_padding(self) -> Contexts:
         """The same contexts without the columns, at either end, in which none has a token; the positions stay."""
@@ -129,8 +129,9 @@ class Contexts:
         if len(used) == 0:
             return self
         columns = slice(int(used[0]), int(used[-1]) + 1)
-        return Contexts(**{name: tensor[:, columns] for name, tensor in self._tensors().items()})
+        return Contexts(**{name: tensor[:, columns] for name, tensor in self.tensors().items()})
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that there is, by its name."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}

@@ -71,17 +71,16 @@ def load_contexts(config: CorpusConfig, tokenizer: transformers.PreTrainedTokeni
         side.require_text(n_documents)
     generator = torch.Generator().manual_seed(config.seed)
     contexts = [side.draw(generator) for side in (train, held_out)]
-    return CorpusSplits(
-        *contexts,
-        fingerprint=fingerprint([*(part.fingerprint for part in contexts), tokenizer_name]),
-        provenance={
-            "config": config.model_dump(mode="json"),
-            "tokenizer": tokenizer_name,
-            "documents_read": n_documents,
-            "train": train.account(contexts[0]),
-            "held_out": held_out.account(contexts[1]),
-        },
-    )
+    provenance = {
+        "config": config.model_dump(mode="json"),
+        "tokenizer": tokenizer_name,
+        "documents_read": n_documents,
+        "train": train.account(contexts[0]),
+        "held_out": held_out.account(contexts[1]),
+    }
+    say_what_is_short(provenance)
+    hashed = fingerprint([*(part.fingerprint for part in contexts), tokenizer_name])
+    return CorpusSplits(*contexts, fingerprint=hashed, provenance=provenance)
 
 
 def held_out_documents(config: CorpusConfig) -> list[str]:
@@ -143,22 +142,29 @@ class _Side:
         return pool[order[:n_contexts].sort().values]
 
     def account(self, contexts: Contexts) -> dict[str, Any]:
-        n_documents = int(contexts.doc_ids[contexts.valid].unique().numel())
-        if self.needed is not None and contexts.n_tokens < self.needed:
-            say(f"the corpus has {contexts.n_tokens:,} {self.name} tokens, fewer than the {self.needed:,} requested")
-        if self.name == "held-out" and n_documents < FEW_DOCUMENTS:
-            say(
-                f"the {contexts.n_tokens:,} held-out tokens come from {n_documents} document"
-                f"{'' if n_documents == 1 else 's'}: scores say little about other text; have more or shorter documents, or "
-                "raise held_out_tokens, held_out_fraction or pool"
-            )
         return {
             "contexts": len(contexts),
             # If none had padding. The name is older, and part of the identity of stores that never had any.
             "contexts_asked": None if self.needed is None else self.n_full(self.needed),
             "tokens": contexts.n_tokens,
-            "documents": n_documents,
+            "documents": int(contexts.doc_ids[contexts.valid].unique().numel()),
         }
+
+
+def say_what_is_short(provenance: dict[str, Any]) -> None:
+    """Say in a line each where there is less text than was asked for, or too little to tell much."""
+    config = provenance["config"]
+    for side, needed in (("train", config["max_tokens"]), ("held_out", config["held_out_tokens"])):
+        n_tokens = provenance[side]["tokens"]
+        if needed is not None and n_tokens < needed:
+            say(f"the corpus has {n_tokens:,} {side.replace('_', '-')} tokens, fewer than the {needed:,} requested")
+    n_documents = provenance["held_out"]["documents"]
+    if n_documents < FEW_DOCUMENTS:
+        say(
+            f"the {provenance['held_out']['tokens']:,} held-out tokens come from {n_documents} "
+            f"document{'' if n_documents == 1 else 's'}: scores say little about other text; have more or shorter documents, "
+            "or raise held_out_tokens, held_out_fraction or pool"
+        )
 
 
 def _fill(train: _Side, held_out: _Side, config: CorpusConfig, reader: _Tokens) -> int:

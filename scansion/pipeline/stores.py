@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, check_harvests, harvest_together
 from scansion.activations.store import MANIFEST, StoreIdentity, StoreManifest
 from scansion.assets import cache_dir
-from scansion.corpus import Contexts, CorpusConfig, check_source, corpus_assets, load_contexts
+from scansion.corpus import Contexts, CorpusConfig, check_source, corpus_assets, kept_contexts, load_contexts
 from scansion.device import dtype_name, resolve_device, resolve_dtype
 from scansion.errors import ConfigError, ScansionError
 from scansion.files import expanded, require_writable
@@ -154,7 +154,7 @@ def _plans(source: HarvestSpec, folders: Mapping[HookPoint, Path | None]) -> lis
     for folder in folders.values():
         if folder is not None:  # before the text is read, which may take minutes
             require_writable(folder)
-    splits = load_contexts(source.corpus, load_tokenizer(facts, source.revision))
+    splits = kept_contexts(source.corpus, load_tokenizer(facts, source.revision), load_contexts)
 
     def plan(hook_point: HookPoint, contexts: Contexts, split: str) -> HarvestPlan:
         return _plan(source, hook_point, facts, contexts, split, splits.provenance, folders[hook_point])

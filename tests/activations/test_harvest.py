@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from scansion.activations import ActivationStore, harvest, harvesting
+from scansion.activations.parts import Parts
 from scansion.activations.shard import ShardBuffer
 from scansion.errors import DamagedError, ScansionError, StoreError
 from scansion.lm import HookPoint, activations_at
@@ -230,3 +231,84 @@ def test_the_store_of_a_chat_has_its_turns(tmp_path, lm) -> None:
     assert without.turns is None and without.positions_in_turn is None
     assert "turns" not in without.identity.model_dump()
     assert without.contexts(0, 6).x.equal(store.contexts(0, 6).x)
+
+
+class Interrupted(Exception):
+    """Stands for a power cut."""
+
+
+def interrupt_after(n_batches: int, monkeypatch: pytest.MonkeyPatch, counts: list[int]) -> None:
+    """Raise in the LM's batch number ``n_batches``; count batches in ``counts``."""
+    plain = harvesting.activations_at_each
+
+    def run(lm, hook_points, contexts):
+        if len(counts) == n_batches:
+            raise Interrupted
+        counts.append(len(contexts))
+        return plain(lm, hook_points, contexts)
+
+    monkeypatch.setattr(harvesting, "activations_at_each", run)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_interruption_loses_one_part_of_a_shard(tmp_path: Path, lm, monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts = random_contexts(24, shortest=3)
+    harvest(make_plan(tmp_path / "whole", contexts, lm_batch_size=2), lambda: lm)  # one shard of 12 batches
+    monkeypatch.setattr("scansion.activations.parts.SECONDS", 0.0)
+    plan = make_plan(tmp_path / "cut", contexts, lm_batch_size=2)
+    for stop in (5, 3):
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            interrupt_after(stop, patch, [])
+            harvest(plan, lambda: lm)
+    assert sorted(path.name for path in (tmp_path / "cut").glob("part-*"))[-1] == "part-00000-000007-000008.safetensors"
+    with monkeypatch.context() as patch:
+        interrupt_after(100, patch, counts := [])
+        harvest(plan, lambda: lm)
+    assert len(counts) == 12 - 8
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "swapped", "gone"])
+def test_a_damaged_part_is_computed_again(
+    damage: str, tmp_path: Path, lm, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    contexts = random_contexts(24, shortest=3)
+    harvest(make_plan(tmp_path / "whole", contexts, lm_batch_size=2), lambda: lm)
+    monkeypatch.setattr("scansion.activations.parts.SECONDS", 0.0)
+    plan = make_plan(tmp_path / "cut", contexts, lm_batch_size=2)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(6, patch, [])
+        harvest(plan, lambda: lm)
+    parts = sorted((tmp_path / "cut").glob("part-*"))
+    raw = parts[2].read_bytes()
+    match damage:
+        case "bit":
+            parts[2].write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+        case "cut":
+            parts[2].write_bytes(raw[: len(raw) // 2])
+        case "swapped":
+            parts[2].write_bytes(parts[3].read_bytes())
+        case "gone":
+            parts[2].unlink()
+    with monkeypatch.context() as patch:
+        interrupt_after(100, patch, counts := [])
+        harvest(plan, lambda: lm)
+    assert len(counts) == 12 - 2
+    assert ("computing it again" in capsys.readouterr().err) == (damage != "gone")
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+
+
+def test_parts_of_other_batches_are_not_used(tmp_path: Path, lm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a harvest begun on a GPU, where batches are formed by length, goes on without it."""
+    contexts = random_contexts(12, shortest=3)
+    monkeypatch.setattr("scansion.activations.parts.SECONDS", 0.0)
+    for by_length, n_computed in ((False, 6), (True, 6), (True, 1)):  # the last batch of a shard is in no part
+        buffer = ShardBuffer.empty(8, 12, 16, "float32")
+        parts = {HookPoint(1): Parts(tmp_path / "shard-00000.safetensors", f"store {by_length}")}
+        with monkeypatch.context() as patch:
+            interrupt_after(100, patch, counts := [])
+            harvesting._fill_shards({HookPoint(1): buffer}, contexts, lm, 2, by_length, lambda _: None, parts)
+        assert len(counts) == n_computed
