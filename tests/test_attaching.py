@@ -95,8 +95,9 @@ def test_generation_with_a_cache_is_that_without(family: str, mode: str) -> None
     torch.testing.assert_close(by_step.acts, whole.steps[-1].acts, rtol=1e-3, atol=1e-4)
 
 
-def test_steering_at_a_position_changes_nothing_before_it() -> None:
-    lm, sae, tokens = make_lm(), made(mask=False), random_contexts(2).tokens.long()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steering_at_a_position_changes_nothing_before_it(family: str) -> None:
+    lm, sae, tokens = make_lm(family), made(mask=False), random_contexts(2).tokens.long()
     plain = logits_of(lm.model, tokens)
     with attach(lm.model, sae, "steer", features=[4], value=9.0, positions=[5]):
         steered = logits_of(lm.model, tokens)
@@ -134,8 +135,9 @@ def test_a_closed_feature_is_not_forced() -> None:
             assert torch.allclose(logits_of(lm.model, tokens), plain, atol=1e-5) is same
 
 
-def test_no_hook_is_left_behind() -> None:
-    lm, sae = make_lm(), made()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_hook_is_left_behind(family: str) -> None:
+    lm, sae = make_lm(family), made()
     before = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lm.model.modules()]
     with pytest.raises(RuntimeError, match="of mine"), attach(lm.model, sae):
         raise RuntimeError("of mine")

@@ -1,7 +1,8 @@
-"""The other libraries' side: ``python tests/interop/peer_writes.py FOLDER [EXPORTED]``, in an environment that has them.
+"""The other libraries' side: ``python tests/interop/peer_writes.py FOLDER EXPORTED TRAINED``, in an environment that has them.
 
-Writes SAEs by each library's own code, each with what it encodes and decodes some tokens to. With EXPORTED, a folder of
-SAEs that Scansion wrote for SAELens beside the same of ours, it also writes what SAELens makes of those.
+Writes SAEs by each library's own code into FOLDER, each with what it encodes and decodes some tokens to; for EXPORTED, a folder
+of SAEs that Scansion wrote for SAELens beside the same of ours, what SAELens makes of those; and the weights in TRAINED, those
+of a TopK SAE, as each library saves a TopK SAE of its own.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from dictionary_learning.dictionary import AutoEncoder, AutoEncoderNew, GatedAutoEncoder, JumpReluAutoEncoder
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from sae_lens import SAE
+from sae_lens.loading import pretrained_sae_loaders as loaders
 from sae_lens.saes.gated_sae import GatedSAE, GatedSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
@@ -23,7 +26,7 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from safetensors.torch import load_file, save_file
 from sparsify import SparseCoder, SparseCoderConfig
 
-D_IN, D_SAE, K = 24, 64, 5
+D_IN, D_SAE, K = 16, 64, 5
 
 
 def main() -> None:
@@ -77,8 +80,9 @@ def main() -> None:
     found = coder.encode(x)
     acts = torch.zeros(len(x), D_SAE).scatter(1, found.top_indices, found.top_acts)
     _reference(folder, x, acts, lambda acts: acts @ coder.W_dec + coder.b_dec)
-    if len(sys.argv) > 2:
-        _read_ours(Path(sys.argv[2]))
+    _write_gemma_scope(out, x)
+    _read_ours(Path(sys.argv[2]))
+    _write_trained(Path(sys.argv[3]))
 
 
 def _randomise(module: torch.nn.Module, keep: tuple[str, ...]) -> None:
@@ -97,6 +101,65 @@ def _reference(folder: Path, x: torch.Tensor, acts: torch.Tensor, decode) -> Non
     with torch.no_grad():
         values = {"x": x, "acts": acts.detach(), "decoded": decode(acts.detach()).detach()}
         save_file({name: value.contiguous() for name, value in values.items()}, f"{folder}.reference.safetensors")
+
+
+def _write_gemma_scope(out: Path, x: torch.Tensor) -> None:
+    """Files as Gemma Scope has them, and what SAELens, which reads them from the hub, makes of them."""
+    source = JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=D_SAE))
+    _randomise(source, keep=())
+    tensors = {name: tensor.detach() for name, tensor in source.state_dict().items()}
+    for name, file in (("gemma_scope", "params.npz"), ("gemma_scope_2", "params.safetensors")):
+        folder = out / name
+        folder.mkdir()
+        if file.endswith("npz"):
+            np.savez(folder / file, **{name: tensor.numpy() for name, tensor in tensors.items()})
+        else:
+            save_file(
+                {name.replace("W_", "w_"): tensor.contiguous() for name, tensor in tensors.items()}, folder / file
+            )
+        (folder / "config.json").write_text(json.dumps({"architecture": "jump_relu", "model_name": "gemma-v3-270m"}))
+        loaders.hf_hub_download = lambda repo_id, filename, folder=folder, **_: str(folder / Path(filename).name)
+        loaders.get_safetensors_tensor_shapes = lambda *_: {"w_enc": (D_IN, D_SAE), "w_dec": (D_SAE, D_IN)}
+        load = (
+            loaders.gemma_2_sae_huggingface_loader if file.endswith("npz") else loaders.gemma_3_sae_huggingface_loader
+        )
+        sae = SAE.load_from_disk(
+            "google/gemma-scope-2b-pt-res",
+            converter=lambda repo, device, cfg_overrides, load=load: load(
+                repo, "resid_post/layer_1_width_16k", device, cfg_overrides={"d_in": D_IN, "d_sae": D_SAE}
+            )[:2],
+        )
+        _reference(folder, x, sae.encode(x), sae.decode)
+
+
+def _write_trained(home: Path) -> None:
+    weights = load_file(home / "trained.safetensors")
+    k = int(weights.pop("k"))
+    d_in, d_sae = weights["W_enc"].shape
+    sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=k, rescale_acts_by_decoder_norm=False))
+    sae.load_state_dict(weights)
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name = "blocks.1.hook_resid_post", "llama"
+    sae.save_model(home / "SAELens")
+    ae = AutoEncoderTopK(d_in, d_sae, k)
+    transposed = {
+        "encoder.weight": weights["W_enc"].T,
+        "encoder.bias": weights["b_enc"],
+        "decoder.weight": weights["W_dec"].T,
+    }
+    ae.load_state_dict({**transposed, "b_dec": weights["b_dec"]}, strict=False)
+    (home / "dictionary_learning").mkdir()
+    torch.save(ae.state_dict(), home / "dictionary_learning" / "ae.pt")
+    trainer = {"dict_class": "AutoEncoderTopK", "lm_name": "llama", "layer": 1, "submodule_name": "resid_post_layer_1"}
+    (home / "dictionary_learning" / "config.json").write_text(
+        json.dumps({"trainer": trainer, "buffer": {"ctx_len": 8}})
+    )
+    coder = SparseCoder(d_in, SparseCoderConfig(num_latents=d_sae, k=k))
+    with torch.no_grad():
+        coder.encoder.weight.copy_(weights["W_enc"].T)
+        coder.encoder.bias.copy_(weights["b_enc"])
+        coder.W_dec.copy_(weights["W_dec"])
+        coder.b_dec.copy_(weights["b_dec"])
+    coder.save_to_disk(home / "sparsify" / "layers.1")
 
 
 def _read_ours(exported: Path) -> None:
