@@ -118,7 +118,7 @@ def _language_model(sizes: dict[str, Any], device: torch.device) -> LanguageMode
             config, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32
         )
     cast(nn.Module, model).requires_grad_(False).to(device).eval()
-    facts = ModelFacts(MODEL, "random weights", MODEL, None, "gemma2", LAYERS, config.hidden_size, 1024, config)
+    facts = ModelFacts(MODEL, "random weights", MODEL, "gemma2", LAYERS, config.hidden_size, 1024, config)
     words = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     return LanguageModel(model, PreTrainedTokenizerFast(tokenizer_object=words), facts)
 

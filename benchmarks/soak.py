@@ -69,7 +69,7 @@ def _made_up_lm() -> LanguageModel:
         intermediate_size=2 * WIDTH, max_position_embeddings=LENGTH, bos_token_id=1, eos_token_id=2, pad_token_id=2,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).eval()
-    facts = ModelFacts("made up", "none", "made up", None, config.model_type, 2, WIDTH, LENGTH, config)
+    facts = ModelFacts("made up", "none", "made up", config.model_type, 2, WIDTH, LENGTH, config)
     return LanguageModel(model, PreTrainedTokenizerBase(), facts)
 
 

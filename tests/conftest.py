@@ -72,7 +72,7 @@ def make_lm(family: str = "llama", dtype: torch.dtype = torch.float32) -> Langua
     config = FAMILIES[family]()
     torch.manual_seed(0)  # transformers draws initial weights from the global generator
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    facts = ModelFacts(family, "test", family, None, config.model_type, LAYERS, WIDTH, MAX_POSITIONS, config)
+    facts = ModelFacts(family, "test", family, config.model_type, LAYERS, WIDTH, MAX_POSITIONS, config)
     return LanguageModel(model, make_tokenizer(), facts)
 
 

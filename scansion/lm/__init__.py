@@ -7,6 +7,7 @@ from scansion.lm.identity import BUNDLED_MODEL, ModelId
 from scansion.lm.load import (
     BUNDLED_MODEL_ASSET,
     LanguageModel,
+    check_layer_in_header,
     lm_dtype,
     load_language_model,
     load_tokenizer,
@@ -24,6 +25,7 @@ __all__ = [
     "ModelId",
     "activations_at",
     "activations_at_each",
+    "check_layer_in_header",
     "check_parts",
     "hook_site",
     "lm_dtype",

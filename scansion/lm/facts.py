@@ -16,8 +16,7 @@ class ModelFacts:
     Attributes:
         name: as the user gave it.
         revision: the hub's commit, or a fingerprint of the local files.
-        location: folder or hub name that transformers loads from.
-        gguf_file: file name inside ``location`` when the weights are GGUF.
+        location: folder or hub name that transformers loads from; of a GGUF file the folder it was converted to.
         family: transformers' ``model_type``, for example ``llama``.
         n_layers, d_model: sizes from the configuration.
         max_positions: the longest context; None if there is no limit, as in models without position embeddings (BLOOM,
@@ -28,7 +27,6 @@ class ModelFacts:
     name: str
     revision: str
     location: str
-    gguf_file: str | None
     family: str
     n_layers: int
     d_model: int

@@ -70,28 +70,26 @@ class ModelId:
         return f"{self.name} {self.revision}"
 
 
-def local_revision(location: str, gguf_file: str | None, with_config: bool = True) -> str | None:
+def local_revision(location: str, with_config: bool = True) -> str | None:
     """The revision of a folder on disk: the commit it was downloaded as, else a fingerprint of weights and config.
 
     An edited folder gets another fingerprint, so that it is never mistaken for the old one.
 
     Args:
         location: a folder, or a hub name, for which the result is None.
-        gguf_file: the file in it that is loaded, if the weights are GGUF.
         with_config: False for the bundled model, whose config.json is written by the installed version of transformers.
     """
     folder = Path(location)
     if not folder.is_dir():
         return None
-    if gguf_file:  # one commit may hold several, and each has its configuration inside
-        return f"xxh3:{_hash_files([folder / gguf_file])}"
     if snapshot := _SNAPSHOT.search(str(folder.resolve())):
         return snapshot[2]
-    weights = f"xxh3:{_hash_files(sorted(file for glob in _WEIGHTS for file in folder.glob(glob)))}"
+    weights = f"xxh3:{hash_of_files(sorted(file for glob in _WEIGHTS for file in folder.glob(glob)))}"
     return f"{weights}+{_hash_config(folder / 'config.json')}" if with_config else weights
 
 
-def _hash_files(files: list[Path]) -> str:
+def hash_of_files(files: list[Path]) -> str:
+    """A 32-digit fingerprint of the files' names and bytes."""
     digest = xxhash.xxh3_128()
     with progress("fingerprint weights", sum(file.stat().st_size for file in files), "bytes") as advance:
         for file in files:

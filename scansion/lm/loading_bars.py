@@ -1,15 +1,30 @@
-"""Show our progress bars while transformers loads a model, and silence its own bars and warnings."""
+"""Show our progress bars while transformers loads a model, silence its own bars and warnings, and report its errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pickle import UnpicklingError  # PyTorch's, of a file of weights that holds more than tensors
 from typing import Any
 
+from safetensors import SafetensorError
+
+from scansion.errors import ModelError
 from scansion.progress import progress
 
 _OURS = {"Converting and de-quantizing GGUF tensors...": "de-quantise", "Loading weights": "load weights"}
+
+
+@contextmanager
+def loading(name: str) -> Generator[None, None, None]:
+    """Show our progress bars, and turn an error into a :class:`ModelError` of one line."""
+    try:
+        with our_progress():
+            yield
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"the model {name} exists but cannot be loaded: {why}") from error
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from scansion.lm import (
     HookPoint,
     LanguageModel,
     ModelFacts,
+    check_layer_in_header,
     lm_dtype,
     load_language_model,
     load_tokenizer,
@@ -79,6 +80,8 @@ class HarvestSpec:
         lm_dtype(self.lm_dtype, resolve_device(self.device))
         resolve_dtype(self.harvest.dtype)
         check_source(self.corpus)
+        for hook_point in hook_points:
+            check_layer_in_header(self.model, hook_point)
         facts = model_facts(self.model, self.revision)
         for hook_point in hook_points:
             hook_point.check(facts.n_layers, self.model)

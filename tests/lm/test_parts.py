@@ -31,7 +31,7 @@ def lm_of(config: object) -> LanguageModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.rand_like(parameter) + 0.5 if "norm" in name else torch.randn_like(parameter) * 0.3)
-    facts = ModelFacts("m", "test", "m", None, model.config.model_type, LAYERS, WIDTH, 64, model.config)
+    facts = ModelFacts("m", "test", "m", model.config.model_type, LAYERS, WIDTH, 64, model.config)
     return LanguageModel(model, make_tokenizer(), facts)
 
 
