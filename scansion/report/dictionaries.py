@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
+
+from torch import Tensor
 
 from scansion.activations import ActivationStore
 from scansion.device import resolve_device
@@ -17,9 +19,11 @@ from scansion.report.features import (
     FeatureConfig,
     FeaturePages,
     LogitLens,
+    Neighbours,
     gather_features,
     logit_lens,
     nearest_features,
+    nearest_in,
 )
 from scansion.report.maps import Maps, maps_of, rates_of, read_profiles
 from scansion.sae import load_sae
@@ -60,6 +64,7 @@ def read_dictionaries(
     place = resolve_device(device)
     maps: list[Maps] = []
     pages: list[FeaturePages] = []
+    decoders: list[Tensor] = []
     for arm in data.sound:
         seed, folder = next(iter(arm.folders.items()))
         subject = LoadedSAE(arm.name, *load_sae(folder / "sae", place))
@@ -70,10 +75,14 @@ def read_dictionaries(
             features = gather_features(subject, data.held_out, config, information)
             neighbours = nearest_features(subject.sae.W_dec, config.neighbours)
             lens = _lens(subject, lm, config.lens_tokens)
-            pages.append(FeaturePages(arm.name, seed, features, neighbours, lens, _mask_note(arm)))
+            page = FeaturePages(arm.name, seed, features, neighbours, lens, _mask_note(arm), subject.fingerprint)
+            pages.append(page)
+            decoders.append(subject.sae.W_dec.detach().cpu())
             rates = rates or {"firing": features.profile.rates}
         if rates or subject.sae.config.mask.has_weights:
             maps.append(maps_of(subject, data.held_out, rates))
+    if config is not None and config.neighbours:
+        pages = [replace(page, elsewhere=_elsewhere(index, decoders)) for index, page in enumerate(pages)]
     if config is None or lm is None:
         return Dictionaries(maps, pages)
     decode = cache(lambda token: str(lm.tokenizer.decode([token])))
@@ -83,6 +92,12 @@ def read_dictionaries(
         "and position above chance. Fidelity: AUROC of the mask as a predictor of firing; 0.5 is chance."
     )
     return Dictionaries(maps, pages, decode, note)
+
+
+def _elsewhere(index: int, decoders: Sequence[Tensor]) -> dict[int, Neighbours]:
+    """Another SAE -> its feature that is nearest to each of this one's."""
+    own = decoders[index]
+    return {other: nearest_in(own, theirs) for other, theirs in enumerate(decoders) if other != index}
 
 
 def language_model_of(store: ActivationStore, device: str) -> LanguageModel:

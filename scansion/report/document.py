@@ -15,7 +15,8 @@ _STYLES = ("style.css", "figures.css", "features.css")
 # In one function's scope, in this order.
 _SCRIPTS = (
     "chunks.js", "elements.js", "theme.js", "plots.js", "figures.js", "maps.js", "feature_columns.js",
-    "feature_table.js", "feature_detail.js", "feature_browser.js", "main.js",
+    "feature_table.js", "feature_search.js", "small_charts.js", "feature_detail.js", "sentences.js", "feature_browser.js",
+    "main.js",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from scansion.files import atomic_file, expanded
 from scansion.lm import LanguageModel
+from scansion.palette import COLOURS
 from scansion.report.charts import (
     Chart,
     pareto_charts,
@@ -86,11 +87,11 @@ def page(data: ReportData, sections: Sequence[tuple[str, str, list[Chart]]], dic
             for m in dictionaries.maps
         ]
         chunks.add_json("maps", abouts)
+    if sections or dictionaries.maps:
+        add_plotly(chunks)
     if dictionaries.pages:
         store = data.held_out
         pack_features(dictionaries.pages, store.tokens, store.valid, dictionaries.decode, chunks)
-    if sections or dictionaries.maps or dictionaries.pages:
-        add_plotly(chunks)
     links = [("summary", "Summary"), *((key, title) for key, title, _ in sections)]
     measured = other_tables(runs)
     links += [("evaluations", "Other evaluations")] if measured else []
@@ -116,7 +117,7 @@ def page(data: ReportData, sections: Sequence[tuple[str, str, list[Chart]]], dic
         verdicts=verdicts(data),
         baseline=data.comparison.baseline,
         arms=[
-            {"name": arm.name, "colour": colour_of(index), "turn": index // 6 % 3, "changes": arm.changes}
+            {"name": arm.name, "colour": colour_of(index), "turn": index // len(COLOURS) % 3, "changes": arm.changes}
             for index, arm in enumerate(data.sound)
         ],
         chart_sections=sections,

@@ -41,7 +41,7 @@ def _seeds(given: Any) -> Any:
     """Seeds as a plan may list them; None, of a run that has none of its own, is passed through."""
     if given is None:
         return None
-    seeds = list(given) if isinstance(given, (list, tuple)) else []
+    seeds: list[Any] = list(cast(Sequence[Any], given)) if isinstance(given, list | tuple) else []
     for seed in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
             raise ValueError(f"{seed!r} is no seed; a seed is a whole number from 0 to 2^63 - 1")

@@ -46,9 +46,9 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
-    """``open_page(path, size=LAPTOP, dark=False, fragment="", without_policy=False)``: the page once it is ready.
+    """``open_page(path, size=LAPTOP, dark=False, fragment="", without_policy=False, first="")``: the page once it is ready.
 
-    ``without_policy`` lets the page do what its own security policy would stop.
+    ``without_policy`` lets the page do what its own security policy would stop; ``first`` is a script that runs before it.
 
     Fails at the end of the test if a page logged an error or a warning, threw, or asked for anything but itself.
     """
@@ -73,6 +73,7 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
         dark: bool = False,
         fragment: str = "",
         without_policy: bool = False,
+        first: str = "",
     ) -> Any:
         context = chromium.new_context(
             viewport={"width": size[0], "height": size[1]},
@@ -83,6 +84,8 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
         context.route("**/*", ask)
         page = context.new_page()
         listen(page)
+        if first:
+            page.add_init_script(first)
         page.goto(path.resolve().as_uri() + fragment)
         page.wait_for_selector("body[data-ready]", timeout=30_000)
         return page

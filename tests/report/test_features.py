@@ -10,7 +10,16 @@ from scansion.evals.base import LoadedSAE
 from scansion.evals.position.firing import Profile
 from scansion.lm import HookPoint, activations_at, logits, unembed
 from scansion.masks import BandMaskConfig
-from scansion.report.features import FeatureConfig, gather_features, logit_lens, nearest_features, specialisation
+from scansion.report.features import (
+    FeatureConfig,
+    gather_features,
+    logit_lens,
+    nearest_features,
+    nearest_in,
+    specialisation,
+)
+from scansion.report.features.gathering import BINS
+from scansion.report.features.together import firing_together, keep_every
 from scansion.sae import SAEMetadata, TopKConfig, build_sae
 from tests.conftest import FAMILIES, WIDTH, make_lm, random_contexts
 
@@ -62,14 +71,59 @@ def test_examples_are_the_strongest_contexts_with_every_firing_in_them(subject, 
     for f in range(subject.sae.d_sae):
         strength = acts[..., f].amax(dim=0)
         fired = int((strength > 0).sum())
-        kept = [int(c) for c in examples.contexts[f] if c >= 0]
+        kept = [int(c) for c in examples.contexts[f, : examples.n_top] if c >= 0]
         assert len(kept) == min(fired, CONFIG.examples) == len(set(kept))
         assert torch.allclose(strength[kept], strength.topk(len(kept)).values)
-        for k, context in enumerate(kept):
-            entries = slice(*examples.offsets[f * CONFIG.examples + k : f * CONFIG.examples + k + 2])
+        K, highest = examples.contexts.shape[1], float(strength.max())
+        for kind, (low, high) in enumerate(((1 / 3, 2 / 3), (0, 1 / 3))):
+            begin = examples.n_top + CONFIG.weaker_examples * kind
+            weaker = [int(c) for c in examples.contexts[f, begin : begin + CONFIG.weaker_examples] if c >= 0]
+            share = strength / highest if highest else strength
+            among = {int(c) for c in ((share > low) & (share <= high)).nonzero()} - set(kept)
+            assert set(weaker) <= among and len(weaker) == min(len(among), CONFIG.weaker_examples)
+        for k, context in enumerate(examples.contexts[f].tolist()):
+            entries = slice(*examples.offsets[f * K + k : f * K + k + 2])
+            if context < 0:
+                assert entries.start == entries.stop
+                continue
             there = acts[:, context, f].nonzero().squeeze(1)
             assert examples.positions[entries].tolist() == there.tolist()
             assert np.allclose(examples.acts[entries], acts[there, context, f])
+
+
+def test_histograms_sinks_and_partners_are_those_of_the_activations(subject, store, acts) -> None:
+    features = gather_features(subject, store, CONFIG)
+    fired = acts[1:] > 0
+    assert np.array_equal(features.histogram.sum(axis=1), fired.sum(dim=(0, 1)).numpy())
+    f = int(features.profile.counts.sum(axis=0).argmax())
+    own = acts[1:, :, f][fired[..., f]].numpy()
+    expected, _ = np.histogram(own, BINS, (0, float(features.max_act[f])))
+    assert np.abs(expected - features.histogram[f]).sum() <= 2, "but for one on the edge of two steps"
+    out = store.outliers.mask[1:]
+    share = (acts[1:] * out[..., None]).sum(dim=(0, 1)) / acts[1:].sum(dim=(0, 1))
+    assert np.allclose(features.sink_share, share.numpy(), equal_nan=True)
+    flat = fired.flatten(0, 1).numpy()
+    both = flat.T.astype(int) @ flat
+    either = flat.sum(axis=0)[:, None] + flat.sum(axis=0) - both
+    jaccard = np.where(both > 1, both / np.maximum(either, 1), 0.0)
+    np.fill_diagonal(jaccard, 0)
+    n = features.partners.cosines.shape[1]
+    assert np.allclose(features.partners.cosines, -np.sort(-jaccard, axis=1)[:, :n])
+
+
+def test_of_features_that_fire_often_only_some_tokens_are_paired() -> None:
+    assert keep_every(32 * 130_000, 130_000) == 1 and keep_every(2000 * 130_000, 130_000) > 100
+    token, feature = np.array([0, 0, 1, 1, 2, 3]), np.array([0, 1, 0, 1, 1, 2])
+    found = firing_together(token, feature, 4, 3, 2)
+    assert found.features.tolist() == [[1, -1], [0, -1], [-1, -1]]
+    assert np.allclose(found.cosines[:2, 0], 2 / 3)
+
+
+def test_the_nearest_feature_of_another_sae_is_found() -> None:
+    rows = torch.randn(300, WIDTH, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
+    found = nearest_in(rows, 2 * rows[order])
+    assert torch.equal(order[found.features[:, 0]], torch.arange(300)) and np.allclose(found.cosines, 1, atol=1e-5)
 
 
 def test_batches_do_not_change_what_is_found(subject, store) -> None:

@@ -271,6 +271,13 @@ def test_features_of_every_arm_can_be_looked_up(open_page, written: Path, data: 
     page.wait_for_selector("#feature .plot[data-drawn]")
     assert page.locator("#feature-run option").count() == len(data.sound)
     assert page.inner_text("#feature h3").startswith("Feature 5")
+    page.wait_for_timeout(500)  # plots above are drawn meanwhile, and must not move it away
+    until(page, "document.getElementById('feature').getBoundingClientRect().top < innerHeight / 2")
+    assert page.evaluate("scrollY") > 1000, "below all plots"
+    row = page.locator(".row[data-feature='5']")
+    assert row.get_attribute("aria-selected") == "true" and row.is_visible()
+    page.reload()
+    page.wait_for_selector("#feature h3:has-text('Feature 5')")
     until(page, "document.getElementById('feature').getBoundingClientRect().top < innerHeight / 2")
     assert page.locator("#feature .lens li").count() == 8
 

@@ -60,6 +60,15 @@ def nearest_features(W_dec: Float[Tensor, "F d_in"], n: int) -> Neighbours:
 
 
 @torch.no_grad()
+def nearest_in(W_dec: Float[Tensor, "F d_in"], other: Float[Tensor, "G d_in"]) -> Neighbours:
+    """The feature of another SAE with the highest cosine of decoder rows, for each feature; [F, 1]."""
+    rows, theirs = (torch.nn.functional.normalize(one.detach().float().cpu(), dim=1) for one in (W_dec, other))
+    best = [(part @ theirs.T).max(dim=1) for part in rows.split(_ROWS_AT_ONCE)]
+    features, cosines = (torch.cat([getattr(one, name) for one in best]) for name in ("indices", "values"))
+    return Neighbours(features[:, None].numpy(), cosines[:, None].numpy())
+
+
+@torch.no_grad()
 def logit_lens(W_dec: Float[Tensor, "F d_in"], lm: LanguageModel, n: int) -> LogitLens:
     """The ``n`` tokens at either end of each decoder row's logits."""
     tokens, logits = [], []

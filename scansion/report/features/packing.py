@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32
 from torch import Tensor
 
+from scansion.palette import COLOURS
 from scansion.report.chunks import Chunks
 from scansion.report.features.directions import LogitLens, Neighbours
-from scansion.report.features.gathering import Features
+from scansion.report.features.gathering import Examples, Features
 
 BLOCK = 512
 """Features whose details share a chunk."""
@@ -33,6 +34,8 @@ class FeaturePages:
         features, neighbours: see there.
         lens: None if there is no logit lens.
         mask_note: what the mask is, for the heading of the profile.
+        fingerprint: of the SAE.
+        elsewhere: index among the pages of another SAE -> the feature there that is nearest to each; [F, 1].
     """
 
     arm: str
@@ -41,6 +44,8 @@ class FeaturePages:
     neighbours: Neighbours
     lens: LogitLens | None
     mask_note: str
+    fingerprint: str = ""
+    elsewhere: Mapping[int, Neighbours] = field(default_factory=dict[int, Neighbours])
 
 
 def pack_features(
@@ -63,22 +68,34 @@ def pack_features(
     lengths = valid[:, :read].sum(dim=0).numpy()
     used = [np.unique(text), *(np.unique(one.lens.tokens) for one in pages if one.lens)]
     vocabulary = np.unique(np.concatenate(used))
+    # In the order in which a page needs them: what comes early can be used while the rest is still being read.
+    chunks.add_json("features", [_about(one, index) for index, one in enumerate(pages)])
     chunks.add_json("vocabulary", [decode(int(token)) for token in vocabulary])
     words = np.searchsorted(vocabulary, text).astype(np.uint32)
+    lenses = [
+        None if one.lens is None else np.searchsorted(vocabulary, one.lens.tokens).astype(np.uint32) for one in pages
+    ]
+    peaks = [_peak_positions(one.features.examples) for one in pages]
+    for index, (one, lens) in enumerate(zip(pages, lenses, strict=True)):
+        chunks.add_arrays(f"table-{index}", _table(one, words, lens, peaks[index]))
+    chunks.add_json("sentences", [])  # filled in by `scansion look --page`
     chunks.add_arrays("contexts", {"tokens": words, "lengths": lengths.astype(np.uint16)})
-    for index, one in enumerate(pages):
-        lens = None if one.lens is None else np.searchsorted(vocabulary, one.lens.tokens).astype(np.uint32)
-        chunks.add_arrays(f"table-{index}", _table(one, words, lens))
+    for index, (one, lens) in enumerate(zip(pages, lenses, strict=True)):
         for block, start in enumerate(range(0, len(one.features.density), BLOCK)):
             chunks.add_arrays(f"block-{index}-{block}", _block(one, lens, slice(start, start + BLOCK)))
-    chunks.add_json("features", [_about(one) for one in pages])
+        where = {"contexts": _plus_one(one.features.examples.contexts), "peaks": peaks[index].astype(np.uint16)}
+        chunks.add_arrays(f"where-{index}", where)
 
 
-def _about(pages: FeaturePages) -> dict[str, Any]:
+def _about(pages: FeaturePages, index: int) -> dict[str, Any]:
     features = pages.features
     return {
         "arm": pages.arm,
         "seed": pages.seed,
+        "colour": COLOURS[index % len(COLOURS)],
+        "fingerprint": pages.fingerprint,
+        "n_top": features.examples.n_top,
+        "elsewhere": list(pages.elsewhere),
         "n": len(features.density),
         "block": BLOCK,
         "positions": features.positions.tolist(),
@@ -88,7 +105,10 @@ def _about(pages: FeaturePages) -> dict[str, Any]:
 
 
 def _table(
-    pages: FeaturePages, words: UInt32[np.ndarray, "C L"], lens: UInt32[np.ndarray, "F 2 n"] | None
+    pages: FeaturePages,
+    words: UInt32[np.ndarray, "C L"],
+    lens: UInt32[np.ndarray, "F 2 n"] | None,
+    peaks: Int[np.ndarray, "F K"],
 ) -> dict[str, np.ndarray]:
     features = pages.features
     rates = features.profile.rates
@@ -100,8 +120,9 @@ def _table(
         "density": features.density.astype(np.float32),
         "max_act": features.max_act.astype(np.float32),
         "centre": centre.astype(np.float32),
+        "sink": features.sink_share.astype(np.float32),
         "strip": _strip(features),
-        "peaks": _peak_tokens(features, words),
+        "peaks": _peak_tokens(features.examples, words, peaks),
     }
     if lens is not None:
         found["lens"] = np.ascontiguousarray(lens[:, 0, :_PEAKS])
@@ -117,19 +138,29 @@ def _strip(features: Features) -> np.ndarray:
     return _as_bytes((counts / np.maximum(tokens, 1)[:, None]).T)
 
 
-def _peak_tokens(features: Features, words: UInt32[np.ndarray, "C L"]) -> np.ndarray:
-    """The token each feature is most active on in each of its first contexts, [F, n]; all ones where there is none."""
-    examples = features.examples
-    F, K = examples.contexts.shape
-    n = min(_PEAKS, K)
-    peaks = np.full((F, n), np.iinfo(np.uint32).max, dtype=np.uint32)
-    for f in range(F):
-        for k in range(n):
-            begin, end = examples.offsets[f * K + k], examples.offsets[f * K + k + 1]
-            if end > begin:
-                position = examples.positions[begin + int(examples.acts[begin:end].argmax())]
-                peaks[f, k] = words[examples.contexts[f, k], position]
-    return peaks
+def _peak_positions(examples: Examples) -> Int[np.ndarray, "F K"]:
+    """The position at which each feature is most active in each of its contexts; 0 where there is no context."""
+    sizes = np.diff(examples.offsets)
+    slot = np.repeat(np.arange(len(sizes)), sizes)
+    strongest_first = np.lexsort((-examples.acts, slot))
+    peaks = np.zeros(len(sizes), dtype=np.int64)
+    peaks[sizes > 0] = examples.positions[strongest_first[examples.offsets[:-1][sizes > 0]]]
+    return peaks.reshape(examples.contexts.shape)
+
+
+def _peak_tokens(
+    examples: Examples, words: UInt32[np.ndarray, "C L"], peaks: Int[np.ndarray, "F K"]
+) -> UInt32[np.ndarray, "F n"]:
+    """The token each feature is most active on in each of its first contexts; all ones where there is none."""
+    first = slice(None, min(_PEAKS, examples.n_top))
+    contexts = examples.contexts[:, first]
+    tokens = words[contexts, peaks[:, first]] if words.size else np.zeros(contexts.shape, dtype=np.uint32)
+    return np.where(contexts >= 0, tokens, np.iinfo(np.uint32).max).astype(np.uint32)
+
+
+def _plus_one(indices: Int[np.ndarray, "..."]) -> UInt32[np.ndarray, "..."]:
+    """One more than each index, so that 0 is none."""
+    return (indices + 1).astype(np.uint32)
 
 
 def _block(pages: FeaturePages, lens: UInt32[np.ndarray, "F 2 n"] | None, rows: slice) -> dict[str, np.ndarray]:
@@ -144,15 +175,22 @@ def _block(pages: FeaturePages, lens: UInt32[np.ndarray, "F 2 n"] | None, rows: 
     found = {
         "rates": _as_bytes(rates),
         "highest_rate": rates.max(axis=1).astype(np.float32),
-        # One more than the index, so that 0 is none.
-        "contexts": (examples.contexts[rows] + 1).astype(np.uint32),
+        "contexts": _plus_one(examples.contexts[rows]),
         "offsets": (offsets - offsets[0]).astype(np.uint32),
         "positions": examples.positions[entries].astype(np.uint16),
         # Never 0, for it did fire.
         "acts": np.clip(np.ceil(255 * share), 1, 255).astype(np.uint8),
         "neighbours": pages.neighbours.features[rows].astype(np.uint32),
         "cosines": pages.neighbours.cosines[rows].astype(np.float32),
+        "partners": _plus_one(features.partners.features[rows]),
+        "shares": features.partners.cosines[rows].astype(np.float32),
+        "histogram": features.histogram[rows].astype(np.uint32),
     }
+    if pages.elsewhere:
+        found |= {
+            "elsewhere": np.hstack([one.features[rows] for one in pages.elsewhere.values()]).astype(np.uint32),
+            "elsewhere_cosines": np.hstack([one.cosines[rows] for one in pages.elsewhere.values()]).astype(np.float32),
+        }
     if features.mask is not None:
         mask = features.mask[:, rows].T
         found |= {"mask": _as_bytes(mask), "highest_mask": mask.max(axis=1).astype(np.float32)}

@@ -1,11 +1,22 @@
 // Data inside the page: gzipped, in base64, in inert elements; unpacked when it is first asked for, and kept.
+// The scripts come before the data, so that what is there can be used while the browser still reads the rest of the file.
 
 const unpacked = new Map();
+const chunkNames = new Set(JSON.parse(document.getElementById("chunk-names").textContent));
+
+/** The text of a chunk, once the browser has read all of it. */
+async function chunkElement(name) {
+  for (;;) {
+    const element = document.getElementById(`chunk-${name}`);
+    if (element && (element.nextElementSibling || document.readyState !== "loading")) return element;
+    if (!element && document.readyState !== "loading") throw new Error(`the page has no chunk ${name}`);
+    await new Promise((resolve) => setTimeout(resolve, 15));
+  }
+}
 
 /** The bytes of a chunk, as an ArrayBuffer. */
 async function unpack(name) {
-  const element = document.getElementById(`chunk-${name}`);
-  if (!element) throw new Error(`the page has no chunk ${name}`);
+  const element = await chunkElement(name);
   const text = atob(element.textContent);
   const bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
@@ -19,7 +30,7 @@ function once(key, make) {
 }
 
 function hasChunk(name) {
-  return document.getElementById(`chunk-${name}`) !== null;
+  return chunkNames.has(name);
 }
 
 function chunkText(name) {

@@ -1,70 +1,93 @@
-// One feature: the contexts where it is most active, where it fires and its mask allows it to, its neighbours, and its logit lens.
+// One feature: where and how strongly it fires, contexts, and the features and tokens that it goes together with.
 
 const AROUND = 14; // tokens shown on either side of a peak
 
 /** Everything about feature f, from its block. */
 async function readFeature(features, f) {
-  const block = await chunkArrays(`block-${features.index}-${Math.floor(f / features.block)}`);
-  const { tokens, lengths } = await chunkArrays("contexts");
+  const [block, { tokens, lengths }] = await Promise.all([
+    chunkArrays(`block-${features.index}-${Math.floor(f / features.block)}`), chunkArrays("contexts")]);
   const i = f % features.block;
   const contexts = Array.from(row(block.contexts, i)).flatMap((oneMore, k) => {
     if (oneMore === 0) return [];
     const slot = i * block.contexts.shape[1] + k;
     const acts = new Map();
     for (let e = block.offsets[slot]; e < block.offsets[slot + 1]; e++) acts.set(block.positions[e], block.acts[e] / 255);
-    return [{ context: oneMore - 1, acts, words: row(tokens, oneMore - 1).subarray(0, lengths[oneMore - 1]) }];
+    const words = Array.from(row(tokens, oneMore - 1).subarray(0, lengths[oneMore - 1]), (token) => features.vocabulary[token]);
+    const n = features.n_top, weaker = (block.contexts.shape[1] - n) / 2;
+    return [{ name: `context ${oneMore - 1}`, acts, words, kind: k < n ? 0 : k < n + weaker ? 1 : 2 }];
   });
   const scaled = (bytes, highest) => Array.from(row(bytes, i), (byte) => (byte / 255) * highest[i]);
+  const pairs = (names, values, less = 0) => Array.from(row(block[names], i), (other, k) => [other - less, row(block[values], i)[k]]);
   return {
     f, contexts,
     rates: scaled(block.rates, block.highest_rate),
     mask: block.mask ? scaled(block.mask, block.highest_mask) : null,
-    neighbours: Array.from(row(block.neighbours, i), (other, k) => [other, row(block.cosines, i)[k]]),
+    histogram: Array.from(row(block.histogram, i)),
+    neighbours: pairs("neighbours", "cosines"),
+    partners: pairs("partners", "shares", 1).filter(([other]) => other >= 0),
+    elsewhere: block.elsewhere ? pairs("elsewhere", "elsewhere_cosines").map(([other, cosine], k) => [features.elsewhere[k], other, cosine]) : [],
     lens: block.lens ? { tokens: row(block.lens, i), logits: row(block.logits, i), n: block.lens.shape[2] } : null,
   };
 }
 
-/** Fill the article with a feature. `go` opens another one. */
-async function showFeature(article, features, f, go, close) {
+const KINDS = ["Contexts where it is most active", "Contexts where it is about half as active", "Contexts where it is weakly active"];
+
+/** Fill the article with a feature. `go(f, index)` opens another one, perhaps of another run. */
+async function showFeature(article, features, f, go, close, stillWanted) {
   const feature = await readFeature(features, f);
+  if (!stillWanted()) return;
   const { table } = features;
-  const plot = make("div", { class: "plot profile", role: "img", "aria-label": `Firing rate of feature ${f} by position` });
   const facts = [
     ["density", percent(table.density[f])],
     ["specialisation", `${number(1000 * table.specialisation[f], 2)} mbit`],
     ...(features.mask ? [["fidelity", number(table.fidelity[f], 3)]] : []),
     ["max activation", significant(table.max_act[f])],
     ["mean position", number(table.centre[f], 0)],
+    ...(table.sink[f] > 0 ? [["on outlier tokens", percent(table.sink[f])]] : []),
   ];
-  article.replaceChildren(
+  const own = sentencesWith(features, f);
+  const groups = [["Sentences of your own", own], ...KINDS.map((title, kind) => [title, feature.contexts.filter((one) => one.kind === kind)])];
+  const lists = groups.filter(([, some]) => some.length).flatMap(([title, some]) => [make("h4", {}, title),
+    make("ol", { class: "contexts" }, ...some.map((one) => contextItem(one, table.max_act[f])))]);
+  const alive = feature.contexts.length > 0;
+  article.replaceChildren(...[
     make("header", {},
-      make("h3", { tabindex: "-1" }, `Feature ${f}`, make("span", { class: "muted" }, ` ${features.arm}`)),
+      make("h3", { tabindex: "-1" }, swatch(features.colour), `Feature ${f}`, make("span", { class: "muted" }, ` ${features.arm}`)),
       make("button", { type: "button", class: "close", onclick: close, "aria-label": "Close the feature (Esc)" }, "✕")),
     make("dl", { class: "facts" }, ...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))),
-    make("h4", {}, "Where it fires"), plot,
+    make("div", { class: "pair even" },
+      make("section", {}, make("h4", {}, "Where it fires"), profileChart(feature, features)),
+      make("section", {}, make("h4", {}, "How strongly it fires"), histogramChart(feature, table.max_act[f]))),
     make("p", { class: "muted small" }, features.mask_note),
-    make("h4", {}, "Contexts where it is most active"),
-    feature.contexts.length
-      ? make("ol", { class: "contexts" }, ...feature.contexts.map((one) => contextItem(one, features, table.max_act[f])))
-      : make("p", { class: "muted" }, "It never fired on the held-out text."),
+    ...lists,
+    alive ? null : make("p", { class: "muted" }, "It never fired on the held-out text."),
     make("div", { class: "pair" },
-      make("section", {}, make("h4", {}, "Features with the most similar decoder rows"), neighbourList(feature, features, go)),
+      make("section", {}, make("h4", {}, "Features with the most similar decoder rows"), featureList(feature.neighbours, features, go)),
       make("section", {}, make("h4", {}, "Tokens whose logits its decoder row changes most"), lensLists(feature, features))),
-  );
+    make("div", { class: "pair even" },
+      make("section", { class: "partners" }, make("h4", { title: "share of the tokens on which either fires that have both" }, "Features that fire on the same tokens"),
+        feature.partners.length ? featureList(feature.partners, features, go, percent) : make("p", { class: "muted" }, "None fires with it twice.")),
+      feature.elsewhere.length ? make("section", { class: "elsewhere" }, make("h4", {}, "Nearest feature in the other runs"), otherRuns(feature, features, go)) : null),
+  ].filter(Boolean));
   article.scrollTop = 0;
-  await draw(plot, profileFigure(feature, features));
 }
 
-function contextItem({ context, acts, words }, features, highest) {
+function swatch(colour) {
+  const element = make("i", { class: "swatch", "aria-hidden": "true" });
+  element.style.setProperty("--colour", colour);
+  return element;
+}
+
+function contextItem({ name, acts, words }, highest) {
   const peak = [...acts].reduce((best, one) => (one[1] > best[1] ? one : best), [0, 0]);
   const span = (p) => {
     const share = acts.get(p) ?? 0;
-    const text = visible(features.vocabulary[words[p]]);
+    const text = visible(words[p]);
     // The space before a word is not part of what is marked, so that lines break there.
     const gap = text.length > 1 && text.startsWith(" ") ? 1 : 0;
     const token = make("span", { class: p === peak[0] ? "token peak" : "token",
       title: `position ${p}${share ? `: ${significant(share * highest)}` : ""}` }, text.slice(gap));
-    if (share) token.style.setProperty("--heat", (0.12 + 0.88 * share).toFixed(3));
+    if (share) token.style.setProperty("--heat", (0.12 + 0.88 * Math.min(1, share)).toFixed(3));
     return [text.slice(0, gap), token];
   };
   const text = make("p", { class: "context" });
@@ -82,14 +105,22 @@ function contextItem({ context, acts, words }, features, highest) {
     else fill(0, words.length);
   } }, "whole context");
   const note = `${significant(peak[1] * highest)} at position ${peak[0]}`;
-  return make("li", {}, text, make("p", { class: "muted small" }, note, " · ", `context ${context}`, " · ", whole));
+  return make("li", {}, text, make("p", { class: "muted small" }, note, " · ", name, " · ", whole));
 }
 
-function neighbourList(feature, features, go) {
-  return make("ol", { class: "bars" }, ...feature.neighbours.map(([other, cosine]) =>
-    make("li", {}, bar(cosine),
-      make("button", { type: "button", class: "link", onclick: () => go(other) },
+function featureList(pairs, features, go, show = (value) => number(value, 3)) {
+  return make("ol", { class: "bars" }, ...pairs.map(([other, value]) =>
+    make("li", {}, bar(value),
+      make("button", { type: "button", class: "link", onclick: () => go(other, features.index) },
         `${other} `, make("span", { class: "word" }, word(features.tokenAt("peaks", other)))),
+      make("span", { class: "value" }, show(value)))));
+}
+
+function otherRuns(feature, features, go) {
+  return make("ol", { class: "bars" }, ...feature.elsewhere.map(([index, other, cosine]) =>
+    make("li", {}, bar(cosine),
+      make("button", { type: "button", class: "link", onclick: () => go(other, index) },
+        swatch(features.runs[index].colour), `${features.runs[index].arm} ${other}`),
       make("span", { class: "value" }, number(cosine, 3)))));
 }
 
@@ -108,22 +139,4 @@ function bar(share) {
   const element = make("span", { class: "bar", "aria-hidden": "true" });
   element.style.setProperty("--share", Math.min(1, Math.max(0, share)).toFixed(3));
   return element;
-}
-
-function profileFigure(feature, features) {
-  const x = features.positions;
-  const data = [{ type: "scatter", mode: "lines", x, y: feature.rates, fill: "tozeroy", line: { color: colour("accent"), width: 1.5, shape: "hvh" },
-    fillcolor: colour("accent-soft"), hovertemplate: "position %{x}: fires on %{y:.2%} of tokens<extra></extra>", name: "firing rate" }];
-  const layout = {
-    height: 190, margin: { l: 48, r: feature.mask ? 44 : 10, t: 6, b: 36 },
-    xaxis: { title: { text: "position in context" }, zeroline: false },
-    yaxis: { title: { text: "firing rate" }, rangemode: "tozero", tickformat: "~p", zeroline: false },
-  };
-  if (feature.mask) {
-    data.push({ type: "scatter", mode: "lines", x, y: feature.mask, yaxis: "y2", line: { color: colour("second"), width: 1.5, dash: "dot", shape: "hvh" },
-      hovertemplate: "position %{x}: mask %{y:.2f}<extra></extra>", name: "mask" });
-    layout.yaxis2 = { title: { text: "mask", font: { color: colour("second") } }, overlaying: "y", side: "right", tickmode: "linear",
-      dtick: Math.max(...feature.mask) > 1 ? undefined : 0.5, range: [0, 1.05 * Math.max(1, ...feature.mask)], showgrid: false, zeroline: false };
-  }
-  return { data, layout };
 }

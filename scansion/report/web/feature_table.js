@@ -17,8 +17,11 @@ class FeatureTable {
     this.order = new Uint32Array();
     this.active = 0;
     this.chosen = null;
+    this.byDefault = false; // whether the open feature is the first of the table, which nobody chose
     this.sorting = { key: "specialisation", direction: "descending" };
     this.query = "";
+    this.filter = FILTERS[0];
+    this.hits = null;
     for (const column of COLUMNS) this.head.append(this.heading(column));
     this.body.addEventListener("scroll", () => this.render(), { passive: true });
     this.body.addEventListener("keydown", (event) => this.onKey(event));
@@ -48,15 +51,24 @@ class FeatureTable {
     this.refresh();
   }
 
-  search(query) {
+  /** Show what matches a query; or, with `hits` (1 or 0 for each feature), these features. */
+  search(query, hits = null) {
     this.query = query;
+    this.hits = hits;
+    this.refresh();
+  }
+
+  filterBy(key) {
+    this.filter = FILTERS.find((one) => one.key === key);
     this.refresh();
   }
 
   /** Find what is shown, in order, and show it from the top. */
   refresh() {
     const column = COLUMNS.find((one) => one.key === this.sorting.key);
-    this.order = sorted(matching(this.features, this.query), this.features.table, column, this.sorting.direction);
+    const { table } = this.features;
+    const found = this.hits ? matching(this.features, "").filter((f) => this.hits[f]) : matching(this.features, this.query);
+    this.order = sorted(found.filter((f) => this.filter.test(table, f)), table, column, this.sorting.direction);
     for (const cell of this.head.children) {
       const direction = cell.dataset.key === this.sorting.key ? this.sorting.direction : null;
       if (direction) cell.setAttribute("aria-sort", direction);
@@ -65,7 +77,7 @@ class FeatureTable {
     this.root.setAttribute("aria-rowcount", this.order.length + 1);
     this.spacer.style.height = `${this.order.length * ROW_HEIGHT}px`;
     this.empty.hidden = this.order.length > 0;
-    this.active = Math.max(0, this.chosen === null ? 0 : this.order.indexOf(this.chosen));
+    this.active = Math.max(0, this.chosen === null || this.byDefault ? 0 : this.order.indexOf(this.chosen));
     this.redraw();
     this.body.scrollTop = Math.max(0, (this.active - 2) * ROW_HEIGHT);
     this.render();
