@@ -1,9 +1,13 @@
 """Run one entry of a plan at all its seeds: ``python experiment.py --out_dir=run_3`` runs entry 3.
 
 It writes ``run_3/final_info.json`` and adds to ``notes.txt`` beside it; the baseline, which the notes compare with, is
-``--out_dir=run_0``. The exit status is 0 unless the run failed. For a new idea add a run to the plan, or to NEW_RUNS below;
-a mask or architecture of your own is one file, given with ``--plugin FILE.py`` or under ``plugins`` in the plan (see
-``examples/``).
+``--out_dir=run_0``. A run that failed is tried again once its code or settings have changed, or with ``--retry``.
+
+Exit status: 0 all is well; 1 the run failed; 2 a mistake was found before anything was done; 3 an SAE is degenerate, that is,
+it learnt nothing, and final_info.json says why; 130 interrupted.
+
+For a new idea add a run to the plan, or to NEW_RUNS below; a mask or architecture of your own is one file, given with
+``--plugin FILE.py`` or under ``plugins`` in the plan (see ``examples/``).
 """
 
 from __future__ import annotations
@@ -37,6 +41,11 @@ def main() -> None:
         default=[],
         help="Python file with a mask, architecture, ... of your own",
     )
+    parser.add_argument(
+        "--retry",
+        action="store_true",
+        help="try again what failed before, from its last checkpoint, though nothing changed",
+    )
     arguments = parser.parse_args()
     folder: Path = arguments.out_dir
     number = re.fullmatch(r"run_(\d+)", folder.name)
@@ -46,15 +55,18 @@ def main() -> None:
         for path in arguments.plugin:
             load_plugin(path)
         plan = load_plan(PLAN).with_runs(NEW_RUNS)
-        records = execute(plan, {int(number[1]): folder})
+        records = execute(plan, {int(number[1]): folder}, retry=arguments.retry)
     except ScansionError as error:
-        sys.exit(f"error: {error}")
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again to resume")
+        sys.stderr.write("interrupted; run the same command again to resume\n")
+        sys.exit(130)
     for one in records:
         sys.stdout.write(f"{': '.join([one.name, one.info.status, *one.info.reasons])}\n")
     sys.stdout.write(f"wrote {folder / 'final_info.json'}\n")
-    sys.exit(any(one.info.status == "failed" for one in records))
+    statuses = {one.info.status for one in records}
+    sys.exit(1 if "failed" in statuses else 3 if "degenerate" in statuses else 0)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ def test_another_name_is_refused(run, tmp_path: Path, name: str) -> None:
 
 
 def test_a_number_past_the_plan_is_refused(run, tmp_path: Path) -> None:
-    status, _, _ = run(f"--out_dir={tmp_path / 'run_3'}")
-    assert status == "error: the plan 'tiny' has no run 3; it has 0 to 2"
+    status, _, err = run(f"--out_dir={tmp_path / 'run_3'}")
+    assert status == 2 and err == "error: the plan 'tiny' has no run 3; it has 0 to 2\n"
     assert not (tmp_path / "run_3").exists()
 
 
@@ -85,7 +85,8 @@ def test_runs_at_the_same_time_share_a_harvest_and_keep_every_note(
         for index in (0, 1, 2, 1)
     ]
     said = [run.communicate()[1] for run in runs]
-    refused = [index for index, run in enumerate(runs) if run.returncode]
+    assert runs[2].returncode == 3, "it is degenerate: it takes no training step"
+    refused = [index for index, run in enumerate(runs) if run.returncode == 2]
     assert refused in ([], [1], [3]), said  # of the two that share a folder
     for index in refused:
         assert "is carrying out the study tiny there since" in said[index].splitlines()[-1], said

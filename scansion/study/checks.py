@@ -16,6 +16,7 @@ from scansion.masks import build_mask
 from scansion.pipeline.evaluate import refuse_without_lm
 from scansion.pipeline.planted import PlantedSpec
 from scansion.pipeline.stores import stores_dir
+from scansion.study.failures import read_failure
 from scansion.study.plan import StudyPlan
 from scansion.study.record import seed_folder, source_at
 from scansion.training import TrainingRun, check_folders
@@ -37,7 +38,7 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> None:
     check_entries(plan, folders)
     trials = [(arm, seed) for arm in plan.arms() if arm.run in folders for seed in arm.seeds]
     runs = [TrainingRun(arm.name, seed_folder(folders[arm.run], arm, seed), *arm.at_seed(seed)) for arm, seed in trials]
-    check_folders(runs)
+    check_folders([run for run in runs if read_failure(run.folder) is None])  # what failed is begun again
     if plan.corpus is None:
         refuse_without_lm(plan.evaluations, f"the world of {plan.name!r}")
     fetch(plan_assets(plan))
@@ -62,6 +63,8 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> None:
                 check_start(arm.sae, arm.training, widths[source])
             except ScansionError as error:
                 raise ConfigError(f"run {arm.run} ({arm.name}): {error}") from error
+            except Exception:  # noqa: S112  a mask of one's own: the trial before training meets it again, and records it
+                continue
     for folder in folders.values():
         require_writable(folder)
     planted = sum(source.missing_bytes() for source in widths if isinstance(source, PlantedSpec))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from scansion.errors import BusyError, ScansionError
+from scansion.errors import BusyError, ScansionError, TrainingError
 from scansion.files import expanded, fingerprint, one_line_io_errors
 from scansion.locks import only_writer
 from scansion.pipeline.evaluate import check_evaluations, evaluate
@@ -18,7 +19,7 @@ from scansion.pipeline.run_results import RunResults
 from scansion.pipeline.stores import Stores
 from scansion.progress import say
 from scansion.study.checks import check_plan
-from scansion.study.failures import clear_failure, read_failure, record_failure
+from scansion.study.failures import clear_failure, code_fingerprint, read_failure, record_failure
 from scansion.study.final_info import ArmInfo, read_final_info, summarise_seeds, write_final_info
 from scansion.study.notes import append_notes
 from scansion.study.plan import Arm, StudyPlan
@@ -31,8 +32,10 @@ from scansion.study.record import (
     seed_folder,
     source_at,
 )
-from scansion.training import TrainingRun, check_runs, train
+from scansion.training import TrainingRun, check_folders, check_runs, train
 from scansion.training.loop import STREAM_SETTINGS
+from scansion.training.run_folder import RunFolder
+from scansion.training.trial import require_trainable
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,13 @@ class _Trial:
     def training_run(self) -> TrainingRun:
         sae, training = self.arm.at_seed(self.seed)
         return TrainingRun(self.arm.name, self.folder, sae, training)
+
+    def settings(self) -> str:
+        """A fingerprint of what is trained and how."""
+        return fingerprint(self.training_run().settings())
+
+    def record_failure(self, error: str, cause: Exception | None = None) -> Path:
+        return record_failure(self.folder, error, self.settings(), cause)
 
 
 @one_line_io_errors("the study")
@@ -97,14 +107,22 @@ def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool) -> lis
         except ScansionError:
             # There is none, or a damaged or foreign one. A run that is killed stays in the tables with this one.
             _write_run(plan, folder, [trial for trial in trials if trial.arm.run == index], {})
+    for trial in trials:
+        _give_another_chance(trial, retry)
+    _try_out([trial for trial in trials if not read_failure(trial.folder)])
+    if all(read_failure(trial.folder) for trial in trials):  # harvesting would be in vain
+        for trial in trials:
+            _failed_before(trial)
+        for index, folder in folders.items():
+            _write_run(plan, folder, [trial for trial in trials if trial.arm.run == index], {})
+            append_notes(folder)
+        return open_runs(list(folders.values()))
     # One for text; for synthetic worlds one for each world and seed.
     stores = {source: source.build() for source in dict.fromkeys(trial.source for trial in trials)}
     for source, both in stores.items():
         check_evaluations(plan.evaluations, both.held_out)
-        check_runs([trial.training_run() for trial in trials if trial.source == source], both.train)
-    if retry:
-        for trial in trials:
-            clear_failure(trial.folder)
+        own = [trial for trial in trials if trial.source == source and not read_failure(trial.folder)]
+        check_runs([trial.training_run() for trial in own], both.train)
     results: dict[Path, RunResults] = {}
     seeds = list(dict.fromkeys(trial.seed for trial in trials))
     for number, seed in enumerate(seeds, 1):
@@ -114,7 +132,7 @@ def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool) -> lis
         if plan.max_hours is not None and monotonic() - began > 3600 * plan.max_hours:
             for trial in here:
                 if not (trial.folder / "evals" / "core.json").exists():
-                    record_failure(trial.folder, f"out of time: the plan's {plan.max_hours:g} hours were over")
+                    trial.record_failure(f"out of time: the plan's {plan.max_hours:g} hours were over")
             here = [trial for trial in here if not _failed_before(trial)]
         for source, both in stores.items():
             own = [trial for trial in here if trial.source == source]
@@ -128,19 +146,64 @@ def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool) -> lis
     return open_runs(list(folders.values()))
 
 
+def _give_another_chance(trial: _Trial, retry: bool) -> None:
+    """Forget a failure if that is asked for, or if the code or the settings are no longer those that failed.
+
+    With ``retry`` alone training goes on from its last checkpoint. New code starts at the first step, unless the SAE is
+    trained and only its evaluation failed. New settings start with an empty folder.
+    """
+    failure = read_failure(trial.folder)
+    if failure is None:
+        return
+    if failure.settings not in (None, trial.settings()) or _holds_other_settings(trial):
+        say(f"{trial.label} failed before, with other settings: its folder is emptied, and it starts again")
+        for path in trial.folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif retry:
+        clear_failure(trial.folder)
+    elif failure.code != code_fingerprint():
+        say(f"{trial.label} failed before ({failure.error}); the code has changed since, so it is tried again")
+        RunFolder.forget_checkpoints(trial.folder)
+        clear_failure(trial.folder)
+
+
+def _holds_other_settings(trial: _Trial) -> bool:
+    try:
+        check_folders([trial.training_run()])
+    except TrainingError:
+        return True
+    return False
+
+
+def _try_out(trials: Sequence[_Trial]) -> None:
+    """Take a few steps with every SAE that is still to be trained, and record what fails, before anything heavy is done."""
+    firsts = {trial.arm.name: trial for trial in reversed(trials) if not (trial.folder / "sae").exists()}
+    failed: dict[str, Exception] = {}
+    for name, first in firsts.items():
+        run = first.training_run()
+        try:
+            require_trainable(run.sae, run.training, first.source.context_length)
+        except Exception as error:  # code of one's own may raise anything
+            failed[name] = error
+    for trial in trials:
+        if (error := failed.get(trial.arm.name)) is not None:
+            trial.record_failure(f"a trial of a few steps failed: {_in_a_line(error)}", error)
+
+
 def _failed_before(trial: _Trial) -> bool:
-    if (error := read_failure(trial.folder)) is None:
+    if (failure := read_failure(trial.folder)) is None:
         return False
-    say(f"{trial.label} failed before and is left out ({error}); --retry tries it again")
+    say(f"{trial.label} failed and is left out ({failure.error}); it is tried again after a change, or with --retry")
     return True
 
 
 def _train(trials: Sequence[_Trial], stores: Stores) -> None:
+    by_folder = {trial.folder: trial for trial in trials}
     for group in sharing_a_stream([trial.training_run() for trial in trials]):
         _isolated(
             group,
             lambda runs: train(runs, stores.train),
-            lambda run, error, cause: record_failure(run.folder, f"training failed: {error}", cause),
+            lambda run, error, cause: by_folder[run.folder].record_failure(f"training failed: {error}", cause),
         )
 
 
@@ -157,7 +220,7 @@ def _evaluate(trials: Sequence[_Trial], plan: StudyPlan, source: Source, stores:
         _isolated(
             [trial for trial in trials if trial.arm.training.device == device],
             measure,
-            lambda trial, error, cause: record_failure(trial.folder, f"evaluation failed: {error}", cause),
+            lambda trial, error, cause: trial.record_failure(f"evaluation failed: {error}", cause),
         )
     return found
 
@@ -174,13 +237,18 @@ def _isolated(
         raise  # somebody else is at work there: no failure of the run
     except Exception as error:
         if len(items) == 1:
-            what = str(error) if isinstance(error, ScansionError) else f"{type(error).__name__}: {error}"
-            record = failed(items[0], " ".join(what.split()), error)
+            what = _in_a_line(error)
+            record = failed(items[0], what, error)
             say(f"{what}; the study goes on without it; the traceback is in {record}")
             return
         say(f"one of {len(items)} failed ({' '.join(str(error).split())}); going on one at a time")
         for item in items:
             _isolated([item], work, failed)
+
+
+def _in_a_line(error: Exception) -> str:
+    what = str(error) if isinstance(error, ScansionError) else f"{type(error).__name__}: {error}"
+    return " ".join(what.split())
 
 
 def _write_run(
@@ -200,7 +268,7 @@ def _write_run(
         infos[name] = summarise_seeds(
             {trial.seed: results[trial.folder] for trial in own if trial.folder in results},
             {trial.seed: trial.folder for trial in own},
-            {trial.seed: why for trial in own if (why := read_failure(trial.folder)) is not None},
+            {trial.seed: failure.error for trial in own if (failure := read_failure(trial.folder)) is not None},
             arm.seeds,
             {
                 "study": plan.name,

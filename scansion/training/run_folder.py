@@ -33,6 +33,7 @@ KEEP_CHECKPOINTS = 2
 COUNTERS = {"step", "tokens", "tokens_at_last_revival"}
 """What a learner counts."""
 _CONFIG = "config.yaml"
+_CHECKPOINTS = "checkpoints"
 
 
 class RunFolder:
@@ -51,7 +52,7 @@ class RunFolder:
         require_writable(path)
         self.path = path
         self.sae = path / "sae"
-        self._checkpoints = path / "checkpoints"
+        self._checkpoints = path / _CHECKPOINTS
         self._metrics = path / "metrics.jsonl"
         self._config = config
         require_same_run(path, config)
@@ -95,6 +96,13 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """The checkpoints, the newest first."""
         return sorted(self._checkpoints.glob("step-*"), reverse=True)
+
+    @staticmethod
+    def forget_checkpoints(path: Path) -> None:
+        """Delete the checkpoints of the run in a folder, and its config if nothing was trained, so that it starts again."""
+        shutil.rmtree(path / _CHECKPOINTS, ignore_errors=True)
+        if not (path / "sae").exists():
+            (path / _CONFIG).unlink(missing_ok=True)
 
     def save_checkpoint(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> Path:
         """Save a learner's state atomically and delete all but the newest checkpoints."""

@@ -392,6 +392,6 @@ def test_a_checkpoint_that_does_not_fit_is_named(harvested: Path, run: Run, tmp_
 def test_a_record_of_a_failure_that_holds_something_else(text: str, tmp_path: Path) -> None:
     (tmp_path / "failure.json").write_text(text)
     try:
-        assert isinstance(read_failure(tmp_path), str)
+        assert isinstance(read_failure(tmp_path).error, str)
     except DamagedError as error:
         assert "failure.json" in str(error)

@@ -22,11 +22,13 @@ def picks_mps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _on_cpu(monkeypatch: pytest.MonkeyPatch, factor: float = 1.0) -> None:
     """Let the CPU do what is to be tried on MPS, and multiply its numbers."""
-    plain = trial._first_metrics
-    monkeypatch.setattr(
-        trial, "_first_metrics",
-        lambda sae, training, n, device: plain(sae, training, n, trial._CPU) * (1 if device == trial._CPU else factor),
-    )  # fmt: skip
+    plain = trial._first_steps
+
+    def first_steps(sae, training, n, device):
+        tried, metrics = plain(sae, training, n, trial._CPU)
+        return tried, metrics * (1 if device == trial._CPU else factor)
+
+    monkeypatch.setattr(trial, "_first_steps", first_steps)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
