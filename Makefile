@@ -1,4 +1,5 @@
 # make demo: from nothing to a scored SAE on a real language model.   make test: the tests.   make check: what CI runs.
+# make docs: the documentation as a site in build/site; a warning or a broken link is an error.
 # make test-interop: SAEs exchanged with the other libraries themselves, in the environment that the benchmarks use.
 # make bench: speed beside other libraries' and the machine's own limit; its parts are bench-training, bench-large,
 #   bench-wide, bench-harvest, bench-study, bench-growth, bench-profile and bench-quality, and bench-page writes what they found
@@ -17,7 +18,7 @@ BENCH := $(BENCH_VENV)/bin/python -m
 MEASURED := benchmarks/results
 BENCH_PARTS := bench-training bench-large bench-wide bench-harvest bench-study bench-growth bench-profile bench-quality
 
-.PHONY: demo test test-interop check lint types layers bench bench-gpu $(BENCH_PARTS) bench-page clean
+.PHONY: demo test test-interop check lint types layers docs bench bench-gpu $(BENCH_PARTS) bench-page clean
 
 demo: $(READY)
 	$(BIN)/scansion demo
@@ -29,7 +30,7 @@ test: $(DEV_READY)
 test-interop: $(DEV_READY) $(BENCH_READY)
 	SCANSION_PEERS=$(BENCH_VENV)/bin/python $(BIN)/python -m pytest tests/interop
 
-check: lint types layers test
+check: lint types layers docs test
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check .
@@ -41,6 +42,11 @@ types: $(DEV_READY)
 layers: $(DEV_READY)
 	$(BIN)/lint-imports
 
+docs: $(DEV_READY)
+	$(BIN)/python docs/reference.py
+	git diff --exit-code -- docs/cli.md docs/api.md  # they are committed as the code writes them
+	$(BIN)/zensical build --clean --strict
+
 # torch first and by itself: no other package may choose its version.
 $(READY): pyproject.toml constraints.txt $(wildcard scansion/execution/cpu/c/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Scansion needs Python 3.11 or newer")'
@@ -51,7 +57,7 @@ $(READY): pyproject.toml constraints.txt $(wildcard scansion/execution/cpu/c/*)
 
 # The tests' and checks' own needs, which are large: Triton alone is 200 MB.
 $(DEV_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 bench: $(BENCH_PARTS) bench-page

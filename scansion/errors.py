@@ -9,7 +9,14 @@ from pydantic import BaseModel, ValidationError
 
 
 class ScansionError(Exception):
-    """Base of all these errors. The message says what was wrong, what was expected and what to do."""
+    """Base of all these errors. The message says what was wrong, what was expected and what to do.
+
+    Example:
+        >>> try:
+        ...     scansion.load_sae("nowhere")
+        ... except scansion.ScansionError as error:
+        ...     message = str(error)
+    """
 
 
 class AssetError(ScansionError):

@@ -39,6 +39,10 @@ class EncodedText:
         ids: their ids.
         acts: feature activations; 0 where the SAE was not applied.
         applied: where it was: not at position 0 unless it was trained there, nor past its mask's end.
+
+    Example:
+        >>> text = scansion.encode_text("runs/topk", "The state of the Union")
+        >>> text.top(position=2, n=3)
     """
 
     tokens: list[str]
@@ -69,6 +73,10 @@ class FeatureAt:
         activation: mean over the tokens there, those where it does not fire included.
         rate: share of these tokens on which it fires, in [0, 1].
         rate_elsewhere: the same share at all other positions; NaN if there are none.
+
+    Example:
+        >>> [feature] = scansion.top_features("runs/topk", held_out, position=1, n=1)
+        >>> feature.rate, feature.rate_elsewhere
     """
 
     feature: int
@@ -86,6 +94,10 @@ class Excerpt:
         position: of the token.
         activation: of the feature.
         before, token, after: text around it, where the tokenizer could be loaded; else token ids.
+
+    Example:
+        >>> places = scansion.top_contexts("runs/topk", held_out, feature=3)
+        >>> [(place.position, place.activation) for place in places]
     """
 
     context: int
@@ -104,6 +116,10 @@ class Matches:
         features: number of the nearest feature.
         cosines: of the two decoder rows, in [-1, 1].
         mutual: whether each is the other's nearest.
+
+    Example:
+        >>> matches = scansion.match("runs/topk", "runs/bands")
+        >>> matches.features[matches.mutual]
     """
 
     features: Int[Tensor, "F"]
@@ -265,7 +281,8 @@ def match(a: SAE | str | Path, b: SAE | str | Path) -> Matches:
     """For each feature of ``a``, the feature of ``b`` whose decoder row points most nearly the same way.
 
     Args:
-        a, b: SAEs of activations of the same width, or folders of runs.
+        a: an SAE, or the folder of a run.
+        b: another, of activations of the same width.
 
     Raises:
         ConfigError: their widths differ.

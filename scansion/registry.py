@@ -63,6 +63,11 @@ class Registry(Generic[Config, Item]):
 
         Raises:
             ConfigError: ``config`` does not derive from the base, has no name, or the name is taken.
+
+        Example:
+            >>> @scansion.register_mask(EveryOtherConfig)
+            ... class EveryOther(scansion.HardMask):
+            ...     '''Even features fire at even positions, odd ones at odd positions.'''
         """
         if not issubclass(config, self.base):
             raise ConfigError(

@@ -17,7 +17,11 @@ from scansion.files import require_free_space, require_writable
 
 
 class HarvestConfig(BaseModel):
-    """How activations are computed and laid out on disk. Only ``dtype`` changes what the store holds."""
+    """How activations are computed and laid out on disk. Only ``dtype`` changes what the store holds.
+
+    Example:
+        >>> scansion.HarvestConfig(dtype="float32")
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -111,6 +111,11 @@ class ActivationStore:
         StoreError: the folder holds no finished store.
         DamagedError: the manifest is damaged, or a shard is missing. Shards are checked when they are first read.
         ScansionError: a later version of Scansion wrote it.
+
+    Example:
+        >>> store = scansion.ActivationStore("stores/sotu/train")
+        >>> store.n_positions, store.n_contexts, store.d_in
+        >>> store.contexts(0, 16).x.shape  # [positions, contexts, d_in]
     """
 
     def __init__(self, folder: Path | str) -> None:

@@ -51,6 +51,10 @@ class ActivationStream:
     Raises:
         ConfigError: ``with_previous`` is set and some token has no token before it.
         StoreError: no token is left.
+
+    Example:
+        >>> stream = scansion.ActivationStream(store, per_position=4, seed=0)
+        >>> batch = next(iter(stream.batches(0, 10)))
     """
 
     def __init__(

@@ -12,7 +12,11 @@ HUB_PREFIX = "hub:"
 
 
 class CorpusConfig(BaseModel):
-    """Which text to read, how to cut it into contexts, and how many contexts to use."""
+    """Which text to read, how to cut it into contexts, and how many contexts to use.
+
+    Example:
+        >>> scansion.CorpusConfig(source="texts/*.txt", context_length=128, max_tokens=1_000_000)
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 

@@ -34,6 +34,9 @@ class Contexts:
 
     Raises:
         ShapeError: shapes differ or are not [C, L], or a tensor has another type.
+
+    Example:
+        >>> scansion.Contexts.from_token_lists([[1, 5, 9], [1, 7]], 3, pad_id=2)
     """
 
     tokens: Int[Tensor, "C L"]

@@ -32,7 +32,11 @@ _CHANCE_MARGIN = 0.02
 
 @dataclass(frozen=True)
 class LoadedSAE:
-    """An SAE to evaluate: its name in tables, the module (it takes unscaled activations), and where it comes from."""
+    """An SAE to evaluate: its name in tables, the module (it takes unscaled activations), and where it comes from.
+
+    Example:
+        >>> loaded = scansion.LoadedSAE("topk", *scansion.load_sae("runs/topk"))
+    """
 
     name: str
     sae: SAE

@@ -28,7 +28,7 @@ def read_foreign(path: Path | str, input_factor: float | None = None) -> Foreign
         DamagedError: the weights cannot be read.
 
     Example:
-        >>> read_foreign("gemma-scope/layer_12/width_16k/average_l0_71").build(n_positions=128)
+        >>> scansion.read_foreign("exported").build(n_positions=128)
     """
     path = expanded(path)
     if not path.exists():

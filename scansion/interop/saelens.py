@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scansion.errors import ConfigError, ModelError
-from scansion.files import atomic_folder
+from scansion.files import atomic_folder, expanded
 from scansion.interop.weights import (
     ForeignSAE,
     log_of_threshold,
@@ -166,7 +166,7 @@ def _converted(cfg: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> t
     return JumpReluConfig(d_sae=d_sae), weights | {"log_threshold": log_of_threshold(rest[0], d_sae)}
 
 
-def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path, drop_mask: bool = False) -> str:
+def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path | str, drop_mask: bool = False) -> str:
     """Write a folder that ``sae_lens.SAE.load_from_disk`` opens.
 
     BatchTopK, Matryoshka and T-SAE become ``jumprelu`` with their one threshold, which is what they compute when in use. An
@@ -186,7 +186,7 @@ def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path, drop_mask: bool
         ConfigError: it is of a plugin, or its bands have a decoder bias each and the mask is to be dropped.
 
     Example:
-        >>> write_saelens(*load_sae(Path("runs/plain/sae")), Path("exported"))
+        >>> scansion.write_saelens(*scansion.load_sae("runs/topk"), "exported")
     """
     dropped = drop_mask and not sae.treats_positions_alike
     if dropped and sae.b_dec.ndim > 1:
@@ -221,7 +221,7 @@ def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path, drop_mask: bool
         tensors, more = _theirs(sae, architecture)
         cfg |= more
     cfg["architecture"] = architecture
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(expanded(folder)) as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS)
         write_json(temporary / "cfg.json", cfg, sealed=False)
     return architecture

@@ -33,6 +33,10 @@ class ForeignSAE:
         hook_point: where its activations come from, as the library names it; None where the file does not say.
         context_length: tokens in a context of its training; None where the file does not say.
         n_positions: length of its mask; None of SAEs without one.
+
+    Example:
+        >>> foreign = scansion.read_foreign("exported")
+        >>> sae = foreign.build(n_positions=16)
     """
 
     library: str

@@ -37,6 +37,10 @@ def activations_at(lm: LanguageModel, hook_point: HookPoint, contexts: Contexts)
         lm: the model.
         hook_point: where to stop.
         contexts: one batch, all of which is run at once.
+
+    Example:
+        >>> contexts = scansion.Contexts.from_token_lists([[1, 5, 9]], 3, pad_id=2)
+        >>> scansion.activations_at(lm, scansion.HookPoint.parse("layers.1"), contexts).shape
     """
     return activations_at_each(lm, [hook_point], contexts)[0]
 

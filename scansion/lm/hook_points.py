@@ -30,6 +30,9 @@ class HookPoint:
     ``resid_pre`` and ``resid_post`` are the residual stream before and after the block; ``attn_out`` and ``mlp_out``
     are what attention and MLP add to it (so in Gemma 2 and 3 they are taken after the sandwich norm, as
     TransformerLens does). :func:`scansion.lm.hook_site` adds sites.
+
+    Example:
+        >>> scansion.HookPoint.parse("blocks.5.hook_resid_post") == scansion.HookPoint.parse("layers.5")
     """
 
     layer: int

@@ -106,6 +106,9 @@ def load_language_model(
 
     Raises:
         ModelError: there is no such model, it cannot be loaded, or its weights do not fit its configuration.
+
+    Example:
+        >>> lm = scansion.load_language_model(metadata.model)
     """
     import transformers
 

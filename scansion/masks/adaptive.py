@@ -18,7 +18,11 @@ from scansion.masks.starts import Start
 
 
 class AdaptiveMaskConfig(LearntConfig, frozen=True):
-    """Settings of :class:`AdaptiveMask`."""
+    """Settings of :class:`AdaptiveMask`.
+
+    Example:
+        >>> scansion.AdaptiveMaskConfig(positions_per_feature=8, shared=0.25)
+    """
 
     family: Literal["adaptive"] = "adaptive"
     acts_on: ActsOn = Field(

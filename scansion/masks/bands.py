@@ -20,7 +20,12 @@ DEFAULT_COUNT = 8
 
 
 class BandMaskConfig(MaskConfig, frozen=True):
-    """Settings of :class:`BandMask`. At most one of ``preset``, ``edges`` and ``count`` sets the bands."""
+    """Settings of :class:`BandMask`. At most one of ``preset``, ``edges`` and ``count`` sets the bands.
+
+    Example:
+        >>> scansion.BandMaskConfig(count=8, shared=0.5)
+        >>> scansion.BandMaskConfig(preset="groups")
+    """
 
     family: Literal["bands"] = "bands"
     preset: Literal["groups", "static_slicing"] | None = Field(

@@ -20,7 +20,11 @@ from scansion.readings import Reading
 
 
 class MaskConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
-    """Settings of a mask family. Each family adds settings, and sets the default of ``family`` to its name."""
+    """Settings of a mask family. Each family adds settings, and sets the default of ``family`` to its name.
+
+    Example:
+        >>> isinstance(scansion.BandMaskConfig(), scansion.MaskConfig)
+    """
 
     has_weights: ClassVar[bool] = True
     """False only for ``none``, which has no weights to show or to compare with."""
@@ -73,6 +77,10 @@ class PositionalMask(nn.Module, ABC):
         config: the family's settings.
         n_positions: context length L.
         d_sae: number of features.
+
+    Example:
+        >>> mask = scansion.build_mask(scansion.BandMaskConfig(count=2), n_positions=4, d_sae=6)
+        >>> mask.table()  # [positions, features]
     """
 
     def __init__(self, config: MaskConfig, n_positions: int, d_sae: int) -> None:

@@ -18,6 +18,10 @@ class HardMask(PositionalMask):
         n_positions: context length L.
         d_sae: number of features.
         bound: True where a bound feature may fire.
+
+    Example:
+        >>> mask = scansion.build_mask(scansion.BandMaskConfig(count=2), n_positions=4, d_sae=6)
+        >>> isinstance(mask, scansion.HardMask), mask.table()
     """
 
     def __init__(self, config: MaskConfig, n_positions: int, d_sae: int, bound: Bool[Tensor, "L d_bound"]) -> None:

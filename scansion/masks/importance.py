@@ -12,7 +12,11 @@ from scansion.masks.registry import register_mask
 
 
 class ImportanceMaskConfig(LearntConfig, frozen=True):
-    """Settings of :class:`ImportanceMask`."""
+    """Settings of :class:`ImportanceMask`.
+
+    Example:
+        >>> scansion.ImportanceMaskConfig(shared=0.25)
+    """
 
     family: Literal["importance"] = "importance"
 

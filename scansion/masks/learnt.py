@@ -17,7 +17,11 @@ COLDEST = 1e-12
 
 
 class LearntConfig(MaskConfig, frozen=True):
-    """Settings that every learnt family has."""
+    """Settings that every learnt family has.
+
+    Example:
+        >>> isinstance(scansion.SoftMaskConfig(), scansion.LearntConfig)
+    """
 
     start: Start = Start()
     temperature: Temperature = Temperature()
@@ -39,6 +43,10 @@ class LearntMask(PositionalMask):
         config: start, temperature, updates.
         n_positions: context length L.
         d_sae: number of features.
+
+    Example:
+        >>> mask = scansion.build_mask(scansion.SoftMaskConfig(), n_positions=4, d_sae=6)
+        >>> isinstance(mask, scansion.LearntMask), mask.table().detach()
     """
 
     config: LearntConfig

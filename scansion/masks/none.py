@@ -14,7 +14,11 @@ from scansion.masks.registry import register_mask
 
 
 class NoMaskConfig(MaskConfig, frozen=True):
-    """Settings of :class:`NoMask`: none. What other masks can set is fixed here."""
+    """Settings of :class:`NoMask`: none. What other masks can set is fixed here.
+
+    Example:
+        >>> scansion.TopKConfig(d_sae=64, k=8).mask == scansion.NoMaskConfig()
+    """
 
     has_weights: ClassVar[bool] = False
 

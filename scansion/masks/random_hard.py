@@ -16,7 +16,11 @@ from scansion.masks.registry import register_mask
 
 
 class RandomHardMaskConfig(MaskConfig, frozen=True):
-    """Settings of :class:`RandomHardMask`."""
+    """Settings of :class:`RandomHardMask`.
+
+    Example:
+        >>> scansion.RandomHardMaskConfig(positions_per_feature=16)
+    """
 
     family: Literal["random_hard"] = "random_hard"
     positions_per_feature: int | None = Field(

@@ -31,6 +31,9 @@ def build_mask(config: MaskConfig, n_positions: int, d_sae: int) -> PositionalMa
 
     Raises:
         ConfigError: the settings do not fit these sizes, or the family is not registered.
+
+    Example:
+        >>> scansion.build_mask(scansion.BandMaskConfig(count=3, shared=0.25), n_positions=24, d_sae=48).table()
     """
     family: Any = MASKS.of(config)
     return family(config, n_positions, d_sae)

@@ -13,7 +13,11 @@ from scansion.masks.registry import register_mask
 
 
 class SoftMaskConfig(LearntConfig, frozen=True):
-    """Settings of :class:`SoftMask`."""
+    """Settings of :class:`SoftMask`.
+
+    Example:
+        >>> scansion.SoftMaskConfig(shared=0.25)
+    """
 
     family: Literal["soft"] = "soft"
     l1_coefficient: float = Field(

@@ -14,7 +14,11 @@ from scansion.masks.registry import register_mask
 
 
 class UsageBandMaskConfig(BandMaskConfig, frozen=True):
-    """Settings of :class:`UsageBandMask`."""
+    """Settings of :class:`UsageBandMask`.
+
+    Example:
+        >>> scansion.UsageBandMaskConfig(count=4)
+    """
 
     family: Literal["usage_bands"] = "usage_bands"  # pyright: ignore[reportIncompatibleVariableOverride]
     every: int = Field(default=25, ge=1, description="Training steps between moves of features.")

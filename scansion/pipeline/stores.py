@@ -34,7 +34,11 @@ from scansion.records import read_json
 
 @dataclass(frozen=True)
 class HarvestSpec:
-    """Where a study's activations come from. The LM is loaded at most once, and only if something needs it."""
+    """Where a study's activations come from. The LM is loaded at most once, and only if something needs it.
+
+    Example:
+        >>> scansion.HarvestSpec("smollm2-135m", "layers.5", scansion.CorpusConfig(source="sotu"))
+    """
 
     model: str
     hook_point: str
@@ -105,6 +109,10 @@ def build_stores(source: HarvestSpec, folder: Path | str | None = None) -> Store
         source: what to harvest.
         folder: where the stores go, as ``folder/train`` and ``folder/held_out``; default the cache, under a name that
             holds the store's fingerprint, so that equal sources share it.
+
+    Example:
+        >>> stores = scansion.build_stores(source, "stores/mine")
+        >>> stores.train, stores.held_out
     """
     at = None if folder is None else expanded(folder)
     return _build(source, {HookPoint.parse(source.hook_point): at})[0]
@@ -129,8 +137,8 @@ def build_stores_at(
         ConfigError: two of the hook points are the same, or there is none.
 
     Example:
-        >>> stores = build_stores_at(source, ["layers.3", "layers.3.mlp"])
-        >>> stores["layers.3.mlp"].train
+        >>> stores = scansion.build_stores_at(source, ["layers.1", "layers.1.mlp"])
+        >>> stores["layers.1.mlp"].train
     """
     points = [HookPoint.parse(hook_point) for hook_point in hook_points]
     if not points or len(set(points)) < len(points):

@@ -89,6 +89,9 @@ def study_data(record: StudyRecord, held_out: ActivationStore | None = None) -> 
     Args:
         record: the study.
         held_out: the activations it was measured on; None to look them up, or make them again if they are gone.
+
+    Example:
+        >>> data = scansion.study_data(record)
     """
     folder = shlex.quote(str(record.folder))
     return ReportData(
@@ -117,6 +120,9 @@ def runs_data(results: Sequence[RunResults], folders: Mapping[str, Path], held_o
 
     Raises:
         ConfigError: there is no run.
+
+    Example:
+        >>> data = scansion.runs_data(results, folders, held_out)
     """
     if not results:
         raise ConfigError("there is no run to report on")

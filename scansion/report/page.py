@@ -52,6 +52,9 @@ def write_report(
         features: how much feature pages show; None leaves them out, and with them the language model.
         load_lm: gives the language model of ``data.held_out``; None to load it here.
         device: where the SAEs run, and the language model if it is loaded here.
+
+    Example:
+        >>> scansion.write_report(data, "runs/demo/report", features=None)
     """
     from scansion.report.paper import write_figures  # here, because matplotlib takes a while to load
 

@@ -44,6 +44,11 @@ class SAE(nn.Module, ABC):
         d_in: width of the activations.
         n_positions: context length L, the length of the mask.
         generator: source of the initial decoder directions.
+
+    Example:
+        >>> sae, metadata = scansion.load_sae("runs/topk")
+        >>> acts = sae.encode(store.contexts(0, 16))  # [positions, contexts, d_sae]
+        >>> x_hat = sae.decode(acts, positions=store.contexts(0, 16).token_positions)
     """
 
     revival: Literal["none", "resample"]

@@ -29,6 +29,9 @@ def save_sae(sae: SAE, folder: Path | str, metadata: SAEMetadata) -> None:
         sae: takes unscaled activations (see :meth:`SAE.fold_scale`).
         folder: gets ``cfg.json`` and ``sae_weights.safetensors``.
         metadata: model, hook point, data and training.
+
+    Example:
+        >>> scansion.save_sae(sae, "runs/copy/sae", metadata)
     """
     with atomic_folder(expanded(folder)) as temporary:
         weights = {name: tensor.detach().contiguous().cpu() for name, tensor in sae.state_dict().items()}
@@ -55,6 +58,9 @@ def load_sae(folder: Path | str, device: str | torch.device = "cpu") -> tuple[SA
 
     Raises:
         ScansionError: the folder holds no SAE, one of another format, or damaged weights.
+
+    Example:
+        >>> sae, metadata = scansion.load_sae("runs/topk")
     """
     folder = expanded(folder)
     if not (folder / "cfg.json").exists() and (folder / "sae/cfg.json").exists():

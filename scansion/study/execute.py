@@ -83,6 +83,9 @@ def execute(plan: StudyPlan, folders: Mapping[int, Path | str], *, retry: bool =
         ConfigError: the plan has no such entry.
         BusyError: another process is writing in one of the folders.
         ScansionError: whatever would stop the whole study, as far as possible before any heavy work.
+
+    Example:
+        >>> records = scansion.execute(plan, {0: "runs/mine/run_0"})
     """
     runs = {entry: expanded(folder) for entry, folder in folders.items()}
     check_plan(plan, runs)

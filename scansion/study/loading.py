@@ -29,6 +29,9 @@ def load_plan(plan: Path | str) -> StudyPlan:
 
     Raises:
         ConfigError: there is no such plan, it is not YAML, or a key is unknown, missing or out of range.
+
+    Example:
+        >>> scansion.load_plan("positional_masking").runs[0].name
     """
     try:
         settings = read_plan(plan)

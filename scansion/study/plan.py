@@ -142,7 +142,12 @@ class Arm:
 
 
 class StudyPlan(BaseModel):
-    """A whole study: its question, its runs and how they are judged, all written down before the first run."""
+    """A whole study: its question, its runs and how they are judged, all written down before the first run.
+
+    Example:
+        >>> plan = scansion.load_plan("positional_masking")
+        >>> [run.name for run in plan.runs]
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

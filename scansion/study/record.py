@@ -115,6 +115,10 @@ class StudyRecord:
         plan: the newest.
         arms: all, or of one world.
         world: what sets the world of these arms apart from the study's others; empty if they are all there are.
+
+    Example:
+        >>> record = scansion.StudyRecord.open("runs/demo")
+        >>> [(arm.name, arm.info.status) for arm in record.arms]
     """
 
     folder: Path

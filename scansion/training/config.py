@@ -14,6 +14,9 @@ class TrainingConfig(TokenExclusion):
     """How long and how an SAE is trained, and on which tokens.
 
     Inputs are scaled so that tokens which are no outliers have unit mean norm: rates then mean the same for every model.
+
+    Example:
+        >>> scansion.TrainingConfig(tokens=1_000_000, batch_tokens=1024, lr=1e-3)
     """
 
     model_config = ConfigDict(

@@ -38,7 +38,11 @@ _PENDING, _WAYS = "metrics.values", "metrics.ways"
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One SAE to be trained: its name, its folder, its config and its training settings."""
+    """One SAE to be trained: its name, its folder, its config and its training settings.
+
+    Example:
+        >>> scansion.TrainingRun.at("runs/small", scansion.TopKConfig(d_sae=64, k=8))
+    """
 
     name: str
     folder: Path
@@ -50,7 +54,7 @@ class TrainingRun:
         """A run named after its folder.
 
         Example:
-            >>> train([TrainingRun.at("runs/topk", TopKConfig(d_sae=1024, k=16))], ActivationStore("stores/sotu/train"))
+            >>> run = scansion.TrainingRun.at("runs/other", scansion.TopKConfig(d_sae=1024, k=16))
         """
         path = expanded(folder)
         return cls(path.name, path, sae, training or TrainingConfig())
@@ -78,6 +82,11 @@ def train(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
         ConfigError: the runs do not share a stream.
         TrainingError: a folder holds another run, or a loss is no longer finite.
         BusyError: another process is training in one of the folders.
+
+    Example:
+        >>> settings = scansion.TrainingConfig(tokens=2_000)
+        >>> run = scansion.TrainingRun.at("runs/small", scansion.TopKConfig(d_sae=64, k=8), settings)
+        >>> scansion.train([run], store)
     """
     if not runs:
         return

@@ -30,7 +30,11 @@ DENSITY_EDGES = [round(-6 + 0.25 * i, 2) for i in range(25)]
 
 
 class CoreConfig(CountsPositions):
-    """What the core evaluation reads."""
+    """What the core evaluation reads.
+
+    Example:
+        >>> scansion.CoreConfig(loss_contexts=64)
+    """
 
     evaluation: ClassVar[str] = "core"
 
@@ -125,6 +129,10 @@ def evaluate_core(
     Raises:
         EvalError: an SAE belongs to another model or hook point, the LM is no longer the one the store was made with, or
             the loss is wanted without an LM.
+
+    Example:
+        >>> [result] = scansion.evaluate_core([loaded], held_out, None, scansion.CoreConfig(loss_contexts=0))
+        >>> result.status, result.fve
     """
     config = as_trained(config, subjects)
     has_loss = config.loss_contexts > 0 and not store.identity.is_planted

@@ -14,7 +14,11 @@ DEFAULT_DATASETS = ("ag_news", "code", "amazon_stars", "occupations", "sst2")
 
 
 class SparseProbingConfig(ReadsTexts):
-    """Which data sets, how much of them, and which probes. The defaults are SAEBench's, but for data sets and k."""
+    """Which data sets, how much of them, and which probes. The defaults are SAEBench's, but for data sets and k.
+
+    Example:
+        >>> scansion.SparseProbingConfig(k_values=[1, 5], train_size=400)
+    """
 
     evaluation: ClassVar[str] = "sparse_probing"
 

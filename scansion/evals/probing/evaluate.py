@@ -58,6 +58,9 @@ def evaluate_sparse_probing(
         EvalError: an SAE belongs to another model or hook point.
         ShapeError: an SAE does not fit the model's width or the context length.
         ModelError: the model has no such layer, or cannot read contexts this long.
+
+    Example:
+        >>> [result] = scansion.evaluate_sparse_probing([loaded], lm, scansion.SparseProbingConfig(k_values=[1]))
     """
     config = as_trained(config, subjects)
     check_probing_sets(config.datasets, config.order_corpus, config.hub)

@@ -27,7 +27,11 @@ BINS = 24
 
 
 class FeatureConfig(BaseModel):
-    """How much feature pages show."""
+    """How much feature pages show.
+
+    Example:
+        >>> scansion.FeatureConfig(n_contexts=256, examples=5)
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -43,7 +43,11 @@ class Summary:
 
 
 def summarise(runs: Sequence[RunResults]) -> Summary:
-    """The summary of some runs, in the order given."""
+    """The summary of some runs, in the order given.
+
+    Example:
+        >>> summary = scansion.summarise(results)
+    """
     sound = [run for run in runs if not run.reasons]
     set_apart = [(run.name, f"degenerate: {'; '.join(run.reasons)}") for run in runs if run.reasons]
     comparable: list[RunResults] = []

@@ -29,7 +29,11 @@ class BatchTopKKindConfig(TopKKindConfig, frozen=True):
 
 
 class BatchTopKConfig(BatchTopKKindConfig, frozen=True):
-    """Settings of :class:`BatchTopKSAE`."""
+    """Settings of :class:`BatchTopKSAE`.
+
+    Example:
+        >>> scansion.BatchTopKConfig(d_sae=2304, k=32)
+    """
 
     architecture: Literal["batch_topk"] = "batch_topk"
 

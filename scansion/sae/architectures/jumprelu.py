@@ -17,7 +17,11 @@ from scansion.sae.structure import KeepsAbove, Selection
 
 
 class JumpReluConfig(SAEConfig, frozen=True):
-    """Settings of :class:`JumpReluSAE`; thresholds and bandwidth are for inputs scaled to unit mean norm."""
+    """Settings of :class:`JumpReluSAE`; thresholds and bandwidth are for inputs scaled to unit mean norm.
+
+    Example:
+        >>> scansion.JumpReluConfig(d_sae=2304, l0_coefficient=0.002)
+    """
 
     architecture: Literal["jumprelu"] = "jumprelu"
     l0_coefficient: float = Field(

@@ -15,7 +15,11 @@ from scansion.sae.structure import KeepsPositive, Selection
 
 
 class ReluConfig(SAEConfig, frozen=True):
-    """Settings of :class:`ReluSAE`."""
+    """Settings of :class:`ReluSAE`.
+
+    Example:
+        >>> scansion.ReluConfig(d_sae=2304, l1_coefficient=0.04)
+    """
 
     architecture: Literal["relu"] = "relu"
     l1_coefficient: float = Field(

@@ -34,7 +34,11 @@ class TopKKindConfig(SAEConfig, frozen=True):
 
 
 class TopKConfig(TopKKindConfig, frozen=True):
-    """Settings of :class:`TopKSAE`."""
+    """Settings of :class:`TopKSAE`.
+
+    Example:
+        >>> scansion.TopKConfig(d_sae=2304, k=32, mask=scansion.BandMaskConfig(count=8))
+    """
 
     architecture: Literal["topk"] = "topk"
 

@@ -125,6 +125,9 @@ def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Compar
 
     Raises:
         ConfigError: there is no arm of the baseline's name, or no arm at all.
+
+    Example:
+        >>> scansion.compare({arm.name: arm.info for arm in record.arms})
     """
     if not infos:
         raise ConfigError("there is no run to compare")
