@@ -10,7 +10,6 @@ from pathlib import Path
 
 import xxhash
 
-import scansion
 from scansion.records import read_object, write_json
 from scansion.registry import loaded_plugins
 
@@ -83,7 +82,7 @@ def code_fingerprint() -> str:
 def _package_sources() -> bytes:
     """A hash of every Python file of this package; read once, as it is this code that runs."""
     digest = xxhash.xxh3_128()
-    home = Path(scansion.__file__).parent
+    home = Path(__file__).parents[1]
     for path in sorted(home.rglob("*.py")):
         digest.update(f"{path.relative_to(home)}\0".encode() + path.read_bytes())
     return digest.digest()
