@@ -434,7 +434,7 @@ def _plain(ids: list[int]) -> str:
 
 def _decoder(store: ActivationStore) -> Callable[[list[int]], str]:
     """Token ids -> their text; of synthetic activations, or where the model is not at hand, the ids themselves."""
-    if store.identity.is_planted:
+    if not store.identity.has_lm:
         return _plain
     try:
         tokenizer = load_tokenizer(model_facts(store.identity.model, store.identity.model_id.commit))

@@ -111,7 +111,7 @@ def test_the_quick_start_and_its_tutorial_run(world: World, capsys: pytest.Captu
         world.run(line)
     assert (world.folder / "runs/report/index.html").is_file()
     namespace: dict[str, Any] = {}
-    for page in ("tutorial.md", "formats.md"):
+    for page in ("tutorial.md", "formats.md", "data.md"):
         for block in blocks(ROOT / "docs" / page, "python"):
             exec(compile(block, page, "exec", dont_inherit=True), namespace)
     assert "ok" in capsys.readouterr().out

@@ -222,7 +222,7 @@ def _fill_shards(
     lengths = contexts.valid.sum(dim=1)
     if by_length and int(lengths.min()) < contexts.length:
         order = lengths.argsort(descending=True, stable=True)
-    batches = order.split(lm_batch_size)
+    batches = [order[start : start + lm_batch_size] for start in range(0, len(order), lm_batch_size)]
     device = next(iter(buffers.values())).acts.device
     n_kept, kept = _kept(parts or {})
     n_taken = 0

@@ -32,6 +32,8 @@ PLAN = "plan.json"
 SHARD_NAME = "shard-{}.safetensors"
 PLANTED = "synthetic"
 """Source of a store whose activations are made from known features, without text or a language model."""
+OWN = "tensors"
+"""Source of a store of one's own activations, see :meth:`ActivationStore.from_tensors`."""
 
 
 class StoreIdentity(BaseModel):
@@ -86,6 +88,11 @@ class StoreIdentity(BaseModel):
         """Whether the activations are synthetic, see :data:`PLANTED`."""
         return self.corpus.get("source") == PLANTED
 
+    @property
+    def has_lm(self) -> bool:
+        """Whether a language model that Scansion can load made the activations, from text."""
+        return self.corpus.get("source") not in (PLANTED, OWN)
+
 
 class StoreManifest(BaseModel):
     """The manifest of a finished store: its identity and its shards."""
@@ -134,6 +141,60 @@ class ActivationStore:
         self.folder = folder
         self._shards = _shards(folder, self.manifest)
         self._starts = np.cumsum([0] + [shard.n_contexts for shard in self._shards])
+
+    @classmethod
+    def from_tensors(
+        cls,
+        acts: Any,
+        folder: str | Path,
+        *,
+        valid: Any = None,
+        positions: Any = None,
+        tokens: Any = None,
+        documents: Any = None,
+        name: str = "own activations",
+        hook_point: str = "own",
+        split: str = "train",
+        dtype: str | None = None,
+        shard_bytes: int = 64_000_000,
+    ) -> ActivationStore:
+        """Write activations of your own to a store on disk: of audio, genomes, board games, time series.
+
+        SAEs train on it and are evaluated (``core`` and ``position``) and compared on another such store with the same name
+        and hook point. If ``folder`` holds these activations already, they are written again with the same bytes.
+
+        Args:
+            acts: a tensor or array [C, L, d_in]; a list with a tensor [L_i, d_in] for each context; or an iterator of tensors
+                [c, L, d_in], read once, so that not all of them need fit in memory.
+            folder: of the store; must not hold anything else.
+            valid: [C, L], False where there is no token; default True everywhere.
+            positions: [C, L], the position of each token, unique in its context; default its index. Every token is
+                stored, and masked, at its position.
+            tokens: [C, L], an id of what each token is, shown beside it; default 0.
+            documents: [C] or [C, L], the document that each context or token belongs to, for intervals that do not take tokens
+                of one document for independent; default each context its own. Iterators of activations take all of these as
+                whole tensors; a list of activations takes lists of unequal lengths too.
+            name, hook_point: what the activations are of. SAEs are evaluated only on stores with the same ones.
+            split: ``train`` or ``held_out``.
+            dtype: ``float32``, ``bfloat16`` or ``float16``; default that of the activations, or float32.
+            shard_bytes: approximate size of a file.
+
+        Raises:
+            ShapeError: shapes disagree, or values are out of range; says which.
+            StoreError: an activation is not finite, or the folder holds something else.
+
+        Example:
+            >>> frames = torch.randn(200, 32, 64)  # 200 recordings of 32 frames, 64 wide
+            >>> store = ActivationStore.from_tensors(frames, folder / "train", name="recordings")
+            >>> store.n_contexts, store.n_positions, store.d_in
+            (200, 32, 64)
+        """
+        from scansion.activations.own import write_own_store  # which imports this module
+
+        return write_own_store(
+            Path(folder), acts, valid=valid, positions=positions, tokens=tokens, documents=documents, name=name,
+            hook_point=hook_point, split=split, dtype=dtype, shard_bytes=shard_bytes,
+        )  # fmt: skip
 
     @property
     def identity(self) -> StoreIdentity:

@@ -82,7 +82,7 @@ class _Header:
             if n_dims > _MOST_DIMS:
                 raise ValueError(f"a tensor has {n_dims} dimensions")
             n_parameters += math.prod(self._number("<Q") for _ in range(n_dims))
-            self._number("<I"), self._number("<Q")
+            self._skip(struct.calcsize("<IQ"))  # its type, and where it begins
         n_layers = values.get(f"{values.get('general.architecture')}.block_count")
         return GgufHeader(n_layers if isinstance(n_layers, int) else None, n_parameters)
 
@@ -157,9 +157,10 @@ def dequantise(gguf: Path, folder: Path) -> None:
         say(f"reading the vocabulary of {gguf.name}")
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
         say(f"reading the weights of {gguf.name}")
-        quantised, found = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             **source, dtype=torch.float32, output_loading_info=True
         )
+        quantised, found = loaded
         require_all_weights(str(gguf), quantised, found)
         config = quantised.config
         # transformers refuses to save a model that says it is quantised; these weights no longer are.

@@ -73,11 +73,11 @@ def evaluate(
 
 def check_evaluations(configs: Mapping[str, EvaluationConfig], held_out: ActivationStore) -> None:
     """Raise :class:`ScansionError` for evaluations that the store has no truth, no text or no language model for."""
-    if held_out.identity.is_planted:
+    if not held_out.identity.has_lm:
         refuse_without_lm(configs, str(held_out.folder))
     for name, evaluation in evaluations.build(configs).items():
         config = configs[name]
-        if isinstance(config, TokenExclusion) and not held_out.identity.is_planted:
+        if isinstance(config, TokenExclusion) and held_out.identity.has_lm:
             config.check_ids(held_out.identity.model, held_out.identity.model_id.commit)
         evaluation.check(held_out)
 
@@ -87,7 +87,7 @@ def refuse_without_lm(configs: Mapping[str, EvaluationConfig], planted: str) -> 
     needing_lm = [name for name, evaluation in evaluations.build(configs).items() if evaluation.needs_lm]
     if needing_lm:
         raise ConfigError(
-            f"{planted} holds activations made from known features, for which there is neither text nor a "
+            f"{planted} holds activations made from known features or given as tensors, for which there is neither text nor a "
             f"language model: leave out {', '.join(needing_lm)}"
         )
 

@@ -59,7 +59,7 @@ def read_dictionaries(
         load_lm: gives it; None to load it here.
         device: where the SAEs run, and the language model if it is loaded here.
     """
-    no_lm = config is None or not data.sound or data.held_out.identity.is_planted
+    no_lm = config is None or not data.sound or not data.held_out.identity.has_lm
     lm = None if no_lm else (load_lm or (lambda: language_model_of(data.held_out, device)))()
     place = resolve_device(device)
     maps: list[Maps] = []

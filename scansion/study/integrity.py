@@ -117,6 +117,8 @@ def repair_store(folder: Path, device: str = "auto") -> ActivationStore:
     if identity.is_planted:
         world = SynthConfig.model_validate(identity.corpus["world"])
         return plant_store(PlantedDictionary.plant(world), "train" if identity.split == "train" else "held_out", folder)
+    if not identity.has_lm:
+        raise StoreError(f"{folder} holds activations of your own; delete it and write it again with from_tensors")
     try:
         corpus = CorpusConfig.model_validate(identity.corpus["config"])
     except (KeyError, ValidationError) as error:

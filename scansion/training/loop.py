@@ -174,7 +174,7 @@ class _Session:
     def __init__(self, run: TrainingRun, store: ActivationStore) -> None:
         self.run = run
         self.store = store
-        if not store.identity.is_planted:
+        if store.identity.has_lm:
             run.training.check_ids(store.identity.model, store.identity.model_id.commit)
         require_memory(run.sae, store.d_in, store.n_positions)
         build_mask(run.sae.mask, store.n_positions, run.sae.d_sae)  # raises if it does not fit, before a folder is made

@@ -135,7 +135,7 @@ def evaluate_core(
         >>> result.status, result.fve
     """
     config = as_trained(config, subjects)
-    has_loss = config.loss_contexts > 0 and not store.identity.is_planted
+    has_loss = config.loss_contexts > 0 and store.identity.has_lm
     if has_loss and load_lm is None:
         raise EvalError("loss recovered needs the language model; give load_lm, or set loss_contexts to 0")
     require_same_source(subjects, store)

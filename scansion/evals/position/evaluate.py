@@ -54,8 +54,8 @@ def evaluate_position(
     require_same_source(subjects, store)
     text = Text.of(store, config)
     moved: MovedText | str = "it was switched off (replaced_contexts is 0)"
-    if config.replaced_contexts and store.identity.is_planted:
-        moved = "the activations are made from known features, and no language model can read moved text"
+    if config.replaced_contexts and not store.identity.has_lm:
+        moved = "the activations are of no language model, and no language model can read moved text"
     elif config.replaced_contexts:
         offset = offset_for(store.n_positions, config.offset)
         if load_lm is None:
