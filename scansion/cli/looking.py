@@ -12,12 +12,17 @@ from rich.table import Table
 from scansion.attaching import Seen, attach
 from scansion.cli.app import output, table_console
 from scansion.errors import ConfigError
+from scansion.evals.base import LoadedSAE
 from scansion.exploring import encode_text, model_of, text_tokens
 from scansion.lm import LanguageModel
+from scansion.report.sentences import add_sentence
 from scansion.sae import SAE, load_sae
 
+_MOST_SAVED = 256
+"""Features of a token that a page gets, at most."""
 
-def look(run: Path, text: str, *, features: int = 3, device: str = "auto") -> None:
+
+def look(run: Path, text: str, *, features: int = 3, page: Path | None = None, device: str = "auto") -> None:
     """Show which features fire on each token of a text, the strongest first.
 
     Example: scansion look runs/topk "The state of the Union is strong."
@@ -30,6 +35,8 @@ def look(run: Path, text: str, *, features: int = 3, device: str = "auto") -> No
         Any text. It starts with the model's beginning-of-sequence token, as in training.
     features
         How many features to show for a token.
+    page
+        A report of this run (its folder or index.html): the text is added to it, under every feature that fires on it.
     device
         Where the model runs: auto, cpu, cuda, cuda:1 or mps.
     """
@@ -43,6 +50,10 @@ def look(run: Path, text: str, *, features: int = 3, device: str = "auto") -> No
         shown = ",  ".join(f"{index}: {value:.3g}" for index, value in encoded.top(place, features))
         table.add_row(str(place), repr(token)[1:-1], shown if applied else f"({why})")
     table_console(100).print(table, markup=False)
+    if page is not None:
+        firing = [encoded.top(place, _MOST_SAVED) for place in range(len(encoded.tokens))]
+        path = add_sentence(page, LoadedSAE(run.name, sae.cpu(), metadata).fingerprint, encoded.tokens, firing)
+        output.print(f"added to {path}, at the end of Features", markup=False)
     output.print(
         f"{metadata.hook_point} of {metadata.model}; {sae.config.architecture}, {sae.d_sae} features", markup=False
     )

@@ -15,6 +15,11 @@ from safetensors.numpy import save
 _DTYPES = ("uint8", "uint16", "uint32", "float32")
 
 
+def packed(data: bytes) -> str:
+    """The text of a chunk. No time of writing is in its header, so that the same page comes out the same."""
+    return base64.b64encode(gzip.compress(data, compresslevel=6, mtime=0)).decode("ascii")
+
+
 @dataclass
 class Chunks:
     """The chunks of one page, by name."""
@@ -25,8 +30,7 @@ class Chunks:
         """Keep some bytes under a name that no other chunk of the page has."""
         if name in self.texts:
             raise ValueError(f"there are two chunks {name!r} in one page")
-        # No time of writing in the header, so that the same page comes out the same.
-        self.texts[name] = base64.b64encode(gzip.compress(data, compresslevel=6, mtime=0)).decode("ascii")
+        self.texts[name] = packed(data)
 
     def add_json(self, name: str, value: Any) -> None:
         """Keep a JSON value. NaN is refused: callers say None."""

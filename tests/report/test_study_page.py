@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -321,3 +322,32 @@ def test_studies_and_runs_have_cards_for_notebooks(study: StudyRecord) -> None:
         assert "<img" not in shown and "&lt;img src=x" in shown
         assert f"{study.arms[1].info.means['fve']:.3f}" in shown
     assert "degenerate" in study._repr_html_()
+
+
+def test_sentences_of_ones_own_are_added_to_the_page(
+    run: Callable[..., tuple[int, str, str]], open_page, written: Path, study: StudyRecord, tmp_path: Path
+) -> None:
+    page_file = Path(shutil.copy(written, tmp_path / "index.html"))
+    arm = study.arms[0]
+    assert open_page(page_file).is_hidden("#sentences")
+    for text in ("w5 w9 w20 w21", "w7 w3", "w5 w9 w20 w21"):
+        status, out, err = run("look", arm.seed_folders[0], text, "--page", tmp_path, "--device", "cpu")
+        assert status == 0 and "added to" in out, err
+    page = open_page(page_file, without_policy=True)
+    page.wait_for_selector("#sentences article")
+    assert page.locator("#sentences article").count() == 2, "the same sentence once"
+    page.locator("#sentences .token").filter(has_text="w20").first.click()
+    link = page.locator("#sentences .firing .link >> nth=0")
+    feature = link.inner_text().split()[-1]
+    link.click()
+    page.wait_for_selector(f"#feature h3:has-text('Feature {feature} ')")
+    assert page.locator("#feature h4:has-text('Sentences of your own')").count() == 1
+    assert "w20" in page.locator("#feature .contexts >> nth=0").inner_text()
+    masked = study.arms[1].seed_folders[1]  # the page shows the first seed
+    status, _, err = run("look", masked, "w5", "--page", tmp_path, "--device", "cpu")
+    assert status == 2 and "has no features of this run, but of plain" in err
+    (tmp_path / "other.html").write_text("<html></html>")
+    status, _, err = run("look", masked, "w5", "--page", tmp_path / "other.html", "--device", "cpu")
+    assert status == 2 and "has no pages of features" in err
+    status, _, err = run("look", masked, "w5", "--page", tmp_path / "none", "--device", "cpu")
+    assert status == 2 and "is no report" in err
