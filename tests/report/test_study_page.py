@@ -338,7 +338,7 @@ def test_sentences_of_ones_own_are_added_to_the_page(
     assert page.locator("#sentences article").count() == 2, "the same sentence once"
     page.locator("#sentences .token").filter(has_text="w20").first.click()
     link = page.locator("#sentences .firing .link >> nth=0")
-    feature = link.inner_text().split()[-1]
+    feature = link.inner_text().split()[1]
     link.click()
     page.wait_for_selector(f"#feature h3:has-text('Feature {feature} ')")
     assert page.locator("#feature h4:has-text('Sentences of your own')").count() == 1

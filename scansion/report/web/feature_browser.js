@@ -141,6 +141,6 @@ async function startFeatures() {
     showFirst();
   }, { rootMargin: "500px" }).observe(pane);
   await readSentences(abouts);
-  showSentences(abouts, (f, index) => go(f, index).then(() => pane.scrollIntoView()));
+  await showSentences(abouts, (f, index) => go(f, index).then(() => pane.scrollIntoView()));
   if (table.chosen !== null && ownSentences.length) await show(table.chosen); // it was shown before they were read
 }

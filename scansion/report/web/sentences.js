@@ -15,27 +15,37 @@ async function readSentences(abouts) {
   ownSentences = (await chunkJson("sentences")).filter((one) => abouts.some((about) => about.fingerprint === one.sae));
 }
 
+const MOST_SHOWN = 12; // features of one token
+
 /** Show them below the table; `go(f, index)` opens a feature of a run. */
-function showSentences(abouts, go) {
+async function showSentences(abouts, go) {
   document.getElementById("sentences").hidden = ownSentences.length === 0;
-  document.getElementById("sentence-list").replaceChildren(...ownSentences.map((one, number) => {
+  const articles = await Promise.all(ownSentences.map(async (one, number) => {
     const index = abouts.findIndex((about) => about.fingerprint === one.sae);
+    const features = await readFeatures(abouts, index);
+    const share = ([f, act]) => act / (features.table.max_act[f] || act); // of its highest activation on the held-out text
     const found = make("div", { class: "firing", "aria-live": "polite" });
-    const highest = Math.max(1e-9, ...one.features.flat().map(([, act]) => act));
     const tokens = one.tokens.map((token, p) => {
       const button = make("button", { type: "button", class: "token", "aria-pressed": "false", onclick: () => {
         for (const other of tokens) other.setAttribute("aria-pressed", String(other === button));
-        const some = one.features[p];
-        found.replaceChildren(some.length
-          ? make("ol", { class: "bars" }, ...some.map(([f, act]) => make("li", {}, bar(act / highest),
-            make("button", { type: "button", class: "link", onclick: () => go(f, index) }, `feature ${f}`), make("span", { class: "value" }, significant(act)))))
-          : make("p", { class: "muted small" }, p === 0 ? "Position 0 took no part in training." : "No feature fires on it."));
+        found.replaceChildren(firingOn(one.features[p], p, share, features, (f) => go(f, index)));
       } }, visible(token));
-      button.style.setProperty("--heat", ((one.features[p][0]?.[1] ?? 0) / highest).toFixed(3));
+      button.style.setProperty("--heat", Math.min(1, Math.max(0, ...one.features[p].map(share))).toFixed(3));
       return button;
     });
     return make("article", { class: "sentence" },
-      make("p", { class: "muted small" }, swatch(abouts[index].colour), `sentence ${number + 1}, ${abouts[index].arm}`),
+      make("p", { class: "muted small" }, swatch(features.colour), `sentence ${number + 1}, ${features.arm}`),
       make("p", { class: "context" }, ...tokens), found);
   }));
+  document.getElementById("sentence-list").replaceChildren(...articles);
+}
+
+/** The features that fire on one token, the strongest first, with the token that each is most active on elsewhere. */
+function firingOn(some, p, share, features, open) {
+  if (!some.length) return make("p", { class: "muted small" }, p === 0 ? "Position 0 took no part in training." : "No feature fires on it.");
+  const rest = some.length - MOST_SHOWN;
+  return make("div", {}, make("ol", { class: "bars" }, ...some.slice(0, MOST_SHOWN).map(([f, act]) => make("li", {}, bar(share([f, act])),
+    make("button", { type: "button", class: "link", onclick: () => open(f) }, `feature ${f} `, make("span", { class: "word" }, word(features.tokenAt("peaks", f)))),
+    make("span", { class: "value" }, significant(act))))),
+  rest > 0 ? make("p", { class: "muted small" }, `and ${rest} weaker ones`) : null);
 }
