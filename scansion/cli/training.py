@@ -47,8 +47,9 @@ def harvest(
     revision
         Branch, tag or commit of the model on the hub.
     hook_point
-        Where in the model activations are read, for example layers.5, layers.5.mlp or blocks.5.hook_resid_post. Repeat the
-        flag for several: the model then reads the text once for all of them.
+        Where in the model activations are read, for example layers.5, layers.5.mlp or blocks.5.hook_resid_post, or
+        any module by its path, for example model.layers.5.mlp.act_fn. Repeat the flag for several: the model then reads the
+        text once for all of them.
     lm_dtype
         Number type the model computes in; auto is bfloat16 on CUDA and float32 elsewhere.
     device

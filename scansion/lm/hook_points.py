@@ -10,6 +10,7 @@ from torch import nn
 from scansion.errors import ConfigError, ModelError
 from scansion.lm.blocks import decoder_blocks
 from scansion.lm.facts import ModelFacts
+from scansion.lm.module_paths import as_path, layer_in, module_at, width_at
 from scansion.lm.sites import Site, find_site, site_names
 
 # Every accepted spelling, for layer 5. HF prefixes are those of Llama, Gemma, Qwen, GPT-NeoX and GPT-2.
@@ -29,7 +30,8 @@ class HookPoint:
 
     ``resid_pre`` and ``resid_post`` are the residual stream before and after the block; ``attn_out`` and ``mlp_out``
     are what attention and MLP add to it (so in Gemma 2 and 3 they are taken after the sandwich norm, as
-    TransformerLens does). :func:`scansion.lm.hook_site` adds sites.
+    TransformerLens does). :func:`scansion.lm.hook_site` adds sites. A site with a dot is the path of a module, seen from
+    the model without its head: its output is read, and ``layer`` is the number in the path.
 
     Example:
         >>> scansion.HookPoint.parse("blocks.5.hook_resid_post") == scansion.HookPoint.parse("layers.5")
@@ -40,7 +42,8 @@ class HookPoint:
 
     @classmethod
     def parse(cls, text: str) -> HookPoint:
-        """Read ``layers.5``, ``model.layers.5.mlp``, ``blocks.5.hook_resid_post``, ``resid_post.5`` and the like.
+        """Read ``layers.5``, ``model.layers.5.mlp``, ``blocks.5.hook_resid_post``, ``resid_post.5`` and the like; any other
+        path of a module is taken as it is, for example ``model.layers.5.mlp.act_fn``.
 
         Raises:
             ModelError: the text is not one of the accepted spellings.
@@ -50,19 +53,27 @@ class HookPoint:
             name = site or (match["site"] if match else "")
             if match and find_site(name):
                 return cls(int(match["layer"]), name)
+        if path := as_path(text.strip()):
+            return cls(layer_in(path), path)
         raise ModelError(
             f"hook point {text!r} is not understood; write for example 'layers.5' (residual stream after layer 5), "
-            "'layers.5.mlp', 'layers.5.self_attn', 'blocks.5.hook_resid_post' or 'resid_post.5'; "
+            "'layers.5.mlp', 'layers.5.self_attn', 'blocks.5.hook_resid_post' or 'resid_post.5', or the path of a module like "
+            "'model.layers.5.mlp.act_fn'; "
             f"the sites are {', '.join(site_names())}, and those of a file that --plugin FILE.py names"
         )
 
     def __str__(self) -> str:
-        return f"{self.site}.{self.layer}"
+        return self.site if self.is_path else f"{self.site}.{self.layer}"
+
+    @property
+    def is_path(self) -> bool:
+        """Whether the site is the path of a module, whose output is read."""
+        return "." in self.site
 
     @property
     def transformer_lens_name(self) -> str:
-        """The same place in TransformerLens spelling, for example ``blocks.5.hook_resid_post``."""
-        return f"blocks.{self.layer}.hook_{self.site}"
+        """The same place in TransformerLens spelling, for example ``blocks.5.hook_resid_post``; of a module its path."""
+        return self.site if self.is_path else f"blocks.{self.layer}.hook_{self.site}"
 
     @property
     def kind(self) -> Site:
@@ -71,6 +82,8 @@ class HookPoint:
         Raises:
             ConfigError: there is no site of this name.
         """
+        if self.is_path:
+            return Site(self.site, lambda model: module_at(model, self.site), "output", None)
         if site := find_site(self.site):
             return site
         raise ConfigError(f"there is no hook site {self.site!r}; there are {', '.join(site_names())}")
@@ -87,8 +100,11 @@ class HookPoint:
         """The width d_in of the activations at this point.
 
         Raises:
-            ModelError: the site's width function fails on this model's configuration.
+            ModelError: the site's width function fails on this model's configuration, or a module is not there or does not
+                return activations.
         """
+        if self.is_path:
+            return width_at(facts, self.site)
         width = self.kind.width
         if width is None:
             return facts.d_model
@@ -105,6 +121,8 @@ class HookPoint:
         Raises:
             ModelError: the model has no such layer, or its blocks have no such part.
         """
+        if self.is_path:
+            return module_at(model, self.site)
         blocks = decoder_blocks(model)
         self.check(len(blocks), type(model).__name__)
         try:

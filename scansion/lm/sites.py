@@ -22,7 +22,7 @@ class Site:
 
     Attributes:
         name: as in the hook point ``name.5``.
-        module: from a block to the module that is hooked.
+        module: from a block to the module that is hooked; for the path of a module, from the model.
         side: whether the activation is that module's first input or its (first) output.
         width: from the model's configuration to the activation's width; None if it is the residual stream's.
     """
