@@ -53,6 +53,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products in bfloat16; others imitate them, which is slow."""
+    return any(getattr(torch.cpu, f"_is_{unit}_supported", bool)() for unit in ("avx512_bf16", "amx_tile"))
+
+
 @cache
 def disable_malloc_trim() -> None:
     """Make Linux's C library keep freed memory for this process instead of returning it to the system.

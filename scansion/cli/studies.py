@@ -16,6 +16,7 @@ from scansion.cli.app import output, table_console
 from scansion.cli.reporting import write_pages
 from scansion.errors import ConfigError, StudyError
 from scansion.locks import only_writer
+from scansion.progress import say
 from scansion.report import FeatureConfig
 from scansion.study import ArmInfo, StudyPlan, StudyRecord, compare, execute, infos_of, load_plan
 from scansion.study.checks import check_entries
@@ -24,6 +25,8 @@ from scansion.study.compare.tables import lines_below, terminal_tables, write_co
 from scansion.study.estimate import estimate
 from scansion.study.plan import slug
 from scansion.study.tracking import Tracker, import_study, open_tracker
+
+_FIRST_OF_DEMO = "0,4"  # the baseline, and early / middle / late groups
 
 
 def run_study(
@@ -185,6 +188,8 @@ def ui(study: Path, *, tracker: Tracker = "trackio", show: bool = True) -> None:
 def demo(*, plan: str = "demo", out: Path = Path("runs/demo")) -> None:
     """Run a small study from end to end: harvest, train, evaluate, compare and report.
 
+    There is a first page after two runs, the baseline and one with a mask. The page of all runs then takes its place.
+
     Example: scansion demo
 
     Parameters
@@ -194,6 +199,9 @@ def demo(*, plan: str = "demo", out: Path = Path("runs/demo")) -> None:
     out
         Folder for run_0, run_1, ... and the report.
     """
+    if plan == "demo" and not (out / "report").exists():
+        run_study(plan, only=_FIRST_OF_DEMO, out=out)
+        say(f"a first page, of two runs, is in {out / 'report/index.html'}; the other runs follow")
     run_study(plan, out=out)
 
 

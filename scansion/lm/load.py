@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from scansion.assets import ASSETS, asset_path, cache_dir
-from scansion.device import resolve_device, resolve_dtype
+from scansion.device import multiplies_bfloat16, resolve_device, resolve_dtype
 from scansion.errors import ModelError
 from scansion.files import expanded
 from scansion.lm.blocks import layer_count
@@ -144,8 +144,15 @@ def load_tokenizer(facts: ModelFacts, revision: str | None = None) -> transforme
 
 
 def lm_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type an LM runs in: ``auto`` is bfloat16 on CUDA and float32 elsewhere."""
-    return resolve_dtype(("bfloat16" if device.type == "cuda" else "float32") if name == "auto" else name)
+    """The type an LM runs in.
+
+    ``auto`` is bfloat16 on CUDA and float32 elsewhere. ``fast`` is bfloat16 on CPUs that multiply in it too, where SmolLM2
+    takes half the time and activations after layer 5 differ by 0.9% of their norm.
+    """
+    if name not in ("auto", "fast"):
+        return resolve_dtype(name)
+    in_bfloat16 = device.type == "cuda" or (name == "fast" and device.type == "cpu" and multiplies_bfloat16())
+    return torch.bfloat16 if in_bfloat16 else torch.float32
 
 
 def check_layer_in_header(name: str, hook_point: HookPoint) -> None:

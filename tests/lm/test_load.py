@@ -14,7 +14,7 @@ from transformers import modeling_gguf_pytorch_utils as gguf_reader
 from transformers.utils import logging as transformers_logging
 
 from scansion.errors import ConfigError, ModelError
-from scansion.lm import HookPoint, activations_at, load_language_model, model_facts
+from scansion.lm import HookPoint, activations_at, lm_dtype, load, load_language_model, model_facts
 from scansion.lm.loading_bars import our_progress
 from tests.conftest import LAYERS, MAX_POSITIONS, WIDTH, make_lm, random_contexts
 
@@ -131,3 +131,12 @@ def test_models_without_position_embeddings_are_read_at_any_length(config: PreTr
     contexts = random_contexts(2, length=100)
     acts = activations_at(lm, HookPoint(1), contexts)
     assert acts.shape == (2, 100, 16) and bool(torch.isfinite(acts).all())
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_fast_is_bfloat16_where_the_device_multiplies_in_it(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "multiplies_bfloat16", lambda: multiplies)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert lm_dtype("fast", cpu) == (torch.bfloat16 if multiplies else torch.float32)
+    assert lm_dtype("fast", cuda) == lm_dtype("auto", cuda) == torch.bfloat16
+    assert lm_dtype("auto", cpu) == torch.float32

@@ -104,3 +104,18 @@ def test_a_folder_that_is_no_run_is_refused(run, tmp_path: Path) -> None:
     (tmp_path / "final_info.json").write_text('{"a": {"means": 3}}')
     status, _, err = run("compare", tmp_path)
     assert status == 2 and "does not say what a run says (a.means" in err
+
+
+def test_the_demo_has_a_page_of_two_runs_before_all_are_done(
+    run, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scansion.cli.studies._FIRST_OF_DEMO", "0,1")
+    monkeypatch.chdir(tmp_path)
+    plan.rename("demo")  # a plan of one's own takes the place of the bundled one
+    status, out, err = run("demo", "--out", "out")
+    assert status == 0, err
+    assert "a first page, of two runs, is in out/report/index.html" in err
+    assert out.count("report: out/report/index.html") == 2
+    assert "plain" in out and "masked" in out and "untrained: degenerate" in out
+    status, _, err = run("demo", "--out", "out")
+    assert status == 0 and "a first page" not in err
