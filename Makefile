@@ -1,6 +1,7 @@
 # make demo: from nothing to a scored SAE on a real language model.   make test: the tests.   make check: what CI runs.
 # make docs: the documentation as a site in build/site; a warning or a broken link is an error.
 # make test-interop: SAEs exchanged with the other libraries themselves, in the environment that the benchmarks use.
+# make test-suites: SAEBench and sae-probes themselves on SAEs of ours, in an environment of their own.
 # make bench: speed beside other libraries' and the machine's own limit; its parts are bench-training, bench-large,
 #   bench-wide, bench-harvest, bench-study, bench-growth, bench-profile and bench-quality, and bench-page writes what they found
 #   into the docs.
@@ -13,12 +14,14 @@ READY := $(VENV)/.installed
 DEV_READY := $(VENV)/.installed-dev
 BENCH_VENV ?= $(HOME)/.cache/scansion/bench-venv
 BENCH_READY := $(BENCH_VENV)/.installed
+SUITES_VENV ?= $(HOME)/.cache/scansion/suites-venv
+SUITES_READY := $(SUITES_VENV)/.installed
 
 BENCH := $(BENCH_VENV)/bin/python -m
 MEASURED := benchmarks/results
 BENCH_PARTS := bench-training bench-large bench-wide bench-harvest bench-study bench-growth bench-profile bench-quality
 
-.PHONY: demo test test-interop check lint types layers docs bench bench-gpu $(BENCH_PARTS) bench-page clean
+.PHONY: demo test test-interop test-suites check lint types layers docs bench bench-gpu $(BENCH_PARTS) bench-page clean
 
 demo: $(READY)
 	$(BIN)/scansion demo
@@ -29,6 +32,13 @@ test: $(DEV_READY)
 
 test-interop: $(DEV_READY) $(BENCH_READY)
 	SCANSION_PEERS=$(BENCH_VENV)/bin/python $(BIN)/python -m pytest tests/interop
+
+test-suites: $(DEV_READY) $(SUITES_READY)
+	SCANSION_SUITES=$(SUITES_VENV)/bin/python $(BIN)/python -m pytest tests/interop/test_suites.py
+
+$(SUITES_READY):
+	sh benchmarks/parity/environment.sh $(SUITES_VENV)
+	touch $@
 
 check: lint types layers docs test
 

@@ -26,7 +26,7 @@ def import_run(source: Path, *, store: Path, out: Path, input_factor: float | No
     Parameters
     ----------
     source
-        The folder or file.
+        The folder or file; or on the Hugging Face hub hub:OWNER/REPO:SAE_ID, where SAE_ID is the folder in the repository.
     store
         A store of the activations that the SAE is for. Model, hook point and context length are taken from it.
     out

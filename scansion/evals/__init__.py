@@ -15,6 +15,7 @@ from scansion.evals.ablation.evaluation import Scr, Tpp
 from scansion.evals.interp.evaluation import AutoInterp, OfflineInterp
 from scansion.evals.unlearning.evaluation import Unlearning
 from scansion.evals.recovery.evaluation import Synthetic
+from scansion.evals.suites.evaluation import SAEBench, SaeProbes
 # isort: on
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "LoadedSAE",
     "OfflineInterp",
     "Position",
+    "SAEBench",
+    "SaeProbes",
     "Scr",
     "SparseProbing",
     "Synthetic",

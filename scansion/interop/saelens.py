@@ -110,6 +110,32 @@ def _ours(cfg: dict[str, Any], path: Path) -> tuple[SAEConfig, int]:
         raise ConfigError(f"{path / 'cfg.json'} does not hold our settings: {' '.join(str(error).split())}") from error
 
 
+def read_own(path: Path) -> SAE:
+    """An SAE that :func:`write_saelens` wrote, in evaluation mode, of the architecture that it had here.
+
+    Raises:
+        ConfigError: another program wrote it.
+        DamagedError: the weights cannot be read.
+    """
+    cfg = read_settings(path / "cfg.json")
+    if OURS not in cfg:
+        raise ConfigError(f"{path} is not an SAE of Scansion; `scansion import` reads those of other libraries")
+    config, n_positions = _ours(cfg, path)
+    tensors = read_safetensors(path / WEIGHTS)
+    if cfg["architecture"] == "gated":
+        tensors["b_enc"] = tensors.pop("b_gate")
+    elif cfg["architecture"] == "jumprelu":
+        threshold = tensors.pop("threshold")
+        learnt = isinstance(config, JumpReluConfig)
+        tensors |= {"log_threshold": threshold.log()} if learnt else {"threshold": threshold[0]}
+    sae = ForeignSAE(NAME, config, tensors, n_positions=n_positions).build(n_positions)
+    try:
+        sae.provenance = SAEMetadata.model_validate(cfg[OURS]["metadata"])
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{path / 'cfg.json'} does not say where the SAE comes from") from error
+    return sae
+
+
 def _refuse_settings(cfg: dict[str, Any], path: Path) -> None:
     """Raise :class:`ConfigError` for settings that change what the SAE computes and that ours do not have."""
     plain = {

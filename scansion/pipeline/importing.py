@@ -8,6 +8,7 @@ from scansion.activations import ActivationStore
 from scansion.errors import ConfigError, ModelError
 from scansion.files import require_writable
 from scansion.interop import ForeignSAE, read_foreign
+from scansion.interop.hub import PREFIX, download
 from scansion.lm import HookPoint
 from scansion.locks import only_writer
 from scansion.progress import say
@@ -19,7 +20,7 @@ def import_sae(source: Path, store: ActivationStore, out: Path, input_factor: fl
     """Make an SAE of another library a run, which can be evaluated on the store and compared with runs of ours.
 
     Args:
-        source: what :func:`scansion.interop.read_foreign` reads.
+        source: what :func:`scansion.interop.read_foreign` reads, or ``hub:owner/repo:sae_id``.
         store: activations that the SAE is for, of the same model and hook point. Files of other libraries name a model
             by its hub name only, so the store says exactly which one it is.
         out: the run's folder; new.
@@ -30,7 +31,8 @@ def import_sae(source: Path, store: ActivationStore, out: Path, input_factor: fl
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already; choose another folder")
-    foreign = read_foreign(source, input_factor)
+    on_hub = str(source).startswith(PREFIX)
+    foreign = read_foreign(download(str(source)) if on_hub else source, input_factor)
     identity = store.identity
     if foreign.d_in != identity.d_in:
         raise ConfigError(

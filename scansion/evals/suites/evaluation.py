@@ -1,0 +1,128 @@
+"""SAEBench and sae-probes: their figures, and how they are run in the environment that has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from scansion.activations import ActivationStore
+from scansion.errors import ConfigError, EvalError
+from scansion.evals.base import LoadedSAE
+from scansion.evals.registry import Evaluation, Figure, LoadLM, evaluations
+from scansion.evals.suites.config import SAEBenchConfig, SaeProbesConfig, SuiteConfig, SuiteResult
+from scansion.evals.suites.runner import MISSING, NEEDS
+from scansion.lm import HookPoint
+from scansion.sae import save_sae
+
+Config = TypeVar("Config", bound=SuiteConfig)
+PEERS = "SCANSION_PEERS"
+"""Environment variable that names the Python of the other libraries' environment."""
+
+
+class Suite(Evaluation[Config, SuiteResult]):
+    """A test suite of others on the SAE."""
+
+    result = SuiteResult
+    reads_store = False
+
+    @property
+    def tokens_of_own_text(self) -> int:
+        """0: tokens past the mask use its last position."""
+        return 0
+
+    def run(self, saes: Sequence[LoadedSAE], held_out: ActivationStore, load_lm: LoadLM) -> Sequence[SuiteResult]:
+        """Run the suite once for each SAE.
+
+        Raises:
+            ConfigError: the environment lacks the suite.
+            EvalError: the suite fails; the message has its last line.
+        """
+        hook_point = HookPoint.parse(held_out.identity.hook_point)
+        return [self._run_one(sae, hook_point) for sae in saes]
+
+    def _run_one(self, sae: LoadedSAE, hook_point: HookPoint) -> SuiteResult:
+        config = self.config
+        python = str(config.python or os.environ.get(PEERS) or sys.executable)
+        with tempfile.TemporaryDirectory(prefix="scansion-suite-") as name:
+            folder = Path(name)
+            save_sae(sae.sae, folder / "sae", sae.metadata)
+            job = {
+                **config.model_dump(mode="json"),
+                "suite": self.name,
+                "model": config.model or sae.metadata.model,
+                "hook_name": hook_point.transformer_lens_name,
+                "hook_layer": hook_point.layer,
+            }
+            (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+            found = _run_beside(python, folder, self.name)
+        lifted = bool(found["flat_batches"]) and not sae.sae.treats_positions_alike
+        data = {"config": config.model_dump(mode="json")}
+        result = SuiteResult.of(sae, data, config.seed, eval=self.name, lifted=lifted, **found)
+        if lifted:
+            result.notes.append(
+                f"{self.name} passed {found['flat_batches']} batches of single tokens without their places in the text; for "
+                "these the mask was lifted."
+            )
+        return result
+
+
+def _run_beside(python: str, folder: Path, suite: str) -> dict[str, Any]:
+    source = str(Path(__file__).parents[3])
+    # The suites' own shape checks fail under newer versions of beartype.
+    environment = os.environ | {"PYTHONPATH": source, "JAXTYPING_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    try:
+        done = subprocess.run(  # noqa: S603 - no shell; the user names the program
+            [python, "-m", "scansion.evals.suites.runner", str(folder)],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    except OSError as error:
+        raise ConfigError(
+            f"{python} cannot be run ({error}); give the Python of an environment that has {suite}"
+        ) from error
+    module = NEEDS[suite]
+    if done.returncode == MISSING:
+        package = module.replace("_", "-")
+        raise ConfigError(
+            f"{python} has no {module}; make an environment (python -m venv ENV; ENV/bin/pip install {package}) and give its "
+            "Python with --python ENV/bin/python"
+        )
+    if done.returncode:
+        last = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
+        raise EvalError(f"{suite} failed in {python}: {last}")
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+@evaluations.register(SAEBenchConfig)
+class SAEBench(Suite[SAEBenchConfig]):
+    """SAEBench's own sparse probing, run in an environment that has SAEBench."""
+
+    figures = (
+        Figure("saebench_accuracy", "SAEBench probing", "up", read="test_accuracy", headline=True),
+        Figure(
+            "saebench_top_{n}_accuracy", "SAEBench top {n}", "up", read="top_k_accuracy", headline=(1, 5),
+            numbers=lambda config: config.k_values,
+        ),
+        Figure("saebench_lm_accuracy", "SAEBench probing, model", read="lm_accuracy"),
+    )  # fmt: skip
+
+
+@evaluations.register(SaeProbesConfig)
+class SaeProbes(Suite[SaeProbesConfig]):
+    """sae-probes' own probes on the last token of each text, run in an environment that has sae-probes."""
+
+    figures = (
+        Figure(
+            "sae_probes_top_{n}_auc", "sae-probes top {n}, AUC", "up", read="top_k_auc", headline=(16,),
+            numbers=lambda config: config.k_values,
+        ),
+        Figure(
+            "sae_probes_top_{n}_accuracy", "sae-probes top {n}", "up", read="top_k_accuracy",
+            numbers=lambda config: config.k_values,
+        ),
+    )  # fmt: skip
