@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from scansion.cli.app import output
 from scansion.errors import ConfigError
@@ -60,7 +61,8 @@ def _picture(run: Path) -> bytes | None:
 
     image = BytesIO()
     try:
-        plot_mask(run).savefig(image, format="png", dpi=100)
+        drawn: Any = plot_mask(run)  # matplotlib's types are partly unknown
+        drawn.savefig(image, format="png", dpi=100)
     except ConfigError:  # without a mask there is nothing to show
         return None
     return image.getvalue()
