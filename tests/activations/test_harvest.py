@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from scansion.activations import ActivationStore, harvest, harvesting
+from scansion.activations import ActivationStore, harvest, harvesting, parts
 from scansion.activations.parts import Parts
 from scansion.activations.shard import ShardBuffer
 from scansion.errors import DamagedError, ScansionError, StoreError
@@ -195,7 +195,21 @@ def test_a_gpu_harvests_the_same_to_rounding(tmp_path: Path, shortest: int | Non
     assert again.manifest.shards == gpu.manifest.shards
 
 
-def _harvest_slowly(started: Event, folder: Path) -> None:
+def _harvest_one_shard_slowly(started: Event, folder: Path) -> None:
+    parts.SECONDS = 0.0
+    _harvest_slowly(started, folder, 10**6)
+
+
+def test_a_harvest_killed_within_a_shard_ends_with_the_same_bytes(tmp_path: Path, lm) -> None:
+    plan = make_plan(tmp_path / "whole", random_contexts(80, shortest=4), shard_bytes=10**6, lm_batch_size=2)
+    harvest(plan, lambda: lm)
+    # Its 40 batches take 0.8 seconds at least: no process could compute them all without those that were killed.
+    killed = kill_after((0.4, 0.4, 0.4, 0.4), _harvest_one_shard_slowly, tmp_path / "killed")
+    assert killed >= 2, "it was too quick"
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+def _harvest_slowly(started: Event, folder: Path, shard_bytes: int = 4_000) -> None:
     plain = harvesting.activations_at_each
 
     def slowed(*arguments: Any) -> list[torch.Tensor]:
@@ -205,7 +219,7 @@ def _harvest_slowly(started: Event, folder: Path) -> None:
     harvesting.activations_at_each = slowed
     lm = make_lm()
     started.set()
-    harvest(make_plan(folder, random_contexts(80, shortest=4), shard_bytes=4_000, lm_batch_size=2), lambda: lm)
+    harvest(make_plan(folder, random_contexts(80, shortest=4), shard_bytes=shard_bytes, lm_batch_size=2), lambda: lm)
 
 
 def test_a_harvest_killed_again_and_again_ends_with_the_same_bytes(tmp_path: Path, lm) -> None:

@@ -14,6 +14,7 @@ from scansion.activations.store import StoreManifest
 from scansion.corpus.local import reader_of
 from scansion.errors import DamagedError, ScansionError
 from scansion.lm import HookPoint
+from scansion.lm.gguf import read_header
 from scansion.masks import build_mask
 from scansion.records import parse_json, parse_yaml, read_json, read_json_lines, read_yaml, unsealed_values
 from scansion.sae import parse_sae_config
@@ -93,11 +94,22 @@ def tensors(data: bytes) -> None:
 
 def corpus(data: bytes) -> None:
     """Files of text of every kind."""
-    for name in ("a.txt", "a.jsonl", "a.jsonl.gz", "a.parquet"):
+    for name in (
+        "a.txt", "a.jsonl", "a.jsonl.gz", "a.parquet", "a.csv", "a.tsv", "a.json", "a.ndjson.zst", "a.arrow", "a.arrow.gz",
+    ):  # fmt: skip
         path = file_of(data, name)
         try:
             for _ in reader_of(path)(path, "text"):
                 pass
+        except ScansionError:
+            continue
+
+
+def gguf_header(data: bytes) -> None:
+    """The header of a GGUF file: as it is, and after what begins one that fits."""
+    for each in (data, b"GGUF\x03\0\0\0" + data):
+        try:
+            read_header(file_of(each, "a.gguf"))
         except ScansionError:
             continue
 
@@ -109,7 +121,7 @@ def hook_point(data: bytes) -> None:
 
 PARSERS: dict[str, Callable[[bytes], None]] = {
     one.__name__: one
-    for one in (mask, plan, settings, records, manifest, sae_settings, shard, tensors, corpus, hook_point)
+    for one in (mask, plan, settings, records, manifest, sae_settings, shard, tensors, corpus, gguf_header, hook_point)
 }
 SEEDS: dict[str, list[bytes]] = {
     "mask": [b"bands, count: 4, shared: 0.25", b"soft, start: {kind: random}", b"random_hard, seed: 3, acts_on: both"],
@@ -120,7 +132,14 @@ SEEDS: dict[str, list[bytes]] = {
     "sae_settings": [b'{"architecture": "topk", "d_sae": 8, "k": 2, "mask": {"family": "bands", "count": 2}}'],
     "shard": [json.dumps({"acts": {"dtype": "F32", "shape": [2, 1, 4], "data_offsets": [0, 32]}}).encode()],
     "tensors": [b'{"__metadata__":{"digest":"0","of":"it"},"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'],
-    "corpus": [b'{"text": "a"}\n{"text": null}\n'],
+    "corpus": [
+        b'{"text": "a"}\n{"text": null}\n', b'id,text\n1,"a, b"\n2,c\n', b'[{"messages": [{"role": "user", "content": "a"}]}]',
+        b'{"tokens": [1, 2]}', b"ARROW1\0\0" + bytes(40), (0xFFFFFFFF).to_bytes(4, "little") + bytes(20),
+    ],
+    "gguf_header": [
+        (1).to_bytes(8, "little") + (1).to_bytes(8, "little") + (3).to_bytes(8, "little") + b"a.b" + (9).to_bytes(4, "little")
+        + (8).to_bytes(4, "little") + (1).to_bytes(8, "little") + (1).to_bytes(8, "little") + b"x" + bytes(40),
+    ],
     "hook_point": [b"layers.5.mlp", b"blocks.3.hook_resid_post", b"resid_post.5"],
 }  # fmt: skip
 
