@@ -71,3 +71,15 @@ class SuiteResult(EvalResult):
     lm_accuracy: float | None = None
     top_k_accuracy: dict[int, float]
     top_k_auc: dict[int, float] = Field(default_factory=dict[int, float])
+
+
+class SAEBenchResult(SuiteResult):
+    """What SAEBench reports."""
+
+    eval: str = "saebench"
+
+
+class SaeProbesResult(SuiteResult):
+    """What sae-probes reports."""
+
+    eval: str = "sae_probes"

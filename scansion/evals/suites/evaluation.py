@@ -9,13 +9,20 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from scansion.activations import ActivationStore
 from scansion.errors import ConfigError, EvalError
 from scansion.evals.base import LoadedSAE
 from scansion.evals.registry import Evaluation, Figure, LoadLM, evaluations
-from scansion.evals.suites.config import SAEBenchConfig, SaeProbesConfig, SuiteConfig, SuiteResult
+from scansion.evals.suites.config import (
+    SAEBenchConfig,
+    SAEBenchResult,
+    SaeProbesConfig,
+    SaeProbesResult,
+    SuiteConfig,
+    SuiteResult,
+)
 from scansion.evals.suites.runner import MISSING, NEEDS
 from scansion.lm import HookPoint
 from scansion.sae import save_sae
@@ -28,7 +35,7 @@ PEERS = "SCANSION_PEERS"
 class Suite(Evaluation[Config, SuiteResult]):
     """A test suite of others on the SAE."""
 
-    result = SuiteResult
+    result: ClassVar[type[SuiteResult]]
     reads_store = False
 
     @property
@@ -63,7 +70,7 @@ class Suite(Evaluation[Config, SuiteResult]):
             found = _run_beside(python, folder, self.name)
         lifted = bool(found["flat_batches"]) and not sae.sae.treats_positions_alike
         data = {"config": config.model_dump(mode="json")}
-        result = SuiteResult.of(sae, data, config.seed, eval=self.name, lifted=lifted, **found)
+        result = self.result.of(sae, data, config.seed, lifted=lifted, **found)
         if lifted:
             result.notes.append(
                 f"{self.name} passed {found['flat_batches']} batches of single tokens without their places in the text; for "
@@ -102,6 +109,7 @@ def _run_beside(python: str, folder: Path, suite: str) -> dict[str, Any]:
 class SAEBench(Suite[SAEBenchConfig]):
     """SAEBench's own sparse probing, run in an environment that has SAEBench."""
 
+    result = SAEBenchResult
     figures = (
         Figure("saebench_accuracy", "SAEBench probing", "up", read="test_accuracy", headline=True),
         Figure(
@@ -116,6 +124,7 @@ class SAEBench(Suite[SAEBenchConfig]):
 class SaeProbes(Suite[SaeProbesConfig]):
     """sae-probes' own probes on the last token of each text, run in an environment that has sae-probes."""
 
+    result = SaeProbesResult
     figures = (
         Figure(
             "sae_probes_top_{n}_auc", "sae-probes top {n}, AUC", "up", read="top_k_auc", headline=(16,),
