@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -159,6 +160,28 @@ def test_every_public_name_has_an_example_that_runs(world: World) -> None:
             except Exception as error:
                 failed.append(f"{name}: {example.source.strip()}: {type(error).__name__}: {error}")
     assert not failed
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "examples/notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_notebooks_run(notebook: Path, world: World) -> None:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert all(not cell["outputs"] for cell in cells if cell["cell_type"] == "code"), "outputs are not committed"
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for cell in cells:
+        code = "".join(cell["source"])
+        if cell["cell_type"] != "code":
+            continue
+        for large, small in {
+            "smollm2-135m": str(world.lm), "layers.5": "layers.1", 'source="sotu"': f'source="{world.documents}"',
+            "max_tokens=100_000, held_out_tokens=20_000, pool=50": "max_tokens=1600, held_out_tokens=320, context_length=16",
+            "d_sae=1152, k=32": "d_sae=64, k=8", "tokens=400_000, batch_tokens=1024": "tokens=1500, batch_tokens=75",
+            "max_new_tokens=20": "max_new_tokens=5",
+        }.items():  # fmt: skip
+            code = code.replace(large, small)
+        exec(compile(code, notebook.name, "exec", dont_inherit=True), namespace)
+    if notebook.stem == "steer_at_a_position":
+        change = (namespace["steered"] - namespace["plain"]).abs().amax(dim=-1)[0]
+        assert not bool(change[:2].any()) and bool(change[2:].any())
 
 
 def test_the_mask_of_the_guide_runs(world: World) -> None:
