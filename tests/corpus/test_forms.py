@@ -309,3 +309,19 @@ def test_templates_that_want_pairs_of_turns(chat_tokenizer, tmp_path) -> None:
     train = load_contexts(CorpusConfig(source=str(tmp_path / "a.jsonl"), **SETTINGS), chat_tokenizer).train
     for turn, message in enumerate(CHATS[int(train.doc_ids[0, 0])]):
         assert message["content"].strip() in chat_tokenizer.decode(train.tokens[0][train.turns[0] == turn])
+
+
+@pytest.mark.parametrize("layout", ["packed", "documents"])
+def test_turns_go_on_in_the_next_context(layout: str, chat_tokenizer, tmp_path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
+    settings = SETTINGS | {"context_length": 16, "layout": layout}
+    train = load_contexts(CorpusConfig(source=str(tmp_path / "a.jsonl"), **settings), chat_tokenizer).train
+    for doc_id in train.doc_ids[train.valid].unique().tolist():
+        here = (train.doc_ids == doc_id) & (train.doc_positions >= 0)
+        turns, places = train.turns[here].tolist(), train.positions_in_turn[here].tolist()
+        assert turns == sorted(turns) and set(turns) == {0, 1, 2}
+        for turn in range(3):
+            assert [place for each, place in zip(turns, places, strict=True) if each == turn] == list(
+                range(turns.count(turn))
+            )
+    assert bool((train.turns[train.doc_positions < 0] == -1).all())
