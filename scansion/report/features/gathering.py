@@ -24,6 +24,7 @@ from scansion.report.features.together import firing_together, keep_every
 
 BINS = 24
 """Steps of the histogram of activations."""
+_MOST_BYTES = 1 << 27  # of the activations of one batch, so that memory does not grow with the number of features
 
 
 class FeatureConfig(BaseModel):
@@ -42,7 +43,9 @@ class FeatureConfig(BaseModel):
     )
     neighbours: int = Field(default=8, ge=0, description="Nearest, and jointly firing, features shown per feature.")
     lens_tokens: int = Field(default=8, ge=0, description="Tokens shown at each end of the logit lens.")
-    batch_contexts: int = Field(default=16, ge=1, description="Contexts per encoded batch.")
+    batch_contexts: int = Field(
+        default=16, ge=1, description="Contexts per encoded batch; fewer where they would take over 128 MB."
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +118,14 @@ def gather_features(
     sae, places = subject.sae, store.used_positions(subject.metadata.use_position_0)
     n_contexts = min(config.n_contexts, store.n_contexts)
     P, F = len(places), sae.d_sae
+    batch = max(1, min(config.batch_contexts, _MOST_BYTES // (4 * P * F)))
     device = float64_device(sae.W_dec.device)
     counts, mass = (torch.zeros(P, F, dtype=torch.float64, device=device) for _ in range(2))
     sunk = torch.zeros(F, dtype=torch.float64, device=device)
     sinks = (store.outliers.mask[places] | (places == 0)[:, None]).to(device)
     peaks = torch.zeros(n_contexts, F, device=device)
     with progress(f"features of {subject.name}", 2 * n_contexts, "contexts") as advance:
-        for part in read_contexts(store, places, n_contexts, config.batch_contexts, advance, device):
+        for part in read_contexts(store, places, n_contexts, batch, advance, device):
             acts = part.encode(sae).to(device)
             counts += (acts > 0).sum(dim=1)
             mass += acts.sum(dim=1)
@@ -133,7 +137,7 @@ def gather_features(
         every = keep_every(float(counts.sum()), n_contexts * P)
         parts: list[tuple[Tensor, Tensor]] = []
         firings: list[tuple[Tensor, Tensor]] = []
-        for part in read_contexts(store, places, n_contexts, config.batch_contexts, advance, device):
+        for part in read_contexts(store, places, n_contexts, batch, advance, device):
             acts = part.encode(sae).to(device)
             token, feature = acts.flatten(0, 1).nonzero(as_tuple=True)
             step = (acts.flatten(0, 1)[token, feature] / max_act[feature] * BINS).long().clamp(max=BINS - 1)
