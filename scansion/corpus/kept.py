@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
@@ -43,16 +43,18 @@ def kept_contexts(
     """What ``tokenise`` returns, or returned for the same settings, tokenizer and files.
 
     A file counts as the same if its path, size and times of change are: the last of these (``ctime``) is set by the system
-    at every write, and no program can set it back. Data sets of the hub are tokenised each time.
+    at every write, and no program can set it back. A data set of the hub counts as the same at the same commit; where the hub
+    does not answer, it is tokenised again.
 
     Args:
         config: the corpus.
         tokenizer: a fast one.
         tokenise: :func:`scansion.corpus.load_contexts`.
     """
-    if config.source.startswith(HUB_PREFIX):
+    text = _text_of(config)
+    if text is None:
         return tokenise(config, tokenizer)
-    path = folder_of_contexts() / f"{_key(config, tokenizer)}.safetensors"
+    path = folder_of_contexts() / f"{_key(config, tokenizer, text)}.safetensors"
     if path.exists():
         try:
             splits = _read(path)
@@ -67,14 +69,27 @@ def kept_contexts(
     return splits
 
 
-def _key(config: CorpusConfig, tokenizer: transformers.PreTrainedTokenizerBase) -> str:
-    files = [(str(path.resolve()), path.stat()) for path in local_files(config)]
+def _text_of(config: CorpusConfig) -> list[Any] | None:
+    """What changes when the text does; None if that cannot be found out."""
+    if not config.source.startswith(HUB_PREFIX):
+        files = [(str(path.resolve()), path.stat()) for path in local_files(config)]
+        return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in files]
+    import huggingface_hub  # takes a moment, and local corpora do not need it
+
+    try:
+        commit = huggingface_hub.HfApi().dataset_info(config.source.removeprefix(HUB_PREFIX), timeout=5).sha
+    except Exception:  # the hub's client and the network raise anything; reading the text will say what is wrong
+        return None
+    return [commit] if commit else None
+
+
+def _key(config: CorpusConfig, tokenizer: transformers.PreTrainedTokenizerBase, text: list[Any]) -> str:
     return fingerprint(
         {
             "version": [_VERSION, tokenizers.__version__],
             "config": config.model_dump(mode="json"),
             "tokenizer": [tokenizer_fingerprint(tokenizer), tokenizer.chat_template],
-            "files": [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in files],
+            "text": text,
         }
     )
 

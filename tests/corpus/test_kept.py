@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,3 +95,24 @@ def test_the_folder_is_bounded(folder, get, monkeypatch) -> None:
         get(seed=seed)
     assert len(list(folder.glob("*.safetensors"))) == len(list(folder.glob("*.json"))) == 3
     assert not get(seed=4)[1] and get()[1]
+
+
+def test_a_data_set_of_the_hub_is_known_by_its_commit(folder, get, documents, monkeypatch) -> None:
+    rows = [{"text": text} for text in documents]
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: iter(rows)))
+    commits: list[str | Exception] = ["a" * 40]
+
+    class Api:
+        def dataset_info(self, name: str, timeout: float) -> SimpleNamespace:
+            assert name == "owner/name"
+            if isinstance(commits[0], Exception):
+                raise commits[0]
+            return SimpleNamespace(sha=commits[0])
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    settings = {"source": "hub:owner/name", "max_documents": 40}
+    assert get(**settings)[1] and not get(**settings)[1]
+    commits[0] = "b" * 40
+    assert get(**settings)[1] and not get(**settings)[1]
+    commits[0] = ConnectionError("no route")
+    assert get(**settings)[1] and get(**settings)[1]
