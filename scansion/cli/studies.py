@@ -36,6 +36,7 @@ def run_study(
     seeds: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     retry: bool = False,
     report: bool = True,
+    track: Tracker | None = None,
     out: Path | None = None,
 ) -> None:
     """Run a plan: harvest once, train and evaluate every run at every seed, compare them, and write notes and a report.
@@ -57,11 +58,16 @@ def run_study(
         Also try runs again that failed before, from their last checkpoint.
     report
         Write the HTML report at the end; `scansion report` can write it later.
+    track
+        Import the finished runs into this experiment tracker at the end: trackio or wandb, as `scansion ui` does.
     out
         Folder for run_0, run_1, ..., notes.txt, the comparison and the report; default: a folder with the plan's name in runs/.
     """
     settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
-    _carry_out(settings, out or _home(settings), only, retry, report)
+    folder = out or _home(settings)
+    _carry_out(settings, folder, only, retry, report)
+    if track is not None:
+        output.print(f"{import_study(StudyRecord.open(folder), track)} runs are in {track}", markup=False)
 
 
 def _carry_out(settings: StudyPlan, folder: Path, only: str, retry: bool, report: bool) -> None:

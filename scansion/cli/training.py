@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,7 @@ from scansion.masks import MASKS
 from scansion.sae import ARCHITECTURES, load_sae
 from scansion.training import TrainingConfig, TrainingRun
 from scansion.training import train as train_runs
+from scansion.training.loop import OnMetrics
 from scansion.training.run_folder import read_metrics
 from scansion.training.warm_start import sae_folder
 
@@ -83,6 +85,7 @@ def train(
     out: Path,
     sae: Annotated[SAEFlags | None, Parameter(name="*")] = None,
     training: Annotated[TrainingConfig | None, Parameter(name="*", group="Training")] = None,
+    track: Literal["trackio", "wandb"] | None = None,
 ) -> None:
     """Train one SAE on a store.
 
@@ -97,14 +100,25 @@ def train(
         A store made by `scansion harvest`, for example stores/sotu/train.
     out
         The run's folder. Run the same command again to resume after an interruption.
+    track
+        Also show loss, FVE and L0 in this experiment tracker while training: trackio (pip install 'scansion[track]') or wandb.
     """
     start = None if training is None or training.from_ is None else load_sae(sae_folder(training.from_))[0].config
     run = TrainingRun.at(out, sae_config(sae or SAEFlags(), start), training)
-    train_runs([run], ActivationStore(store))
+    with _tracked(run, track) as on_metrics:
+        train_runs([run], ActivationStore(store), on_metrics)
     said = "trained" if run.training.tokens else "not trained (tokens is 0), saved with its initial weights"
     output.print(f"{said}: {out / 'sae'}", markup=False)
     for line in _outcome(run, store):
         output.print(line, markup=False)
+
+
+def _tracked(run: TrainingRun, track: Literal["trackio", "wandb"] | None) -> AbstractContextManager[OnMetrics | None]:
+    if track is None:
+        return nullcontext()
+    from scansion.study.tracking import live  # takes a second that others need not wait
+
+    return live(run, track)
 
 
 def _outcome(run: TrainingRun, store: Path) -> list[str]:

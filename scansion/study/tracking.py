@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from scansion.errors import ConfigError
 from scansion.progress import progress
 from scansion.study.record import ArmRecord, StudyRecord
+from scansion.training import TrainingRun
+from scansion.training.loop import OnMetrics
 from scansion.training.run_folder import read_metrics
 
 Tracker = Literal["trackio", "wandb"]
@@ -43,17 +47,39 @@ def import_study(record: StudyRecord, tracker: Tracker) -> int:
             module.init(project=project, name=f"{arm.name}, seed {seed}", group=arm.name, config=config, **extra)
             last = 0
             for line in read_metrics(folder):
-                last = line.pop("step")
-                module.log({f"train/{name}": value for name, value in line.items() if value is not None}, step=last)
+                last = line["step"]
+                module.log(_shown(line), step=last)
             module.log(_figures(arm, seed), step=last)
             module.finish()
             advance(1)
     return len(trials)
 
 
+@contextmanager
+def live(run: TrainingRun, tracker: Tracker) -> Generator[OnMetrics, None, None]:
+    """Show one training run in a tracker while it goes on: pass what is yielded to :func:`scansion.train`.
+
+    The run's own folder stays the record. ``wandb`` is used as it is set up on this machine; ``WANDB_MODE=offline`` keeps
+    it here.
+
+    Raises:
+        ConfigError: the tracker is not installed.
+    """
+    module = _module(tracker)
+    module.init(project="scansion", name=run.name, config=run.settings())
+    try:
+        yield lambda _run, line: module.log(_shown(line), step=line["step"])
+    finally:
+        module.finish()
+
+
 def open_tracker(record: StudyRecord) -> None:
     """Serve trackio's dashboard of the study on this machine until interrupted."""
     _module("trackio").show(project=f"scansion-{record.plan.name}", host="127.0.0.1", share=False)
+
+
+def _shown(line: dict[str, Any]) -> dict[str, Any]:
+    return {f"train/{name}": value for name, value in line.items() if value is not None and name != "step"}
 
 
 def _figures(arm: ArmRecord, seed: int) -> dict[str, float]:

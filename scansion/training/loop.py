@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,11 @@ class TrainingRun:
         }
 
 
-def train(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
+OnMetrics = Callable[[TrainingRun, dict[str, Any]], None]
+"""Called with a run and each line of its metrics when it is written."""
+
+
+def train(runs: Sequence[TrainingRun], store: ActivationStore, on_metrics: OnMetrics | None = None) -> None:
     """Train every run that is not finished, all of them in one pass over one stream.
 
     Each run's ``sae`` folder then holds an SAE that takes unscaled activations. A run that was killed resumes from its
@@ -77,6 +81,7 @@ def train(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
     Args:
         runs: must have equal stream settings (``STREAM_SETTINGS``) and different folders.
         store: the activations.
+        on_metrics: called with a run and each line of its metrics, for example to show them in an experiment tracker.
 
     Raises:
         ConfigError: the runs do not share a stream.
@@ -97,7 +102,7 @@ def train(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
             raise ConfigError(f"{runs[0].name} and {run.name} cannot share a stream: {', '.join(differing)} differ")
     with one_line_io_errors("training"), ExitStack() as held:
         sessions: list[_Session] = []
-        for session in [_Session(run, store) for run in runs]:
+        for session in [_Session(run, store, on_metrics) for run in runs]:
             if not session.folder.finished:
                 held.enter_context(session.folder.writing())
             if session.folder.finished:  # perhaps by another process, just before it left the folder to this one
@@ -171,8 +176,9 @@ class _Session:
     learner: Learner
     scale: float
 
-    def __init__(self, run: TrainingRun, store: ActivationStore) -> None:
+    def __init__(self, run: TrainingRun, store: ActivationStore, on_metrics: OnMetrics | None = None) -> None:
         self.run = run
+        self._on_metrics = on_metrics
         self.store = store
         if store.identity.has_lm:
             run.training.check_ids(store.identity.model, store.identity.model_id.commit)
@@ -267,20 +273,21 @@ class _Session:
         now = time.monotonic()
         values = torch.stack(self._pending).mean(dim=0).tolist()
         training, learner = self.run.training, self.learner
-        self.folder.append_metrics(
-            {
-                "step": learner.step,
-                "tokens": learner.tokens,
-                **dict(zip(METRICS, values, strict=True)),
-                "way": "+".join(sorted(learner.ways)),
-                "precision": learner.precision,
-                "dead": int(learner.dead.mask.sum()),
-                "lr": training.lr_at(learner.step - 1, learner.n_steps),
-                "seconds": round(now - self._clock, 3),
-                # Of this SAE alone. None except on the CPU: elsewhere a step returns before it has been computed.
-                "step_ms": round(1000 * statistics.median(self._durations), 3) if self._on_cpu else None,
-            }
-        )
+        line = {
+            "step": learner.step,
+            "tokens": learner.tokens,
+            **dict(zip(METRICS, values, strict=True)),
+            "way": "+".join(sorted(learner.ways)),
+            "precision": learner.precision,
+            "dead": int(learner.dead.mask.sum()),
+            "lr": training.lr_at(learner.step - 1, learner.n_steps),
+            "seconds": round(now - self._clock, 3),
+            # Of this SAE alone. None except on the CPU: elsewhere a step returns before it has been computed.
+            "step_ms": round(1000 * statistics.median(self._durations), 3) if self._on_cpu else None,
+        }
+        self.folder.append_metrics(line)
+        if self._on_metrics:
+            self._on_metrics(self.run, line)
         self._last_finite_loss = (learner.step, values[0])
         self._pending.clear()
         self._durations.clear()

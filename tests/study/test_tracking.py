@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,3 +62,17 @@ def test_the_real_trackio_keeps_the_runs(carried: Carried) -> None:
     import_study(StudyRecord.open(carried.home), "trackio")
     runs = trackio.Api().runs("scansion-tiny")
     assert sorted(run.name for run in runs) == ["masked, seed 0", "plain, seed 0", "untrained, seed 0"]
+
+
+@pytest.mark.parametrize("tracker", ["trackio", "wandb"])
+def test_training_is_shown_while_it_goes_on(
+    run, store, tmp_path: Path, calls: list[tuple[str, Any]], tracker: str
+) -> None:
+    flags = ["--d-sae", 32, "--k", 4, "--tokens", 1500, "--batch-tokens", 75, "--log-every", 5, "--device", "cpu"]
+    status, _, err = run("train", store.folder, *flags, "--track", tracker, "--out", tmp_path / "x")
+    assert status == 0, err
+    lines = [json.loads(line) for line in (tmp_path / "x/metrics.jsonl").read_text().splitlines()]
+    assert [kind for kind, _ in calls] == ["init", *(["log"] * len(lines)), "finish"]
+    assert calls[0][1]["name"] == "x" and calls[0][1]["config"]["sae"]["d_sae"] == 32
+    for (_, (step, shown)), line in zip(calls[1:-1], lines, strict=True):
+        assert step == line["step"] and shown["train/loss"] == line["loss"] and "train/step" not in shown
