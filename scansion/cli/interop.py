@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from scansion.activations import ActivationStore
 from scansion.cli.app import output
+from scansion.device import resolve_device
 from scansion.errors import ConfigError
+from scansion.evals.base import LoadedSAE
 from scansion.interop import write_saelens
 from scansion.interop.saelens import REGISTERED_AS
+from scansion.lm import load_language_model
 from scansion.pipeline.importing import import_sae
+from scansion.report import FeatureConfig
 from scansion.sae import load_sae
 
 
@@ -40,12 +46,22 @@ def import_run(source: Path, *, store: Path, out: Path, input_factor: float | No
     output.print(f"imported from {foreign.library}: {sae.architecture}, {sae.d_sae} features, in {out}", markup=False)
 
 
-def export_run(run: Path, *, out: Path, to: Literal["saelens"] = "saelens", drop_mask: bool = False) -> None:
+def export_run(
+    run: Path,
+    *,
+    out: Path,
+    to: Annotated[Literal["saelens", "saedashboard"], Parameter(name=("--to", "--format"))] = "saelens",
+    drop_mask: bool = False,
+    held_out: Path | None = None,
+    device: str = "auto",
+) -> None:
     """Write a run's SAE for another library.
 
     sae_lens.SAE.load_from_disk(OUT) opens the folder. BatchTopK, Matryoshka and T-SAEs are written as jumprelu,
     which computes what they do when in use. An SAE with a positional mask, and a Switch SAE, is written in a form of ours:
     import scansion.interop.saelens_masked before opening it.
+
+    saedashboard writes its features as JSON instead, in the layout of SAEDashboard, which Neuronpedia reads.
 
     Example: scansion export runs/plain --out exported
 
@@ -59,9 +75,25 @@ def export_run(run: Path, *, out: Path, to: Literal["saelens"] = "saelens", drop
         The library.
     drop_mask
         Write an SAE with a positional mask with every feature open at every position, in one of the library's own forms.
+    held_out
+        Store of activations that features are shown on; for saedashboard.
+    device
+        Where the SAE and the language model run; for saedashboard.
     """
     if out.exists():
         raise ConfigError(f"{out} is there already; choose another folder")
+    if (to == "saedashboard") != (held_out is not None):
+        raise ConfigError("saedashboard shows features on a store: give --held-out; saelens takes none")
+    if held_out is not None:
+        from scansion.report.features.dashboard import write_dashboard
+
+        store = ActivationStore(held_out)
+        identity, place = store.identity, resolve_device(device)
+        lm = load_language_model(identity.model, identity.model_id.commit, device, identity.model_dtype)
+        subject = LoadedSAE(run.name, *load_sae(run / "sae", place))
+        files = write_dashboard(subject, store, lm, out, FeatureConfig())
+        output.print(f"written for {to}: {len(files)} files in {out}", markup=False)
+        return
     sae, metadata = load_sae(run / "sae")
     architecture = write_saelens(sae, metadata, out, drop_mask)
     output.print(f"written for {to} as {architecture}: {out}", markup=False)
