@@ -1,5 +1,6 @@
 # make demo: from nothing to a scored SAE on a real language model.   make test: the tests.   make check: what CI runs.
 # make docs: the documentation as a site in build/site; a warning or a broken link is an error.
+# make mutation: whether the tests notice small changes to the masks, the dense step and the position metrics (an hour).
 # make test-interop: SAEs exchanged with the other libraries themselves, in the environment that the benchmarks use.
 # make test-suites: SAEBench and sae-probes themselves on SAEs of ours, in an environment of their own.
 # make bench: speed beside other libraries' and the machine's own limit; its parts are bench-training, bench-large,
@@ -21,7 +22,7 @@ BENCH := $(BENCH_VENV)/bin/python -m
 MEASURED := benchmarks/results
 BENCH_PARTS := bench-training bench-large bench-wide bench-harvest bench-study bench-growth bench-profile bench-quality
 
-.PHONY: demo test test-interop test-suites check lint types layers docs bench bench-gpu $(BENCH_PARTS) bench-page clean
+.PHONY: demo test mutation test-interop test-suites check lint types layers docs bench bench-gpu $(BENCH_PARTS) bench-page clean
 
 demo: $(READY)
 	$(BIN)/scansion demo
@@ -29,6 +30,10 @@ demo: $(READY)
 test: $(DEV_READY)
 	$(BIN)/scansion assets fetch
 	$(BIN)/python -m pytest
+
+mutation: $(DEV_READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutation]'
+	$(BIN)/python -m tests.mutation
 
 test-interop: $(DEV_READY) $(BENCH_READY)
 	SCANSION_PEERS=$(BENCH_VENV)/bin/python $(BIN)/python -m pytest tests/interop

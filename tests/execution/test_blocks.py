@@ -49,6 +49,13 @@ def test_bands_that_share_nothing_have_one_piece() -> None:
     blocks = blocks_of(build_mask(BandMaskConfig(count=2), 8, 8), POSITIONS)
     assert [block.pieces for block in blocks] == [(slice(0, 4),), (slice(4, 8),)]
     assert [rows(block) for block in blocks] == [(0, 2), (2, 4)]
+    own = blocks_of(build_mask(BandMaskConfig(count=2, own_bias=True), 8, 8), POSITIONS)
+    assert [block.bias for block in own] == [0, 1]
+
+
+def test_the_columns_of_any_pieces_follow_one_another() -> None:
+    block = Block(slice(0, 1), (slice(1, 3), slice(5, 6), slice(7, 9)))
+    assert [columns for _, columns in block.columns()] == [slice(0, 2), slice(2, 3), slice(3, 5)]
 
 
 @pytest.mark.parametrize(

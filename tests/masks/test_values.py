@@ -305,3 +305,13 @@ def test_one_band_has_nowhere_to_move_a_feature() -> None:
     mask.begin_step(0, 10)
     mask.observe(torch.rand(4, 3, generator=torch.Generator().manual_seed(0)), torch.arange(4))
     assert mask.end_step(0) is None
+
+
+def test_the_feature_that_loses_most_by_its_second_choice_chooses_first() -> None:
+    mask = build_mask(UsageBandMaskConfig(edges=(0, 1, 2, 3), every=1, stay=0.0), 3, 3)
+    assert mask.end_step(0) is None, "no run has begun"
+    mask.begin_step(0, 10)
+    # Both the first and the second feature prefer the first band, and the second would lose more by its next choice: 0.25
+    # against 0.1. (By their last choice, the first would lose more: 0.4.)
+    mask.usage.copy_(torch.tensor([[0.5, 0.5, 0.2], [0.4, 0.25, 0.2], [0.1, 0.25, 0.6]]))
+    assert mask.end_step(0).tolist() == [1, 0, 2]
