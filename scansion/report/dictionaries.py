@@ -12,6 +12,7 @@ from scansion.activations import ActivationStore
 from scansion.device import resolve_device
 from scansion.errors import ModelError
 from scansion.evals.base import LoadedSAE
+from scansion.evals.interp.autointerp import AutoInterpResult
 from scansion.lm import LanguageModel, load_language_model
 from scansion.progress import say
 from scansion.report.data import ReportArm, ReportData
@@ -76,7 +77,7 @@ def read_dictionaries(
             neighbours = nearest_features(subject.sae.W_dec, config.neighbours)
             lens = _lens(subject, lm, config.lens_tokens)
             page = FeaturePages(arm.name, seed, features, neighbours, lens, _mask_note(arm), subject.fingerprint)
-            pages.append(page)
+            pages.append(replace(page, explanations=_explanations(arm, seed)))
             decoders.append(subject.sae.W_dec.detach().cpu())
             rates = rates or {"firing": features.profile.rates}
         if rates or subject.sae.config.mask.has_weights:
@@ -98,6 +99,12 @@ def _elsewhere(index: int, decoders: Sequence[Tensor]) -> dict[int, Neighbours]:
     """Another SAE -> its feature that is nearest to each of this one's."""
     own = decoders[index]
     return {other: nearest_in(own, theirs) for other, theirs in enumerate(decoders) if other != index}
+
+
+def _explanations(arm: ReportArm, seed: int) -> dict[int, str]:
+    """What a language model said of features, where the evaluation ``autointerp`` was run."""
+    said = arm.evaluations[seed].results.get("autointerp")
+    return {one.feature: one.explanation for one in said.features} if isinstance(said, AutoInterpResult) else {}
 
 
 def language_model_of(store: ActivationStore, device: str) -> LanguageModel:

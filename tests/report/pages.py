@@ -63,7 +63,9 @@ def made_up(
         other: Neighbours(draw.integers(0, m, (n, 1)), draw.random((n, 1))) for other, m in (elsewhere or {}).items()
     }
     neighbours = Neighbours(others, draw.random(others.shape))
-    return FeaturePages(arm, 0, features, neighbours, lens, "a mask drawn at random", f"sae of {arm}", near)
+    return FeaturePages(
+        arm, 0, features, neighbours, lens, "a mask drawn at random", f"sae of {arm}", near, {7: f"words of {arm} <b>"}
+    )
 
 
 def write_page(

@@ -297,6 +297,8 @@ def test_the_nearest_feature_of_another_run_opens_there(open_page, small: Path) 
 
 def test_small_charts_say_what_is_under_the_pointer(open_page, small: Path) -> None:
     page = open_page(small, fragment="#feature-0-7")
+    page.wait_for_selector("#feature .small-chart svg")
+    assert page.inner_text("#feature .explanation") == "words of masked <b>"
     page.hover("#feature .small-chart >> nth=0")
     assert "position " in page.inner_text("#feature .readout >> nth=0")
     page.hover("#feature .small-chart >> nth=1")

@@ -16,6 +16,7 @@ import pytest
 from scansion.cli.reporting import report
 from scansion.errors import ConfigError
 from scansion.evals import EvalResult, Evaluation, EvaluationConfig, Figure, evaluations
+from scansion.evals.interp.autointerp import AutoInterpResult, FeatureInterpreted
 from scansion.evals.statistics import Estimate
 from scansion.pipeline.run_results import RunResults
 from scansion.report import FeatureConfig, ReportData, runs_data, write_report
@@ -351,3 +352,29 @@ def test_sentences_of_ones_own_are_added_to_the_page(
     assert status == 2 and "has no pages of features" in err
     status, _, err = run("look", masked, "w5", "--page", tmp_path / "none", "--device", "cpu")
     assert status == 2 and "is no report" in err
+
+
+def test_feature_pages_can_be_as_small_as_they_get(open_page, data: ReportData, tmp_path: Path) -> None:
+    least = FeatureConfig(examples=1, weaker_examples=0, neighbours=0, lens_tokens=0, n_contexts=3)
+    page = open_page(write_report(data, tmp_path, least), fragment="#feature-1-3")
+    page.wait_for_selector("#feature h3:has-text('Feature 3 ')")
+    assert page.locator("#feature .partners li, #feature .elsewhere li, #feature .lens li").count() == 0
+    page.keyboard.press("Escape")
+    assert page.locator("#feature h3").count() == 0
+
+
+def test_a_feature_shows_what_a_language_model_said_of_it(open_page, data: ReportData, tmp_path: Path) -> None:
+    first, *others = data.sound
+    seed, results = next(iter(first.evaluations.items()))
+    shared = {name: getattr(results.core, name) for name in EvalResult.model_fields}
+    said = FeatureInterpreted(
+        feature=5, explanation="numbers", fires=[], predicted=[], score=None, balanced_accuracy=None
+    )
+    result = AutoInterpResult(
+        **{**shared, "eval": "autointerp"}, score=None, balanced_accuracy=None, n_unread=0, features=[said]
+    )
+    runs = RunResults({**results.results, "autointerp": result})
+    arms = [replace(first, evaluations={**first.evaluations, seed: runs}), *others]
+    least = FeatureConfig(examples=1, weaker_examples=0, neighbours=0, lens_tokens=0, n_contexts=3)
+    page = open_page(write_report(replace(data, arms=arms), tmp_path, least), fragment="#feature-0-5")
+    page.wait_for_selector("#feature .explanation:has-text('numbers')")

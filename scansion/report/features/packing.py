@@ -35,6 +35,7 @@ class FeaturePages:
         lens: None if there is no logit lens.
         mask_note: what the mask is, for the heading of the profile.
         fingerprint: of the SAE.
+        explanations: feature -> what a language model said of it, in the evaluation ``autointerp``.
         elsewhere: index among the pages of another SAE -> the feature there that is nearest to each; [F, 1].
     """
 
@@ -46,6 +47,7 @@ class FeaturePages:
     mask_note: str
     fingerprint: str = ""
     elsewhere: Mapping[int, Neighbours] = field(default_factory=dict[int, Neighbours])
+    explanations: Mapping[int, str] = field(default_factory=dict[int, str])
 
 
 def pack_features(
@@ -78,6 +80,7 @@ def pack_features(
     peaks = [_peak_positions(one.features.examples) for one in pages]
     for index, (one, lens) in enumerate(zip(pages, lenses, strict=True)):
         chunks.add_arrays(f"table-{index}", _table(one, words, lens, peaks[index]))
+        chunks.add_json(f"explanations-{index}", dict(one.explanations))
     chunks.add_json("sentences", [])  # filled in by `scansion look --page`
     chunks.add_arrays("contexts", {"tokens": words, "lengths": lengths.astype(np.uint16)})
     for index, (one, lens) in enumerate(zip(pages, lenses, strict=True)):

@@ -34,7 +34,7 @@ const KINDS = ["Contexts where it is most active", "Contexts where it is about h
 
 /** Fill the article with a feature. `go(f, index)` opens another one, perhaps of another run. */
 async function showFeature(article, features, f, go, close, stillWanted) {
-  const feature = await readFeature(features, f);
+  const [feature, explanations] = await Promise.all([readFeature(features, f), chunkJson(`explanations-${features.index}`)]);
   if (!stillWanted()) return;
   const { table } = features;
   const facts = [
@@ -55,6 +55,7 @@ async function showFeature(article, features, f, go, close, stillWanted) {
       make("h3", { tabindex: "-1" }, swatch(features.colour), `Feature ${f}`, make("span", { class: "muted" }, ` ${features.arm}`)),
       make("button", { type: "button", class: "close", onclick: close, "aria-label": "Close the feature (Esc)" }, "✕")),
     make("dl", { class: "facts" }, ...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))),
+    explanations[f] ? make("p", { class: "explanation", title: "what a language model said of its examples; see the evaluation autointerp" }, explanations[f]) : null,
     make("div", { class: "pair even" },
       make("section", {}, make("h4", {}, "Where it fires"), profileChart(feature, features)),
       make("section", {}, make("h4", {}, "How strongly it fires"), histogramChart(feature, table.max_act[f]))),
