@@ -12,6 +12,7 @@ from scansion.activations import ActivationStore
 from scansion.errors import ConfigError, EvalError
 from scansion.lm import HookPoint, LanguageModel, activations_at
 from scansion.masks import BandMaskConfig
+from scansion.palette import COLOURS
 from scansion.sae import SAE, ReluConfig, TopKConfig, save_sae
 from tests.conftest import WIDTH
 from tests.interop.made import metadata, sae_of
@@ -139,5 +140,5 @@ def test_pictures_show_the_mask_and_the_rates(sae: SAE, store: ActivationStore) 
     )
     with pytest.raises(ConfigError, match="no positional mask"):
         scansion.plot_mask(sae_of(ReluConfig(d_sae=8), WIDTH))
-    with pytest.raises(ConfigError, match="1 to 6"):
+    with pytest.raises(ConfigError, match=f"1 to {len(COLOURS)} numbers"):
         scansion.plot_firing(sae, store, [])
