@@ -15,7 +15,7 @@ SECTIONS = {
     "Masks": ("masks",),
     "SAEs": ("sae", "training"),
     "Evaluation": ("evals.base", "evals.core.evaluate", "evals.probing.evaluate"),
-    "Questions about a trained SAE": ("exploring", "attaching"),
+    "Questions about a trained SAE": ("exploring", "plots", "attaching"),
     "Other libraries": ("interop",),
     "Studies and reports": ("study", "report"),
     "Errors": ("errors",),

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from scansion.exploring import Matches as Matches
     from scansion.exploring import encode_text as encode_text
     from scansion.exploring import match as match
-    from scansion.exploring import plot_firing as plot_firing
-    from scansion.exploring import plot_mask as plot_mask
     from scansion.exploring import top_contexts as top_contexts
     from scansion.exploring import top_features as top_features
     from scansion.interop import ForeignSAE as ForeignSAE
@@ -56,6 +54,8 @@ if TYPE_CHECKING:
     from scansion.pipeline import HarvestSpec as HarvestSpec
     from scansion.pipeline import build_stores as build_stores
     from scansion.pipeline import build_stores_at as build_stores_at
+    from scansion.plots import plot_firing as plot_firing
+    from scansion.plots import plot_mask as plot_mask
     from scansion.report import FeatureConfig as FeatureConfig
     from scansion.report import runs_data as runs_data
     from scansion.report import study_data as study_data
@@ -85,12 +85,13 @@ _HOMES = {
     "evals.core.evaluate": "CoreConfig evaluate_core",
     "evals.base": "LoadedSAE",
     "evals.probing.evaluate": "SparseProbingConfig evaluate_sparse_probing",
-    "exploring": "EncodedText Excerpt FeatureAt Matches encode_text match plot_firing plot_mask top_contexts top_features",
+    "exploring": "EncodedText Excerpt FeatureAt Matches encode_text match top_contexts top_features",
     "interop": "ForeignSAE read_foreign write_saelens",
     "lm": "HookPoint activations_at load_language_model",
     "masks": "AdaptiveMaskConfig BandMaskConfig HardMask ImportanceMaskConfig LearntConfig LearntMask MaskConfig NoMaskConfig "
     "PositionalMask RandomHardMaskConfig SoftMaskConfig UsageBandMaskConfig build_mask register_mask",
     "pipeline": "HarvestSpec build_stores build_stores_at",
+    "plots": "plot_firing plot_mask",
     "report": "FeatureConfig runs_data study_data summarise write_report",
     "sae": "SAE BatchTopKConfig JumpReluConfig ReluConfig TopKConfig load_sae save_sae",
     "study": "StudyPlan StudyRecord compare execute load_plan",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,15 +19,11 @@ from scansion.evals.base import LoadedSAE
 from scansion.evals.reading.contexts import read_contexts
 from scansion.evals.reading.training import require_same_source
 from scansion.lm import HookPoint, LanguageModel, load_language_model, load_tokenizer, model_facts
-from scansion.palette import COLOURS
 from scansion.sae import SAE, load_sae
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 RankedBy = Literal["activation", "rate", "contrast"]
 _FEATURES_AT_ONCE = 512
-_CONTEXTS_AT_ONCE = 16
+CONTEXTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +153,7 @@ def encode_text(
         >>> encoded = scansion.encode_text("runs/topk", "The state of the Union is strong.")
         >>> encoded.tokens[3], encoded.top(position=3)
     """
-    loaded = _sae_of(sae)
+    loaded = sae_of(sae)
     lm = lm or model_of(loaded, device)
     ids = text_tokens(lm, text)
     at = loaded.W_dec.device
@@ -195,16 +191,16 @@ def top_features(
     Example:
         >>> scansion.top_features("runs/bands", "stores/sotu/held_out", position=range(1, 6), by="contrast", n=3)
     """
-    loaded, opened = _opened(sae, store)
+    loaded, held_out = opened(sae, store)
     wanted = [position] if isinstance(position, int) else list(position)
-    places = opened.used_positions(use_position_0=True)
+    places = held_out.used_positions(use_position_0=True)
     here = torch.isin(places, torch.tensor(wanted))
     missing = sorted(set(wanted) - set(places.tolist()))
     if missing or not wanted:
-        raise ConfigError(f"position {missing[0] if missing else wanted}: {opened.folder} has {_span(places)}")
+        raise ConfigError(f"position {missing[0] if missing else wanted}: {held_out.folder} has {_span(places)}")
     fired, mass = torch.zeros(2, loaded.d_sae, dtype=torch.float64), torch.zeros(loaded.d_sae, dtype=torch.float64)
     tokens = torch.zeros(2, dtype=torch.float64)
-    for part in read_contexts(opened, places, min(n_contexts, opened.n_contexts), _CONTEXTS_AT_ONCE):
+    for part in read_contexts(held_out, places, min(n_contexts, held_out.n_contexts), CONTEXTS_AT_ONCE):
         acts = part.encode(loaded)
         for side, chosen in enumerate((here, ~here)):
             fired[side] += (acts[chosen] > 0).sum(dim=(0, 1))
@@ -248,13 +244,13 @@ def top_contexts(
         >>> for place in scansion.top_contexts("runs/bands", "stores/sotu/held_out", feature=12):
         ...     print(f"{place.activation:6.1f}  {place.before}[{place.token}]{place.after}")
     """
-    loaded, opened = _opened(sae, store)
+    loaded, held_out = opened(sae, store)
     if not 0 <= feature < loaded.d_sae:
         raise ConfigError(f"there is no feature {feature}; this SAE has {loaded.d_sae}, numbered from 0")
     origin = loaded.provenance
-    places = opened.used_positions(bool(origin is None or origin.use_position_0))
+    places = held_out.used_positions(bool(origin is None or origin.use_position_0))
     strongest: list[tuple[float, int, int]] = []
-    for part in read_contexts(opened, places, min(n_contexts, opened.n_contexts), _CONTEXTS_AT_ONCE):
+    for part in read_contexts(held_out, places, min(n_contexts, held_out.n_contexts), CONTEXTS_AT_ONCE):
         values, rows = part.encode(loaded)[..., feature].max(dim=0)
         strongest += [
             (value, part.contexts.start + index, int(places[row]))
@@ -262,10 +258,10 @@ def top_contexts(
             if value > 0
         ]
     strongest = sorted(strongest, key=lambda place: (-place[0], place[1]))[:n]
-    decode = _decoder(opened) if strongest else _plain
+    decode = _decoder(held_out) if strongest else _plain
     excerpts: list[Excerpt] = []
     for activation, context, position in strongest:
-        ids, valid = opened.tokens[:, context].tolist(), opened.valid[:, context].tolist()
+        ids, valid = held_out.tokens[:, context].tolist(), held_out.valid[:, context].tolist()
         first, last = max(position - around, 0), min(position + around + 1, len(ids))
         before = [token for token, real in zip(ids[first:position], valid[first:position], strict=True) if real]
         after = [
@@ -291,83 +287,13 @@ def match(a: SAE | str | Path, b: SAE | str | Path) -> Matches:
         >>> matches = scansion.match("runs/topk", "runs/bands")
         >>> float((matches.cosines > 0.9).float().mean())
     """
-    of_a, of_b = _sae_of(a), _sae_of(b)
+    of_a, of_b = sae_of(a), sae_of(b)
     if of_a.d_in != of_b.d_in:
         raise ConfigError(f"SAEs of activations {of_a.d_in} and {of_b.d_in} wide have no features in common")
     rows_a, rows_b = (torch.nn.functional.normalize(sae.W_dec.detach().float().cpu(), dim=1) for sae in (of_a, of_b))
     cosines, features = _nearest(rows_a, rows_b)
     _, back = _nearest(rows_b, rows_a)
     return Matches(features, cosines, back[features] == torch.arange(len(features)))
-
-
-def plot_mask(sae: SAE | str | Path) -> Figure:
-    """Draw an SAE's positional mask: one row per feature, sorted by where its weight is; darker is a higher weight.
-
-    Args:
-        sae: an SAE, or the folder of a run.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        ConfigError: the SAE has no mask.
-
-    Example:
-        >>> scansion.plot_mask("runs/bands").savefig("mask.png")
-    """
-    loaded = _sae_of(sae)
-    if not loaded.config.mask.has_weights:
-        raise ConfigError("this SAE has no positional mask to draw")
-    weights = loaded.mask.table().detach().float().cpu()
-    centre = (weights * torch.arange(len(weights))[:, None]).sum(dim=0) / weights.sum(dim=0).clamp_min(1e-12)
-    figure, axes = _figure()
-    image = axes.imshow(
-        weights[:, centre.argsort()].T.numpy(), aspect="auto", cmap="Greys", vmin=0, interpolation="nearest"
-    )
-    figure.colorbar(image, label="weight")
-    axes.set(title=f"{loaded.config.mask.family} mask", xlabel="position", ylabel="feature (sorted)")
-    return figure
-
-
-@torch.no_grad()
-def plot_firing(
-    sae: SAE | str | Path, store: ActivationStore | str | Path, features: Sequence[int], *, n_contexts: int = 512
-) -> Figure:
-    """Draw the firing rate of some features by position.
-
-    Args:
-        sae: an SAE, or the folder of a run.
-        store: held-out activations of the same model and hook point.
-        features: their numbers, from 0; at most 6 lines can be distinguished.
-        n_contexts: contexts to read, at most.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        ConfigError: there is no such feature, or more than 6 are given.
-
-    Example:
-        >>> scansion.plot_firing("runs/bands", "stores/sotu/held_out", [3, 12]).savefig("firing.png")
-    """
-    loaded, opened = _opened(sae, store)
-    wrong = [feature for feature in features if not 0 <= feature < loaded.d_sae]
-    if wrong or not 1 <= len(features) <= len(COLOURS):
-        raise ConfigError(f"features {list(features)}: give 1 to {len(COLOURS)} numbers from 0 to {loaded.d_sae - 1}")
-    origin = loaded.provenance
-    places = opened.used_positions(bool(origin is None or origin.use_position_0))
-    fired, tokens = torch.zeros(len(places), len(features)), torch.zeros(len(places))
-    for part in read_contexts(opened, places, min(n_contexts, opened.n_contexts), _CONTEXTS_AT_ONCE):
-        fired += (part.encode(loaded)[..., list(features)] > 0).sum(dim=1)
-        tokens += part.valid.sum(dim=1)
-    figure, axes = _figure()
-    rates = fired / tokens[:, None]
-    for line, colour, feature in zip(rates.T, COLOURS, features, strict=False):
-        axes.plot(places.numpy(), line.numpy(), color=colour, label=f"feature {feature}")
-    axes.set(xlabel="position", ylabel="share of tokens on which it fires")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-    return figure
 
 
 def model_of(sae: SAE, device: str = "auto") -> LanguageModel:
@@ -406,16 +332,17 @@ def text_tokens(lm: LanguageModel, text: str) -> Int[Tensor, "1 L"]:
     return torch.tensor([ids], device=lm.device)
 
 
-def _sae_of(sae: SAE | str | Path) -> SAE:
+def sae_of(sae: SAE | str | Path) -> SAE:
+    """The SAE itself, loaded if a folder is given."""
     return sae if isinstance(sae, SAE) else load_sae(sae)[0]
 
 
-def _opened(sae: SAE | str | Path, store: ActivationStore | str | Path) -> tuple[SAE, ActivationStore]:
+def opened(sae: SAE | str | Path, store: ActivationStore | str | Path) -> tuple[SAE, ActivationStore]:
     """Both, which have to be of the same model and hook point."""
-    loaded, opened = _sae_of(sae), store if isinstance(store, ActivationStore) else ActivationStore(store)
+    loaded, held_out = sae_of(sae), store if isinstance(store, ActivationStore) else ActivationStore(store)
     if loaded.provenance is not None:
-        require_same_source([LoadedSAE("the SAE", loaded, loaded.provenance)], opened)
-    return loaded, opened
+        require_same_source([LoadedSAE("the SAE", loaded, loaded.provenance)], held_out)
+    return loaded, held_out
 
 
 def _span(places: Tensor) -> str:
@@ -441,10 +368,3 @@ def _decoder(store: ActivationStore) -> Callable[[list[int]], str]:
     except ModelError:  # the activations are all that was handed on
         return _plain
     return lambda ids: str(cast(Any, tokenizer).decode(ids))
-
-
-def _figure() -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure  # takes a third of a second
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    return figure, figure.subplots()

@@ -57,7 +57,7 @@ def push(run: Path, repo: str, *, sae_id: str = "", licence: str | None = None, 
 
 
 def _picture(run: Path) -> bytes | None:
-    from scansion.exploring import plot_mask
+    from scansion.plots import plot_mask
 
     image = BytesIO()
     try:

@@ -45,7 +45,7 @@ def look(run: Path, text: str, *, features: int = 3, page: Path | None = None, d
     sae, metadata = load_sae(run)
     encoded = encode_text(sae, text, device=device)
     table = Table("position", "token", "features that fire, with their activations")
-    for place, (token, applied) in enumerate(zip(encoded.tokens, encoded.applied.tolist(), strict=True)):
+    for place, (token, applied) in enumerate(zip(encoded.tokens, cast(Any, encoded.applied).tolist(), strict=True)):
         why = "position 0 took no part in training" if place == 0 else f"past the mask's {sae.n_positions} positions"
         shown = ",  ".join(f"{index}: {value:.3g}" for index, value in encoded.top(place, features))
         table.add_row(str(place), repr(token)[1:-1], shown if applied else f"({why})")
