@@ -29,7 +29,10 @@ demo: $(READY)
 
 test: $(DEV_READY)
 	$(BIN)/scansion assets fetch
-	$(BIN)/python -m pytest
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 mutation: $(DEV_READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutation]'
