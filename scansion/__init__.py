@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from scansion.exploring import top_contexts as top_contexts
     from scansion.exploring import top_features as top_features
     from scansion.interop import ForeignSAE as ForeignSAE
+    from scansion.interop import from_pretrained as from_pretrained
+    from scansion.interop import push_to_hub as push_to_hub
     from scansion.interop import read_foreign as read_foreign
     from scansion.interop import write_saelens as write_saelens
     from scansion.lm import HookPoint as HookPoint
@@ -86,7 +88,7 @@ _HOMES = {
     "evals.base": "LoadedSAE",
     "evals.probing.evaluate": "SparseProbingConfig evaluate_sparse_probing",
     "exploring": "EncodedText Excerpt FeatureAt Matches encode_text match top_contexts top_features",
-    "interop": "ForeignSAE read_foreign write_saelens",
+    "interop": "ForeignSAE from_pretrained push_to_hub read_foreign write_saelens",
     "lm": "HookPoint activations_at load_language_model",
     "masks": "AdaptiveMaskConfig BandMaskConfig HardMask ImportanceMaskConfig LearntConfig LearntMask MaskConfig NoMaskConfig "
     "PositionalMask RandomHardMaskConfig SoftMaskConfig UsageBandMaskConfig build_mask register_mask",

@@ -51,7 +51,7 @@ def push_to_hub(
         ScansionError: the hub refuses it or cannot be reached.
 
     Example:
-        >>> push_to_hub(*load_sae("runs/bands/sae"), "me/my-saes", "resid_post.5/bands", licence="apache-2.0")
+        >>> scansion.push_to_hub(*scansion.load_sae("runs/bands"), "me/my-saes", "resid_post.5/bands", licence="apache-2.0")
     """
     _check(repo, sae_id)
     from huggingface_hub import HfApi
@@ -93,7 +93,7 @@ def from_pretrained(repo: str, sae_id: str, revision: str | None = None) -> SAE:
         ScansionError: it is not there, or the hub cannot be reached.
 
     Example:
-        >>> from_pretrained("me/my-saes", "resid_post.5/bands")
+        >>> sae = scansion.from_pretrained("me/my-saes", "resid_post.5/bands")
     """
     return read_own(download(f"{PREFIX}{repo}:{sae_id}", revision))
 
