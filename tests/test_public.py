@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import scansion
+from scansion.sae import build_sae
 
 
 def declared() -> dict[str, str]:
@@ -73,3 +75,17 @@ def test_only_what_is_needed_is_loaded(code: str, heavy: str) -> None:
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[-1] == "loaded set()"
+
+
+def test_what_is_printed_says_sizes(store: scansion.ActivationStore) -> None:
+    """Not an address, and not thousands of numbers."""
+    contexts = scansion.Contexts.from_token_lists([[1, 5, 9], [1, 7]], 3, pad_id=2)
+    sae = build_sae(
+        scansion.TopKConfig(d_sae=2048, k=2, mask=scansion.BandMaskConfig(count=2)), 16, 8, torch.Generator()
+    )
+    assert repr(contexts) == "Contexts(2 x 3 positions, 5 tokens of 2 documents)"
+    assert repr(sae) == "TopKSAE(2,048 features of 16 dimensions, bands mask over 8 positions)"
+    assert repr(store) == (
+        f"ActivationStore({store.folder}: 60 contexts x 8 positions x 16, float32, resid_post.1 of llama)"
+    )
+    assert repr(store.contexts(0, 4)) == "PositionedBatch(8 positions (0 to 7) x 4 tokens x 16, float32 on cpu)"

@@ -30,6 +30,13 @@ class PositionedBatch:
     positions: Int[Tensor, "P"]
     previous: Float[Tensor, "P_less_1 n d_in"] | None = None
 
+    def __repr__(self) -> str:
+        """Sizes, not numbers."""
+        P, n, d_in = self.x.shape
+        kind = str(self.x.dtype).removeprefix("torch.")
+        where = f"{int(self.positions.min())} to {int(self.positions.max())}" if P else "none"
+        return f"PositionedBatch({P} positions ({where}) x {n} tokens x {d_in}, {kind} on {self.x.device})"
+
     @property
     def n_tokens(self) -> int:
         """Tokens in the batch, P x n."""

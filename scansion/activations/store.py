@@ -196,6 +196,14 @@ class ActivationStore:
             hook_point=hook_point, split=split, dtype=dtype, shard_bytes=shard_bytes,
         )  # fmt: skip
 
+    def __repr__(self) -> str:
+        """What it holds and how much."""
+        held = self.identity
+        return (
+            f"ActivationStore({self.folder}: {self.n_contexts:,} contexts x {self.n_positions} positions x {self.d_in}, "
+            f"{held.dtype}, {held.hook_point} of {held.model})"
+        )
+
     @property
     def identity(self) -> StoreIdentity:
         """What the store holds."""

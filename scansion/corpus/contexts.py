@@ -55,6 +55,11 @@ class Contexts:
             if tensor.dtype != expected:
                 raise ShapeError(f"{name} should be {expected} but is {tensor.dtype}; convert it with .to({expected})")
 
+    def __repr__(self) -> str:
+        """Sizes, not numbers."""
+        documents = len(self.doc_ids[self.doc_ids >= 0].unique())
+        return f"Contexts({len(self):,} x {self.length} positions, {self.n_tokens:,} tokens of {documents:,} documents)"
+
     @classmethod
     def from_token_lists(
         cls, lists: Sequence[Sequence[int]], length: int, pad_id: int, *, has_bos: bool = False

@@ -42,6 +42,10 @@ class LoadedSAE:
     sae: SAE
     metadata: SAEMetadata
 
+    def __repr__(self) -> str:
+        """Its name and the SAE's sizes."""
+        return f"LoadedSAE({self.name!r}, {self.sae!r})"
+
     @cached_property
     def fingerprint(self) -> str:
         """A 32-digit hash of the settings, provenance and weights: equal only for the same SAE."""

@@ -269,6 +269,12 @@ class SAE(nn.Module, ABC):
         """The positions to use for ``x``; see :func:`scansion.sae.positions.positions_for`."""
         return positions_for(x, positions, self.config.mask.family, alike=self.treats_positions_alike)
 
+    def __repr__(self) -> str:
+        """Sizes, mask and hook point."""
+        mask = f"{self.config.mask.family} mask over {self.n_positions} positions"
+        where = f", for {self.provenance.hook_point} of {self.provenance.model}" if self.provenance else ""
+        return f"{type(self).__name__}({self.d_sae:,} features of {self.d_in} dimensions, {mask}{where})"
+
     def _repr_html_(self) -> str:
         """A card for notebooks."""
         return sae_card(self)
