@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
+import numpy as np
 import torch
 import xxhash
 from jaxtyping import Bool, Int
@@ -57,7 +58,7 @@ class Contexts:
 
     def __repr__(self) -> str:
         """Sizes, not numbers."""
-        documents = len(self.doc_ids[self.doc_ids >= 0].unique())
+        documents = len(np.unique(self.doc_ids[self.doc_ids >= 0].numpy()))
         return f"Contexts({len(self):,} x {self.length} positions, {self.n_tokens:,} tokens of {documents:,} documents)"
 
     @classmethod
