@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -47,7 +48,13 @@ class EncodedText:
     applied: Bool[Tensor, "L"]
 
     def top(self, position: int, n: int = 5) -> list[tuple[int, float]]:
-        """The features that fire on one token, strongest first, with their activations; at most ``n``."""
+        """The features that fire on one token, strongest first, with their activations; at most ``n``.
+
+        Raises:
+            ConfigError: there is no such token, or ``n`` is not a number from 1.
+        """
+        whole("position", position, 0, len(self.tokens) - 1)
+        whole("n", n, 1)
         values, features = self.acts[position].topk(min(n, self.acts.shape[1]))
         return [
             (feature, value) for feature, value in zip(features.tolist(), values.tolist(), strict=True) if value > 0
@@ -56,8 +63,12 @@ class EncodedText:
     def __repr__(self) -> str:
         """Sizes, and the text's beginning."""
         active = int((self.acts > 0).any(dim=0).sum())
+        left_out = int((~self.applied).sum())
         start = "".join(self.tokens)[:40]
-        return f"EncodedText({len(self.tokens)} tokens, {active} of {self.acts.shape[1]:,} features fire: {start!r}...)"
+        return (
+            f"EncodedText({len(self.tokens)} tokens, {left_out} of them not encoded (position 0, or past the mask), "
+            f"{active} of {self.acts.shape[1]:,} features fire: {start!r}...)"
+        )
 
 
 @dataclass(frozen=True)
@@ -154,6 +165,8 @@ def encode_text(
         >>> encoded.tokens[3], encoded.top(position=3)
     """
     loaded = sae_of(sae)
+    if not isinstance(text, str):
+        raise ConfigError(f"text should be one text, not {type(text).__name__}")
     lm = lm or model_of(loaded, device)
     ids = text_tokens(lm, text)
     at = loaded.W_dec.device
@@ -186,18 +199,25 @@ def top_features(
         n_contexts: contexts to read, at most.
 
     Raises:
-        ConfigError: no token was harvested at such a position.
+        ConfigError: the SAE was not trained at such a position, or no token was harvested there.
 
     Example:
         >>> scansion.top_features("runs/bands", "stores/sotu/held_out", position=range(1, 6), by="contrast", n=3)
     """
     loaded, held_out = opened(sae, store)
-    wanted = [position] if isinstance(position, int) else list(position)
-    places = held_out.used_positions(use_position_0=True)
+    whole("n", n, 1)
+    places = used_positions(loaded, held_out)
+    try:
+        wanted = [index(place) for place in (position if isinstance(position, Iterable) else [position])]
+    except TypeError as error:
+        raise ConfigError(f"position={position!r}: give a whole number, or several") from error
+    if not wanted:
+        raise ConfigError("position names none; give one or more positions")
+    for place in wanted:
+        if place not in places:
+            why = "; position 0 took no part in training" if place == 0 else ""
+            raise ConfigError(f"position {place!r}: {held_out.folder} has {_span(places)}{why}")
     here = torch.isin(places, torch.tensor(wanted))
-    missing = sorted(set(wanted) - set(places.tolist()))
-    if missing or not wanted:
-        raise ConfigError(f"position {missing[0] if missing else wanted}: {held_out.folder} has {_span(places)}")
     fired, mass = torch.zeros(2, loaded.d_sae, dtype=torch.float64), torch.zeros(loaded.d_sae, dtype=torch.float64)
     tokens = torch.zeros(2, dtype=torch.float64)
     for part in read_contexts(held_out, places, min(n_contexts, held_out.n_contexts), CONTEXTS_AT_ONCE):
@@ -245,10 +265,9 @@ def top_contexts(
         ...     print(f"{place.activation:6.1f}  {place.before}[{place.token}]{place.after}")
     """
     loaded, held_out = opened(sae, store)
-    if not 0 <= feature < loaded.d_sae:
-        raise ConfigError(f"there is no feature {feature}; this SAE has {loaded.d_sae}, numbered from 0")
-    origin = loaded.provenance
-    places = held_out.used_positions(bool(origin is None or origin.use_position_0))
+    require_features(loaded, [feature])
+    whole("n", n, 1)
+    places = used_positions(loaded, held_out)
     strongest: list[tuple[float, int, int]] = []
     for part in read_contexts(held_out, places, min(n_contexts, held_out.n_contexts), CONTEXTS_AT_ONCE):
         values, rows = part.encode(loaded)[..., feature].max(dim=0)
@@ -332,9 +351,44 @@ def text_tokens(lm: LanguageModel, text: str) -> Int[Tensor, "1 L"]:
     return torch.tensor([ids], device=lm.device)
 
 
+def used_positions(sae: SAE, store: ActivationStore) -> Int[Tensor, "P"]:
+    """The positions of a store that the SAE was trained on: all but the first, unless it says otherwise."""
+    return store.used_positions(sae.provenance is None or sae.provenance.use_position_0)
+
+
+def whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise :class:`ConfigError` unless an argument is a whole number in a range."""
+    number = _as_whole(value)
+    if number is None or number < low or (high is not None and number > high):
+        raise ConfigError(f"{name}={value!r}: give a whole number from {low}{'' if high is None else f' to {high}'}")
+
+
+def _as_whole(value: object) -> int | None:
+    try:
+        return None if isinstance(value, bool) else index(cast(Any, value))
+    except TypeError:
+        return None
+
+
+def require_features(sae: SAE, features: Sequence[object]) -> None:
+    """Raise :class:`ConfigError` unless the SAE has all of these features."""
+    for feature in features:
+        number = _as_whole(feature)
+        if number is None or not 0 <= number < sae.d_sae:
+            raise ConfigError(f"there is no feature {feature!r}; this SAE has {sae.d_sae}, numbered from 0")
+
+
 def sae_of(sae: SAE | str | Path) -> SAE:
-    """The SAE itself, loaded if a folder is given."""
-    return sae if isinstance(sae, SAE) else load_sae(sae)[0]
+    """The SAE itself, loaded if a folder is given.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if isinstance(sae, SAE):
+        return sae
+    if not isinstance(sae, str | Path):
+        raise ConfigError(f"expected an SAE or the folder of a run, not {type(sae).__name__}")
+    return load_sae(sae)[0]
 
 
 def opened(sae: SAE | str | Path, store: ActivationStore | str | Path) -> tuple[SAE, ActivationStore]:

@@ -11,7 +11,7 @@ import torch
 from scansion.activations import ActivationStore
 from scansion.errors import ConfigError
 from scansion.evals.reading.contexts import read_contexts
-from scansion.exploring import CONTEXTS_AT_ONCE, opened, sae_of
+from scansion.exploring import CONTEXTS_AT_ONCE, opened, require_features, sae_of, used_positions
 from scansion.palette import COLOURS
 from scansion.sae import SAE
 
@@ -50,14 +50,14 @@ def plot_mask(sae: SAE | str | Path) -> Figure:
 
 @torch.no_grad()
 def plot_firing(
-    sae: SAE | str | Path, store: ActivationStore | str | Path, features: Sequence[int], *, n_contexts: int = 512
+    sae: SAE | str | Path, store: ActivationStore | str | Path, features: int | Sequence[int], *, n_contexts: int = 512
 ) -> Figure:
     """Draw the firing rate of some features by position.
 
     Args:
         sae: an SAE, or the folder of a run.
         store: held-out activations of the same model and hook point.
-        features: their numbers, from 0; at most 12 lines can be distinguished.
+        features: one or more of their numbers, from 0; at most 12 lines can be distinguished.
         n_contexts: contexts to read, at most.
 
     Returns:
@@ -70,11 +70,13 @@ def plot_firing(
         >>> scansion.plot_firing("runs/bands", "stores/sotu/held_out", [3, 12]).savefig("firing.png")
     """
     loaded, held_out = opened(sae, store)
-    wrong = [feature for feature in features if not 0 <= feature < loaded.d_sae]
-    if wrong or not 1 <= len(features) <= len(COLOURS):
-        raise ConfigError(f"features {list(features)}: give 1 to {len(COLOURS)} numbers from 0 to {loaded.d_sae - 1}")
-    origin = loaded.provenance
-    places = held_out.used_positions(bool(origin is None or origin.use_position_0))
+    features = [features] if isinstance(features, int) else list(features)
+    if not 1 <= len(features) <= len(COLOURS):
+        raise ConfigError(
+            f"{len(features)} features cannot be told apart in one figure; give 1 to {len(COLOURS)} numbers"
+        )
+    require_features(loaded, features)
+    places = used_positions(loaded, held_out)
     fired, tokens = torch.zeros(len(places), len(features)), torch.zeros(len(places))
     for part in read_contexts(held_out, places, min(n_contexts, held_out.n_contexts), CONTEXTS_AT_ONCE):
         fired += (part.encode(loaded)[..., list(features)] > 0).sum(dim=1)

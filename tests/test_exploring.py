@@ -45,7 +45,7 @@ def test_a_text_is_encoded_as_the_store_would_be(sae: SAE, lm: LanguageModel) ->
     assert [feature for feature, _ in best] == features.tolist()
     assert [value for _, value in best] == pytest.approx(values.tolist(), rel=1e-3)
     assert len(text.top(2, 100)) == int((expected[2] > 0).sum())  # only those that fire
-    assert repr(text).startswith("EncodedText(5 tokens, ") and "of 32 features fire" in repr(text)
+    assert repr(text).startswith("EncodedText(5 tokens, 1 of them not encoded ") and "of 32 features fire" in repr(text)
 
 
 def test_an_empty_text_or_an_sae_of_nowhere_is_refused(sae: SAE, lm: LanguageModel) -> None:
@@ -64,6 +64,7 @@ def test_top_features_are_those_of_the_whole_table(
     acts, valid = encoded(sae, store)
     here = torch.zeros(len(acts), dtype=torch.bool)
     here[position] = True
+    acts, valid, here = acts[1:], valid[1:], here[1:]  # position 0 took no part in its training
     rate = (acts[here] > 0).sum(dim=(0, 1)) / valid[here].sum()
     elsewhere = (acts[~here] > 0).sum(dim=(0, 1)) / valid[~here].sum()
     mean = acts[here].sum(dim=(0, 1)) / valid[here].sum()
@@ -77,7 +78,7 @@ def test_top_features_are_those_of_the_whole_table(
 
 
 def test_a_position_that_is_not_there_is_refused(sae: SAE, store: ActivationStore) -> None:
-    with pytest.raises(ConfigError, match=r"position 8: .* has positions 0 to 7"):
+    with pytest.raises(ConfigError, match=r"position 8: .* has positions 1 to 7"):
         scansion.top_features(sae, store, position=[1, 8])
 
 
@@ -140,5 +141,42 @@ def test_pictures_show_the_mask_and_the_rates(sae: SAE, store: ActivationStore) 
     )
     with pytest.raises(ConfigError, match="no positional mask"):
         scansion.plot_mask(sae_of(ReluConfig(d_sae=8), WIDTH))
-    with pytest.raises(ConfigError, match=f"1 to {len(COLOURS)} numbers"):
+    with pytest.raises(ConfigError, match=f"give 1 to {len(COLOURS)} numbers"):
         scansion.plot_firing(sae, store, [])
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda sae, store: scansion.top_features(sae, store, position=0), "position 0 took no part in training"),
+        (lambda sae, store: scansion.top_features(sae, store, position=[]), "position names none"),
+        (lambda sae, store: scansion.top_features(sae, store, position="1"), "give a whole number, or several"),
+        (lambda sae, store: scansion.top_features(sae, store, position=1.5), "give a whole number, or several"),
+        (lambda sae, store: scansion.top_features(sae, store, position=1, n=-1), "n=-1: give a whole number from 1"),
+        (lambda sae, store: scansion.top_contexts(sae, store, "12"), "there is no feature '12'"),
+        (lambda sae, store: scansion.top_contexts(sae, store, 1, n=0), "n=0: give a whole number from 1"),
+        (lambda sae, store: scansion.plot_firing(sae, store, [1.5]), r"there is no feature 1\.5"),
+        (lambda sae, store: scansion.plot_firing(sae, store, range(300)), "300 features cannot be told apart"),
+        (lambda sae, store: scansion.plot_mask(store), "expected an SAE or the folder of a run, not ActivationStore"),
+        (lambda sae, store: scansion.encode_text(sae, ["a", "b"]), "text should be one text, not list"),
+    ],
+)
+def test_wrong_arguments_are_named(sae: SAE, store: ActivationStore, as_users_run_it, ask, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ask(sae, store)
+
+
+def test_one_feature_or_any_kind_of_whole_number_will_do(sae: SAE, store: ActivationStore, as_users_run_it) -> None:
+    assert len(scansion.plot_firing(sae, store, 3).axes[0].get_lines()) == 1
+    as_list = scansion.top_features(sae, store, position=[1, 2], n=3)
+    assert scansion.top_features(sae, store, position=torch.tensor([1, 2]), n=3) == as_list
+    assert scansion.top_features(sae, store, position=range(1, 3), n=3) == as_list
+
+
+def test_a_token_that_is_not_there_and_tokens_left_out_are_named(sae: SAE, lm: LanguageModel) -> None:
+    text = scansion.encode_text(sae, "w5 " * 20, lm=lm)
+    assert "21 tokens, 14 of them not encoded (position 0, or past the mask)" in repr(text)
+    with pytest.raises(ConfigError, match="position=21: give a whole number from 0 to 20"):
+        text.top(21)
+    with pytest.raises(ConfigError, match="n=-1"):
+        text.top(1, n=-1)

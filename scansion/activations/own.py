@@ -16,7 +16,7 @@ from scansion.activations.filling import seal
 from scansion.activations.shard import ShardBuffer
 from scansion.activations.store import MANIFEST, OWN, SHARD_NAME, ActivationStore, StoreIdentity
 from scansion.device import DTYPES, dtype_name, resolve_dtype
-from scansion.errors import ShapeError, StoreError
+from scansion.errors import ConfigError, ShapeError, StoreError
 from scansion.files import atomic_folder, fingerprint, one_line_io_errors, require_writable
 from scansion.progress import progress
 from scansion.shapes import require_shape
@@ -61,6 +61,12 @@ def write_own_store(
     shard_bytes: int,
 ) -> ActivationStore:
     """See :meth:`ActivationStore.from_tensors`."""
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is a file; name a new folder")
+    if split not in ("train", "held_out"):
+        raise ConfigError(f"split={split!r}: it is 'train' or 'held_out'")
+    if not name:
+        raise ConfigError("name is empty; say what made the activations")
     is_store = (folder / MANIFEST).exists()
     if folder.exists() and any(folder.iterdir()) and not is_store:
         raise StoreError(f"{folder} is not empty and holds no store; choose another folder")
@@ -85,8 +91,8 @@ def _write(
             written.add(rows, chunks.n_positions(rows))
             advance(len(rows))
     written.end_shard()
-    if not written.n_contexts:
-        raise ShapeError("acts holds no context; expected at least one")
+    if not written.n_tokens:
+        raise ShapeError(f"acts holds no {'valid token' if written.n_contexts else 'context'}; expected at least one")
     name, hook_point, split = names
     identity = StoreIdentity(
         model=name,
@@ -122,6 +128,8 @@ class _Written:
             given = str(rows.acts.dtype).removeprefix("torch.")
             self.dtype = dtype_name(resolve_dtype(self.dtype or (given if given in DTYPES else "float32")))
             self.n_positions, self.d_in = n_positions, rows.acts.shape[2]
+            if not self.d_in or not n_positions:
+                raise ShapeError(f"acts has {n_positions} positions of width {self.d_in}; expected at least 1 of each")
             of_context = n_positions * self.d_in * DTYPES[self.dtype].itemsize
             self.per_shard = max(1, self._shard_bytes // of_context)
         if rows.acts.shape[2] != self.d_in or n_positions != self.n_positions:
@@ -168,7 +176,7 @@ class _Written:
         if not finished.is_finite:
             raise StoreError(
                 f"not all activations of contexts {self.n_contexts - n} to {self.n_contexts - 1} are finite in {self.dtype}; "
-                "leave those tokens out with `valid`, or store float32"
+                f"leave those tokens out with `valid`{'' if self.dtype == 'float32' else ', or store float32'}"
             )
         finished.write(self._folder / SHARD_NAME.format(f"{self._n_shards:05d}"), "")
         self._buffer, self._n_filled, self._n_shards = None, 0, self._n_shards + 1
@@ -249,6 +257,8 @@ class _Chunks:
         if name == "documents" and len(some) and torch.as_tensor(some[0]).ndim == 0:
             return torch.as_tensor(some)[:, None].expand(n, length)
         rows = [torch.as_tensor(row) for row in some]
+        if name != "valid" and any(bool((row != row.round()).any()) for row in rows if row.is_floating_point()):
+            raise ShapeError(f"{name} holds fractions; expected whole numbers")
         if len(rows) != n or any(row.ndim != 1 or len(row) > length for row in rows):
             raise ShapeError(
                 f"{name} has the shape {[*map(len, rows)]} for {n} contexts of up to {length} positions; expected as many "

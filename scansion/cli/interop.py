@@ -12,6 +12,7 @@ from scansion.cli.app import output
 from scansion.device import resolve_device
 from scansion.errors import ConfigError
 from scansion.evals.base import LoadedSAE
+from scansion.evals.reading.training import require_same_source
 from scansion.interop import write_saelens
 from scansion.interop.saelens import REGISTERED_AS
 from scansion.lm import load_language_model
@@ -83,14 +84,19 @@ def export_run(
     if out.exists():
         raise ConfigError(f"{out} is there already; choose another folder")
     if (to == "saedashboard") != (held_out is not None):
-        raise ConfigError("saedashboard shows features on a store: give --held-out; saelens takes none")
+        raise ConfigError(
+            "--format saedashboard shows features on a store: give --held-out STORE"
+            if held_out is None
+            else f"--held-out is for --format saedashboard; {to} takes none"
+        )
     if held_out is not None:
         from scansion.report.features.dashboard import write_dashboard
 
         store = ActivationStore(held_out)
         identity, place = store.identity, resolve_device(device)
-        lm = load_language_model(identity.model, identity.model_id.commit, device, identity.model_dtype)
         subject = LoadedSAE(run.name, *load_sae(run / "sae", place))
+        require_same_source([subject], store)
+        lm = load_language_model(identity.model, identity.model_id.commit, device, identity.model_dtype)
         files = write_dashboard(subject, store, lm, out, FeatureConfig())
         output.print(f"written for {to}: {len(files)} files in {out}", markup=False)
         return

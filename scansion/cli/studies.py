@@ -24,7 +24,7 @@ from scansion.study.compare.comparison import by_world
 from scansion.study.compare.tables import lines_below, terminal_tables, write_comparison
 from scansion.study.estimate import estimate
 from scansion.study.plan import slug
-from scansion.study.tracking import Tracker, import_study, open_tracker
+from scansion.study.tracking import Tracker, import_study, open_tracker, require_tracker
 
 _FIRST_OF_DEMO = "0,4"  # the baseline, and early / middle / late groups
 
@@ -65,6 +65,8 @@ def run_study(
     """
     settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
     folder = out or _home(settings)
+    if track is not None:
+        require_tracker(track)
     _carry_out(settings, folder, only, retry, report)
     if track is not None:
         output.print(f"{import_study(StudyRecord.open(folder), track)} runs are in {track}", markup=False)

@@ -73,6 +73,11 @@ def live(run: TrainingRun, tracker: Tracker) -> Generator[OnMetrics, None, None]
         module.finish()
 
 
+def require_tracker(tracker: Tracker) -> None:
+    """Raise :class:`ConfigError` unless the tracker is installed."""
+    _module(tracker)
+
+
 def open_tracker(record: StudyRecord) -> None:
     """Serve trackio's dashboard of the study on this machine until interrupted."""
     _module("trackio").show(project=f"scansion-{record.plan.name}", host="127.0.0.1", share=False)
@@ -91,6 +96,4 @@ def _module(tracker: Tracker) -> Any:
     try:
         return importlib.import_module(tracker)
     except ImportError as error:
-        raise ConfigError(
-            f"{tracker} is not installed; pip install {tracker}, or 'scansion[track]' for trackio"
-        ) from error
+        raise ConfigError(f"{tracker} is not installed; pip install {tracker}") from error

@@ -13,7 +13,7 @@ from scansion.evals.base import LoadedSAE
 from scansion.masks import BandMaskConfig
 from scansion.report.features import FeatureConfig
 from scansion.report.features.dashboard import FEATURES_PER_FILE, write_dashboard
-from scansion.sae import TopKConfig
+from scansion.sae import TopKConfig, save_sae
 from tests.conftest import WIDTH
 from tests.interop.made import metadata, sae_of
 
@@ -66,3 +66,12 @@ def test_a_dashboard_without_a_store_is_a_config_error() -> None:
 
     with pytest.raises(ConfigError, match="saelens takes none"):
         export_run(Path("a"), out=Path("nowhere/at/all"), held_out=Path("b"))
+
+
+def test_a_store_of_another_hook_point_is_refused(run, store, tmp_path: Path) -> None:
+    other = metadata().model_copy(update={"hook_point": "resid_post.2"})
+    save_sae(sae_of(TopKConfig(d_sae=32, k=4), store.d_in), tmp_path / "run/sae", other)
+    status, _, err = run(
+        "export", tmp_path / "run", "--format", "saedashboard", "--held-out", store.folder, "--out", tmp_path / "out"
+    )
+    assert status == 2 and "resid_post.2" in err and "resid_post.1" in err and not (tmp_path / "out").exists()

@@ -76,3 +76,13 @@ def test_training_is_shown_while_it_goes_on(
     assert calls[0][1]["name"] == "x" and calls[0][1]["config"]["sae"]["d_sae"] == 32
     for (_, (step, shown)), line in zip(calls[1:-1], lines, strict=True):
         assert step == line["step"] and shown["train/loss"] == line["loss"] and "train/step" not in shown
+
+
+def test_a_tracker_that_is_not_there_is_missed_before_anything_is_done(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setenv("SCANSION_CACHE", str(tmp_path / "cache"))
+    status, _, err = run("study", "run", "demo", "--track", "wandb", "--out", tmp_path / "out")
+    assert status == 2 and "wandb is not installed; pip install wandb" in err
+    assert not (tmp_path / "out").exists() and not (tmp_path / "cache").exists()

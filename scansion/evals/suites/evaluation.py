@@ -23,11 +23,14 @@ from scansion.evals.suites.config import (
     SuiteConfig,
     SuiteResult,
 )
-from scansion.evals.suites.runner import MISSING, NEEDS
+from scansion.evals.suites.runner import NEEDS
 from scansion.lm import HookPoint
 from scansion.sae import save_sae
 
 Config = TypeVar("Config", bound=SuiteConfig)
+_HOW = (
+    "make an environment (python -m venv ENV; ENV/bin/pip install {}) and give its Python with --python ENV/bin/python"
+)
 PEERS = "SCANSION_PEERS"
 """Environment variable that names the Python of the other libraries' environment."""
 
@@ -43,6 +46,21 @@ class Suite(Evaluation[Config, SuiteResult]):
         """0: tokens past the mask use its last position."""
         return 0
 
+    def check(self, held_out: ActivationStore) -> None:
+        """Raise :class:`ConfigError` unless the environment has the suite, before anything else is measured."""
+        module = NEEDS[self.name]
+        python = self._python()
+        find = f"import sys, importlib.util; sys.exit(importlib.util.find_spec({module!r}) is None)"
+        try:
+            found = subprocess.run([python, "-c", find], capture_output=True, check=False)  # noqa: S603
+        except OSError as error:
+            raise ConfigError(f"{python} cannot be run ({error}); {_HOW.format(module.replace('_', '-'))}") from error
+        if found.returncode:
+            raise ConfigError(f"{python} has no {module}; {_HOW.format(module.replace('_', '-'))}")
+
+    def _python(self) -> str:
+        return str(self.config.python or os.environ.get(PEERS) or sys.executable)
+
     def run(self, saes: Sequence[LoadedSAE], held_out: ActivationStore, load_lm: LoadLM) -> Sequence[SuiteResult]:
         """Run the suite once for each SAE.
 
@@ -55,7 +73,7 @@ class Suite(Evaluation[Config, SuiteResult]):
 
     def _run_one(self, sae: LoadedSAE, hook_point: HookPoint) -> SuiteResult:
         config = self.config
-        python = str(config.python or os.environ.get(PEERS) or sys.executable)
+        python = self._python()
         with tempfile.TemporaryDirectory(prefix="scansion-suite-") as name:
             folder = Path(name)
             save_sae(sae.sae, folder / "sae", sae.metadata)
@@ -89,16 +107,7 @@ def _run_beside(python: str, folder: Path, suite: str) -> dict[str, Any]:
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     except OSError as error:
-        raise ConfigError(
-            f"{python} cannot be run ({error}); give the Python of an environment that has {suite}"
-        ) from error
-    module = NEEDS[suite]
-    if done.returncode == MISSING:
-        package = module.replace("_", "-")
-        raise ConfigError(
-            f"{python} has no {module}; make an environment (python -m venv ENV; ENV/bin/pip install {package}) and give its "
-            "Python with --python ENV/bin/python"
-        )
+        raise EvalError(f"{python} cannot be run ({error})") from error
     if done.returncode:
         last = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
         raise EvalError(f"{suite} failed in {python}: {last}")

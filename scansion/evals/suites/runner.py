@@ -20,8 +20,6 @@ from scansion.sae import SAE, load_sae
 
 NEEDS = {"saebench": "sae_bench", "sae_probes": "sae_probes"}
 """Suite -> the module it is in."""
-MISSING = 3
-"""Exit status if that module is not installed."""
 
 
 class Config:
@@ -87,9 +85,6 @@ class Adapter(nn.Module):
 def main(folder: Path) -> int:
     """Run the suite on the SAE in a folder."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    module = NEEDS[job["suite"]]
-    if find_spec(module) is None:
-        return MISSING
     sae, _ = load_sae(folder / "sae", job["device"])
     if Path(job["model"]).is_dir():
         import transformer_lens.supported_models as supported
