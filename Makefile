@@ -67,8 +67,6 @@ layers: $(DEV_READY)
 	$(BIN)/lint-imports
 
 docs: $(DEV_READY)
-	$(BIN)/python docs/reference.py
-	git diff --exit-code -- docs/cli.md docs/api.md  # they are committed as the code writes them
 	$(BIN)/zensical build --clean --strict
 
 # torch first and by itself: no other package may choose its version.
