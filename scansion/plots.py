@@ -73,7 +73,7 @@ def plot_firing(
     features = [features] if isinstance(features, int) else list(features)
     if not 1 <= len(features) <= len(COLOURS):
         raise ConfigError(
-            f"{len(features)} features cannot be told apart in one figure; give 1 to {len(COLOURS)} numbers"
+            f"{len(features)} features are too many or too few for one figure; give 1 to {len(COLOURS)} numbers"
         )
     require_features(loaded, features)
     places = used_positions(loaded, held_out)

@@ -156,7 +156,7 @@ def test_pictures_show_the_mask_and_the_rates(sae: SAE, store: ActivationStore) 
         (lambda sae, store: scansion.top_contexts(sae, store, "12"), "there is no feature '12'"),
         (lambda sae, store: scansion.top_contexts(sae, store, 1, n=0), "n=0: give a whole number from 1"),
         (lambda sae, store: scansion.plot_firing(sae, store, [1.5]), r"there is no feature 1\.5"),
-        (lambda sae, store: scansion.plot_firing(sae, store, range(300)), "300 features cannot be told apart"),
+        (lambda sae, store: scansion.plot_firing(sae, store, range(300)), "300 features are too many or too few"),
         (lambda sae, store: scansion.plot_mask(store), "expected an SAE or the folder of a run, not ActivationStore"),
         (lambda sae, store: scansion.encode_text(sae, ["a", "b"]), "text should be one text, not list"),
     ],

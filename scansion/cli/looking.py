@@ -13,7 +13,7 @@ from scansion.attaching import Seen, attach
 from scansion.cli.app import output, table_console
 from scansion.errors import ConfigError
 from scansion.evals.base import LoadedSAE
-from scansion.exploring import encode_text, model_of, text_tokens
+from scansion.exploring import encode_text, model_of, require_features, text_tokens
 from scansion.lm import LanguageModel
 from scansion.report.sentences import add_sentence
 from scansion.sae import SAE, load_sae
@@ -97,8 +97,7 @@ def steer(
     if tokens < 1:
         raise ConfigError(f"--tokens {tokens}: at least 1 token must be added")
     sae, _ = load_sae(run)
-    if not 0 <= feature < sae.d_sae:
-        raise ConfigError(f"there is no feature {feature}; this SAE has {sae.d_sae}, numbered from 0")
+    require_features(sae, [feature])
     if value is not None and not math.isfinite(value):
         raise ConfigError(f"--value {value} is not a finite number")
     lm = model_of(sae, device)
