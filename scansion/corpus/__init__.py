@@ -8,6 +8,7 @@ from scansion.corpus.tokenise import (
     CorpusSplits,
     held_out_documents,
     load_contexts,
+    read_training_documents,
 )
 from scansion.corpus.tokenizers import start_and_padding, token_ids, tokenizer_fingerprint
 
@@ -21,6 +22,7 @@ __all__ = [
     "kept_contexts",
     "load_contexts",
     "read_documents",
+    "read_training_documents",
     "start_and_padding",
     "token_ids",
     "tokenizer_fingerprint",

@@ -94,6 +94,15 @@ def held_out_documents(config: CorpusConfig) -> list[str]:
     return [text for text in read_documents(config) if _is_held_out(text.encode("utf-8"), config)]
 
 
+def read_training_documents(config: CorpusConfig) -> Iterator[str]:
+    """The whole documents that :func:`load_contexts` does not hold out, as they are read.
+
+    Raises:
+        CorpusError: the text cannot be read.
+    """
+    return (text for text in read_documents(config) if not _is_held_out(text.encode("utf-8"), config))
+
+
 class _Side:
     """One side of the split: tokens needed, tokens read, and the random draw of whole contexts."""
 

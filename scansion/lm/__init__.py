@@ -2,8 +2,9 @@
 
 from scansion.lm.facts import ModelFacts
 from scansion.lm.forward import activations_at, activations_at_each, check_parts, logits
+from scansion.lm.gpt2 import GPT2Recipe, train_gpt2
 from scansion.lm.hook_points import HookPoint
-from scansion.lm.identity import BUNDLED_MODEL, ModelId
+from scansion.lm.identity import BUNDLED_GPT2, BUNDLED_MODEL, ModelId
 from scansion.lm.load import (
     BUNDLED_MODEL_ASSET,
     LanguageModel,
@@ -17,8 +18,10 @@ from scansion.lm.sites import hook_site
 from scansion.lm.unembedding import unembed
 
 __all__ = [
+    "BUNDLED_GPT2",
     "BUNDLED_MODEL",
     "BUNDLED_MODEL_ASSET",
+    "GPT2Recipe",
     "HookPoint",
     "LanguageModel",
     "ModelFacts",
@@ -33,5 +36,6 @@ __all__ = [
     "load_tokenizer",
     "logits",
     "model_facts",
+    "train_gpt2",
     "unembed",
 ]

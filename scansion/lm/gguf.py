@@ -27,7 +27,8 @@ from scansion.records import read_object, write_json
 
 KEPT_MODELS = 3
 """Converted models that are kept; those that were not used for the longest time go first."""
-_RECORD = "scansion.json"
+RECORD = "scansion.json"
+"""The file in a folder of ours that holds the digests of the others."""
 # Sizes of a value by its type, in the order of the format's specification; strings and arrays have none.
 _SIZES = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
@@ -144,7 +145,7 @@ def converted(gguf: Path, revision: str) -> Path:
                 dequantise(gguf, folder)
                 _remove_oldest(folder)
     with suppress(OSError):
-        os.utime(folder / _RECORD)  # used last
+        os.utime(folder / RECORD)  # used last
     return folder
 
 
@@ -171,25 +172,30 @@ def dequantise(gguf: Path, folder: Path) -> None:
             plain.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             names = sorted(path.name for path in temporary.iterdir())
-            write_json(temporary / _RECORD, {"files": {name: hash_of_files([temporary / name]) for name in names}})
+            write_json(temporary / RECORD, {"files": {name: hash_of_files([temporary / name]) for name in names}})
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether a converted model is there and what was written; says in a line if it is damaged."""
     if not folder.exists():
         return False
-    stats = tuple((path.name, path.stat().st_size, path.stat().st_ctime_ns) for path in sorted(folder.iterdir()))
-    damage = _damage(folder, tuple(stat for stat in stats if stat[0] != _RECORD))
+    damage = damage_in(folder)
     if damage:
         say(f"{damage}; converting the model again")
     return not damage
+
+
+def damage_in(folder: Path) -> str:
+    """What differs from the digests in a model's folder, in one line; empty if nothing does."""
+    stats = tuple((path.name, path.stat().st_size, path.stat().st_ctime_ns) for path in sorted(folder.iterdir()))
+    return _damage(folder, tuple(stat for stat in stats if stat[0] != RECORD))
 
 
 @cache
 def _damage(folder: Path, _stats: tuple[tuple[str, int, int], ...]) -> str:
     """What is wrong with a folder, read again when a file in it changes; empty if nothing is."""
     try:
-        digests = read_object(folder / _RECORD)["files"]
+        digests = read_object(folder / RECORD)["files"]
         wrong = [name for name, digest in digests.items() if hash_of_files([folder / name]) != digest]
     except (DamagedError, OSError, KeyError, AttributeError) as error:
         return f"{folder} is damaged ({' '.join(str(error).split())})"
@@ -197,7 +203,7 @@ def _damage(folder: Path, _stats: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def _remove_oldest(newest: Path) -> None:
-    others = [folder for folder in newest.parent.glob("gguf-*") if folder != newest and (folder / _RECORD).exists()]
-    for folder in sorted(others, key=lambda each: -(each / _RECORD).stat().st_mtime_ns)[KEPT_MODELS - 1 :]:
+    others = [folder for folder in newest.parent.glob("gguf-*") if folder != newest and (folder / RECORD).exists()]
+    for folder in sorted(others, key=lambda each: -(each / RECORD).stat().st_mtime_ns)[KEPT_MODELS - 1 :]:
         say(f"removing {folder}, which was not used for the longest time")
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,8 @@ import xxhash
 from scansion.progress import progress
 
 BUNDLED_MODEL = "smollm2-135m"
+BUNDLED_GPT2 = "gpt2-sotu"
+"""A small GPT-2 that is trained on the bundled text on the user's machine."""
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What the hub's client calls the folder it downloads a commit to.

@@ -16,9 +16,10 @@ from scansion.files import expanded
 from scansion.lm.blocks import layer_count
 from scansion.lm.facts import ModelFacts
 from scansion.lm.gguf import converted, dequantise, read_header
+from scansion.lm.gpt2 import trained_gpt2_folder
 from scansion.lm.hook_points import HookPoint
 from scansion.lm.hub import hub_answers, hub_options
-from scansion.lm.identity import BUNDLED_MODEL, hash_of_files, local_revision
+from scansion.lm.identity import BUNDLED_GPT2, BUNDLED_MODEL, hash_of_files, local_revision
 from scansion.lm.loading_bars import loading
 from scansion.lm.weights import require_all_weights
 from scansion.locks import only_writer
@@ -48,8 +49,8 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
     """Look a model up without loading its weights.
 
     Args:
-        name: ``smollm2-135m`` (bundled), a folder, a ``.gguf`` file (converted on first use), or a hub name such as
-            ``google/gemma-2-2b``.
+        name: ``smollm2-135m`` (bundled), ``gpt2-sotu`` (trained here by ``scansion assets train-gpt2``), a folder, a
+            ``.gguf`` file (converted on first use), or a hub name such as ``google/gemma-2-2b``.
         revision: a branch, tag or commit on the hub.
 
     Raises:
@@ -69,8 +70,8 @@ def model_facts(name: str, revision: str | None = None) -> ModelFacts:
     except Exception as error:  # transformers and the hub's client raise a dozen unrelated types here
         there = "not found on the model hub" if hub_answers() else "the model hub cannot be reached"
         raise ModelError(
-            f"no language model {name!r}: not bundled ({BUNDLED_MODEL}), not a folder or GGUF file here, and {there} "
-            f"({type(error).__name__}); check the spelling, or your connection and access rights"
+            f"no language model {name!r}: not bundled ({BUNDLED_MODEL}, {BUNDLED_GPT2}), not a folder or GGUF file here, "
+            f"and {there} ({type(error).__name__}); check the spelling, or your connection and access rights"
         ) from error
     sizes = {
         "the number of layers": layer_count(config),
@@ -157,7 +158,7 @@ def lm_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def check_layer_in_header(name: str, hook_point: HookPoint) -> None:
     """Raise :class:`ModelError` if a GGUF file has no such layer, before it is converted; other models are not looked at."""
-    gguf = None if name == BUNDLED_MODEL else _locate(name)[1]
+    gguf = None if name in (BUNDLED_MODEL, BUNDLED_GPT2) else _locate(name)[1]
     if gguf is not None and (n_layers := read_header(gguf).n_layers) is not None:
         hook_point.check(n_layers, name)
 
@@ -166,6 +167,8 @@ def _locate(name: str) -> tuple[str, Path | None]:
     """Where transformers loads the model from, and the GGUF file that has to be converted first."""
     if name == BUNDLED_MODEL:
         return str(_bundled_folder()), None
+    if name == BUNDLED_GPT2:
+        return str(trained_gpt2_folder()), None
     path = expanded(name)
     if path.is_file() and path.suffix == ".gguf":
         return str(path.parent), path
