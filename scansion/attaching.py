@@ -169,10 +169,10 @@ class _Run:
         self.seen.steps.append(Step(kept, positions, applied))
         if self.mode == "observe":
             return x
-        new = self.sae.decode(acts, places)
+        new = self.sae.decode(acts, places, tokens)
         if self.mode != "replace":
             # What the SAE leaves over is added back, computed from what it saw: the change is that of the features alone.
-            new = tokens + self.sae.decode(self._edited(acts, places), places) - new
+            new = tokens + self.sae.decode(self._edited(acts, places), places, tokens) - new
         changed = self._changes(places)
         result = x.clone()
         result[applied] = torch.where(changed[:, None], new, tokens).to(x)

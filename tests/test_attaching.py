@@ -52,6 +52,21 @@ def test_it_sees_what_the_sae_encodes(family: str) -> None:
     assert torch.equal(plain, logits_of(lm.model, contexts.tokens.long()))
 
 
+@pytest.mark.parametrize("mode", ["replace", "ablate"])
+def test_a_norm_of_the_input_is_undone_at_each_token(mode: str) -> None:
+    lm, contexts = make_lm("llama"), random_contexts(3)
+    sae = sae_of(TopKConfig(d_sae=32, k=6, input_norm="layer_norm"), WIDTH)
+    point, settings = HookPoint.parse(POINT), {"features": [3, 7]} if mode == "ablate" else {}
+    x = activations_at(lm, point, contexts)
+    with attach(lm.model, sae, mode, hook_point=POINT, use_position_0=True, **settings):
+        changed = activations_at(lm, point, contexts)
+    with torch.no_grad():
+        scale = x.std(dim=-1, keepdim=True)
+        removed = sae.encode(x)[..., [3, 7]] @ sae.W_dec[[3, 7]] * scale
+        expected = sae(x) if mode == "replace" else x - removed
+    torch.testing.assert_close(changed, expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mode", ["replace", "steer", "ablate"])
 def test_a_padded_batch_gives_what_each_text_gives_alone(family: str, mode: str) -> None:

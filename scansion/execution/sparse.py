@@ -129,7 +129,7 @@ def encode_sparse(
         return None
     require_shape("x", x, "... d_in", d_in=sae.d_in)
     positions = sae.positions_of(x, positions)
-    tokens = (x - sae.bias_at(positions)).reshape(-1, 1, sae.d_in)
+    tokens = (sae.normalised(x).x - sae.bias_at(positions)).reshape(-1, 1, sae.d_in)
     block = whole_block(len(tokens), sae.d_sae)
     if sae.mask.gate.forward:
         block = replace(block, closed=~sae.mask.can_fire(positions.expand(x.shape[:-1]).reshape(-1)))

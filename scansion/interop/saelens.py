@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,6 +29,7 @@ from scansion.sae import (
     BatchTopKSAE,
     GatedConfig,
     GatedSAE,
+    InputNorm,
     JumpReluConfig,
     JumpReluSAE,
     MatryoshkaSAE,
@@ -56,6 +57,7 @@ _ARCHITECTURES: dict[type[SAE], str] = {
 REGISTERED_AS, OURS = "scansion", "scansion"
 """Architecture of SAEs that have no counterpart there, and the key of our settings in ``cfg.json``."""
 _SCALED = "expected_average_only_in"
+_NORMS = tuple(norm for norm in get_args(InputNorm) if norm != "none")
 _STANDARD = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -99,6 +101,8 @@ def read(path: Path, input_factor: float | None = None) -> ForeignSAE:
         config, n_positions = _ours(cfg, path)
         return ForeignSAE(NAME, config, tensors, *where, n_positions=n_positions)
     config, weights = _converted(cfg, tensors, path)
+    if (norm := cfg.get("normalize_activations")) in _NORMS:
+        config = config.model_copy(update={"input_norm": norm})
     return ForeignSAE(NAME, config, weights, *where)
 
 
@@ -139,7 +143,7 @@ def read_own(path: Path) -> SAE:
 def _refuse_settings(cfg: dict[str, Any], path: Path) -> None:
     """Raise :class:`ConfigError` for settings that change what the SAE computes and that ours do not have."""
     plain = {
-        "normalize_activations": ("none", None, False, _SCALED),
+        "normalize_activations": ("none", None, False, _SCALED, *_NORMS),
         "reshape_activations": ("none", None),
         "finetuning_scaling_factor": (False, None),
         "use_error_term": (False, None),
@@ -209,7 +213,8 @@ def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path | str, drop_mask
         The architecture it has there.
 
     Raises:
-        ConfigError: it is of a plugin, or its bands have a decoder bias each and the mask is to be dropped.
+        ConfigError: it is of a plugin, its bands have a decoder bias each and the mask is to be dropped, or it has an
+            ``input_norm`` and no counterpart there.
 
     Example:
         >>> scansion.write_saelens(*scansion.load_sae("runs/topk"), "exported")
@@ -233,7 +238,7 @@ def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path | str, drop_mask
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
+        "normalize_activations": sae.config.input_norm,
         "reshape_activations": "none",
         "metadata": _metadata(metadata) | ({"scansion_mask_dropped": sae.config.mask.family} if dropped else {}),
         OURS: {"sae": settings, "n_positions": sae.n_positions, "metadata": metadata.model_dump(mode="json")},
@@ -241,6 +246,11 @@ def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path | str, drop_mask
     # A class derived from one of these computes something else.
     architecture = _ARCHITECTURES.get(type(sae)) if dropped or sae.treats_positions_alike else None
     if architecture is None:
+        if sae.config.input_norm != "none":
+            raise ConfigError(
+                f"this SAE normalises each token ({sae.config.input_norm}) and has no counterpart there: {NAME} cannot be "
+                "given one that has both a mask, or the architecture switch, and such a norm"
+            )
         tensors = {name: each for name, each in sae.state_dict().items() if not (dropped and name.startswith("mask."))}
         architecture = REGISTERED_AS
     else:

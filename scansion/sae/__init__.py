@@ -19,6 +19,7 @@ from scansion.sae.architectures.topk import TopKConfig, TopKSAE
 from scansion.sae.architectures.tsae import TSAE, TSAEConfig
 from scansion.sae.base import SAE, SAEConfig
 from scansion.sae.forward import ForwardPass, Losses, Part
+from scansion.sae.input_norm import InputNorm
 from scansion.sae.io import WEIGHTS, load_sae, sae_fingerprint, save_sae
 from scansion.sae.metadata import SAEMetadata, StartedFrom
 from scansion.sae.registry import (
@@ -41,6 +42,7 @@ __all__ = [
     "ForwardPass",
     "GatedConfig",
     "GatedSAE",
+    "InputNorm",
     "JumpReluConfig",
     "JumpReluSAE",
     "Losses",

@@ -19,6 +19,7 @@ from scansion.masks import AnyMaskConfig, LiftedMask, NoMaskConfig, PositionalMa
 from scansion.masks.base import MaskedActs
 from scansion.sae.cards import sae_card
 from scansion.sae.forward import ForwardPass, squared_norm
+from scansion.sae.input_norm import InputNorm, NormalisedInput, normalise
 from scansion.sae.metadata import SAEMetadata
 from scansion.sae.positions import positions_for
 from scansion.sae.structure import Routing, Selection
@@ -31,6 +32,12 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     architecture: str
     d_sae: int = Field(ge=1, description="Number of features.")
     mask: AnyMaskConfig = Field(default=NoMaskConfig(), description="Positional mask: a family and its settings.")
+    input_norm: InputNorm = Field(
+        default="none",
+        exclude_if=lambda norm: norm == "none",
+        description="Normalisation of each token before the SAE reads it (none, layer_norm or constant_norm_rescale), of "
+        "imported SAEs; an SAE that has one cannot be trained.",
+    )
 
 
 class SAE(nn.Module, ABC):
@@ -182,6 +189,10 @@ class SAE(nn.Module, ABC):
         self.b_enc *= factor
         self.W_dec /= factor[:, None]
 
+    def normalised(self, x: Float[Tensor, "*batch d_in"]) -> NormalisedInput:
+        """Tokens as the weights read them; ``x`` itself unless the settings have an ``input_norm``."""
+        return normalise(x, self.config.input_norm)
+
     def bias_at(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "..."]:
         """The decoder bias: [d_in], or where each band has its own, [*batch, d_in]."""
         return self.b_dec if self.b_dec.ndim == 1 else self.b_dec[self.mask.band_at(positions)]
@@ -193,7 +204,8 @@ class SAE(nn.Module, ABC):
 
         Arguments as for :meth:`encode`.
         """
-        return self.masked_acts(*self._unpacked(x, positions)).pre_acts
+        x, positions = self._unpacked(x, positions)
+        return self.masked_acts(self.normalised(x).x, positions).pre_acts
 
     def encode(
         self, x: Float[Tensor, "*batch d_in"] | PositionedBatch, positions: Int[Tensor, "..."] | None = None
@@ -214,35 +226,49 @@ class SAE(nn.Module, ABC):
             >>> sae.encode(store.contexts(0, 16))  # [L, 16, d_sae]
             >>> sae.encode(x, torch.arange(128))  # x: [batch, 128, d_in] -> [batch, 128, d_sae]
         """
-        return self.masked_acts(*self._unpacked(x, positions)).acts
+        x, positions = self._unpacked(x, positions)
+        return self.masked_acts(self.normalised(x).x, positions).acts
 
     def decode(
-        self, acts: Float[Tensor, "*batch d_sae"], positions: Int[Tensor, "..."] | None = None
+        self,
+        acts: Float[Tensor, "*batch d_sae"],
+        positions: Int[Tensor, "..."] | None = None,
+        x: Float[Tensor, "*batch d_in"] | None = None,
     ) -> Float[Tensor, "*batch d_in"]:
         """Reconstruction from feature activations; leading axes are kept.
 
         Args:
             acts: feature activations.
             positions: as for :meth:`encode`; needed only if each band has its own decoder bias.
+            x: the activations that were encoded; needed only if the settings have an ``input_norm``, which is undone.
 
         Raises:
-            ShapeError: ``acts`` is not [..., d_sae], or positions are needed and missing.
+            ShapeError: ``acts`` is not [..., d_sae], or positions or ``x`` are needed and missing.
         """
         require_shape("acts", acts, "... d_sae", d_sae=self.d_sae)
         bias = self.b_dec if self.b_dec.ndim == 1 else self.bias_at(self.positions_of(acts, positions))
-        return acts.to(self.W_dec.dtype) @ self.W_dec + bias
+        x_hat = acts.to(self.W_dec.dtype) @ self.W_dec + bias
+        if self.config.input_norm == "none":
+            return x_hat
+        if x is None:
+            raise ShapeError(
+                f"this SAE normalises each token before it encodes it ({self.config.input_norm}): to undo that, decode needs "
+                "the activations that were encoded, sae.decode(acts, positions, x)"
+            )
+        read = self.normalised(x.to(self.W_dec))
+        return x_hat * read.scale + read.mean
 
     def forward(
         self, x: Float[Tensor, "*batch d_in"] | PositionedBatch, positions: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "*batch d_in"]:
-        """``decode(encode(x, positions), positions)``; arguments and errors as for :meth:`encode`."""
+        """``decode(encode(x, positions), positions, x)``; arguments and errors as for :meth:`encode`."""
         x, positions = self._unpacked(x, positions)
-        return self.decode(self.encode(x, positions), positions)
+        return self.decode(self.encode(x, positions), positions, x)
 
     def masked_acts(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None) -> MaskedActs:
         """Pre-activations and activations under the mask; overridden by architectures that also weight activations.
 
-        Arguments as for :meth:`encode`.
+        Arguments as for :meth:`encode`, but ``x`` is normalised already.
         """
         return self._masked_acts_by(self.activate, x, positions)
 

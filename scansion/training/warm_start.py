@@ -53,12 +53,18 @@ def check_start(config: SAEConfig, training: TrainingConfig, d_in: int) -> None:
             usage is to start another.
         ScansionError: the folder holds no SAE.
     """
+    if config.input_norm != "none":
+        raise TrainingError(
+            f"an SAE with input_norm {config.input_norm} cannot be trained: training reads activations as they are; imported "
+            "ones can be evaluated, compared and run in a model"
+        )
     source = start_source(config, training)
     if source is None:
         return
     trained, _ = load_sae(source)
-    given = {"architecture": trained.config.architecture, "d_sae": trained.d_sae, "d_in": trained.d_in}
-    expected = {"architecture": config.architecture, "d_sae": config.d_sae, "d_in": d_in}
+    same = ("architecture", "d_sae", "input_norm")
+    given = {name: getattr(trained.config, name) for name in same} | {"d_in": trained.d_in}
+    expected = {name: getattr(config, name) for name in same} | {"d_in": d_in}
     if config.mask.starts_from_usage:
         given["mask"], expected["mask"] = trained.config.mask.family, "none"
     if different := [

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from sparsify import SparseCoder, SparseCoderConfig
 
 D_IN, D_SAE, K = 16, 64, 5
+LAYER, CONSTANT = {"normalize_activations": "layer_norm"}, {"normalize_activations": "constant_norm_rescale"}
 
 
 def main() -> None:
@@ -41,6 +42,10 @@ def main() -> None:
             ("topk_rescaled", TopKSAE, TopKSAEConfig, {"k": K, "rescale_acts_by_decoder_norm": True}),
             ("jumprelu", JumpReLUSAE, JumpReLUSAEConfig, {}),
             ("gated", GatedSAE, GatedSAEConfig, {}),
+            ("standard_constant_norm", StandardSAE, StandardSAEConfig, CONSTANT),
+            ("jumprelu_layer_norm", JumpReLUSAE, JumpReLUSAEConfig, LAYER),
+            ("topk_layer_norm", TopKSAE, TopKSAEConfig, {"k": K, "rescale_acts_by_decoder_norm": True, **LAYER}),
+            ("gated_layer_norm", GatedSAE, GatedSAEConfig, LAYER),
         ):
             sae = kind(config(d_in=D_IN, d_sae=D_SAE, apply_b_dec_to_input=subtracts, device="cpu", **more))
             sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name = "blocks.1.hook_resid_post", "llama"

@@ -47,6 +47,8 @@ OURS: dict[str, SAEConfig] = {
     "tsae": TSAEConfig(d_sae=64, k=5),
     "jumprelu": JumpReluConfig(d_sae=64),
     "gated": GatedConfig(d_sae=64),
+    "topk, layer_norm": TopKConfig(d_sae=64, k=5, input_norm="layer_norm"),
+    "jumprelu, constant norm": JumpReluConfig(d_sae=64, input_norm="constant_norm_rescale"),
     "masked, mask dropped": TopKConfig(d_sae=64, k=5, mask=RandomHardMaskConfig()),
 }
 
@@ -77,7 +79,7 @@ def exchanged(tmp_path_factory: pytest.TempPathFactory, store: ActivationStore) 
         write_saelens(sae, metadata(), folder, drop_mask=True)
         with torch.no_grad():
             acts = sae.lifted().encode(x)
-            save_file({"x": x, "acts": acts, "decoded": sae.decode(acts)}, f"{folder}.ours.safetensors")
+            save_file({"x": x, "acts": acts, "decoded": sae.decode(acts, x=x)}, f"{folder}.ours.safetensors")
     beside_them("peer_writes.py", *(str(home / name) for name in ("peers", "ours", "trained")))
     return home
 
@@ -148,7 +150,7 @@ def read(exchanged: Path) -> list[Row]:
         assert foreign.hook_point is None or "1" in foreign.hook_point
         sae = foreign.build(8)
         with torch.no_grad():
-            found = {"acts": sae.encode(theirs["x"]), "decoded": sae.decode(theirs["acts"])}
+            found = {"acts": sae.encode(theirs["x"]), "decoded": sae.decode(theirs["acts"], x=theirs["x"])}
         rows.append(Row.between(folder.name.replace("layers.1", "sparsify_topk"), found, theirs))
     return rows
 
@@ -165,7 +167,7 @@ def written(exchanged: Path) -> list[Row]:
 
 def test_everything_they_write_is_read_to_the_same_numbers(exchanged: Path) -> None:
     rows = read(exchanged)
-    assert len(rows) == 21
+    assert len(rows) == 29
     for row in rows:
         row.check()
 

@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scansion.errors import ConfigError, DamagedError, ScansionError
+from scansion.errors import ConfigError, DamagedError, ScansionError, ShapeError
+from scansion.execution.sparse import encode_sparse
 from scansion.interop import read_foreign, write_saelens
+from scansion.interop.saelens import read_own
 from scansion.masks import BandMaskConfig, RandomHardMaskConfig
-from scansion.sae import JumpReluConfig, ReluConfig, TopKConfig, load_sae
+from scansion.sae import JumpReluConfig, ReluConfig, TopKConfig, load_sae, save_sae
 from tests.conftest import random_contexts
 from tests.interop.made import metadata, sae_of
 
@@ -80,17 +82,34 @@ def test_a_threshold_of_zero_or_below_lets_everything_positive_pass(tmp_path: Pa
 
 def test_openai(tmp_path: Path) -> None:
     state = {"encoder.weight": W_ENC.T, "latent_bias": B_ENC, "decoder.weight": W_DEC.T, "pre_bias": B_DEC}
-    torch.save({**state, "activation": "ReLU", "stats_last_nonzero": torch.zeros(D_SAE)}, tmp_path / "5.pt")
+    torch.save(
+        {**state, "activation": "ReLU", "stats_last_nonzero": torch.zeros(D_SAE), "latents_mean_square": B_ENC},
+        tmp_path / "5.pt",
+    )
     agrees(tmp_path / "5.pt", ((X - B_DEC) @ W_ENC + B_ENC).relu())
-    torch.save({**state, "activation": "TopK", "activation_state_dict": {"k": 3}}, tmp_path / "top.pt")
-    with pytest.raises(ConfigError, match="'TopK', which reads each token after a LayerNorm"):
-        read_foreign(tmp_path / "top.pt")
+    top = {**state, "activation": "TopK", "activation_state_dict": {"k": 3, "postact_fn": "ReLU"}}
+    torch.save(top, tmp_path / "top.pt")
+    mean = X.mean(dim=1, keepdim=True)
+    std = (X - mean).std(dim=1, keepdim=True)
+    pre = ((X - mean) / (std + 1e-5) - B_DEC) @ W_ENC + B_ENC
+    best = pre.topk(3, dim=1)
+    acts = torch.zeros_like(pre).scatter(1, best.indices, best.values.relu())
+    sae = read_foreign(tmp_path / "top.pt").build(8)
+    with torch.no_grad():
+        torch.testing.assert_close(sae.encode(X), acts, rtol=1e-5, atol=1e-4)
+        for x_hat in (sae(X), sae.decode(acts, x=X)):
+            torch.testing.assert_close(x_hat, (acts @ W_DEC + B_DEC) * std + mean, rtol=1e-5, atol=1e-4)
+        with pytest.raises(ShapeError, match="normalises each token"):
+            sae.decode(acts)
+    torch.save({**top, "activation_state_dict": {"k": 3, "postact_fn": "Identity"}}, tmp_path / "signed.pt")
+    with pytest.raises(ConfigError, match="'TopK, then Identity'; Scansion reads ReLU and TopK"):
+        read_foreign(tmp_path / "signed.pt")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "layer norm": (
-        {"architecture": "standard", "normalize_activations": "layer_norm"},
-        "normalize_activations is 'layer_norm'",
+    "whitened input": (
+        {"architecture": "standard", "normalize_activations": "covariance_whitening"},
+        "normalize_activations is 'covariance_whitening'",
     ),
     "scaled input": (
         {"architecture": "standard", "normalize_activations": "expected_average_only_in"},
@@ -206,6 +225,60 @@ def test_a_mask_in_force_is_written_in_a_form_of_ours_and_read_back(tmp_path: Pa
         assert torch.equal(foreign.build(8).encode(X, positions), sae.encode(X, positions))
     with pytest.raises(ConfigError, match="its mask is of 8 positions, and the contexts have 16"):
         foreign.build(16)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm_rescale"])
+def test_a_norm_of_the_input_is_saved_written_and_undone(norm: str, tmp_path: Path) -> None:
+    sae = sae_of(TopKConfig(d_sae=D_SAE, k=5, input_norm=norm))
+    write_saelens(sae, metadata(), tmp_path / "out")
+    save_sae(sae, tmp_path / "own", metadata())
+    with torch.no_grad():
+        expected, padding = sae(X), torch.zeros(1, D_IN)
+        for again in (
+            read_foreign(tmp_path / "out").build(8),
+            load_sae(tmp_path / "own")[0],
+            read_own(tmp_path / "out"),
+        ):
+            assert again.config.input_norm == norm and torch.equal(again(X), expected)
+        # The norm takes out the length of a token, and the reconstruction gets it back.
+        torch.testing.assert_close(sae.encode(3 * X), sae.encode(X), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(sae(3 * X), 3 * sae(X), rtol=1e-3, atol=1e-3)
+        assert bool(sae(padding).isfinite().all())
+        entries = encode_sparse(sae, X)
+        assert entries is not None
+        rows = torch.zeros(len(X), D_SAE).index_put_(
+            (entries.tokens, entries.features), entries.values, accumulate=True
+        )
+        torch.testing.assert_close(rows, sae.encode(X))
+    masked = sae_of(TopKConfig(d_sae=D_SAE, k=5, input_norm=norm, mask=RandomHardMaskConfig()))
+    with pytest.raises(ConfigError, match="has no counterpart there"):
+        write_saelens(masked, metadata(), tmp_path / "masked")
+
+
+def test_an_sae_that_normalises_its_input_is_measured_and_not_trained(tmp_path: Path, make_store, run) -> None:
+    store = make_store(random_contexts(60))
+    sae = sae_of(TopKConfig(d_sae=20, k=4, input_norm="layer_norm"), d_in=16)
+    write_saelens(sae, metadata(), tmp_path / "export")
+    ok(run("import", tmp_path / "export", "--store", store.folder, "--out", tmp_path / "imported"))
+    train(run, store.folder, tmp_path / "ours", "topk")
+    said = ok(
+        run(
+            "eval", tmp_path / "imported", tmp_path / "ours", "--held-out", store.folder, "--evaluations", "core,position",
+            "--settings", "core: {loss_contexts: 0}, position: {null_draws: 20, groups: 4, replaced_contexts: 0}",
+            "--device", "cpu",
+        )
+    )  # fmt: skip
+    assert "imported was imported from SAELens" in said
+    x, positions = store.contexts(0, 60).x[1:].float(), torch.arange(1, 8)[:, None]
+    with torch.no_grad():
+        error = (x - sae(x, positions)).square().sum()
+        share = 1 - error / (x - x.mean(dim=(0, 1))).square().sum()
+    found = json.loads((tmp_path / "imported" / "evals" / "core.json").read_text())
+    assert found["fve"]["value"] == pytest.approx(float(share), rel=1e-3)
+    status, _, err = run(
+        "train", store.folder, "--from", tmp_path / "imported", "--out", tmp_path / "on", "--tokens", 600
+    )
+    assert status == 2 and "an SAE with input_norm layer_norm cannot be trained" in " ".join(err.split())
 
 
 def test_a_mask_can_be_dropped(tmp_path: Path) -> None:

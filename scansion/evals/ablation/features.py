@@ -40,7 +40,7 @@ class AblationConfig(ReadsTexts):
 
 @dataclass(frozen=True)
 class Pooled:
-    """Texts averaged over their tokens: the LM's activations, the features, and the decoder that links them.
+    """Texts averaged over their tokens: the LM's activations, the features in their units, and the decoder that links them.
 
     The decoder is linear, so taking features out of every token and then averaging equals taking their averages out of
     the average: nothing needs the tokens themselves.
@@ -65,7 +65,9 @@ def pool_set(
 ) -> list[Pooled]:
     """The texts of a data set, pooled for each SAE."""
     reader = TextReader(lm, hook_point, config.text_length, config.lm_batch_size)
-    pooled = pool_texts(texts, reader, [subject.sae for subject in subjects], what=f"pool {name}")
+    pooled = pool_texts(
+        texts, reader, [subject.sae for subject in subjects], what=f"pool {name}", in_units_of_input=True
+    )
     return [
         Pooled(pooled.lm, acts, subject.sae.W_dec.detach().float().cpu().numpy())
         for subject, acts in zip(subjects, pooled.saes, strict=True)

@@ -186,7 +186,8 @@ def _by_letter(
     weights = sae.W_dec.detach()
     with torch.no_grad():
         x = spelled.x.to(weights.device, weights.dtype)
-        acts = sae.encode(x, torch.full((len(x),), spelled.position, device=x.device)).float().cpu()
+        acts = sae.encode(x, torch.full((len(x),), spelled.position, device=x.device)).float()
+        acts = (acts * sae.normalised(x).scale).cpu()  # in the units of x, of which features are compared as shares
     train = acts[torch.from_numpy(~is_test)]
     ranking = rank_by_sparse_probe(train, torch.from_numpy(letters[~is_test])).argsort(dim=1, descending=True).numpy()
     rows = torch.nn.functional.normalize(weights.float().cpu(), dim=1).numpy()

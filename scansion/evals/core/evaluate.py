@@ -236,7 +236,7 @@ class _Tally:
 
     def add(self, sae: SAE, part: ContextBatch, means: _Means) -> None:
         x, valid, acts = part.batch.x, part.valid, part.encode(sae)
-        x_hat = sae.decode(acts, part.batch.token_positions.to(acts.device)).to(x.device)
+        x_hat = sae.decode(acts, part.batch.token_positions.to(acts.device), x).to(x.device)
         active = acts > 0
         figures = {
             "error": (x - x_hat).square().sum(dim=-1),

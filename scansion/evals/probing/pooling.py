@@ -49,6 +49,7 @@ def pool_texts(
     pooling: Pooling = "mean",
     n_bands: int = 8,
     what: str = "pool texts",
+    in_units_of_input: bool = False,
 ) -> PooledTexts:
     """Read each text once and pool over its tokens what the LM and every SAE make of them.
 
@@ -64,6 +65,8 @@ def pool_texts(
             equal bands of the context's positions, [n, n_bands x features], band after band.
         n_bands: see above.
         what: a few words for the progress bar.
+        in_units_of_input: multiply features by what their decoder rows are multiplied by at the token, which differs from
+            token to token if an SAE has an ``input_norm``.
 
     Raises:
         EvalError: the tokenizer has no token to start with, or the LM's activations are not finite.
@@ -85,9 +88,12 @@ def pool_texts(
                 weights = sae.W_enc
                 positions = part.positions.long().to(weights.device)
                 x = part.x.to(weights.device, weights.dtype)
-                entries = encode_sparse(sae, x, positions)
+                scaled = in_units_of_input and sae.config.input_norm != "none"
+                entries = None if scaled else encode_sparse(sae, x, positions)
                 if entries is None:
-                    table[part.rows] = _mean_by_group(sae.encode(x, positions), counts, len(part.rows))
+                    acts = sae.encode(x, positions)
+                    acts = acts * sae.normalised(x).scale if scaled else acts
+                    table[part.rows] = _mean_by_group(acts, counts, len(part.rows))
                 else:
                     table[part.rows] = _mean_of_entries(entries, counts, len(part.rows))
     return PooledTexts(tables[0], tables[1 : 1 + len(saes)], tables[1 + len(saes) :], bag_of_words(tokens, len(texts)))

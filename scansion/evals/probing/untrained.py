@@ -37,7 +37,7 @@ def centre(sae: SAE, block: Block) -> None:
     """Move the decoder bias to the mean of a block of tokens, in place (of each band, where bands have their own)."""
     if not len(block.x):
         return
-    x, positions = block.x.float(), block.positions.long()
+    x, positions = sae.normalised(block.x.float()).x, block.positions.long()
     counts = torch.bincount(positions)
     sums = torch.zeros(len(counts), x.shape[1]).index_add_(0, positions, x)
     seen = counts.nonzero().squeeze(1)

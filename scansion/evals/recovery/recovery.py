@@ -73,7 +73,7 @@ def _observe(subject: LoadedSAE, held_out: ActivationStore, advance: Advance) ->
     every = torch.arange(held_out.n_positions)
     for part in read_contexts(held_out, every, held_out.n_contexts, _BATCH_CONTEXTS, advance):
         acts = part.encode(sae)
-        x_hat = sae.decode(acts, part.batch.token_positions.to(acts.device)).cpu()
+        x_hat = sae.decode(acts, part.batch.token_positions.to(acts.device), part.batch.x).cpu()
         counts += (acts > 0).sum(dim=1).cpu()
         for name, tensor in (("x", part.batch.x), ("x_hat", x_hat)):
             sums[name] += tensor.sum(dim=(0, 1), dtype=torch.float64)

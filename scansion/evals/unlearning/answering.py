@@ -33,10 +33,11 @@ def clamp(sae: SAE, features: Int[np.ndarray, " k"], value: float) -> Replace:
         weights = sae.W_dec
         # Prompts are padded on the right, so the second axis is the context.
         positions = torch.arange(x.shape[1], device=weights.device)
-        acts = sae.encode(x.to(weights.device, weights.dtype), positions)[..., chosen]
+        tokens = x.to(weights.device, weights.dtype)
+        acts = sae.encode(tokens, positions)[..., chosen]
         change = torch.where(acts > 0, value - acts, torch.zeros_like(acts))
         change[:, 0] = 0.0
-        return x + (change @ weights[chosen]).to(x.device, x.dtype)
+        return x + (change @ weights[chosen] * sae.normalised(tokens).scale).to(x.device, x.dtype)
 
     return replace
 

@@ -97,10 +97,12 @@ def test_a_cost_that_chance_explains_gives_no_score() -> None:
     assert second.cost.low <= 0 and not second.applies and second.by_n == {1: None}
 
 
-def test_ablation_of_pooled_texts_is_ablation_of_every_token(lm: LanguageModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm", ["none", "layer_norm"])
+def test_ablation_of_pooled_texts_is_ablation_of_every_token(norm: str, lm: LanguageModel, tmp_path: Path) -> None:
     reader = TextReader(lm, HookPoint(1), 16, 2, "float32", ActivationCache(tmp_path, 0))
     subject, texts = make_subject(), ["w5 w6 w7", "w8", "w9 w10 w11 w12"]
-    pooled = pool_texts(texts, reader, [subject.sae])
+    subject.sae.config = subject.sae.config.model_copy(update={"input_norm": norm})
+    pooled = pool_texts(texts, reader, [subject.sae], in_units_of_input=True)
     x, acts = pooled.lm, pooled.saes[0]
     W_dec = subject.sae.W_dec.detach().numpy()
     gone = np.array([0, 3, 7])
@@ -108,7 +110,7 @@ def test_ablation_of_pooled_texts_is_ablation_of_every_token(lm: LanguageModel, 
         kept = subject.sae.with_mask(subject.sae.mask)
         kept.W_enc, kept.b_enc = (torch.nn.Parameter(w.clone()) for w in (kept.W_enc, kept.b_enc))
         kept.b_enc[gone] = -1e6
-    (fewer,) = pool_texts(texts, reader, [kept]).saes
+    (fewer,) = pool_texts(texts, reader, [kept], in_units_of_input=True).saes
     rows = np.arange(3)
     np.testing.assert_allclose(Pooled(x, acts, W_dec).without(rows, gone), x - (acts - fewer) @ W_dec, atol=1e-4)
     np.testing.assert_array_equal(Pooled(x, acts, W_dec).without(rows, np.array([], dtype=int)), x)

@@ -24,13 +24,16 @@ from tests.evals.probing.constructed import make_subject, use_asset, write_set
 POINT = HookPoint(1)
 
 
-def test_clamping_to_zero_is_ablation_and_leaves_the_error_alone() -> None:
+@pytest.mark.parametrize("norm", ["none", "layer_norm"])
+def test_clamping_to_zero_is_ablation_and_leaves_the_error_alone(norm: str) -> None:
     sae = make_subject().sae
+    sae.config = sae.config.model_copy(update={"input_norm": norm})
     x = torch.randn(2, 6, WIDTH, generator=torch.Generator().manual_seed(0))
     features = np.array([1, 4, 9])
     changed = clamp(sae, features, 0.0)(x)
     acts = sae.encode(x).detach()
-    expected = x - acts[..., features] @ sae.W_dec.detach()[features]
+    scale = x.std(dim=-1, keepdim=True) if norm == "layer_norm" else 1.0
+    expected = x - acts[..., features] @ sae.W_dec.detach()[features] * scale
     torch.testing.assert_close(changed[:, 1:], expected[:, 1:])
     torch.testing.assert_close(changed[:, 0], x[:, 0])
     quiet = acts[..., features].amax(dim=-1) == 0
