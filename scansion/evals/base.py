@@ -11,11 +11,11 @@ from importlib.metadata import version
 from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from scansion.activations import ActivationStore
 from scansion.errors import ModelError
-from scansion.evals.statistics import Estimate
+from scansion.evals.statistics import Estimate, TextGroups
 from scansion.files import fingerprint
 from scansion.lm import HookPoint
 from scansion.sae import SAE, SAEMetadata, sae_fingerprint
@@ -67,6 +67,8 @@ class EvalResult(BaseModel):
         sae_metadata: where the SAE comes from.
         data: where the evaluation's data comes from, and the settings used.
         seed: of every random choice made in the evaluation.
+        by_text: figures, by the names of comparisons, by groups of documents or test texts, which are the same groups for
+            every SAE measured with these data and settings.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -81,6 +83,7 @@ class EvalResult(BaseModel):
     sae_metadata: SAEMetadata
     data: dict[str, Any]
     seed: int
+    by_text: dict[str, TextGroups] = Field(default_factory=dict[str, TextGroups], exclude_if=lambda groups: not groups)
 
     @classmethod
     def of(
@@ -192,7 +195,7 @@ def in_frame(
     return {
         "eval_type_id": eval_type_id,
         "eval_config": eval_config,
-        "eval_id": str(uuid.uuid5(_NAMESPACE, fingerprint(result.model_dump(mode="json")))),
+        "eval_id": str(uuid.uuid5(_NAMESPACE, fingerprint(result.model_dump(mode="json", exclude={"by_text"})))),
         "datetime_epoch_millis": int(time.time() * 1000) if epoch_millis is None else epoch_millis,
         "eval_result_metrics": metrics,
         "eval_result_details": details,
@@ -202,7 +205,7 @@ def in_frame(
         "sae_lens_version": "Unknown (not used)",
         "sae_cfg_dict": _sae_config(subject),
         "eval_result_unstructured": {
-            "scansion": result.model_dump(mode="json") if ours is None else ours,
+            "scansion": result.model_dump(mode="json", exclude={"by_text"}) if ours is None else ours,
             **(unstructured or {}),
         },
     }

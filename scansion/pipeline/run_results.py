@@ -10,7 +10,7 @@ from scansion.evals import EvalResult, evaluations, figures_in
 from scansion.evals.core.evaluate import CoreResult
 from scansion.evals.position import PositionResult
 from scansion.evals.probing.result import SparseProbingResult
-from scansion.evals.statistics import Estimate
+from scansion.evals.statistics import Estimate, TextGroups
 from scansion.files import fingerprint
 from scansion.lm import ModelId
 
@@ -61,6 +61,12 @@ class RunResults:
     def means(self) -> dict[str, float | None]:
         """Every figure without its interval."""
         return {name: estimate.value for name, estimate in self.figures().items()}
+
+    def by_text(self) -> dict[str, TextGroups]:
+        """Figures by groups of the text they were measured on; empty for a degenerate dictionary."""
+        if self.reasons:
+            return {}
+        return {name: groups for result in self.results.values() for name, groups in result.by_text.items()}
 
     def not_applicable(self) -> dict[str, str]:
         """Name of each evaluation that has no figures here -> why; those that say the dictionary is degenerate aside."""

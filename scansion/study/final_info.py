@@ -15,10 +15,11 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from scansion.errors import ConfigError
-from scansion.evals.statistics import finite
+from scansion.evals.statistics import TextGroups, finite
 from scansion.files import fingerprint
 from scansion.pipeline.run_results import RunResults
 from scansion.records import read_json, require_known_format, seal_values, unsealed_values, write_json
+from scansion.study.by_text import read_by_text, write_by_text
 from scansion.training.run_folder import read_metrics
 
 ArmStatus = Literal["ok", "degenerate", "failed", "unfinished"]
@@ -38,6 +39,8 @@ class ArmInfo(BaseModel):
         reasons: why the status is not ``ok``.
         provenance: the plan's digest, settings, model, hook point, text and evaluation data.
         not_applicable: evaluation -> why it has no figures, where it could not be applied to this arm.
+        by_text: figure -> seed -> the figure by groups of the text it was measured on. In ``by_text.json``, beside this file;
+            empty for results of earlier versions, and on synthetic worlds, where every seed has a text of its own.
         costs: means over seeds of ``train_seconds`` and ``step_ms`` of this SAE alone; None off the CPU.
     """
 
@@ -52,6 +55,7 @@ class ArmInfo(BaseModel):
     not_applicable: dict[str, str] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
     costs: dict[str, float | None] = Field(default_factory=dict)
+    by_text: dict[str, dict[int, TextGroups]] = Field(default_factory=dict[str, dict[int, TextGroups]], exclude=True)
 
 
 _ADAPTER: TypeAdapter[dict[str, ArmInfo]] = TypeAdapter(dict[str, ArmInfo])
@@ -71,14 +75,17 @@ def read_final_info(folder: Path) -> dict[str, ArmInfo]:
         if isinstance(arms, dict):
             # Sealed arm by arm: a seal beside the arms would look like one of them to a research loop.
             arms = {name: unsealed_values(arm, f"{path}: {name}") for name, arm in cast(dict[str, Any], arms).items()}
-        return _ADAPTER.validate_python(arms)
+        infos = _ADAPTER.validate_python(arms)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise ConfigError(f"{path} does not say what a run says ({where}: {error.errors()[0]['msg']})") from error
+    by_text = read_by_text(folder)
+    return {name: info.model_copy(update={"by_text": by_text.get(name, {})}) for name, info in infos.items()}
 
 
 def write_final_info(folder: Path, arms: Mapping[str, ArmInfo]) -> None:
-    """Write ``folder/final_info.json``."""
+    """Write ``folder/final_info.json``, and ``by_text.json``, which is not for reading, beside it."""
+    write_by_text(folder, {name: info.by_text for name, info in arms.items()})
     values = {name: seal_values(info.model_dump(mode="json")) for name, info in arms.items()}
     write_json(folder / FINAL_INFO, values, sealed=False)
 
@@ -122,6 +129,9 @@ def summarise_seeds(
         else _not_applicable({s: results[s].not_applicable() for s in seeds}),
         provenance={**plan, **(_provenance(done[0], plan.get("world")) if done else {})},
         costs=_costs([folders[seed] for seed in seeds]),
+        by_text={}
+        if plan.get("world") or status == "degenerate"
+        else _by_text({seed: results[seed] for seed in seeds}),
     )
 
 
@@ -148,6 +158,14 @@ def _not_applicable(by_seed: Mapping[int, Mapping[str, str]]) -> dict[str, str]:
 def _by_name(means: Sequence[Mapping[str, float | None]]) -> dict[str, list[float | None]]:
     names = dict.fromkeys(name for one in means for name in one)
     return {name: [finite(one.get(name)) for one in means] for name in names}
+
+
+def _by_text(results: Mapping[int, RunResults]) -> dict[str, dict[int, TextGroups]]:
+    found: dict[str, dict[int, TextGroups]] = {}
+    for seed, one in results.items():
+        for name, groups in one.by_text().items():
+            found.setdefault(name, {})[seed] = groups
+    return found
 
 
 def _present(values: Sequence[float | None]) -> list[float]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scansion.errors import ConfigError
-from scansion.evals.statistics import Estimate
+from scansion.evals.statistics import CrossedMean, Estimate, TextGroups
 from scansion.records import read_json
 from scansion.study import ArmInfo, compare
+from scansion.study.by_text import read_by_text
 from scansion.study.compare.comparison import SPARSITY_NOTE, STAR_NOTE, Comparison, Difference, holm
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import (
@@ -52,6 +54,31 @@ def test_differences_are_paired_by_seed() -> None:
     assert found.estimate.high - found.estimate.value == pytest.approx(4.30265 * 0.01 / 3, rel=1e-4)
     assert found.p == pytest.approx(0.0571910, rel=1e-4)  # Student's t, 2 degrees of freedom, |t| > 4
     assert found.seeds == [2, 0, 1] and not found.significant
+
+
+def test_intervals_cover_text_where_figures_are_known_by_it(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    parts = {"base": generator.normal(0.8, 0.01, (3, 8)), "other": generator.normal(0.7, 0.01, (3, 8))}
+    parts["other"] += generator.normal(0, 0.1, (1, 8))  # on some text it is much better than on other
+    infos = {
+        name: info(dict(enumerate(part.mean(axis=1).tolist()))).model_copy(
+            update={"by_text": {"fve": {s: TextGroups.of_ratio(row, np.ones(8)) for s, row in enumerate(part)}}}
+        )
+        for name, part in parts.items()
+    }
+    comparison = compare(infos)
+    found = difference(comparison, "other")
+    gap = parts["other"] - parts["base"]
+    without = (gap.sum(axis=1, keepdims=True) - gap) / 7
+    crossed = CrossedMean.of(gap.mean(axis=1).tolist(), without)
+    assert found.estimate.low == pytest.approx(crossed.estimate().low)
+    assert (found.p, found.detectable) == pytest.approx((crossed.p, crossed.detectable))
+    alone = difference(compare({name: one.model_copy(update={"by_text": {}}) for name, one in infos.items()}), "other")
+    assert found.estimate.high - found.estimate.low > 2 * (alone.estimate.high - alone.estimate.low)
+    assert comparison.arms[0].seeds_alone == ["l0"]
+    assert any("those of L0 other seeds on this text" in line for line in lines_below(comparison))
+    write_comparison(comparison, infos, tmp_path)
+    assert read_by_text(tmp_path) == {name: one.by_text for name, one in infos.items()}
 
 
 def test_only_shared_seeds_are_paired() -> None:
@@ -205,7 +232,7 @@ def test_tables_hold_every_figure_and_names_do_no_harm(tmp_path: Path) -> None:
     assert "a \\| b [red]" in text and "bad: failed: x" in text
     written = read_json(data)
     assert written["runs"]["base"]["values"]["fve"] == BASE.values["fve"]
-    assert Comparison.model_validate({k: v for k, v in written.items() if k != "runs"}) == comparison
+    assert Comparison.model_validate({k: v for k, v in written.items() if k not in ("runs", "shown")}) == comparison
 
 
 def made(value: float, low: float | None, high: float | None) -> Difference:

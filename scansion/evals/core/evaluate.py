@@ -16,8 +16,9 @@ from scansion.device import float64_device
 from scansion.errors import EvalError
 from scansion.evals.base import EvalResult, LoadedSAE, data_from, reasons_before_running, reasons_from_activity
 from scansion.evals.core.duplicates import duplicate_share
-from scansion.evals.core.loss import LossTally, loss_by_splicing
+from scansion.evals.core.loss import LossTally, loss_by_splicing, spread_over_documents
 from scansion.evals.reading.contexts import ContextBatch, read_contexts
+from scansion.evals.reading.groups import DocumentSums
 from scansion.evals.reading.training import CountsPositions, as_trained, require_same_model, require_same_source
 from scansion.evals.statistics import Estimate, finite
 from scansion.lm import LanguageModel
@@ -40,11 +41,19 @@ class CoreConfig(CountsPositions):
 
     n_contexts: int | None = Field(default=None, ge=2, description="Held-out contexts to reconstruct; default: all.")
     loss_contexts: int = Field(
-        default=64, ge=0, description="Contexts to run through the LM to measure loss recovered; 0 = do not measure it."
+        default=64,
+        ge=0,
+        description="Contexts to run through the LM to measure loss recovered, spread over the held-out documents; 0 = do not "
+        "measure it.",
     )
     batch_contexts: int = Field(default=16, ge=1, description="Contexts per batch of the SAE.")
     loss_batch_contexts: int = Field(default=4, ge=1, description="Contexts per batch of the LM.")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed for the bootstrap.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**63,
+        description="Seed for the bootstrap, the groups of documents and the contexts of the loss.",
+    )
 
 
 class DensityHistogram(BaseModel):
@@ -86,6 +95,7 @@ class CoreResult(EvalResult):
             are of the token predicted *from* that position.
     """
 
+    schema_version: int = 2  # 1: loss recovered was measured on the first contexts, all of one document or two
     eval: str = "core"
     sae_config: AnySAEConfig
     n_tokens: int
@@ -168,7 +178,7 @@ def evaluate_core(
             lm,
             positions,
             counted,
-            min(config.loss_contexts, store.n_contexts),
+            spread_over_documents(store, config.loss_contexts, config.seed),
             config.loss_batch_contexts,
         )
     return [
@@ -291,11 +301,21 @@ def _result(
     config: CoreConfig,
 ) -> CoreResult:
     n_tokens = int(tally.valid.sum())
+    sums = DocumentSums.of(store.doc_ids[:, : tally.valid.shape[1]].amax(dim=0).numpy(), config.seed)
     counts = tally.valid.sum(dim=1).numpy()
     rates = tally.fired.double() / tally.allowed.clamp_min(1)
     error, variance = tally.by_context("error"), tally.by_context("variance")
     ordinary = tally.ordinary
     without = tally.by_context("variance_ordinary", ordinary)
+    error_without = tally.by_context("error", ordinary)
+    of_tokens = tally.valid.sum(dim=0).numpy()
+    ratios = {
+        "fve": (variance - error, variance),
+        "fve_without_outliers": (without - error_without, without),
+        "normalised_mse": (error, tally.by_context("norm")),
+        **{name: (tally.by_context(name), of_tokens) for name in ("cosine", "l0", "l1")},
+    }
+    by_text = {name: sums.ratio(*ratio) for name, ratio in ratios.items()} | (loss.by_text(config.seed) if loss else {})
     reasons = reasons_before_running(subject) + reasons_from_activity(
         int((tally.fired > 0).sum()), tally.output_variance, variance.sum() / n_tokens
     )
@@ -315,8 +335,8 @@ def _result(
         reasons,
         sae_config=subject.sae.config,
         n_tokens=n_tokens,
-        fve=Estimate.of_ratio(variance - error, variance, config.seed),
-        fve_without_outliers=Estimate.of_ratio(without - tally.by_context("error", ordinary), without, config.seed),
+        fve=Estimate.of_ratio(*ratios["fve"], config.seed),
+        fve_without_outliers=Estimate.of_ratio(*ratios["fve_without_outliers"], config.seed),
         outlier_token_share=1 - int(ordinary.sum()) / n_tokens,
         outlier_variance_share=finite(tally.by_context("variance", tally.valid & ~ordinary).sum() / variance.sum()),
         saebench_explained_variance=saebench_explained_variance(
@@ -331,6 +351,7 @@ def _result(
         duplicate_share=duplicate_share(subject.sae.W_dec[(tally.fired > 0).to(subject.sae.W_dec.device)]),
         density=_density(rates),
         **(loss.figures(config.seed) if loss else {}),
+        by_text={name: groups for name, groups in by_text.items() if groups is not None},
         positions=positions,
         by_position={name: [finite(value) for value in values] for name, values in by_position.items()},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from scansion.activations import ActivationStore
 from scansion.corpus import Contexts
-from scansion.evals.statistics import Estimate, finite
+from scansion.evals.reading.groups import DocumentSums
+from scansion.evals.statistics import Estimate, TextGroups, finite
 from scansion.lm import HookPoint, LanguageModel, logits
 from scansion.progress import progress
 from scansion.sae import SAE
@@ -22,11 +24,14 @@ class LossTally:
     """Losses (nats) of predictions made from each used position of each context; zero where there is no prediction.
 
     Attributes:
+        documents: [C], the document of each context.
         predicted: [P, C], whether a valid token follows.
         sums: name -> [P, C]: ``clean``, ``ablated``, ``spliced`` cross-entropy, and ``kl``.
     """
 
-    def __init__(self, n_positions: int, n_contexts: int) -> None:
+    def __init__(self, n_positions: int, documents: Int[np.ndarray, "C"]) -> None:
+        n_contexts = len(documents)
+        self.documents = documents
         self.predicted = np.zeros((n_positions, n_contexts), dtype=bool)
         self.sums = {name: np.zeros((n_positions, n_contexts)) for name in ("clean", "ablated", "spliced", "kl")}
 
@@ -41,6 +46,17 @@ class LossTally:
             "ce_loss_ablated": means["ablated"],
             "ce_loss_recovered": Estimate.of_ratio(ablated - spliced, ablated - clean, seed),
             "kl": means["kl"],
+        }
+
+    def by_text(self, seed: int) -> dict[str, TextGroups | None]:
+        """The figures by group of documents."""
+        groups = DocumentSums.of(self.documents, seed)
+        predictions = self.predicted.sum(axis=0)
+        clean, ablated, spliced, kl = (self.sums[n].sum(axis=0) for n in ("clean", "ablated", "spliced", "kl"))
+        return {
+            "ce_loss_recovered": groups.ratio(ablated - spliced, ablated - clean),
+            "ce_loss": groups.ratio(spliced, predictions),
+            "kl": groups.ratio(kl, predictions),
         }
 
     def by_position(self) -> dict[str, np.ndarray]:
@@ -62,10 +78,10 @@ def loss_by_splicing(
     lm: LanguageModel,
     positions: Int[Tensor, "P"],
     counted: Bool[Tensor, "P C"],
-    n_contexts: int,
+    chosen: Int[Tensor, "n"],
     batch_contexts: int,
 ) -> list[LossTally]:
-    """Run the LM untouched, with the activation zeroed, and with each SAE spliced in, over the store's first contexts.
+    """Run the LM untouched, with the activation zeroed, and with each SAE spliced in, over some contexts.
 
     Only the tokens that count are touched; at the others (position 0 by default) the activation passes through.
 
@@ -75,18 +91,19 @@ def loss_by_splicing(
         lm: the model the store was made with.
         positions: the positions to splice at and to count predictions from.
         counted: the tokens there that count.
-        n_contexts, batch_contexts: how many contexts in all and at once.
+        chosen: the contexts.
+        batch_contexts: how many at once.
     """
     hook_point = HookPoint.parse(store.identity.hook_point)
-    tallies = [LossTally(len(positions), n_contexts) for _ in saes]
+    documents, n_contexts = _documents(store)[chosen.numpy()], len(chosen)
+    tallies = [LossTally(len(positions), documents) for _ in saes]
     touched = torch.zeros(store.n_contexts, store.n_positions, dtype=torch.bool)
     touched[:, positions] = counted.T
     with progress("loss recovered", n_contexts * (2 + len(saes)), "contexts") as advance:
         for start in range(0, n_contexts, batch_contexts):
             stop = min(start + batch_contexts, n_contexts)
-            contexts = stored_contexts(store, start, stop)
-
-            at = touched[start:stop]
+            contexts = stored_contexts(store, chosen[start:stop])
+            at = touched[chosen[start:stop]]
 
             def run(
                 replacement: Callable[[Tensor], Tensor] | None, contexts: Contexts = contexts, at: Tensor = at
@@ -118,16 +135,36 @@ def loss_by_splicing(
     return tallies
 
 
-def stored_contexts(store: ActivationStore, start: int, stop: int) -> Contexts:
-    """The text behind a store's contexts ``start`` to ``stop`` (exclusive), as it was given to the LM."""
-    valid = store.valid[:, start:stop].T
+def spread_over_documents(store: ActivationStore, n: int, seed: int) -> Int[Tensor, "n"]:
+    """``n`` contexts in order, or all if there are no more: as many of each document as of any other, drawn at random.
+
+    The first contexts of a store are of one document or two, whatever the store holds.
+    """
+    documents = _documents(store)
+    order = np.random.default_rng(seed).permutation(len(documents))
+    # The first context of every document, then the second of each, and so on; documents in a random order.
+    met, turns = Counter[int](), list[int]()
+    for document in documents[order].tolist():
+        turns.append(met[document])
+        met[document] += 1
+    return torch.from_numpy(np.sort(order[np.argsort(turns, kind="stable")[:n]]))
+
+
+def _documents(store: ActivationStore) -> Int[np.ndarray, "C"]:
+    """The document of each context; of several, the last."""
+    return store.doc_ids.amax(dim=0).numpy()
+
+
+def stored_contexts(store: ActivationStore, chosen: Int[Tensor, "n"]) -> Contexts:
+    """The text behind some of a store's contexts, as it was given to the LM."""
+    valid = store.valid[:, chosen].T
     places = torch.arange(store.n_positions, dtype=torch.int32).expand(valid.shape)
     return Contexts(
-        tokens=store.tokens[:, start:stop].T.contiguous(),
+        tokens=store.tokens[:, chosen].T.contiguous(),
         valid=valid.contiguous(),
         positions=torch.where(valid, places, 0),
-        doc_ids=store.doc_ids[:, start:stop].T.contiguous(),
-        doc_positions=store.doc_positions[:, start:stop].T.contiguous(),
+        doc_ids=store.doc_ids[:, chosen].T.contiguous(),
+        doc_positions=store.doc_positions[:, chosen].T.contiguous(),
     )
 
 

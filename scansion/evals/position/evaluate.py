@@ -103,6 +103,17 @@ def _evaluate(
     if not isinstance(moved, str):
         both = [state for state in ("in_force", "lifted") if state in saes]
         seen = {state: replaced(saes[state], firings[state], moved, measured[state].significant) for state in both}
+    in_force, lifted = (measured.get(state, measured["in_force"]).varying for state in ("in_force", "lifted"))
+    by_text = {
+        "position_information": in_force["information"],
+        "position_information_lifted": lifted["information"],
+        "position_share_lifted": lifted["information_share"],
+        "position_l0_lifted": lifted["l0"],
+        "positional_fidelity": in_force["auroc"],
+        "positional_overlap": in_force["overlap"],
+        "position_retention": lifted["retention"],
+        **({"excess_specialisation": excess} if excess else {}),
+    }
     reasons = reasons_before_running(subject) + _reasons_from_activity(sae, text, firings["in_force"])
     result = PositionResult.of(
         subject,
@@ -124,6 +135,7 @@ def _evaluate(
         replacement=None if isinstance(moved, str) else Replacement.of(moved, seen),
         no_replacement=moved if isinstance(moved, str) else None,
         sink_fve=sink_fve(store),
+        by_text={name: groups for name, one in by_text.items() if (groups := one.by_text()) is not None},
         budget=budget_of(sae, text.positions, firings["in_force"].l0_by_position()),
     )
     return result, profiles_of(text, masks[0], firings, measured, seen)

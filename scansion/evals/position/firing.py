@@ -14,8 +14,8 @@ from torch import Tensor
 from scansion.activations import ActivationStore
 from scansion.errors import EvalError
 from scansion.evals.position.config import PositionConfig
-from scansion.evals.position.groups import deal_documents
 from scansion.evals.reading.contexts import read_contexts
+from scansion.evals.reading.groups import deal_documents
 from scansion.progress import Advance
 from scansion.sae import SAE
 
@@ -132,13 +132,8 @@ class Firing:
         """Number of features F."""
         return self.counts.shape[2]
 
-    @property
-    def l0(self) -> float:
-        """Mean number of active features per token."""
-        return float(self.counts.sum(dtype=np.float64)) / self.text.n_tokens
-
     def l0_by_position(self) -> list[float]:
-        """The same at each position."""
+        """Mean number of active features per token at each position."""
         return (self.counts.sum(axis=(1, 2), dtype=np.float64) / self.tokens.sum(axis=1)).tolist()
 
     def without(self, group: int | None) -> Profile:

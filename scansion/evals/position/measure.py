@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float
 
 from scansion.evals.position.agreement import auroc, overlap, reliability, retention
 from scansion.evals.position.firing import Firing, Profile
-from scansion.evals.position.groups import Jackknife
 from scansion.evals.position.information import (
     VOITA_THRESHOLD,
     Null,
@@ -20,9 +19,12 @@ from scansion.evals.position.information import (
     information,
 )
 from scansion.evals.position.result import StateFigures
+from scansion.evals.reading.groups import Jackknife
 from scansion.evals.statistics import finite
 
 _WITH_INTERVALS = ("information", "auroc", "overlap", "retention")
+# Known by group of documents too, but results hold the number alone.
+_PLAIN = ("l0", "information_share")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class Measured:
     """One state.
 
     Attributes:
-        varying: figures with an interval.
+        varying: figures known by group of documents.
         plain: figures without.
         by_feature: an array a figure, [F]; NaN where a feature never fired or is not bound.
         significant: features whose firing depends on the position; none where p-values were not resolved.
@@ -44,7 +46,8 @@ class Measured:
     def figures(self) -> StateFigures:
         """For the result."""
         return StateFigures.model_validate(
-            {name: figure.estimate() for name, figure in self.varying.items()}
+            {name: self.varying[name].estimate() for name in _WITH_INTERVALS}
+            | {name: finite(self.varying[name].value) for name in _PLAIN}
             | {name: finite(value) for name, value in self.plain.items()}
         )
 
@@ -95,8 +98,11 @@ def measure(
 
     def varying(group: int | None) -> dict[str, float]:
         profile = firing.without(group)
+        excess = corrected(firing, null, alive, group)
         return {
-            "information": _mean(corrected(firing, null, alive, group)),
+            "information": _mean(excess),
+            "information_share": _ratio(excess.sum(), firing_entropy(profile)[alive].sum()),
+            "l0": float(profile.counts.sum() / profile.tokens.sum()),
             **_agreement(weights[:, bound], profile, bound),
         }
 
@@ -104,15 +110,11 @@ def measure(
     without = [varying(group) for group in range(firing.text.n_groups)]
     by_chance = [_agreement(other[:, bound], whole, bound) for other in chance]
     return Measured(
-        varying={
-            name: Jackknife(everything[name], np.array([one[name] for one in without])) for name in _WITH_INTERVALS
-        },
+        varying={name: Jackknife(everything[name], np.array([one[name] for one in without])) for name in everything},
         plain={
-            "l0": firing.l0,
             "alive_share": float(alive.mean()),
             "information_raw": _mean(raw[alive]),
             "information_null": _mean(null.information[alive]),
-            "information_share": _ratio(excess[alive].sum(), firing_entropy(whole)[alive].sum()),
             "significant_share": np.nan if rate is None else _mean(significant[alive]),
             "voita_share": _mean(raw[alive] > VOITA_THRESHOLD),
             "voita_share_corrected": _mean(excess[alive] > VOITA_THRESHOLD),

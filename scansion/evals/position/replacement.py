@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from scansion.evals.position.agreement import phi
 from scansion.evals.position.firing import Firing
-from scansion.evals.position.groups import Jackknife
 from scansion.evals.position.moving import MovedText
+from scansion.evals.reading.groups import Jackknife
 from scansion.evals.statistics import Estimate
 from scansion.sae import SAE
 

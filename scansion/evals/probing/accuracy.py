@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from scansion.evals.statistics import BOOTSTRAP_SAMPLES, Estimate
+from scansion.evals.statistics import BOOTSTRAP_SAMPLES, TEXT_GROUPS, Estimate, TextGroups
 
 _DECIMALS = 12
 
@@ -20,10 +20,14 @@ class Accuracies:
     Attributes:
         value: in [0, 1] or NaN, one a probe.
         samples: the same for each bootstrap draw.
+        hits: their sums over groups of test texts, which add up to ``value``.
+        shares: the share of all test texts in each group.
     """
 
     value: Float[np.ndarray, " probes"]
     samples: Float[np.ndarray, "draws probes"]
+    hits: Float[np.ndarray, "groups probes"]
+    shares: Float[np.ndarray, " groups"]
 
     def estimates(self) -> list[Estimate]:
         """Each accuracy with its 95% percentile interval."""
@@ -37,11 +41,20 @@ class Accuracies:
             other: of as many probes, or of one, on the same texts and from the same seed.
         """
         # Probes that get the same texts right differ by the rounding of a sum, which must not count as a gain.
-        return Accuracies((self.value - other.value).round(_DECIMALS), (self.samples - other.samples).round(_DECIMALS))
+        return Accuracies(
+            (self.value - other.value).round(_DECIMALS),
+            (self.samples - other.samples).round(_DECIMALS),
+            (self.hits - other.hits).round(_DECIMALS),
+            self.shares,
+        )
 
     def first(self) -> Accuracies:
         """Those of the first probe alone."""
-        return Accuracies(self.value[:1], self.samples[:, :1])
+        return Accuracies(self.value[:1], self.samples[:, :1], self.hits[:, :1], self.shares)
+
+    def by_text(self) -> list[TextGroups | None]:
+        """Each accuracy by group of test texts."""
+        return [TextGroups.of_ratio(column, self.shares) for column in self.hits.T]
 
 
 def over_tasks(
@@ -61,11 +74,17 @@ def over_tasks(
     numerators = np.zeros((len(ids), len(hits)))
     np.add.at(numerators, units, hits.T)
     denominators = np.bincount(units, weights=weights, minlength=len(ids))
+    # Groups of equally many texts, for the variance over texts; drawn apart from the bootstrap, whose draws stay as they were.
+    groups = np.random.default_rng([*seed, 1]).permutation(len(ids)) % min(TEXT_GROUPS, len(ids))
+    group_hits = np.zeros((int(groups.max()) + 1, len(hits)))
+    np.add.at(group_hits, groups, numerators)
     generator = np.random.default_rng(seed)
     counts = generator.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=BOOTSTRAP_SAMPLES).astype(np.float64)
     return Accuracies(
         value=np.mean([one.mean(axis=1) for one in correct], axis=0),
         samples=(counts @ numerators) / (counts @ denominators)[:, None],
+        hits=group_hits / len(correct),
+        shares=np.bincount(groups, denominators) / len(correct),
     )
 
 
@@ -74,4 +93,14 @@ def over_data_sets(parts: Sequence[Accuracies]) -> Accuracies:
     return Accuracies(
         value=np.mean([part.value for part in parts], axis=0),
         samples=np.mean([part.samples for part in parts], axis=0),
+        hits=_mean_over_groups([part.hits for part in parts]),
+        shares=_mean_over_groups([part.shares for part in parts]),
     )
+
+
+def _mean_over_groups(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean over data sets of sums by group; a set of very few texts lacks the last groups."""
+    total = np.zeros((max(map(len, parts)), *parts[0].shape[1:]))
+    for part in parts:
+        total[: len(part)] += part
+    return total / len(parts)

@@ -29,7 +29,7 @@ from scansion.evals.probing.untrained import random_controls
 from scansion.evals.reading.cache import ActivationCache
 from scansion.evals.reading.texts import TextReader
 from scansion.evals.reading.training import as_trained, require_sae_matches_lm
-from scansion.evals.statistics import Estimate, finite
+from scansion.evals.statistics import Estimate, TextGroups, finite
 from scansion.lm import HookPoint, LanguageModel
 from scansion.progress import progress
 
@@ -177,6 +177,7 @@ def _result(
         _reasons(subject, sets),
         pooling=config.pooling,
         **_estimates(bag, lm, sae, random, config),
+        by_text=_by_text(bag, lm, sae, random, config),
         datasets=[_dataset_result(one, config) for one in sets],
     )
 
@@ -203,6 +204,18 @@ def _estimates(
         every, *top = accuracies.estimates()
         found |= {f"{name}_test_accuracy": every, f"{name}_top_k": dict(zip(config.k_values, top, strict=True))}
     return found
+
+
+def _by_text(
+    bag: Accuracies, lm: Accuracies, sae: Accuracies, random: Accuracies, config: SparseProbingConfig
+) -> dict[str, TextGroups]:
+    """Under the names that figures have in comparisons."""
+    found = {"bag_of_words_test_accuracy": bag.by_text()[0], "random_sae_test_accuracy": random.by_text()[0]}
+    for name, end, accuracies in (("llm", "", lm), ("sae", "", sae), ("sae", "_gain", sae.minus(random))):
+        every, *top = accuracies.by_text()
+        found[f"{name}_test_accuracy{end}"] = every
+        found |= {f"{name}_top_{k}_test_accuracy{end}": one for k, one in zip(config.k_values, top, strict=True)}
+    return {name: groups for name, groups in found.items() if groups is not None}
 
 
 def _task_result(one: _DataSet, index: int, config: SparseProbingConfig) -> TaskResult:

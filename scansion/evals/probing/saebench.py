@@ -63,7 +63,7 @@ def sparse_probing_json(
             for one in result.datasets
         ],
         {f"{_name(one, result.pooling)}_results": _by_task(one.tasks) for one in result.datasets},
-        ours=result.model_dump(mode="json", exclude={"datasets"}),
+        ours=result.model_dump(mode="json", exclude={"datasets", "by_text"}),
         epoch_millis=epoch_millis,
     )
 

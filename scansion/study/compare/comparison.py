@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 
 from scansion.errors import ConfigError
 from scansion.evals.position.baseline import L0_TOLERANCE
-from scansion.evals.statistics import Estimate, detectable_difference, paired_p
+from scansion.evals.statistics import CrossedMean, Estimate, TextGroups, detectable_difference, paired_p
 from scansion.files import flatten
 from scansion.pipeline.run_results import not_comparable
 from scansion.study.compare.figures import figure
 from scansion.study.final_info import ArmInfo
 
 BySeed = Mapping[int, float | None]
+GroupsBySeed = Mapping[int, TextGroups]
 
 _LEVEL = 0.05
 _ROUNDING = 1e-9
@@ -37,10 +40,11 @@ class Difference(BaseModel):
     """An arm's figure less the baseline's, paired by seed.
 
     Attributes:
-        estimate: mean over seeds with Student's 95% interval, not corrected for the number of comparisons. There is no
-            interval below two seeds, nor where all seeds differ by the same amount, which does not show how seeds vary;
+        estimate: mean over seeds with its 95% interval over seeds and text (:class:`CrossedMean`), or over seeds alone
+            (Student's) where the figure is not known by groups of text; not corrected for the number of comparisons. There is
+            no interval below two seeds, nor where all seeds differ by the same amount, which does not show how seeds vary;
             but ``[0, 0]`` where no seed differs.
-        p: of a two-sided one-sample t-test of the paired differences; None below two seeds, or where all are equal.
+        p: of the two-sided t-test that belongs to the interval; None below two seeds, or where all are equal.
         p_holm: the same after Holm's correction over all arms compared on this figure.
         detectable: the smallest true difference that such a test finds with a probability of 80%.
         seeds: the seeds that both arms have.
@@ -64,6 +68,7 @@ class ComparedArm(BaseModel):
     """One arm that may be compared: figures over its seeds, and differences from the baseline (none of its own).
 
     Attributes:
+        seeds_alone: figures whose intervals cover other seeds, and not other text: they are not known by groups of text.
         not_applicable: evaluation -> why it gave this arm no figures.
     """
 
@@ -75,6 +80,7 @@ class ComparedArm(BaseModel):
     figures: dict[str, Estimate]
     differences: dict[str, Difference]
     caveats: list[str]
+    seeds_alone: list[str] = []
     not_applicable: dict[str, str] = {}
 
 
@@ -152,7 +158,11 @@ def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Compar
         notes.append(
             "The plan was changed between some of these runs; plan.json in each folder holds the plan of that run."
         )
-    differences = paired_differences({name: _by_seed(info) for name, info in comparable.items()}, reference)
+    differences = paired_differences(
+        {name: _by_seed(info) for name, info in comparable.items()},
+        reference,
+        {name: info.by_text for name, info in comparable.items()},
+    )
     arms = [
         ComparedArm(
             name=name,
@@ -161,6 +171,11 @@ def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Compar
             figures=figures_of(info),
             differences=differences[name],
             caveats=_caveats(info, comparable[reference]) if reference and name != reference else [],
+            seeds_alone=[
+                figure
+                for figure, by_seed in _by_seed(info).items()
+                if len(present := _present(by_seed)) > 1 and _without(present, info.by_text.get(figure, {})) is None
+            ],
             not_applicable=info.not_applicable,
         )
         for name, info in comparable.items()
@@ -190,8 +205,8 @@ def by_world(infos: Mapping[str, ArmInfo]) -> dict[str, dict[str, ArmInfo]]:
 
 
 def figures_of(info: ArmInfo) -> dict[str, Estimate]:
-    """Every figure of an arm with its interval over seeds."""
-    return {name: Estimate.of_seeds([v for v in values if v is not None]) for name, values in info.values.items()}
+    """Every figure of an arm with its interval, over seeds and text where that is known, else over seeds."""
+    return {name: _mean(_present(by_seed), info.by_text.get(name, {}))[0] for name, by_seed in _by_seed(info).items()}
 
 
 def _caveats(one: ArmInfo, baseline: ArmInfo) -> list[str]:
@@ -211,13 +226,16 @@ def _unlike(one: ArmInfo, baseline: ArmInfo, figure: str) -> tuple[float, float]
 
 
 def paired_differences(
-    values: Mapping[str, Mapping[str, BySeed]], reference: str | None
+    values: Mapping[str, Mapping[str, BySeed]],
+    reference: str | None,
+    by_text: Mapping[str, Mapping[str, GroupsBySeed]] | None = None,
 ) -> dict[str, dict[str, Difference]]:
     """Arm -> figure -> difference from the reference arm, with Holm's correction over the arms of each figure.
 
     Args:
         values: arm -> figure -> seed -> value.
         reference: the arm that the others are compared with; None gives no difference.
+        by_text: arm -> figure -> seed -> the figure by groups of text; None where that is not known.
     """
     raw: dict[str, dict[str, Difference]] = {name: {} for name in values}
     if reference is None:
@@ -225,7 +243,8 @@ def paired_differences(
     for name, figures in values.items():
         if name != reference:
             for figure, ours in figures.items():
-                if (found := _difference(ours, values[reference].get(figure, {}))) is not None:
+                groups = [(by_text or {}).get(arm, {}).get(figure, {}) for arm in (name, reference)]
+                if (found := _difference(ours, values[reference].get(figure, {}), *groups)) is not None:
                     raw[name][figure] = found
     for figure in dict.fromkeys(figure for found in raw.values() for figure in found):
         tested = [name for name, found in raw.items() if figure in found and found[figure].p is not None]
@@ -239,20 +258,46 @@ def _by_seed(info: ArmInfo) -> dict[str, BySeed]:
     return {figure: dict(zip(info.seeds, values, strict=True)) for figure, values in info.values.items()}
 
 
-def _difference(ours: BySeed, theirs: BySeed) -> Difference | None:
+def _difference(
+    ours: BySeed, theirs: BySeed, our_groups: GroupsBySeed, their_groups: GroupsBySeed
+) -> Difference | None:
     pairs = _pairs(ours, theirs)
     if not pairs:
         return None
     if (equal := _equal_at_every_seed(pairs)) is not None:
         return Difference(estimate=equal, p=None, p_holm=None, detectable=None, seeds=list(pairs))
-    gaps = [a - b for a, b in pairs.values()]
-    return Difference(
-        estimate=Estimate.of_seeds(gaps),
-        p=paired_p(gaps),
-        p_holm=None,
-        detectable=detectable_difference(gaps),
-        seeds=list(pairs),
-    )
+    gaps = {seed: a - b for seed, (a, b) in pairs.items()}
+    estimate, p, detectable = _mean(gaps, our_groups, their_groups)
+    return Difference(estimate=estimate, p=p, p_holm=None, detectable=detectable, seeds=list(pairs))
+
+
+def _mean(values: Mapping[int, float], *groups: GroupsBySeed) -> tuple[Estimate, float | None, float | None]:
+    """The mean with its interval, p-value and smallest detectable size.
+
+    Args:
+        values: seed -> figure, or difference of two.
+        groups: of the figure; of a difference, those of both.
+    """
+    if len(values) > 1 and (without := _without(values, *groups)) is not None:
+        crossed = CrossedMean.of(list(values.values()), without)
+        return crossed.estimate(), crossed.p, crossed.detectable
+    found = list(values.values())
+    return Estimate.of_seeds(found), paired_p(found), detectable_difference(found)
+
+
+def _without(values: Mapping[int, float], *groups: GroupsBySeed) -> Float[np.ndarray, "S G"] | None:
+    """The values without each group of text; None unless it is known at every seed, by as many groups."""
+    if any(seed not in one for seed in values for one in groups):
+        return None
+    parts = [[one[seed].leaving_out() for seed in values] for one in groups]
+    if len({len(row) for rows in parts for row in rows}) != 1:
+        return None
+    first, *others = (np.stack(rows) for rows in parts)
+    return first - others[0] if others else first
+
+
+def _present(by_seed: BySeed) -> dict[int, float]:
+    return {seed: value for seed, value in by_seed.items() if value is not None}
 
 
 def _pairs(ours: BySeed, theirs: BySeed) -> dict[int, tuple[float, float]]:
@@ -302,8 +347,7 @@ def _front(infos: Mapping[str, ArmInfo], x: str, y: str) -> Front:
 
 def _differs(one: ArmInfo, other: ArmInfo, figure: str) -> bool:
     """Whether the difference has an interval without zero; also if there are too few seeds to have one."""
-    pairs = _pairs(*(dict(zip(info.seeds, info.values[figure], strict=True)) for info in (one, other)))
-    if not pairs:
-        return True
-    estimate = _equal_at_every_seed(pairs) or Estimate.of_seeds([a - b for a, b in pairs.values()])
-    return estimate.low is None or estimate.excludes_zero
+    found = _difference(
+        _by_seed(one)[figure], _by_seed(other)[figure], one.by_text.get(figure, {}), other.by_text.get(figure, {})
+    )
+    return found is None or found.estimate.low is None or found.estimate.excludes_zero

@@ -13,11 +13,12 @@ from scansion.evals.statistics import Estimate
 from scansion.files import atomic_file
 from scansion.progress import printable
 from scansion.records import write_json
+from scansion.study.by_text import write_by_text
 from scansion.study.compare.comparison import STAR_NOTE, ComparedArm, Comparison, Difference
 from scansion.study.compare.figures import figure
 from scansion.study.final_info import ArmInfo
 
-HOW_TO_READ = "Means over seeds with 95% t-intervals. Differences are paired by seed."
+HOW_TO_READ = "Means over seeds with 95% intervals. Differences are paired by seed."
 
 ONE_SEED = (
     "One seed per run: these figures and differences do not show how much seeds vary. The report gives intervals over contexts "
@@ -66,6 +67,7 @@ def lines_below(comparison: Comparison) -> list[str]:
         lines = ["No run can be compared."]
     else:
         lines = [ONE_SEED if all(len(arm.seeds) < 2 for arm in comparison.arms) else HOW_TO_READ]
+    lines += _coverage(comparison)
     lines += [f"{name}: {why}" for name, why in comparison.set_apart.items()]
     lines += [f"{arm.name}: {'; '.join(arm.caveats)}" for arm in comparison.arms if arm.caveats]
     lines += [f"{arm.name}: no {name}: {why}" for arm in comparison.arms for name, why in arm.not_applicable.items()]
@@ -79,6 +81,21 @@ def lines_below(comparison: Comparison) -> list[str]:
             f"Pareto front of higher {figure(front.y).label} and lower {figure(front.x).label}: {', '.join(front.arms)}.{near}"
         )
     return lines + comparison.notes
+
+
+def _coverage(comparison: Comparison) -> list[str]:
+    """What the intervals of headline figures cover: seeds and text, or seeds alone."""
+    several = [arm for arm in comparison.arms if len(arm.seeds) > 1]
+    shown = shown_figures(comparison) if several else []
+    alone = [name for name in shown if any(name in arm.seeds_alone for arm in several)]
+    if not alone:
+        return ["Intervals cover other seeds and other text (documents, test texts)."] if shown else []
+    if len(alone) == len(shown):
+        return ["Intervals cover other seeds, on this text."]
+    labels = ", ".join(figure(name).label for name in alone)
+    return [
+        f"Intervals cover other seeds and other text (documents, test texts); those of {labels} other seeds on this text."
+    ]
 
 
 def shown_figures(comparison: Comparison, *, every: bool = False) -> list[str]:
@@ -109,7 +126,7 @@ def _detectable_line(comparison: Comparison) -> list[str]:
 
 
 def write_comparison(comparison: Comparison, infos: Mapping[str, ArmInfo], folder: Path) -> list[Path]:
-    """Write ``comparison.md``, with every figure, and ``comparison.json`` to ``folder``; returns their paths."""
+    """Write ``comparison.md`` (every figure), ``comparison.json`` and ``by_text.json`` to ``folder``; returns their paths."""
     parts: list[str] = []
     for every in (False, True):
         for title, rows in _both(comparison, every):
@@ -130,9 +147,15 @@ def write_comparison(comparison: Comparison, infos: Mapping[str, ArmInfo], folde
         {
             **comparison.model_dump(mode="json"),
             "runs": {name: one.model_dump(mode="json") for name, one in infos.items()},
+            "shown": {
+                name: {"label": how.label, "scale": how.scale, "digits": how.digits, "headline": how.headline}
+                for name in shown_figures(comparison, every=True)
+                if (how := figure(name))
+            },
         },
     )
-    return [folder / "comparison.md", folder / "comparison.json"]
+    by_text = write_by_text(folder, {name: one.by_text for name, one in infos.items()})
+    return [folder / "comparison.md", folder / "comparison.json", *([by_text] if by_text else [])]
 
 
 def _both(comparison: Comparison, every: bool) -> list[tuple[str, list[list[str]]]]:

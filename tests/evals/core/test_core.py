@@ -10,6 +10,7 @@ from scansion.errors import EvalError
 from scansion.evals.base import LoadedSAE, reasons_from_probes
 from scansion.evals.core.evaluate import CoreConfig, evaluate_core, saebench_explained_variance
 from scansion.evals.core.evaluation import Core
+from scansion.evals.core.loss import spread_over_documents
 from scansion.evals.statistics import Estimate, detectable_difference
 from scansion.masks import RandomHardMaskConfig
 from scansion.report.tables.summary import measured_on
@@ -241,11 +242,34 @@ def test_splicing_in_a_perfect_sae_loses_nothing_and_a_zero_one_everything(store
 def test_the_clean_loss_is_the_models_own(store, subject, lm) -> None:
     result = core([subject(perfect_sae())], store, lm, loss_contexts=5)[0]
     losses = []
-    for index in range(5):
+    for index in spread_over_documents(store, 5, seed=0):
         tokens = store.tokens[store.valid[:, index], index].long()
         logits = lm.model(tokens[None]).logits[0]
         losses += torch.nn.functional.cross_entropy(logits[1:-1], tokens[2:], reduction="none").tolist()
     assert result.ce_loss_clean == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_the_loss_is_measured_on_as_many_contexts_of_each_document(store) -> None:
+    documents = store.doc_ids.amax(dim=0)
+    chosen = spread_over_documents(store, 15, seed=0)
+    assert chosen.equal(chosen.unique()), "in order, each once"
+    full = torch.bincount(documents)
+    counts = torch.bincount(documents[chosen], minlength=len(full))
+    assert all(counts[one] == full[one] or counts[one] >= counts.max() - 1 for one in documents.unique())
+    assert len(spread_over_documents(store, 10**6, seed=0)) == store.n_contexts
+
+
+def test_groups_of_documents_give_the_figures_back(store, subject, lm) -> None:
+    sae = build_sae(TopKConfig(d_sae=D_SAE, k=4), WIDTH, 8, torch.Generator().manual_seed(0))
+    (result,) = core([subject(sae)], store, lm, loss_contexts=20)
+    assert set(result.by_text) == {
+        "fve", "fve_without_outliers", "normalised_mse", "cosine", "l0", "l1", "ce_loss_recovered", "ce_loss", "kl",
+    }  # fmt: skip
+    for name, groups in result.by_text.items():
+        value = getattr(result, name)
+        value = value if isinstance(value, float) else value.value
+        assert sum(groups.numerators) / sum(groups.denominators) == pytest.approx(value, rel=1e-8)
+        assert len(groups.numerators) == min(20, len(np.unique(store.doc_ids[0])) // 2 * 2)
 
 
 def test_an_sae_of_another_model_is_refused(store, subject) -> None:

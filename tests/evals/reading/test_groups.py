@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scansion.errors import EvalError
-from scansion.evals.position.groups import Jackknife, deal_documents
+from scansion.evals.reading.groups import Jackknife, deal_documents
 
 
 def test_no_document_is_in_two_groups_and_groups_are_alike() -> None:

@@ -1,4 +1,4 @@
-"""Groups of documents: what the two halves and the intervals of every position figure are made from."""
+"""Groups of documents: what intervals over text are made from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from jaxtyping import Int
 from scipy.stats import t as student_t
 
 from scansion.errors import EvalError
-from scansion.evals.statistics import Estimate
+from scansion.evals.statistics import TEXT_GROUPS, Estimate, TextGroups
+
+_FEWEST = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,10 @@ class Jackknife:
     def of(cls, n_groups: int, statistic: Callable[[int | None], float]) -> Jackknife:
         """``statistic(None)`` over everything, ``statistic(g)`` without group g."""
         return cls(statistic(None), np.array([statistic(group) for group in range(n_groups)]))
+
+    def by_text(self) -> TextGroups | None:
+        """For a result's ``by_text``."""
+        return TextGroups.of_jackknife(self.without)
 
     @classmethod
     def mean(cls, several: list[Jackknife]) -> Jackknife:
@@ -63,7 +69,7 @@ def deal_documents(doc_ids: Int[np.ndarray, "C"], n_groups: int, seed: int) -> I
     """
     documents, counts = np.unique(doc_ids, return_counts=True)
     n_groups = min(n_groups, len(documents) - len(documents) % 2)
-    if n_groups < 4:
+    if n_groups < _FEWEST:
         raise EvalError(
             f"the held-out text has {len(documents)} documents, too few to say how figures vary from one to the next; "
             "hold out at least 4, or do not measure position"
@@ -77,3 +83,25 @@ def deal_documents(doc_ids: Int[np.ndarray, "C"], n_groups: int, seed: int) -> I
         group_of[document] = smallest
         sizes[smallest] += counts[document]
     return group_of[np.searchsorted(documents, doc_ids)]
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentSums:
+    """Sums over groups of whole documents, of figures known by context.
+
+    Attributes:
+        groups: the group of each context; None where there are too few documents for groups.
+    """
+
+    groups: Int[np.ndarray, "C"] | None
+
+    @classmethod
+    def of(cls, doc_ids: Int[np.ndarray, "C"], seed: int) -> DocumentSums:
+        """Groups of the documents that the contexts are of; arguments as in :func:`deal_documents`."""
+        return cls(deal_documents(doc_ids, TEXT_GROUPS, seed) if len(np.unique(doc_ids)) >= _FEWEST else None)
+
+    def ratio(self, numerators: np.ndarray, denominators: np.ndarray) -> TextGroups | None:
+        """``sum(numerators) / sum(denominators)``, one entry a context, by group of documents."""
+        if self.groups is None:
+            return None
+        return TextGroups.of_ratio(*(np.bincount(self.groups, part) for part in (numerators, denominators)))
