@@ -45,7 +45,7 @@ mutation: $(DEV_READY)
 	$(BIN)/python -m tests.mutation
 
 test-interop: $(DEV_READY) $(BENCH_READY)
-	SCANSION_PEERS=$(BENCH_VENV)/bin/python $(BIN)/python -m pytest tests/interop
+	SCANSION_PEERS=$(BENCH_VENV)/bin/python $(BIN)/python -m pytest tests/interop tests/report/test_dashboard.py
 
 test-suites: $(DEV_READY) $(SUITES_READY)
 	SCANSION_SUITES=$(SUITES_VENV)/bin/python $(BIN)/python -m pytest tests/interop/test_suites.py
@@ -122,6 +122,7 @@ $(BENCH_READY): constraints.txt
 	test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(BENCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable . sae-lens dictionary-learning eai-sparsify
+	$(BENCH_VENV)/bin/python -m pip install --quiet --no-deps sae-dashboard==0.8.0  # its reader of JSON needs none of the rest
 	$(BENCH_VENV)/bin/python -m pip uninstall --quiet --yes torchvision  # it may be built for another torch, and none needs it
 	touch $@
 

@@ -24,7 +24,7 @@ from scansion.sae import load_sae
 def import_run(source: Path, *, store: Path, out: Path, input_factor: float | None = None) -> None:
     """Make an SAE of another library a run that can be evaluated and compared.
 
-    Reads folders of SAELens, sparsify (eai-sparsify), dictionary_learning and Gemma Scope, and .pt files of OpenAI (ReLU).
+    Reads folders of SAELens, sparsify (eai-sparsify), dictionary_learning and Gemma Scope, and .pt files of OpenAI.
     None of these libraries needs to be installed, and no code in the files is run. An SAE that would compute something
     else here is refused.
 

@@ -72,7 +72,7 @@ def _pages(
         logits = unembed(lm, row[None].to(lm.device))[0].cpu()
         top, bottom = (logits.topk(config.lens_tokens, largest=largest) for largest in (True, False))
         heights, edges = np.histogram(logits.numpy(), bins=_LOGIT_BINS)
-        neurons = row.abs().topk(min(_NEURONS, len(row))).indices
+        neurons = row.topk(min(_NEURONS, len(row))).indices
         width = float(features.max_act[index]) / BINS
         cosines = _numbers(near.cosines[index])
         yield {
@@ -93,20 +93,28 @@ def _pages(
             "vector": _numbers(row),
             "neuron_alignment_indices": neurons.tolist(),
             "neuron_alignment_values": _numbers(row[neurons]),
-            "neuron_alignment_l1": _numbers(row[neurons] / row.abs().sum().clamp_min(1e-12)),
+            "neuron_alignment_l1": _numbers(row[neurons].abs() / row.abs().sum().clamp_min(1e-12)),
             "correlated_neurons_indices": [],
             "correlated_neurons_l1": [],
             "correlated_neurons_pearson": [],
             "correlated_features_indices": near.features[index].tolist(),
             "correlated_features_l1": cosines,
             "correlated_features_pearson": cosines,
-            "activations": list(_examples(features, index, store, word)),
+            "activations": list(_examples(features, index, store, tokens, word)),
         }
 
 
-def _examples(features: Features, index: int, store: ActivationStore, word: Any) -> Iterator[dict[str, Any]]:
-    """The contexts kept of a feature, with its activation at every token; 0 where it did not fire."""
+def _examples(
+    features: Features, index: int, store: ActivationStore, n_tokens: float, word: Any
+) -> Iterator[dict[str, Any]]:
+    """The contexts kept of a feature, with its activation at every token; 0 where it did not fire.
+
+    ``bin_min`` and ``bin_contains`` are -1 where it is most active, as SAEDashboard has them. Else they are of the third of
+    the feature's range that the context was drawn from; ``bin_contains`` is that third's share of all tokens.
+    """
     examples, highest = features.examples, float(features.max_act[index])
+    counts = features.histogram[index].reshape(3, -1).sum(axis=1).astype(float)
+    counts[0] += n_tokens - counts.sum()  # tokens on which it did not fire
     kept = examples.contexts.shape[1]
     for rank, context in enumerate(examples.contexts[index].tolist()):
         if context < 0:
@@ -115,21 +123,18 @@ def _examples(features: Features, index: int, store: ActivationStore, word: Any)
         values = np.zeros(store.n_positions)
         values[examples.positions[there]] = examples.acts[there]
         valid = store.valid[:, context].numpy()
-        # Where it is most active, or the third of its range that the context was drawn from.
-        low, high = (0.0, highest) if rank < examples.n_top else _third(float(values.max()), highest)
+        third = int(rank < (examples.n_top + kept) // 2)  # first those of the middle, then those of the lowest
+        low, high, share = third * highest / 3, (third + 1) * highest / 3, float(counts[third]) / n_tokens
+        if rank < examples.n_top:
+            low, high, share = -1.0, highest, -1.0
         yield {
             "bin_min": low,
             "bin_max": high,
-            "bin_contains": float(((values > low) & (values <= high))[valid].mean()),
+            "bin_contains": share,
             "tokens": [word(token) for token in store.tokens[:, context][store.valid[:, context]].tolist()],
             "values": _numbers(values[valid]),
             "qualifying_token_index": int(values[valid].argmax()),
         }
-
-
-def _third(value: float, highest: float) -> tuple[float, float]:
-    step = min(int(3 * value / highest), 2) if highest else 0
-    return step * highest / 3, (step + 1) * highest / 3
 
 
 def _numbers(values: Any) -> list[float]:
