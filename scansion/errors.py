@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -88,8 +89,14 @@ def _settings_near(model: type[BaseModel] | None, loc: tuple[int | str, ...]) ->
             model = _model_in(model.model_fields[part].annotation)
     if model is None:
         return ""
-    close = get_close_matches(str(loc[-1]), model.model_fields, 1)
-    return f"; did you mean {close[0]}?" if close else f"; the settings here are {', '.join(model.model_fields)}"
+    names = model.model_fields
+    return did_you_mean(str(loc[-1]), names) or f"; the settings here are {', '.join(names)}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean ...?`` with the known name closest to a wrong one; empty if none is close."""
+    close = get_close_matches(name, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -86,8 +86,11 @@ def sae_config(flags: SAEFlags, start: SAEConfig | None = None) -> SAEConfig:
         )
         raise ConfigError(f"{name} is not a setting of {architecture}, but of {owners}; leave it out")
     before: dict[str, Any] = _DEFAULTS
-    if start is not None and start.architecture == architecture:
-        before = start.model_dump(exclude={"mask"})
+    if (
+        start is not None
+    ):  # of another architecture only the size is kept: training then says that it cannot be started from
+        same = start.architecture == architecture
+        before = start.model_dump(exclude={"mask"}) if same else {"d_sae": start.d_sae}
     mask = parse_mask(flags.mask).model_dump(exclude_unset=True)
     return _parsed(ARCHITECTURES, {**before, "architecture": architecture, **given, "mask": mask})
 

@@ -14,7 +14,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any, Generic, TypeVar, cast
 import xxhash
 from pydantic import BaseModel, ValidationError
 
-from scansion.errors import ConfigError, ScansionError, describe
+from scansion.errors import ConfigError, ScansionError, describe, did_you_mean
 from scansion.files import expanded
 from scansion.progress import say
 
@@ -179,8 +178,7 @@ class Registry(Generic[Config, Item]):
         if not known or name not in self._items:
             load_plugins(self.group)
         if not known or name not in self._items:
-            close = get_close_matches(str(name), self._items, 1)
-            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(self._items)}."
+            hint = did_you_mean(str(name), self._items) or f"; there are {', '.join(self._items)}."
             raise ConfigError(
                 f"no {self.kind} is called {name!r}{hint} If it is your own, name its file with --plugin FILE.py"
             )

@@ -131,10 +131,8 @@ class Outliers:
         if self.variance_share > NOTABLE and self.most_frequent is not None:
             token, share = self.most_frequent
             _say_once(
-                f"{folder}: outlier tokens (norm above {RATIO:g} times the median) are {self.token_share:.1%} of the tokens "
-                f"and hold {self.variance_share:.0%} of the variance; {share:.0%} of them have the id {token}. FVE is given "
-                "with and without them; `--exclude outliers` leaves them out of training, `exclude: outliers` in the settings "
-                "of an evaluation out of its figures"
+                f"{folder}: outlier tokens ({share:.0%} with the id {token}) are {self.token_share:.1%} of the tokens and hold "
+                f"{self.variance_share:.0%} of the variance; read FVE without them (docs/evaluations.md, Outlier tokens)"
             )
 
 

@@ -13,6 +13,7 @@ from scansion.cli.app import output, table_console
 from scansion.errors import ConfigError
 from scansion.evals import EvaluationConfig, Figure
 from scansion.evals import evaluations as registered
+from scansion.files import require_writable
 from scansion.listing import lines
 from scansion.lm import LanguageModel, load_language_model
 from scansion.pipeline.evaluate import evaluate
@@ -72,6 +73,8 @@ def evaluate_runs(
         if name in folders:
             raise ConfigError(f"{run} and {folders[name]} are both called {name!r}; rename one")
         folders[name] = run
+    if report:  # before an hour of evaluation
+        require_writable(report)
 
     fetch(asset for one in registered.build(configs).values() for asset in one.assets())
 

@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -15,7 +14,7 @@ from cyclopts.config import Dict, Env
 from pydantic import ValidationError
 
 from scansion.cli.app import COMMON, app
-from scansion.errors import ConfigError, ScansionError, describe
+from scansion.errors import ConfigError, ScansionError, describe, did_you_mean
 from scansion.files import one_line_io_errors
 from scansion.progress import say
 from scansion.records import parse_yaml
@@ -67,9 +66,8 @@ def _refuse_unknown_command(parent: App, tokens: tuple[str, ...]) -> None:
         if tokens[0] in _GROUPS:
             _refuse_unknown_command(parent[tokens[0]], tokens[1:])
         return
-    near = get_close_matches(tokens[0], commands, n=1)
-    meant = f"did you mean {near[0]!r}? " if near else ""
-    raise ConfigError(f"there is no command {tokens[0]!r}; {meant}Commands: {', '.join(sorted(commands))}")
+    meant = did_you_mean(tokens[0], commands) or "."
+    raise ConfigError(f"there is no command {tokens[0]!r}{meant} Commands: {', '.join(sorted(commands))}")
 
 
 def _settings_in(config: Path) -> dict[str, Any]:

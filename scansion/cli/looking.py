@@ -15,7 +15,7 @@ from scansion.errors import ConfigError
 from scansion.evals.base import LoadedSAE
 from scansion.exploring import encode_text, model_of, require_features, text_tokens
 from scansion.lm import LanguageModel
-from scansion.report.sentences import add_sentence
+from scansion.report.sentences import add_sentence, require_features_of
 from scansion.sae import SAE, load_sae
 
 _MOST_SAVED = 256
@@ -43,6 +43,9 @@ def look(run: Path, text: str, *, features: int = 3, page: Path | None = None, d
     if features < 1:
         raise ConfigError(f"--features {features}: at least 1 must be shown")
     sae, metadata = load_sae(run)
+    fingerprint = LoadedSAE(run.name, sae.cpu(), metadata).fingerprint
+    if page is not None:  # before the language model, which takes seconds
+        require_features_of(page, fingerprint)
     encoded = encode_text(sae, text, device=device)
     table = Table("position", "token", "features that fire, with their activations")
     for place, (token, applied) in enumerate(zip(encoded.tokens, cast(Any, encoded.applied).tolist(), strict=True)):
@@ -52,7 +55,7 @@ def look(run: Path, text: str, *, features: int = 3, page: Path | None = None, d
     table_console(100).print(table, markup=False)
     if page is not None:
         firing = [encoded.top(place, _MOST_SAVED) for place in range(len(encoded.tokens))]
-        path = add_sentence(page, LoadedSAE(run.name, sae.cpu(), metadata).fingerprint, encoded.tokens, firing)
+        path = add_sentence(page, fingerprint, encoded.tokens, firing)
         output.print(f"added to {path}, at the end of Features", markup=False)
     output.print(
         f"{metadata.hook_point} of {metadata.model}; {sae.config.architecture}, {sae.d_sae} features", markup=False

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from scansion.assets import fetch
 from scansion.cli.app import output
+from scansion.files import require_writable
 from scansion.report import FeatureConfig, study_data, write_report
 from scansion.study import StudyRecord
 from scansion.study.checks import plan_assets
@@ -42,6 +43,7 @@ def report(
         Where the SAEs and the language model run: auto, cpu, cuda, cuda:1 or mps.
     """
     record = StudyRecord.open(study)
+    require_writable(out or study / "report")
     fetch(plan_assets(record.plan))
     write_pages(record, out or study / "report", (shown or FeatureConfig()) if features else None, device)
 

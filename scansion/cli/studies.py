@@ -14,7 +14,8 @@ from rich.text import Text
 
 from scansion.cli.app import output, table_console
 from scansion.cli.reporting import write_pages
-from scansion.errors import ConfigError, StudyError
+from scansion.errors import ConfigError, StudyError, did_you_mean
+from scansion.files import require_writable
 from scansion.locks import only_writer
 from scansion.progress import say
 from scansion.report import FeatureConfig
@@ -251,7 +252,10 @@ def show_comparison(
 ) -> None:
     """Print a comparison for each synthetic world, or one of everything, and write it if a folder is given."""
     if baseline is not None and baseline not in infos:
-        raise ConfigError(f"there is no run called {baseline!r}; there are {', '.join(map(repr, infos))}")
+        meant = did_you_mean(baseline, infos) or f"; there are {', '.join(map(repr, infos))}"
+        raise ConfigError(f"there is no run called {baseline!r}{meant}")
+    if out is not None:
+        require_writable(out)
     for world, within in by_world(infos).items():
         comparison = compare(within, baseline if baseline in within else None)
         if world:

@@ -20,14 +20,13 @@ def read_hub(config: CorpusConfig) -> Iterator[Row]:
 
     name = config.source.removeprefix(HUB_PREFIX)
 
-    def values() -> Iterator[tuple[str, object]]:
+    def values() -> Iterator[tuple[str, str, object]]:
         rows = datasets.load_dataset(name, config.hub_config, split=config.hub_split, streaming=True)
         for number, row in enumerate(rows):
-            where = f"{config.source} row {number}"
-            yield where, value_in(row, config.text_field, where)
+            yield value_in(row, config.text_field, f"{config.source} row {number}")
 
     try:
-        yield from rows_of(values(), config.text_field)
+        yield from rows_of(values())
     except CorpusError:
         raise
     except Exception as error:  # the hub's client, the network and the data set's own reader may raise anything

@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 from scansion.corpus.compressed import COMPRESSED, opened, plain_name, seekable, unreadable
 from scansion.corpus.rows import Row, column_in, rows_of, value_in
 from scansion.errors import CorpusError
+from scansion.progress import say
 
 Reader = Callable[[Path, str], Iterator[Row]]
 ROWS_AT_ONCE = 256
 _LONGEST_FIELD = 2**31 - 1
+_say_once = cache(say)  # a source is read several times: checked, then tokenised
 
 
 def reader_of(path: Path) -> Reader:
@@ -55,7 +57,7 @@ def _read_text(path: Path, _column: str) -> Iterator[Row]:
         text = contents.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 text (byte {error.start}); convert it, or leave it out") from error
-    yield from rows_of(iter([(str(path), text)]), "text")
+    yield from rows_of([(str(path), "text", text)])
 
 
 def _read_separated(path: Path, wanted: str, separator: str) -> Iterator[Row]:
@@ -63,11 +65,14 @@ def _read_separated(path: Path, wanted: str, separator: str) -> Iterator[Row]:
     with opened(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
         table = csv.reader(text, delimiter=separator, strict=True)
         try:
+            first = text.readline()
+            found = _separator_in(first, separator, wanted, path)
+            table = csv.reader(itertools.chain([first], text), delimiter=found, strict=True)
             header = next(table, [])
             column = column_in(header, wanted, str(path)) if header else ""
             place = header.index(column) if header else 0
 
-            def values() -> Iterator[tuple[str, str]]:
+            def values() -> Iterator[tuple[str, str, str]]:
                 for row in table:
                     if len(row) not in (0, len(header)):
                         raise CorpusError(
@@ -75,9 +80,9 @@ def _read_separated(path: Path, wanted: str, separator: str) -> Iterator[Row]:
                             "quote fields that hold the separator or line breaks"
                         )
                     if row:
-                        yield f"{path} line {table.line_num}", row[place]
+                        yield f"{path} line {table.line_num}", column, row[place]
 
-            yield from rows_of(values(), column)
+            yield from rows_of(values())
         except UnicodeDecodeError as error:
             raise CorpusError(
                 f"{path} is not UTF-8 text (after line {table.line_num}); convert it, or leave it out"
@@ -86,13 +91,22 @@ def _read_separated(path: Path, wanted: str, separator: str) -> Iterator[Row]:
             raise CorpusError(f"{path} line {table.line_num} cannot be read ({error}); check its quotes") from error
 
 
+def _separator_in(header: str, usual: str, wanted: str, path: Path) -> str:
+    """The separator of a table: the one that its ending promises, or the one in its header if that one is not there."""
+    found = max(",;\t|", key=header.count)
+    if usual in header or wanted == header.strip().strip('"') or found not in header:
+        return usual
+    _say_once(f"{path}: the columns are separated by {found!r}, not by {usual!r}")
+    return found
+
+
 def _read_json_lines(path: Path, column: str) -> Iterator[Row]:
     with opened(path) as stream:
         yield from _json_rows(path, column, stream)
 
 
 def _json_rows(path: Path, column: str, lines: Iterable[bytes]) -> Iterator[Row]:
-    def values() -> Iterator[tuple[str, object]]:
+    def values() -> Iterator[tuple[str, str, object]]:
         for number, line in enumerate(lines, start=1):
             if line.isspace():
                 continue
@@ -101,9 +115,9 @@ def _json_rows(path: Path, column: str, lines: Iterable[bytes]) -> Iterator[Row]
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise CorpusError(f"{where} is not JSON ({error}); expected one object per line") from error
-            yield where, value_in(row, column, where)
+            yield value_in(row, column, where)
 
-    return rows_of(values(), column)
+    return rows_of(values())
 
 
 def _read_json(path: Path, column: str) -> Iterator[Row]:
@@ -124,8 +138,7 @@ def _read_json(path: Path, column: str) -> Iterator[Row]:
         lists = [each for each in held.values() if isinstance(each, list) and each and isinstance(each[0], dict)]
         value = lists[0] if len(held) == len(lists) == 1 else [held]
     rows = cast("list[Any]", value) if isinstance(value, list) else [value]
-    places = ((f"{path} row {number}", row) for number, row in enumerate(rows))
-    yield from rows_of(((where, value_in(row, column, where)) for where, row in places), column)
+    yield from rows_of(value_in(row, column, f"{path} row {number}") for number, row in enumerate(rows))
 
 
 def _is_json(line: bytes) -> bool:
@@ -142,7 +155,7 @@ def _read_parquet(path: Path, wanted: str) -> Iterator[Row]:
             with pq.ParquetFile(stream, page_checksum_verification=True) as file:
                 column = _column_of(file.schema_arrow, wanted, path)
                 batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[column])
-                yield from rows_of(_values(path, (batch.column(0) for batch in batches)), column)
+                yield from rows_of(_values(path, column, (batch.column(0) for batch in batches)))
         except (OSError, ValueError, pa.ArrowException) as error:
             raise unreadable(path, error) from error
 
@@ -162,14 +175,14 @@ def _read_arrow(path: Path, wanted: str) -> Iterator[Row]:
                     whole = batch.column(column)
                     yield from (whole[start : start + ROWS_AT_ONCE] for start in range(0, len(whole), ROWS_AT_ONCE))
 
-            yield from rows_of(_values(path, columns()), column)
+            yield from rows_of(_values(path, column, columns()))
         except (OSError, ValueError, pa.ArrowException) as error:
             raise unreadable(path, error) from error
 
 
-def _values(path: Path, columns: Iterator[pa.Array]) -> Iterator[tuple[str, object]]:
-    values = (value for column in columns for value in column.to_pylist())
-    return ((f"{path} row {number}", value) for number, value in enumerate(values))
+def _values(path: Path, column: str, parts: Iterator[pa.Array]) -> Iterator[tuple[str, str, object]]:
+    values = (value for part in parts for value in part.to_pylist())
+    return ((f"{path} row {number}", column, value) for number, value in enumerate(values))
 
 
 def _column_of(schema: pa.Schema, wanted: str, path: Path) -> str:

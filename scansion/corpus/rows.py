@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, cast
@@ -74,27 +74,29 @@ def column_in(columns: Collection[str], wanted: str, where: str) -> str:
         if name in columns:
             _say_once(f"reading the column {name!r}; --text-column names another")
             return name
-    raise CorpusError(f"{where} has no column {wanted!r} but {', '.join(map(repr, columns))}; set text_column")
+    raise CorpusError(
+        f"{where} has no column {wanted!r} but {', '.join(map(repr, columns))}; "
+        "name one with --text-column (text_column in a plan)"
+    )
 
 
-def rows_of(values: Iterator[tuple[str, object]], column: str) -> Iterator[Row]:
-    """The documents among the values of a column; those that are null or blank are left out.
+def rows_of(values: Iterable[tuple[str, str, object]]) -> Iterator[Row]:
+    """The documents among the values of columns; those that are null or blank are left out.
 
     Args:
-        values: where each value is from, and the value.
-        column: their name, for error messages.
+        values: where each value is from and its column, for error messages, and the value.
 
     Raises:
         CorpusError: a value is no document.
     """
-    for where, value in values:
+    for where, column, value in values:
         document = _document(value, column, where)
         if document is not None:
             yield Row(where, document)
 
 
-def value_in(row: object, wanted: str, where: str) -> object:
-    """What a row of JSON or of a hub data set holds in the column of documents.
+def value_in(row: object, wanted: str, where: str) -> tuple[str, str, object]:
+    """What a row of JSON or of a hub data set holds in the column of documents, as :func:`rows_of` takes it.
 
     Raises:
         CorpusError: the row has no such column.
@@ -102,7 +104,8 @@ def value_in(row: object, wanted: str, where: str) -> object:
     if not isinstance(row, dict):
         raise CorpusError(f"{where} is a {type(row).__name__}; expected an object with the column {wanted!r}")
     fields = cast("dict[str, object]", row)
-    return fields[column_in(fields, wanted, where)]
+    column = column_in(fields, wanted, where)
+    return where, column, fields[column]
 
 
 def _document(value: object, column: str, where: str) -> Document | None:

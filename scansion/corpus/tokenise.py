@@ -66,9 +66,9 @@ def load_contexts(config: CorpusConfig, tokenizer: transformers.PreTrainedTokeni
     bos_id, pad_id = _bos_and_padding(config, tokenizer)
     train = _Side("train", config.max_tokens, config, Layout(config, bos_id, pad_id))
     held_out = _Side("held-out", config.held_out_tokens, config, Layout(config, bos_id, pad_id))
-    n_documents = _fill(train, held_out, config, _Tokens(config, tokenizer, bos_id))
+    n_documents, n_different = _fill(train, held_out, config, _Tokens(config, tokenizer, bos_id))
     for side in (train, held_out):
-        side.require_text(n_documents)
+        side.require_text(n_documents, n_different)
     generator = torch.Generator().manual_seed(config.seed)
     contexts = [side.draw(generator) for side in (train, held_out)]
     provenance = {
@@ -127,16 +127,18 @@ class _Side:
     def full(self) -> bool:
         return self.n_pooled == self.wanted
 
-    def require_text(self, n_documents: int) -> None:
+    def require_text(self, n_documents: int, n_different: int) -> None:
         if self.layout.n_documents:
             return
-        if n_documents < 2:
+        if n_different < 2:
+            equal = "" if n_documents < 2 else ", all equal"
             raise CorpusError(
-                f"the corpus has {n_documents} document{'' if n_documents == 1 else 's'}; "
-                "a held-out split by document needs at least 2, better many; add documents, or cut the text into several files"
+                f"the corpus has {n_documents} document{'' if n_documents == 1 else 's'}{equal}; a held-out split by document "
+                "needs at least 2 different ones, better many; add documents, or cut the text into several files"
             )
+        copies = f", {n_different} of them different," if n_different < min(n_documents, FEW_DOCUMENTS) else ""
         raise CorpusError(
-            f"none of the {n_documents} documents is on the {self.name} side with "
+            f"none of the {n_documents} documents{copies} is on the {self.name} side with "
             f"held_out_fraction={self._config.held_out_fraction}; add documents, or change the fraction or the seed"
         )
 
@@ -176,12 +178,14 @@ def say_what_is_short(provenance: dict[str, Any]) -> None:
         )
 
 
-def _fill(train: _Side, held_out: _Side, config: CorpusConfig, reader: _Tokens) -> int:
-    """Read documents until both sides are full; return how many were read."""
+def _fill(train: _Side, held_out: _Side, config: CorpusConfig, reader: _Tokens) -> tuple[int, int]:
+    """Read documents until both sides are full; return how many were read, and how many differ, up to a few."""
     wanted = None if train.wanted is None or held_out.wanted is None else train.wanted + held_out.wanted
-    n_documents = 0
+    n_documents, different = 0, set[bytes]()
     with progress("tokenise", wanted, "tokens") as advance:
         for rows in _batches(read_rows(config)):
+            if len(different) < FEW_DOCUMENTS:
+                different.update(row.content for row in rows)
             sides = [held_out if _is_held_out(row.content, config) else train for row in rows]
             # A full side takes no more documents, so these are not tokenised either.
             first, n_documents = n_documents, n_documents + len(rows)
@@ -194,7 +198,7 @@ def _fill(train: _Side, held_out: _Side, config: CorpusConfig, reader: _Tokens) 
                 advance(side.n_pooled - before)
             if train.full and held_out.full:
                 break
-    return n_documents
+    return n_documents, len(different)
 
 
 class _Tokens:

@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import ENDPOINT
+
 from scansion.errors import ConfigError, ScansionError
 from scansion.interop.saelens import read_own, write_saelens
+from scansion.lm.hub import hub_answers
 from scansion.sae import SAE, SAEMetadata
 
 PREFIX = "hub:"
@@ -196,4 +199,10 @@ def _check(repo: str, sae_id: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    """Its first line, and what to do if there is no connection or no right to it."""
+    if not hub_answers():
+        return f"no connection to {ENDPOINT}, or HF_HUB_OFFLINE is set; check the network and HF_ENDPOINT"
+    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+        reason = f"{reason.rstrip('.')}; log in with `hf auth login`, or set HF_TOKEN to a token with the right to it"
+    return reason

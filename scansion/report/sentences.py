@@ -16,6 +16,11 @@ from scansion.files import atomic_file
 from scansion.report.chunks import packed
 
 
+def require_features_of(page: Path, fingerprint: str) -> None:
+    """Raise :class:`ConfigError` unless :func:`add_sentence` can add sentences of this SAE to the page."""
+    _report(page, fingerprint)
+
+
 def add_sentence(
     page: Path, fingerprint: str, tokens: Sequence[str], firing: Sequence[Sequence[tuple[int, float]]]
 ) -> Path:
@@ -33,6 +38,17 @@ def add_sentence(
     Raises:
         ConfigError: there is no such page, it has no pages of features, or not of this SAE.
     """
+    path, html, before = _report(page, fingerprint)
+    others = [one for one in before if (one["sae"], one["tokens"]) != (fingerprint, [*tokens])]
+    sentences = [*others, {"sae": fingerprint, "tokens": [*tokens], "features": [[*map(list, one)] for one in firing]}]
+    data = packed(json.dumps(sentences, allow_nan=False, separators=(",", ":")).encode("ascii"))
+    with atomic_file(path) as temporary:
+        temporary.write_text(_place("sentences").sub(lambda found: found[1] + data + found[3], html), encoding="utf-8")
+    return path
+
+
+def _report(page: Path, fingerprint: str) -> tuple[Path, str, list[dict[str, Any]]]:
+    """The page's path, its HTML and its sentences, once it is known to have features of this SAE."""
     path = page / "index.html" if page.is_dir() else page
     try:
         html = path.read_text(encoding="utf-8")
@@ -45,12 +61,7 @@ def add_sentence(
             f"{path} has no features of this run, but of {names} (each run's first seed); write the report again, or choose "
             "one of these"
         )
-    others = [one for one in _chunk(html, "sentences", path) if (one["sae"], one["tokens"]) != (fingerprint, [*tokens])]
-    sentences = [*others, {"sae": fingerprint, "tokens": [*tokens], "features": [[*map(list, one)] for one in firing]}]
-    data = packed(json.dumps(sentences, allow_nan=False, separators=(",", ":")).encode("ascii"))
-    with atomic_file(path) as temporary:
-        temporary.write_text(_place("sentences").sub(lambda found: found[1] + data + found[3], html), encoding="utf-8")
-    return path
+    return path, html, _chunk(html, "sentences", path)
 
 
 def _place(name: str) -> re.Pattern[str]:
@@ -64,4 +75,6 @@ def _chunk(html: str, name: str, path: Path) -> Any:
             return json.loads(gzip.decompress(base64.b64decode(found[2])))
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"{path} is damaged: its data cannot be read; write the report again") from error
-    raise ConfigError(f"{path} has no pages of features that sentences could be added to; write the report again")
+    raise ConfigError(
+        f"{path} has no features of an SAE that a text could be added to; `scansion report STUDY` writes such a page"
+    )

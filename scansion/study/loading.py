@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from scansion.errors import ConfigError, describe
+from scansion.errors import ConfigError, describe, did_you_mean
+from scansion.files import expanded
 from scansion.records import parse_yaml
 from scansion.registry import load_plugin
 from scansion.study.plan import StudyPlan
@@ -60,5 +61,9 @@ def read_plan(plan: Path | str) -> Any:
     elif str(plan) in bundled:
         text = bundled[str(plan)]
     else:
-        raise ConfigError(f"there is no plan at {plan}; give a YAML file, or one of the names {', '.join(bundled)}")
+        known = [*bundled, *map(str, expanded(plan).parent.glob("*.yaml"))]
+        meant = did_you_mean(str(plan), known) or "."
+        raise ConfigError(
+            f"there is no plan at {plan}{meant} Give a YAML file, or one of the names {', '.join(bundled)}"
+        )
     return parse_yaml(text, str(plan))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -23,7 +22,7 @@ from pydantic import (
 
 from scansion.activations import HarvestConfig
 from scansion.corpus import CorpusConfig
-from scansion.errors import ConfigError, describe
+from scansion.errors import ConfigError, describe, did_you_mean
 from scansion.evals import EvaluationConfig, evaluations
 from scansion.evals.reading.training import CountsPositions, fill
 from scansion.files import fingerprint
@@ -242,10 +241,9 @@ class StudyPlan(BaseModel):
             )
         measured = [figure for one in evaluations.build(self.evaluations).values() for figure in one.measured()]
         if self.primary_metric not in measured:
-            close = get_close_matches(self.primary_metric, measured, 1)
             raise ValueError(
                 f"primary_metric {self.primary_metric!r} is not among what this plan measures"
-                + (f"; did you mean {close[0]}?" if close else f": {', '.join(measured)}")
+                + (did_you_mean(self.primary_metric, measured) or f": {', '.join(measured)}")
             )
         return self
 

@@ -184,7 +184,7 @@ class _Session:
             run.training.check_ids(store.identity.model, store.identity.model_id.commit)
         require_memory(run.sae, store.d_in, store.n_positions)
         build_mask(run.sae.mask, store.n_positions, run.sae.d_sae)  # raises if it does not fit, before a folder is made
-        check_start(run.sae, run.training, store.d_in)
+        check_start(run.sae, run.training, store.d_in, run.folder)
         self.started_from = check_same_data(run.sae, run.training, store)
         resolve_precision(run.training.precision, resolve_device(run.training.device))
         # Runs of earlier versions, whose scale counts outliers, do not record the rule; they are resumed as they began.

@@ -45,8 +45,13 @@ def sae_folder(run: Path) -> Path:
     return run / "sae" if (run / "sae").is_dir() else run
 
 
-def check_start(config: SAEConfig, training: TrainingConfig, d_in: int) -> None:
+def check_start(config: SAEConfig, training: TrainingConfig, d_in: int, folder: Path | None = None) -> None:
     """Raise unless the SAE to start from is there and fits; loads it, which takes about a second.
+
+    Args:
+        config, training: of the new run.
+        d_in: width of its activations.
+        folder: the new run's, where it is known.
 
     Raises:
         TrainingError: it has another architecture, d_sae or d_in, a decoder bias for each band, or it has a mask and its
@@ -61,6 +66,10 @@ def check_start(config: SAEConfig, training: TrainingConfig, d_in: int) -> None:
     source = start_source(config, training)
     if source is None:
         return
+    if folder is not None and source.resolve() in (folder.resolve(), (folder / "sae").resolve()):
+        raise TrainingError(
+            f"{folder} holds the SAE that training starts from, which is kept; choose another folder (--out)"
+        )
     trained, _ = load_sae(source)
     same = ("architecture", "d_sae", "input_norm")
     given = {name: getattr(trained.config, name) for name in same} | {"d_in": trained.d_in}
@@ -70,7 +79,8 @@ def check_start(config: SAEConfig, training: TrainingConfig, d_in: int) -> None:
     if different := [
         f"its {name} is {given[name]}, not {value}" for name, value in expected.items() if given[name] != value
     ]:
-        raise TrainingError(f"{source} cannot be started from: {'; '.join(different)}")
+        advice = "leave out the settings that differ, or --from"
+        raise TrainingError(f"{source} cannot be started from: {'; '.join(different)}; {advice}")
     if trained.b_dec.ndim > 1:
         raise TrainingError(
             f"{source} cannot be started from: it has a decoder bias for each of {len(trained.b_dec)} bands"

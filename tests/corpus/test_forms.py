@@ -148,7 +148,7 @@ def test_columns_have_the_names_that_people_give_them(tmp_path: Path, capsys) ->
         ("a.csv", b"text\none\n\xff\xfe\n", "is not UTF-8 text"),
         ("a.csv", b"id,text\n1,one\n2\n", "line 3 has 1 fields, and the header has 2; quote fields"),
         ("a.csv", b'text\n"never closed\n', "line 2 cannot be read"),
-        ("a.tsv", b"id\tbody\n1\tone\n", "has no column 'text' but 'id', 'body'; set text_column"),
+        ("a.tsv", b"id\tbody\n1\tone\n", "has no column 'text' but 'id', 'body'; name one with --text-column"),
         ("a.json", b'[{"text": "one"}, {"text": 2}]', "row 1: the column 'text' holds a int"),
         ("a.json", b'[{"text": "one"},', "is not JSON"),
         ("a.json", b'["one"]', "row 0 is a str; expected an object"),

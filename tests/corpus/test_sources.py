@@ -77,7 +77,7 @@ def test_reading_is_lazy(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "contents", "message"),
     [
-        ("a.jsonl", b'{"body": "x"}', "line 1 has no column 'text' but 'body'; set text_column"),
+        ("a.jsonl", b'{"body": "x"}', "line 1 has no column 'text' but 'body'; name one with --text-column"),
         ("a.jsonl", b"[1]", "line 1 is a list; expected an object"),
         ("a.jsonl", b'{"text": 3}', "the column 'text' holds a int; expected text"),
         ("a.jsonl", b"{", "line 1 is not JSON"),
