@@ -60,7 +60,9 @@ def _command(parent: App, name: str, module: str, function: str, group: Group | 
 _assets = App(
     name="assets", group=LISTS, help="Download, list or verify the bundled model, text and labelled data sets."
 )
-_study = App(name="study", group=STUDIES, help="Run a plan of many runs, or estimate first what it takes.")
+_study = App(
+    name="study", group=STUDIES, help="Run a plan of many runs, estimate first what it takes, or audit its results."
+)
 app.command(_assets)
 app.command(_study)
 _command(_assets, "fetch", "assets", "fetch")
@@ -69,6 +71,7 @@ _command(_assets, "verify", "assets", "verify")
 _command(_assets, "train-gpt2", "assets", "train_gpt2")
 _command(_study, "plan", "studies", "plan_study")
 _command(_study, "run", "studies", "run_study")
+_command(_study, "audit", "studies", "audit_results")
 _command(app, "demo", "studies", "demo", START)
 _command(app, "doctor", "assets", "doctor", START)
 _command(app, "harvest", "training", "harvest", STEPS, 1)

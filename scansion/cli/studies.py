@@ -20,6 +20,7 @@ from scansion.locks import only_writer
 from scansion.progress import say
 from scansion.report import FeatureConfig
 from scansion.study import ArmInfo, StudyPlan, StudyRecord, compare, execute, infos_of, load_plan
+from scansion.study.audit import audit
 from scansion.study.checks import check_entries
 from scansion.study.compare.comparison import by_world
 from scansion.study.compare.tables import lines_below, terminal_tables, write_comparison
@@ -141,6 +142,33 @@ def plan_study(
         output.print(
             "one seed per run: how much seeds vary will not be seen; list several in `seeds`, or give --seeds 3"
         )
+
+
+def audit_results(results: Path) -> None:
+    """Compute every figure of finished comparisons again, with code that shares nothing with the tables.
+
+    Reads comparison.json, comparison.md and final_info.json in the folder and below it, with by_text.json, and computes
+    means, intervals, differences, p-values, Holm's corrections and fronts again from the values of each seed and the sums over
+    text. Prints how many figures were checked and each difference; ends with exit status 2 if there is one.
+
+    Example: scansion study audit results
+
+    Parameters
+    ----------
+    results
+        Folder of a study, or of several.
+    """
+    if not results.is_dir():
+        raise ConfigError(f"{results} is no folder; give that of a study, such as runs/demo")
+    found = audit(results)
+    for line in found.not_checked:
+        output.print(f"not checked: {line}", markup=False)
+    for line in found.differences:
+        output.print(line, markup=False)
+    differ = f"{len(found.differences)} differ" if found.differences else "all as computed again"
+    output.print(f"{found.checked:,} figures checked: {differ}", markup=False)
+    if found.differences or not found.checked:
+        raise StudyError(f"{results}: {differ}, as said above" if found.checked else f"{results}: nothing to check")
 
 
 def compare_runs(
