@@ -34,9 +34,8 @@ output = PlainConsole(highlight=False, soft_wrap=True)
 """For lines: a file gets them whole, a terminal wraps them."""
 
 
-def table_console(width: int) -> PlainConsole:
-    """For tables: as wide as the terminal, or as given where there is none."""
-    return PlainConsole(width=None if output.is_terminal else width, highlight=False)
+tables = PlainConsole(highlight=False, width=None if output.is_terminal else 100)
+"""For tables: as wide as the terminal, or 100 columns where there is none."""
 
 
 @cache

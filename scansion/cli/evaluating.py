@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from scansion.activations import ActivationStore
 from scansion.assets import fetch
-from scansion.cli.app import output, table_console
+from scansion.cli.app import output, tables
 from scansion.errors import ConfigError
 from scansion.evals import EvaluationConfig, Figure
 from scansion.evals import evaluations as registered
@@ -151,7 +151,7 @@ def present(results: list[RunResults]) -> None:
     """Print the tables of results."""
     summary = summarise(results)
     if summary.rows:
-        table_console(200).print(summary.table())
+        tables.print(summary.table())
     for name, why in summary.set_apart:
         output.print(f"{name}: {why}", markup=False)
     for note in summary.notes:
@@ -161,6 +161,6 @@ def present(results: list[RunResults]) -> None:
         if table is None:
             continue
         if table.groups:
-            table_console(200).print(table.table())
+            tables.print(table.table())
         for note in table.notes:
             output.print(f"{table.name}: {note}", markup=False)

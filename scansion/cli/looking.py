@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.table import Table
 
 from scansion.attaching import Seen, attach
-from scansion.cli.app import output, table_console
+from scansion.cli.app import output, tables
 from scansion.errors import ConfigError
 from scansion.evals.base import LoadedSAE
 from scansion.exploring import encode_text, model_of, require_features, text_tokens
 from scansion.lm import LanguageModel
 from scansion.report.sentences import add_sentence, require_features_of
 from scansion.sae import SAE, load_sae
+from scansion.text_table import TextTable
 
 _MOST_SAVED = 256
 """Features of a token that a page gets, at most."""
@@ -47,12 +47,13 @@ def look(run: Path, text: str, *, features: int = 3, page: Path | None = None, d
     if page is not None:  # before the language model, which takes seconds
         require_features_of(page, fingerprint)
     encoded = encode_text(sae, text, device=device)
-    table = Table("position", "token", "features that fire, with their activations")
+    rows: list[list[str]] = []
     for place, (token, applied) in enumerate(zip(encoded.tokens, cast(Any, encoded.applied).tolist(), strict=True)):
         why = "position 0 took no part in training" if place == 0 else f"past the mask's {sae.n_positions} positions"
         shown = ",  ".join(f"{index}: {value:.3g}" for index, value in encoded.top(place, features))
-        table.add_row(str(place), repr(token)[1:-1], shown if applied else f"({why})")
-    table_console(100).print(table, markup=False)
+        rows.append([str(place), repr(token)[1:-1], shown if applied else f"({why})"])
+    headings = ["position", "token", "features that fire, with their activations"]
+    tables.print(TextTable(headings, [rows], left=3, repeated=2))
     if page is not None:
         firing = [encoded.top(place, _MOST_SAVED) for place in range(len(encoded.tokens))]
         path = add_sentence(page, fingerprint, encoded.tokens, firing)

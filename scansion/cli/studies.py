@@ -9,10 +9,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from rich.table import Table
-from rich.text import Text
 
-from scansion.cli.app import output, table_console
+from scansion.cli.app import output, tables
 from scansion.cli.reporting import write_pages
 from scansion.errors import ConfigError, StudyError, did_you_mean
 from scansion.files import require_writable
@@ -27,6 +25,7 @@ from scansion.study.compare.tables import lines_below, terminal_tables, write_co
 from scansion.study.estimate import estimate
 from scansion.study.plan import slug
 from scansion.study.tracking import Tracker, import_study, open_tracker, require_tracker
+from scansion.text_table import TextTable
 
 _FIRST_OF_DEMO = "0,4"  # the baseline, and early / middle / late groups
 
@@ -116,26 +115,26 @@ def plan_study(
     """
     settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
     found = estimate(settings, _folders(settings, out or _home(settings), only))
-    table = Table(
-        "run", "name", "SAE", "mask", "seeds to do", "tokens", "training, s per seed", "evaluation, s per seed"
-    )
-    for one in found.arms:
-        arm = one.arm
-        table.add_row(
+    headings = ["run", "name", "SAE", "mask", "seeds to do", "tokens", "training, s per seed", "evaluation, s per seed"]
+    rows = [
+        [
             str(arm.run),
-            Text(arm.name),
+            arm.name,
             f"{arm.sae.architecture} {arm.sae.d_sae:,}",
             arm.sae.mask.family,
             f"{one.missing} of {len(arm.seeds)}",
             f"{arm.training.tokens:,}",
             f"{one.train_seconds:.0f}",
             f"{one.evaluation_seconds:.0f}",
-        )
+        ]
+        for one in found.arms
+        for arm in (one.arm,)
+    ]
     if settings.hypothesis:
         output.print(f"asked: {settings.hypothesis}", markup=False)
     effect = "" if settings.minimum_effect is None else f", smallest effect that matters {settings.minimum_effect:g}"
     output.print(f"decided by: {settings.primary_metric}{effect}; ends with: {settings.stopping_rule}", markup=False)
-    table_console(160).print(table)
+    tables.print(TextTable(headings, [rows], left=4, repeated=2))
     for line in found.lines():
         output.print(line, markup=False)
     if all(len(one.arm.seeds) == 1 for one in found.arms):
@@ -289,7 +288,7 @@ def show_comparison(
         if world:
             output.print(f"world: {world}", markup=False)
         for table in terminal_tables(comparison, every=every):
-            table_console(240).print(table)
+            tables.print(table)
         for line in lines_below(comparison):
             output.print(line, markup=False)
         if out is not None:

@@ -261,7 +261,7 @@ def test_what_a_star_means_is_said_below_each_table_that_has_one(tmp_path: Path)
     arms = {"base": BASE, "lower": info({0: 0.700, 1: 0.721, 2: 0.739}), "same": info({0: 0.8, 1: 0.83, 2: 0.83})}
     comparison = compare(arms)
     figures, differences = terminal_tables(comparison)
-    assert [str(cell).endswith(" *") for cell in differences.columns[2].cells] == [True, False]
+    assert [row[2].endswith(" *") for row in differences.groups[0]] == [True, False]
     assert (figures.caption, differences.caption) == (None, STAR_NOTE)
     written = write_comparison(comparison, arms, tmp_path)[0].read_text()
     assert written.count(STAR_NOTE) == 2, "below the headline's differences, and below those of every figure"

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
-
 from scansion.activations import TokenExclusion
 from scansion.activations.outliers import NOTABLE
 from scansion.evals import evaluations
@@ -16,7 +14,8 @@ from scansion.pipeline.run_results import RunResults
 from scansion.report.tables.probing import shown_ks, with_gain
 from scansion.report.tables.table import ONE_SAE_NOTE
 from scansion.study.compare.figures import figure
-from scansion.study.compare.tables import figure_text, text_table
+from scansion.study.compare.tables import figure_text
+from scansion.text_table import TextTable
 
 NOTHING = "No run can be compared."
 
@@ -37,9 +36,9 @@ class Summary:
     set_apart: list[tuple[str, str]]
     notes: list[str]
 
-    def table(self) -> Table:
+    def table(self) -> TextTable:
         """The table for a terminal."""
-        return text_table(self.columns, [self.rows], left=3)
+        return TextTable(self.columns, [self.rows], left=3)
 
 
 def summarise(runs: Sequence[RunResults]) -> Summary:

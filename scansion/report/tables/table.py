@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rich.table import Table
-
-from scansion.study.compare.tables import text_table
+from scansion.text_table import TextTable
 
 ONE_SAE_NOTE = (
     "Brackets hold 95% bootstrap intervals of one trained SAE, over contexts, documents or test texts. They do not cover the "
@@ -24,7 +22,7 @@ class ReportTable:
         columns: headings.
         groups: rows of cells, in groups with a line between them.
         notes: how to read it, and runs without figures with the reason.
-        left: how many columns are aligned left.
+        left: how many columns are aligned left; they name a row.
     """
 
     name: str
@@ -34,6 +32,6 @@ class ReportTable:
     notes: list[str] = field(default_factory=list[str])
     left: int = 1
 
-    def table(self) -> Table:
+    def table(self) -> TextTable:
         """The table for a terminal."""
-        return text_table(self.columns, self.groups, left=self.left, title=self.name)
+        return TextTable(self.columns, self.groups, left=self.left, repeated=self.left, title=self.name)

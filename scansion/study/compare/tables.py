@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.table import Table
-from rich.text import Text
-
 from scansion.evals import Figure
 from scansion.evals.statistics import Estimate
 from scansion.files import atomic_file
@@ -17,6 +14,7 @@ from scansion.study.by_text import write_by_text
 from scansion.study.compare.comparison import STAR_NOTE, ComparedArm, Comparison, Difference
 from scansion.study.compare.figures import figure
 from scansion.study.final_info import ArmInfo
+from scansion.text_table import TextTable
 
 HOW_TO_READ = "Means over seeds with 95% intervals. Differences are paired by seed."
 
@@ -26,39 +24,17 @@ ONE_SEED = (
 )
 
 
-def terminal_tables(comparison: Comparison, *, every: bool = False) -> list[Table]:
+def terminal_tables(comparison: Comparison, *, every: bool = False) -> list[TextTable]:
     """The figures, and then the differences from the baseline.
 
     Args:
         comparison: the arms.
         every: all figures instead of the headline's.
     """
-    tables: list[Table] = []
-    for title, rows in _both(comparison, every):
-        tables.append(text_table(rows[0], [rows[1:]], left=2, title=title))
-        tables[-1].caption = STAR_NOTE if has_star(rows) else None
-    return tables
-
-
-def text_table(
-    columns: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], *, left: int = 1, title: str | None = None
-) -> Table:
-    """A table for a terminal.
-
-    Args:
-        columns: headings.
-        groups: rows of cells, in groups with a line between them.
-        left: how many columns are aligned left; the others are aligned right.
-        title: above it.
-    """
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if index < left else "right")
-    for rows in groups:
-        for row in rows:
-            table.add_row(*map(Text, row))  # Text, for a name may look like markup
-        table.add_section()
-    return table
+    return [
+        TextTable(rows[0], [rows[1:]], left=2, title=title, caption=STAR_NOTE if has_star(rows) else None)
+        for title, rows in _both(comparison, every)
+    ]
 
 
 def lines_below(comparison: Comparison) -> list[str]:
