@@ -26,14 +26,9 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "+ for bias, count in zip(biases.tolist(), counts.tolist(), ):",
     ): "unique_consecutive returns as many counts as values.",
     (
-        "scansion.evals.position.information.shift_null",
+        "scansion.evals.position.flips.flip_p_values",
         "- max_draws: int = 0,\n+ max_draws: int = 1,",
     ): "Used only with a rate, and then given.",
-    (
-        "scansion.evals.position.information._Draws._add",
-        "- n_effective = min(self._N_EFFECTIVE, n_draws) if first else 0\n"
-        "+ n_effective = min(self._N_EFFECTIVE, n_draws) if first else 1",
-    ): "The effective positions of later draws are not used.",
     (
         "scansion.evals.position.replacement._read_again",
         "- tokens = there.sum(dim=1, dtype=torch.float64).numpy()[:, None]\n"

@@ -28,10 +28,12 @@ class PositionConfig(CountsPositions):
         description="Groups of documents; intervals come from leaving out one group at a time (jackknife).",
     )
     null_draws: int = Field(
-        default=100, ge=20, description="Random circular shifts that give each feature's null distribution."
+        default=100,
+        ge=20,
+        description="Random circular shifts for each feature's null mean, and random signs for its p-value.",
     )
     max_null_draws: int = Field(
-        default=20_000, ge=20, description="Most shifts for a feature whose p-value needs more of them."
+        default=20_000, ge=20, description="Most draws of signs for a feature whose p-value needs more of them."
     )
     false_discovery_rate: float = Field(
         default=0.05, gt=0, lt=1, description="Accepted share of false positives among the features called significant."

@@ -16,7 +16,7 @@ from scansion.evals.position.agreement import divergence
 from scansion.evals.position.budget import budget_of
 from scansion.evals.position.config import PositionConfig
 from scansion.evals.position.firing import Firing, Text, record
-from scansion.evals.position.information import shift_null
+from scansion.evals.position.information import Null
 from scansion.evals.position.measure import Measured, measure
 from scansion.evals.position.moving import MovedText, move_text, offset_for
 from scansion.evals.position.profiles import Profiles, profiles_of
@@ -169,7 +169,7 @@ def _measure_all(
             rate = config.false_discovery_rate if resolved else None
             n_draws = config.null_draws if resolved else _MEAN_ONLY_DRAWS
             draw = np.random.default_rng([config.seed, 2, index])
-            null = shift_null(firing, n_draws, draw, rate=rate, max_draws=config.max_null_draws)
+            null = Null.of(firing, n_draws, draw, rate=rate, max_draws=config.max_null_draws)
             its = compared.get(state, 0)
             chance = [weights for which, weights in enumerate(masks) if which != its]
             measured[state] = measure(firing, null, masks[its], chance, n_shared, rate)

@@ -15,11 +15,13 @@ from scansion.activations import ActivationStore
 from scansion.errors import EvalError
 from scansion.evals.position.config import PositionConfig
 from scansion.evals.reading.contexts import read_contexts
-from scansion.evals.reading.groups import deal_documents
+from scansion.evals.reading.groups import cluster_contexts, deal_documents
 from scansion.progress import Advance
 from scansion.sae import SAE
 
 _CHUNK_BITS = 16_000_000
+CLUSTERS = 64
+"""Clusters of contexts: enough to tell one feature among many thousands, for signs of 64 can be drawn in 2^63 ways."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,7 @@ class Text:
         lengths: tokens of each context that count at these positions.
         groups: document group of each context.
         n_documents: documents in all.
+        clusters: cluster of each context, for tests of whether firing depends on the position.
         counted: which tokens count; None if those of a context fill the positions from the first on.
     """
 
@@ -40,6 +43,7 @@ class Text:
     lengths: Int[np.ndarray, "C"]
     groups: Int[np.ndarray, "C"]
     n_documents: int
+    clusters: Int[np.ndarray, "C"]
     counted: Bool[Tensor, "P C"] | None = None
 
     @classmethod
@@ -68,6 +72,7 @@ class Text:
             counted.sum(dim=0).numpy(),
             deal_documents(documents, config.groups, config.seed),
             len(np.unique(documents)),
+            cluster_contexts(documents, CLUSTERS, config.seed),
             None if counted.equal(valid[positions]) else counted,
         )
 
@@ -80,6 +85,11 @@ class Text:
     def n_groups(self) -> int:
         """G."""
         return int(self.groups.max()) + 1
+
+    @property
+    def n_clusters(self) -> int:
+        """Clusters of contexts."""
+        return int(self.clusters.max()) + 1
 
     @property
     def n_tokens(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +9,10 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import false_discovery_control
 
 from scansion.evals.position.firing import Events, Firing, Profile
+from scansion.evals.position.flips import flip_p_values
 
 # Voita et al. 2023, "Neurons in Large Language Models: Dead, N-gram, Positional", call a neuron positional above this.
 VOITA_THRESHOLD = 0.05
-# Nulls within this many bits of the observation count as equal to it.
-_TIE = 1e-12
 
 
 def _x_log_x(x: np.ndarray) -> np.ndarray:
@@ -25,7 +23,7 @@ def information(profile: Profile) -> Float[np.ndarray, "F"]:
     """Mutual information in bits between a feature's firing and the position, from counts (the plug-in estimate).
 
     ``I(1[a > 0]; p) = H(1[a > 0]) - H(1[a > 0] | p)``, in [0, entropy of firing], of which it is 0 for a feature that
-    fires alike everywhere. From finite text it is biased upward, the more the rarer the feature: see :func:`shift_null`.
+    fires alike everywhere. From finite text it is biased upward, the more the rarer the feature: see :func:`shift_means`.
     """
     tokens = profile.tokens[:, None].astype(np.float64)
     split = (_x_log_x(profile.counts) + _x_log_x(tokens - profile.counts) - _x_log_x(tokens)).sum(axis=0)
@@ -75,16 +73,31 @@ class Null:
     """What each feature's figures would be if its firing did not depend on the position.
 
     Attributes:
-        information: mean over draws, bits.
+        information: mean over draws, bits; 0 for a feature that never fired.
         effective_positions: mean over the first draws, each at most P.
-        p_value: (1 + draws at or above the observation) / (1 + draws); 1 for a feature that never fired.
-        draws: how many there were.
+        p_value: that firing does not depend on the position, see :func:`flip_p_values`; 1 for a feature that never fired.
+        draws: signs drawn for it.
     """
 
     information: Float[np.ndarray, "F"]
     effective_positions: Float[np.ndarray, "F"]
     p_value: Float[np.ndarray, "F"]
     draws: Int[np.ndarray, "F"]
+
+    @classmethod
+    def of(
+        cls,
+        firing: Firing,
+        n_draws: int,
+        generator: np.random.Generator,
+        *,
+        rate: float | None = None,
+        max_draws: int = 0,
+    ) -> Null:
+        """Means from shifts, p-values from signs; arguments as in :func:`flip_p_values`."""
+        information, effective = shift_means(firing, n_draws, generator)
+        p_value, draws = flip_p_values(firing, n_draws, generator, rate=rate, max_draws=max_draws)
+        return cls(information, effective, p_value, draws)
 
     def q_value(self) -> Float[np.ndarray, "F"]:
         """The false discovery rate at which each feature is found (Benjamini and Hochberg 1995); 1 if it never fired."""
@@ -95,46 +108,22 @@ class Null:
         return q
 
 
-def shift_null(
-    firing: Firing,
-    n_draws: int,
-    generator: np.random.Generator,
-    *,
-    rate: float | None = None,
-    max_draws: int = 0,
-) -> Null:
-    """Draw the null by turning each context by an amount of its own, as a ring of its valid tokens.
+def shift_means(
+    firing: Firing, n_draws: int, generator: np.random.Generator
+) -> tuple[Float[np.ndarray, "F"], Float[np.ndarray, "F"]]:
+    """Mean information and effective positions of firing that is moved: each context is turned by an amount of its own, as
+    a ring of its valid tokens.
 
-    Turning keeps a context's runs of firing and how often it fires, and which contexts reach which position. Tokens
-    shuffled one by one would lose the runs and call any feature that fires in runs positional.
-
-    Where ``rate`` is given, features that no draw has reached get more draws, until their p-value is small enough for
-    Benjamini and Hochberg at that rate or ``max_draws`` are made: n_draws alone cannot resolve the p-values that a few
-    positional features among many thousands need. A p-value made so is still at most t with a chance of at most t.
-
-    Args:
-        firing: of one SAE.
-        n_draws: for every feature.
-        generator: of the amounts.
-        rate: false discovery rate to resolve p-values for; None for no more draws than ``n_draws``.
-        max_draws: most draws per feature.
+    Turning keeps a context's runs of firing and how often it fires, and which contexts reach which position; it leaves the
+    mean information of firing that knows no position as it is. It is no test: it breaks the runs at a context's start, and
+    runs as long as contexts have a heavier tail without it. Tokens shuffled one by one would lose the runs altogether.
     """
     whole = firing.without(None)
-    observed = information(whole)
     alive = np.flatnonzero(whole.counts.sum(axis=0) > 0)
-    drawn = _Draws(firing, whole, observed)
-    drawn.add(alive, n_draws, generator)
-    while rate is not None:
-        unreached = alive[drawn.reached[alive] == 0]
-        if len(unreached) == 0:
-            break
-        done = int(drawn.n[unreached].min())
-        wanted = min(math.ceil(len(alive) / (rate * len(unreached))), max_draws)
-        if wanted <= done:
-            break
-        drawn.add(unreached, wanted - done, generator)
-    n = np.maximum(drawn.n, 1)
-    return Null(drawn.sums / n, drawn.effective, (1 + drawn.reached) / (1 + drawn.n), drawn.n)
+    drawn = _Draws(firing, whole)
+    for chosen, events in firing.events(alive):
+        drawn.add(alive[chosen], events, n_draws, generator)
+    return drawn.sums / n_draws, drawn.effective
 
 
 class _Draws:
@@ -142,8 +131,8 @@ class _Draws:
 
     _N_EFFECTIVE = 10
 
-    def __init__(self, firing: Firing, whole: Profile, observed: Float[np.ndarray, "F"]) -> None:
-        self._firing, self._observed, self._tokens = firing, observed, whole.tokens
+    def __init__(self, firing: Firing, whole: Profile) -> None:
+        self._firing, self._tokens = firing, whole.tokens
         self._entropy = firing_entropy(whole)
         # A turned context has as many tokens at each position as before, so that only the counts change, and each
         # position's share of the sum can be looked up by its count.
@@ -154,16 +143,8 @@ class _Draws:
         self._row = np.arange(len(tokens), dtype=np.int64) * len(counts)
         self.sums = np.zeros(firing.d_sae)
         self.effective = np.full(firing.d_sae, np.nan)
-        self.reached = np.zeros(firing.d_sae, dtype=np.int64)
-        self.n = np.zeros(firing.d_sae, dtype=np.int64)
 
-    def add(self, features: Int[np.ndarray, "w"], n_draws: int, generator: np.random.Generator) -> None:
-        for chosen, events in self._firing.events(features):
-            self._add(features[chosen], events, n_draws, generator)
-
-    def _add(
-        self, features: Int[np.ndarray, "v"], events: Events, n_draws: int, generator: np.random.Generator
-    ) -> None:
+    def add(self, features: Int[np.ndarray, "v"], events: Events, n_draws: int, generator: np.random.Generator) -> None:
         text = self._firing.text
         lengths, P = np.maximum(text.lengths, 1), len(self._tokens)
         cell = events.feature.astype(np.int64) * P
@@ -174,9 +155,8 @@ class _Draws:
             numbers = np.maximum(text.there.cumsum(axis=0).T - 1, 0)
             place_of = np.argsort(~text.there.T, axis=1, kind="stable")
         moved = np.empty_like(cell)
-        first = not self.n[features].any()
         effective = np.zeros(len(features))
-        n_effective = min(self._N_EFFECTIVE, n_draws) if first else 0
+        n_effective = min(self._N_EFFECTIVE, n_draws)
         for draw in range(n_draws):
             # New place of each token of each context; places beyond a context's end are never looked up.
             turned = (numbers + generator.integers(0, lengths)[:, None]) % lengths[:, None]
@@ -187,13 +167,10 @@ class _Draws:
             counts = np.bincount(moved, minlength=len(features) * P).reshape(-1, P)
             bits = np.take(self._table, self._row + counts).sum(axis=1) + self._entropy[features]
             self.sums[features] += np.maximum(bits, 0.0)
-            self.reached[features] += bits >= self._observed[features] - _TIE
             if draw < n_effective:
                 turned_profile = counts.T.astype(np.float64)
                 effective += bounded_effective_positions(Profile(turned_profile, turned_profile, self._tokens))
-        if first:
-            self.effective[features] = effective / n_effective
-        self.n[features] += n_draws
+        self.effective[features] = effective / n_effective
 
 
 def corrected(

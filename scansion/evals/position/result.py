@@ -96,7 +96,8 @@ class PositionResult(EvalResult):
         budget: the four ways in which SAEs may be of equal size.
     """
 
-    schema_version: int = 2  # 1: effective_positions was exp of the entropy of the rate profile
+    # 1: effective_positions was exp of the entropy of the rate profile; 2: p-values came from turned contexts
+    schema_version: int = 3
     eval: str = "position"
     sae_config: AnySAEConfig
     n_tokens: int

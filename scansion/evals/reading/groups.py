@@ -85,6 +85,27 @@ def deal_documents(doc_ids: Int[np.ndarray, "C"], n_groups: int, seed: int) -> I
     return group_of[np.searchsorted(documents, doc_ids)]
 
 
+def cluster_contexts(doc_ids: Int[np.ndarray, "C"], n: int, seed: int) -> Int[np.ndarray, "C"]:
+    """The cluster of each context, at most ``n`` or about as many: groups of whole documents, or, if there are fewer
+    documents, each document's contexts in blocks of consecutive ones.
+
+    Args:
+        doc_ids: the document of each context.
+        n: clusters wanted, an even number of at least 4.
+        seed: see :func:`deal_documents`.
+    """
+    documents, document, sizes = np.unique(doc_ids, return_inverse=True, return_counts=True)
+    if len(documents) >= n:
+        return deal_documents(doc_ids, n, seed)
+    # More blocks for longer documents, at least one and at most one per context.
+    blocks = np.clip(n * sizes // sizes.sum(), 1, sizes)
+    first = np.cumsum(blocks) - blocks
+    order = np.argsort(document, kind="stable")
+    within = np.empty(len(doc_ids), dtype=np.int64)
+    within[order] = np.arange(len(doc_ids)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return first[document] + within * blocks[document] // sizes[document]
+
+
 @dataclass(frozen=True, eq=False)
 class DocumentSums:
     """Sums over groups of whole documents, of figures known by context.

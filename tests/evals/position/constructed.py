@@ -10,10 +10,12 @@ from scansion.evals.position.firing import Firing, Profile, Text
 
 
 def made_up_text(lengths: list[int], n_groups: int = 4) -> Text:
-    """Contexts of these lengths, dealt out to groups in turn, with no activations behind them."""
+    """Contexts of these lengths, each a document, dealt out to groups and clusters in turn, with no activations behind them."""
     n = len(lengths)
     store = object.__new__(ActivationStore)
-    return Text(store, torch.arange(1, 1 + max(lengths)), np.array(lengths), np.arange(n) % n_groups, n)
+    return Text(
+        store, torch.arange(1, 1 + max(lengths)), np.array(lengths), np.arange(n) % n_groups, n, np.arange(n) % 64
+    )
 
 
 def firing_of(text: Text, fired: np.ndarray) -> Firing:

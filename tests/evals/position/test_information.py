@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from scansion.evals.position.information import Null, effective_positions, firing_entropy, information, shift_null
+from scansion.evals.position.information import Null, effective_positions, firing_entropy, information
 from tests.evals.position.constructed import firing_of, made_up_text, profile, runs
 
 
@@ -64,7 +64,7 @@ def test_the_spread_allows_for_uneven_and_finite_text() -> None:
 
 def null_of(fired: np.ndarray, lengths: list[int], **settings: float) -> tuple[Null, np.ndarray]:
     firing = firing_of(made_up_text(lengths), fired)
-    return shift_null(firing, 100, np.random.default_rng(0), **settings), information(firing.without(None))  # type: ignore[arg-type]
+    return Null.of(firing, 100, np.random.default_rng(0), **settings), information(firing.without(None))  # type: ignore[arg-type]
 
 
 def test_firing_in_runs_that_knows_no_position_is_not_called_positional() -> None:
@@ -113,7 +113,7 @@ def test_short_contexts_are_turned_within_their_own_length() -> None:
     for context, length in enumerate(lengths):
         fired[length - 1, context] = True
     firing = firing_of(made_up_text(lengths), fired)
-    null = shift_null(firing, 50, np.random.default_rng(0))
+    null = Null.of(firing, 50, np.random.default_rng(0))
     assert 0 < null.information[0] < information(firing.without(None))[0]
 
 
@@ -122,14 +122,14 @@ def test_contexts_are_turned_over_the_tokens_that_count() -> None:
     fired = runs(8, 24, 3, rate=0.3, stay=0.5, seed=2)
     text = made_up_text(lengths)
     said = replace(text, counted=torch.from_numpy(text.there))
-    nulls = [shift_null(firing_of(one, fired), 30, np.random.default_rng(0)) for one in (text, said)]
+    nulls = [Null.of(firing_of(one, fired), 30, np.random.default_rng(0)) for one in (text, said)]
     assert np.array_equal(nulls[0].information, nulls[1].information), "the same tokens, said in another way"
 
     counted = np.random.default_rng(3).random((8, 24)) < 0.6
     counted[0] = True
     left = replace(text, lengths=counted.sum(axis=0), counted=torch.from_numpy(counted))
     always = firing_of(left, np.ones((8, 24, 1), dtype=bool))
-    null = shift_null(always, 30, np.random.default_rng(0))
+    null = Null.of(always, 30, np.random.default_rng(0))
     assert null.information[0] == pytest.approx(0, abs=1e-12), "one that fires on every token still does when turned"
     assert null.p_value[0] == 1
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scansion.evals.position.agreement import auroc
-from scansion.evals.position.information import shift_null
+from scansion.evals.position.information import Null
 from scansion.evals.position.measure import Measured, measure
 from tests.evals.position.constructed import firing_of, made_up_text, runs
 
@@ -18,7 +18,7 @@ def measured(rate: float | None) -> tuple[Measured, np.ndarray]:
     firing = firing_of(text, fired)
     weights = np.zeros((6, 3))
     weights[:2] = 1.0
-    null = shift_null(firing, 40, np.random.default_rng(0), rate=rate, max_draws=400)
+    null = Null.of(firing, 40, np.random.default_rng(0), rate=rate, max_draws=400)
     return measure(firing, null, weights, [weights[::-1]], 1, rate), np.array(
         [auroc(weights, firing.without(group))[1:].mean() for group in (None, *range(text.n_groups))]
     )
