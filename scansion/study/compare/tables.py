@@ -12,7 +12,7 @@ from scansion.progress import printable
 from scansion.records import write_json
 from scansion.study.by_text import write_by_text
 from scansion.study.compare.comparison import STAR_NOTE, ComparedArm, Comparison, Difference
-from scansion.study.compare.figures import figure
+from scansion.study.compare.figures import figure, is_known
 from scansion.study.final_info import ArmInfo
 from scansion.text_table import TextTable
 
@@ -47,6 +47,10 @@ def lines_below(comparison: Comparison) -> list[str]:
     lines += [f"{name}: {why}" for name, why in comparison.set_apart.items()]
     lines += [f"{arm.name}: {'; '.join(arm.caveats)}" for arm in comparison.arms if arm.caveats]
     lines += [f"{arm.name}: no {name}: {why}" for arm in comparison.arms for name, why in arm.not_applicable.items()]
+    if unknown := [name for name in shown_figures(comparison, every=True) if not is_known(name)]:
+        lines.append(
+            f"{', '.join(unknown)}: measured by a plugin that is not loaded here; load it with --plugin FILE.py"
+        )
     lines += _detectable_line(comparison)
     shown = {(front.x, front.y): (front.arms, front.near) for front in comparison.fronts}
     for front in comparison.fronts:
