@@ -17,13 +17,13 @@ from benchmarks.subjects import Subject
 from scansion.activations import ActivationStore, ActivationStream
 from scansion.corpus import CorpusConfig
 from scansion.evals.base import LoadedSAE
-from scansion.evals.core.evaluate import CoreConfig, evaluate_core
+from scansion.evals.core.evaluate import CoreConfig, CoreResult, evaluate_core
 from scansion.execution.plan import Way
 from scansion.lm import BUNDLED_MODEL
 from scansion.pipeline import HarvestSpec, Stores, build_stores
 from scansion.progress import say
 from scansion.records import read_json
-from scansion.sae import SAEMetadata, build_sae
+from scansion.sae import SAEConfig, SAEMetadata, build_sae
 from scansion.training import TrainingConfig
 from scansion.training.learner import Learner
 
@@ -114,19 +114,10 @@ def measure(
 
 def _trained(subject: Forced, d_sae: int, k: int, training: TrainingConfig, stores: Stores) -> dict[str, Any]:
     """Train an SAE, and return its figures on held-out text and the ways that were taken."""
-    store = stores.train
-    per_position = max(1, round(training.batch_tokens / len(store.used_positions(training.use_position_0))))
-    stream = ActivationStream(store, per_position, training.data_seed)
-    n_steps = training.n_steps(stream.tokens_per_batch)
-    config = Subject(subject.kind, store.d_in, d_sae, k, subject.mask).config()
-    sae = build_sae(config, store.d_in, store.n_positions, torch.Generator().manual_seed(training.seed))
-    sae.start_at(stream.mean_by_position * stream.input_scale, stream.positions)
-    learner = Learner(sae, training, n_steps, subject.way)
-    for batch in stream.batches(0, n_steps):
-        learner.advance(batch.scaled(stream.input_scale))
-    sae.eval().fold_scale(stream.input_scale)
-    loaded = LoadedSAE("sae", sae, _metadata(store, stream, training, learner))
-    (core,) = evaluate_core([loaded], stores.held_out, None, CoreConfig(loss_contexts=0))
+    config = Subject(subject.kind, stores.train.d_in, d_sae, k, subject.mask).config()
+    learner, core = train_and_score(
+        config, training, stores.train, stores.held_out, CoreConfig(loss_contexts=0), subject.way
+    )
     return {
         "fve": core.fve.value,
         "l0": core.l0,
@@ -135,6 +126,30 @@ def _trained(subject: Forced, d_sae: int, k: int, training: TrainingConfig, stor
         "ways": sorted(learner.ways),
         "precision": learner.precision,
     }
+
+
+def train_and_score(
+    config: SAEConfig,
+    training: TrainingConfig,
+    store: ActivationStore,
+    held_out: ActivationStore,
+    core: CoreConfig,
+    way: Way | None = None,
+) -> tuple[Learner, CoreResult]:
+    """Train one SAE as ``scansion train`` does, without a folder, and evaluate it on held-out text."""
+    stream = ActivationStream(
+        store, training.per_position(len(store.used_positions(training.use_position_0))), training.data_seed
+    )
+    n_steps = training.n_steps(stream.tokens_per_batch)
+    sae = build_sae(config, store.d_in, store.n_positions, torch.Generator().manual_seed(training.seed))
+    sae.start_at(stream.mean_by_position * stream.input_scale, stream.positions)
+    learner = Learner(sae, training, n_steps, way)
+    for batch in stream.batches(0, n_steps):
+        learner.advance(batch.scaled(stream.input_scale))
+    sae.eval().fold_scale(stream.input_scale)
+    loaded = LoadedSAE("sae", sae, _metadata(store, stream, training, learner))
+    (result,) = evaluate_core([loaded], held_out, None, core)
+    return learner, result
 
 
 def _metadata(

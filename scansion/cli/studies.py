@@ -115,7 +115,17 @@ def plan_study(
     """
     settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
     found = estimate(settings, _folders(settings, out or _home(settings), only))
-    headings = ["run", "name", "SAE", "mask", "seeds to do", "tokens", "training, s per seed", "evaluation, s per seed"]
+    headings = [
+        "run",
+        "name",
+        "SAE",
+        "mask",
+        "seeds to do",
+        "tokens",
+        "steps",
+        "training, s per seed",
+        "evaluation, s per seed",
+    ]
     rows = [
         [
             str(arm.run),
@@ -124,6 +134,7 @@ def plan_study(
             arm.sae.mask.family,
             f"{one.missing} of {len(arm.seeds)}",
             f"{arm.training.tokens:,}",
+            f"{one.steps:,}",
             f"{one.train_seconds:.0f}",
             f"{one.evaluation_seconds:.0f}",
         ]

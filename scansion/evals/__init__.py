@@ -10,6 +10,7 @@ from scansion.evals.registry import Evaluation, EvaluationConfig, Figure, evalua
 from scansion.evals.core.evaluation import Core
 from scansion.evals.probing.evaluation import SparseProbing
 from scansion.evals.position.evaluation import Position
+from scansion.evals.causal.evaluation import PositionCausal
 from scansion.evals.absorption.evaluation import AbsorptionOfFirstLetters
 from scansion.evals.ablation.evaluation import Scr, Tpp
 from scansion.evals.interp.evaluation import AutoInterp, OfflineInterp
@@ -29,6 +30,7 @@ __all__ = [
     "LoadedSAE",
     "OfflineInterp",
     "Position",
+    "PositionCausal",
     "SAEBench",
     "SaeProbes",
     "Scr",

@@ -13,6 +13,7 @@ from scansion.evals.probing.result import SparseProbingResult
 from scansion.evals.statistics import Estimate, TextGroups
 from scansion.files import fingerprint
 from scansion.lm import ModelId
+from scansion.training.config import is_short
 
 # Not known of an SAE of another library, which the tables say.
 _MAY_BE_UNKNOWN = ("contexts", "tokens")
@@ -51,6 +52,11 @@ class RunResults:
         """Every reason to call the dictionary degenerate, each once; empty if there is none."""
         deciding = [result for name, result in self.results.items() if evaluations.called(name).decides]
         return list(dict.fromkeys(reason for result in deciding for reason in result.reasons))
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it was trained for too few steps for its figures to be final."""
+        return is_short(self.core.sae_metadata.steps)
 
     def figures(self) -> dict[str, Estimate]:
         """Every figure by name; empty for a degenerate dictionary, whose figures mean nothing."""

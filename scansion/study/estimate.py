@@ -31,13 +31,16 @@ MEASURED_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class ArmEstimate:
-    """One arm: seeds still to be trained, bytes of one trained SAE and its checkpoints, and seconds of one seed."""
+    """One arm: seeds still to be trained, bytes of one trained SAE and its checkpoints, seconds and steps of one seed, and a
+    warning if these are too few."""
 
     arm: Arm
     missing: int
     n_bytes: int
     train_seconds: float
     evaluation_seconds: float
+    steps: int
+    warning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ class StudyEstimate:
         for plan, there in zip((self.train, self.held_out), self.harvested, strict=True):
             what = f"{plan.contexts.n_tokens:,} tokens, {human_bytes(plan.n_bytes)}, in {plan.folder}"
             lines.append(f"{plan.identity.split.replace('_', ' ')}: {what}{' (there already)' if there else ''}")
+        warnings: dict[str, list[str]] = {}
+        for one in self.arms:
+            if one.warning is not None:
+                warnings.setdefault(one.warning, []).append(one.arm.name)
+        lines += [f"short: {', '.join(names)}: {warning}" for warning, names in warnings.items()]
         lines.append(
             f"estimated: harvest {_clock(self.harvest_seconds)}, "
             f"training {_clock(sum(one.missing * one.train_seconds for one in self.arms))}, "
@@ -144,7 +152,7 @@ def _arm(
     generator = torch.Generator().manual_seed(0)
     device = training_device([(arm.sae, config)], held_out.identity.context_length)
     sae = build_sae(arm.sae, d_in, held_out.identity.context_length, generator).to(device)
-    per_position = max(1, round(config.batch_tokens / positions))
+    per_position = config.per_position(positions)
     first = held_out.identity.context_length - positions
     x = torch.randn(positions, per_position, d_in, generator=generator) / d_in**0.5
     batch = PositionedBatch(x, torch.arange(first, first + positions)).to(device)
@@ -173,6 +181,8 @@ def _arm(
         n_bytes=sae_bytes(n_parameters),
         train_seconds=steps * step_seconds,
         evaluation_seconds=read * per_token + lm_tokens / lm_rate,
+        steps=steps,
+        warning=arm.training.short_warning(positions),
     )
 
 

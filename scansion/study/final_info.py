@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from scansion.errors import ConfigError
 from scansion.evals.statistics import TextGroups, finite
@@ -20,10 +20,13 @@ from scansion.files import fingerprint
 from scansion.pipeline.run_results import RunResults
 from scansion.records import read_json, require_known_format, seal_values, unsealed_values, write_json
 from scansion.study.by_text import read_by_text, write_by_text
+from scansion.training.config import SHORT_STEPS, is_short
 from scansion.training.run_folder import read_metrics
 
 ArmStatus = Literal["ok", "degenerate", "failed", "unfinished"]
 FINAL_INFO = "final_info.json"
+SHORT = "short"
+"""What tables write after the name of a run that was trained for too few steps."""
 
 
 class ArmInfo(BaseModel):
@@ -37,6 +40,7 @@ class ArmInfo(BaseModel):
         status: ``ok``; ``degenerate`` if nothing was learnt at some seed; ``failed`` if some seed ended in an error or was
             out of time; ``unfinished`` while seeds are missing.
         reasons: why the status is not ``ok``.
+        remarks: what to know before reading figures that are ``ok``: ``short: ...`` if training took too few steps.
         provenance: the plan's digest, settings, model, hook point, text and evaluation data.
         not_applicable: evaluation -> why it has no figures, where it could not be applied to this arm.
         by_text: figure -> seed -> the figure by groups of the text it was measured on. In ``by_text.json``, beside this file;
@@ -52,10 +56,26 @@ class ArmInfo(BaseModel):
     seeds: list[int] = Field(default_factory=list[int])
     status: ArmStatus = "unfinished"
     reasons: list[str] = Field(default_factory=list[str])
+    remarks: list[str] = Field(default_factory=list[str])
     not_applicable: dict[str, str] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
     costs: dict[str, float | None] = Field(default_factory=dict)
     by_text: dict[str, dict[int, TextGroups]] = Field(default_factory=dict[str, dict[int, TextGroups]], exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _remark_few_steps(cls, values: Any) -> Any:
+        """From the steps in the provenance, so that results of earlier versions have the remark too."""
+        provenance: Any = values.get("provenance") or {}
+        steps: Any = provenance.get("steps")
+        if isinstance(steps, int) and is_short(steps):
+            return {**values, "remarks": [f"{SHORT}: {steps:,} training steps, fewer than {SHORT_STEPS:,}"]}
+        return values
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it was trained for too few steps for its figures to be final."""
+        return any(remark.startswith(SHORT) for remark in self.remarks)
 
 
 _ADAPTER: TypeAdapter[dict[str, ArmInfo]] = TypeAdapter(dict[str, ArmInfo])

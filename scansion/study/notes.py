@@ -72,6 +72,7 @@ def _entry(records: Sequence[ArmRecord], baseline: ArmRecord | None, plan: Study
         )
     for record in records:
         yield f"  {record.name}: {record.info.status}, {_seeds(record.info)}"
+        yield from (f"    {remark}; its figures would change with more steps" for remark in record.info.remarks)
         if baseline is not None and record.name != baseline.name:
             yield f"    differs from {baseline.name} in: {_changed(baseline, record)}"
         yield from (f"    {line}" for line in conclusions(record, baseline, plan))

@@ -9,6 +9,16 @@ from pydantic import ConfigDict, Field
 
 from scansion.activations import TokenExclusion
 
+SHORT_STEPS = 1000
+"""A run of fewer steps is marked short: more steps would change its figures."""
+SMALLEST_BATCH, LARGEST_BATCH = 128, 2048
+"""Limits of the default tokens per step."""
+
+
+def is_short(steps: int | None) -> bool:
+    """Whether a run took too few steps for its figures to be final; False if none was taken or it is not known."""
+    return bool(steps) and (steps or 0) < SHORT_STEPS
+
 
 class TrainingConfig(TokenExclusion):
     """How long and how an SAE is trained, and on which tokens.
@@ -35,10 +45,13 @@ class TrainingConfig(TokenExclusion):
         ge=0,
         description="Tokens to train on; if larger than the store, the store is read again (epochs).",
     )
-    batch_tokens: int = Field(
-        default=2048, ge=1, description="Tokens per step, rounded so that every position has equally many."
+    batch_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens per step, rounded so that every position has equally many; default by the length of the run, "
+        f"between {SMALLEST_BATCH} and {LARGEST_BATCH}, so that a short one still has many steps.",
     )
-    lr: float = Field(default=3e-4, gt=0, description="Peak learning rate of Adam.")
+    lr: float = Field(default=1e-3, gt=0, description="Peak learning rate of Adam.")
     lr_warmup_steps: int | None = Field(
         default=None,
         ge=0,
@@ -77,6 +90,27 @@ class TrainingConfig(TokenExclusion):
         "is bf16 on NVIDIA GPUs that have it, else float32. Weights, optimiser and sums are float32 in any case.",
     )
 
+    def per_position(self, n_positions: int) -> int:
+        """Tokens per step at each of the positions trained on; at least one."""
+        return max(1, round((self.batch_tokens or _batch_for(self.tokens)) / n_positions))
+
+    def short_warning(self, n_positions: int) -> str | None:
+        """Whether the run will be marked short, and what would make it long enough; None if it will not.
+
+        Args:
+            n_positions: positions trained on.
+        """
+        batch = self.per_position(n_positions) * n_positions
+        steps = self.n_steps(batch)
+        if not is_short(steps):
+            return None
+        enough = self.tokens // SHORT_STEPS // n_positions * n_positions
+        smaller = f"batch_tokens {enough:,} or less, or " if enough else ""
+        return (
+            f"{steps:,} steps of {batch:,} tokens are fewer than {SHORT_STEPS:,}, and the run will be marked short; "
+            f"{smaller}tokens {SHORT_STEPS * batch:,} or more would make it long enough"
+        )
+
     def n_steps(self, tokens_per_batch: int) -> int:
         """Steps needed to read ``tokens`` tokens, rounded up."""
         return -(-self.tokens // tokens_per_batch)
@@ -101,3 +135,9 @@ class TrainingConfig(TokenExclusion):
     def may_revive_at(self, step: int, n_steps: int) -> bool:
         """True in the first three quarters of the time before the rate decays: a revived feature needs time to settle."""
         return step < 0.75 * (1 - self.lr_decay_fraction) * n_steps
+
+
+def _batch_for(tokens: int) -> int:
+    """The default tokens per step: the power of two that gives 2,000 steps or more, within the limits."""
+    fitting = 2 ** max(0, (tokens // 2000).bit_length() - 1)
+    return min(LARGEST_BATCH, max(SMALLEST_BATCH, fitting))

@@ -143,7 +143,7 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
     n_positions = len(store.used_positions(config.use_position_0, excluded))
     stream = ActivationStream(
         store,
-        max(1, round(config.batch_tokens / n_positions)),
+        config.per_position(n_positions),
         config.data_seed,
         config.use_position_0,
         with_previous=any(uses_pairs(session.run.sae) for session in sessions),
@@ -151,6 +151,8 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
         excluded=excluded,
     )
     n_steps = config.n_steps(stream.tokens_per_batch)
+    if warning := config.short_warning(n_positions):
+        say(f"{', '.join(session.run.name for session in sessions)}: {warning}")
     for session in sessions:
         session.start(stream, n_steps, device)
     start = min(session.learner.step for session in sessions)

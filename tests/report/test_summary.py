@@ -15,6 +15,7 @@ from scansion.evals.statistics import Estimate
 from scansion.pipeline.run_results import RunResults
 from scansion.report import probing_table, summarise
 from scansion.sae import ReluConfig, SAEMetadata, build_sae
+from scansion.study.compare.comparison import SHORT_NOTE
 from tests.conftest import WIDTH
 
 HOSTILE = [
@@ -118,3 +119,9 @@ def test_every_row_has_every_column(evaluated) -> None:
     assert [len(row) for row in summary.rows] == [len(summary.columns)] * 2
     assert summary.rows[1][-1] == "-"
     assert "95% bootstrap intervals" in summary.notes[1] and "position 0 left out" in summary.notes[0]
+
+
+def test_runs_of_few_steps_are_marked_short(evaluated) -> None:
+    summary = summarise([evaluated("few"), evaluated("many", steps=5000), evaluated("unknown", steps=None)])
+    assert [row[0] for row in summary.rows] == ["few (short)", "many", "unknown"] and SHORT_NOTE in summary.notes
+    assert SHORT_NOTE not in summarise([evaluated("many", steps=5000)]).notes

@@ -75,7 +75,7 @@ def test_an_untrained_run_has_a_reason_and_no_figure(carried: Carried) -> None:
     assert (info["status"], info["means"], info["values"]) == ("degenerate", {}, {})
     assert "no training step was taken" in info["reasons"]
     summary = summarise(list(carried.results.values()))
-    assert [row[0] for row in summary.rows] == ["plain", "masked"]
+    assert [row[0] for row in summary.rows] == ["plain (short)", "masked (short)"]
     assert summary.set_apart[0][0] == "untrained" and "no training step" in summary.set_apart[0][1]
 
 
@@ -155,7 +155,7 @@ def test_runs_of_different_token_counts_are_set_apart(carried: Carried, tmp_path
     longer = changed(carried.plan, training={**carried.plan.training.model_dump(mode="json"), "tokens": 3000})
     (record,) = execute(longer, {0: tmp_path / "run_0"})
     summary = summarise([carried.results[1], *record.evaluations().values()])
-    assert [row[0] for row in summary.rows] == ["masked"]
+    assert [row[0] for row in summary.rows] == ["masked (short)"]
     ((name, why),) = summary.set_apart
     assert name == "plain" and why == "not comparable with masked: tokens is 3000, not 1500"
 
@@ -164,7 +164,7 @@ def test_runs_at_different_hook_points_are_set_apart_and_not_mixed(carried: Carr
     (record,) = execute(changed(carried.plan, hook_point="layers.2"), {0: tmp_path / "run_0"})
     summary = summarise([carried.results[1], *record.evaluations().values()])
     held_out = StudyRecord.open(tmp_path).held_out()
-    assert [row[0] for row in summary.rows] == ["masked"]
+    assert [row[0] for row in summary.rows] == ["masked (short)"]
     assert "hook_point is 'resid_post.2', not 'resid_post.1'" in summary.set_apart[0][1]
     with pytest.raises(EvalError, match=r"plain was trained on .*resid_post\.1, but the store holds .*resid_post\.2"):
         evaluate({"plain": carried.seed_folder(0)}, {"core": CoreConfig()}, held_out, never)

@@ -19,12 +19,24 @@ from tests.study.conftest import settings_of
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["demo", "masks", "positional_masking", "synthetic"])
+BUNDLED = [
+    "demo",
+    "masks",
+    "positional_masking",
+    "positional_masking_fronts",
+    "positional_masking_gpt2_0",
+    "positional_masking_gpt2_2",
+    "positional_masking_layer15",
+    "synthetic",
+]
+
+
+@pytest.mark.parametrize("name", BUNDLED)
 def test_every_bundled_plan_loads_by_name_in_any_folder(name: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     plan = load_plan(name)
     assert plan == type(plan).model_validate(plan.model_dump(mode="json"))
-    assert list(bundled_plans()) == ["demo", "masks", "positional_masking", "synthetic"]
+    assert list(bundled_plans()) == BUNDLED
 
 
 def test_a_file_is_preferred_to_a_bundled_plan_of_the_same_name(tmp_path: Path, monkeypatch) -> None:
@@ -37,6 +49,16 @@ def test_plans_are_installed_with_the_package() -> None:
     package = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["scansion"]
     installed = {path.stem for pattern in package for path in (ROOT / "scansion").glob(pattern)}
     assert set(bundled_plans()) <= installed
+
+
+def test_no_run_of_the_reference_experiment_is_short_and_all_its_arms_have_one_l0() -> None:
+    for name in BUNDLED:
+        if name.startswith("positional_masking"):
+            plan = load_plan(name)
+            assert {arm.training.short_warning(127) for arm in plan.arms()} == {None}
+            assert all(
+                getattr(arm.sae, "k", None) in ((16, 64) if name.endswith("fronts") else (32,)) for arm in plan.arms()
+            )
 
 
 def test_only_the_assets_that_a_plan_names_are_fetched(tmp_path: Path) -> None:

@@ -311,7 +311,7 @@ def test_the_command_prints_and_writes_a_comparison_and_a_page_for_each_world(
         page = (finished / "report" / world / "index.html").read_text()
         assert f"tiny: {world.replace('-', ' ')}" in page and "MMCS" in page
     fve = infos["tied [1]: hard"].means["fve"]
-    assert f"| tied [1]: hard | 24 | {fve:.3f} [" in (finished / "bound-1.0/comparison.md").read_text()
+    assert f"| tied [1]: hard (short) | 24 | {fve:.3f} [" in (finished / "bound-1.0/comparison.md").read_text()
     status, out, err = run("compare", finished / "run_0", finished / "run_1", "--baseline", "tied [1]: hard")
     assert status == 0, err
     assert "Differences from free: plain" in out and "Differences from tied [1]: hard" in " ".join(out.split())

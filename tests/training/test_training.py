@@ -263,8 +263,8 @@ def test_schedules() -> None:
     assert rates[80:] == pytest.approx([1 - 0.05 * i for i in range(20)])
     weights_ = [config.sparsity_weight_at(step, 100) for step in range(100)]
     assert weights_[:10] == pytest.approx([0.1 * i for i in range(1, 11)]) and set(weights_[9:]) == {1.0}
-    assert TrainingConfig().lr_at(0, 100) == pytest.approx(3e-4 / 5)
-    assert TrainingConfig(lr_warmup_steps=0, lr_decay_fraction=0).lr_at(99, 100) == 3e-4
+    assert TrainingConfig(lr=3e-4).lr_at(0, 100) == pytest.approx(3e-4 / 5)
+    assert TrainingConfig(lr=3e-4, lr_warmup_steps=0, lr_decay_fraction=0).lr_at(99, 100) == 3e-4
 
 
 @pytest.mark.parametrize("wrong", [{"device": "gpu"}, {"precision": "tf32"}])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scansion.pipeline.run_results import RunResults
-from scansion.report.tables.table import ReportTable
+from scansion.report.tables.table import ReportTable, row_name
 from scansion.study.compare.figures import figure
 
 
@@ -21,7 +21,7 @@ def budget_table(runs: Sequence[RunResults]) -> ReportTable | None:
         budget, l0 = one.budget, np.array(one.budget.l0_by_position)
         rows.append(
             [
-                one.sae,
+                row_name(one),
                 f"{budget.width:,}",
                 f"{budget.available_mean:,.0f} [{budget.available_min:,}, {budget.available_max:,}]",
                 f"{budget.operations_per_token / 1e6:.2f} M, {budget.execution}",

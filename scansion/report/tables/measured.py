@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from scansion.evals import evaluations, figures_in
 from scansion.pipeline.run_results import RunResults
-from scansion.report.tables.table import ONE_SAE_NOTE, ReportTable
+from scansion.report.tables.table import ONE_SAE_NOTE, ReportTable, row_name
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import figure_text
 
@@ -34,7 +34,9 @@ def measured_table(name: str, runs: Sequence[RunResults]) -> ReportTable | None:
     ]
     notes += dict.fromkeys(note for result in results.values() for note in result.notes)
     rows = [
-        [run, *(figure_text(found.get(one), figure(one)) for one in names)] for run, found in figures.items() if found
+        [row_name(results[run]), *(figure_text(found.get(one), figure(one)) for one in names)]
+        for run, found in figures.items()
+        if found
     ]
     return ReportTable(
         name,

@@ -72,7 +72,9 @@ def _table(data: ReportData, names: list[str]) -> tuple[list[str], list[Row]]:
 def _about(arm: ReportArm) -> str:
     config, n = arm.results[0].core.sae_config, len(arm.results)
     mask = "no mask" if not config.mask.has_weights else f"mask {config.mask.family}"
-    return f"{config.architecture} {config.d_sae:,}, {mask}, {n} seed{'' if n == 1 else 's'}"
+    return f"{config.architecture} {config.d_sae:,}, {mask}, {n} seed{'' if n == 1 else 's'}" + "".join(
+        f"; {remark}" for remark in arm.info.remarks
+    )
 
 
 def _cell(arm: ReportArm, compared: ComparedArm, name: str) -> Cell:

@@ -9,7 +9,7 @@ from scansion.evals.position.result import StateFigures
 from scansion.evals.registry import Value
 from scansion.evals.statistics import Estimate
 from scansion.pipeline.run_results import RunResults
-from scansion.report.tables.table import ReportTable
+from scansion.report.tables.table import ReportTable, row_name
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import figure_text
 
@@ -71,7 +71,7 @@ def _label(name: str) -> str:
 def _row(result: PositionResult, state: str, figures: StateFigures) -> list[str]:
     moved = result.replacement.states.get(state) if result.replacement else None
     return [
-        result.sae if state == "in_force" else "",
+        row_name(result) if state == "in_force" else "",
         STATES[state] + ("" if result.mask == "own" else " (drawn mask)"),
         *(_text(name, read(figures)) for name, read in _OF_STATE.items()),
         *(_text(name, moved and getattr(moved, name)) for name in _MOVED),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from scansion.evals.probing.result import DatasetResult, SparseProbingResult
 from scansion.evals.statistics import Estimate
 from scansion.pipeline.run_results import RunResults
-from scansion.report.tables.table import ReportTable
+from scansion.report.tables.table import ReportTable, row_name
 from scansion.study.compare.figures import figure
 
 _SHOWN_KS = (1, 5, 20)
@@ -59,7 +59,7 @@ def _row(result: SparseProbingResult, one: DatasetResult, ks: Sequence[int], *, 
         shared = [texts, "yes" if one.qualified else "no", *map(_number, values)]
     return [
         one.name if is_first else "",
-        result.sae,
+        row_name(result),
         *shared,
         _number(one.random_test_accuracy.value),
         *(with_gain(one.sae_top_k[k], one.gain_top_k[k]) for k in ks),

@@ -12,7 +12,8 @@ from scansion.evals.core.evaluate import CoreResult
 from scansion.evals.probing.result import SparseProbingResult
 from scansion.pipeline.run_results import RunResults
 from scansion.report.tables.probing import shown_ks, with_gain
-from scansion.report.tables.table import ONE_SAE_NOTE
+from scansion.report.tables.table import ONE_SAE_NOTE, row_name
+from scansion.study.compare.comparison import SHORT_NOTE
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import figure_text
 from scansion.text_table import TextTable
@@ -70,7 +71,7 @@ def _row(run: RunResults, names: Sequence[str], ks: Sequence[int]) -> list[str]:
     if probing:
         cells |= {f"sae_top_{k}_test_accuracy": with_gain(probing.sae_top_k[k], probing.gain_top_k[k]) for k in ks}
         cells["sae_test_accuracy"] = with_gain(probing.sae_test_accuracy, probing.gain_test_accuracy)
-    return [run.name, f"{config.architecture} {config.d_sae}", config.mask.family, *cells.values()]
+    return [row_name(run.core), f"{config.architecture} {config.d_sae}", config.mask.family, *cells.values()]
 
 
 def measured_on(core: CoreResult) -> str:
@@ -110,6 +111,8 @@ def _notes(runs: Sequence[RunResults], probed: Sequence[SparseProbingResult]) ->
         return [NOTHING]
     of_known_training = [run for run in runs if run.core.sae_metadata.tokens is not None]
     notes = [measured_on((of_known_training or runs)[0].core), *_origins(runs), ONE_SAE_NOTE]
+    if any(run.is_short for run in runs):
+        notes.append(SHORT_NOTE)
     if probed:
         bag = figure_text(probed[0].bag_test_accuracy, figure("bag_of_words_test_accuracy"))
         failed = [one.name for one in probed[0].datasets if not one.qualified]

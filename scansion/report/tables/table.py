@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from scansion.evals import EvalResult
+from scansion.study.final_info import SHORT
 from scansion.text_table import TextTable
+from scansion.training.config import is_short
 
 ONE_SAE_NOTE = (
     "Brackets hold 95% bootstrap intervals of one trained SAE, over contexts, documents or test texts. They do not cover the "
     "variation between seeds."
 )
+
+
+def row_name(result: EvalResult) -> str:
+    """The SAE's name in a row, marked if it was trained for too few steps."""
+    return f"{result.sae} ({SHORT})" if is_short(result.sae_metadata.steps) else result.sae
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from scansion.files import flatten
 from scansion.pipeline.run_results import not_comparable
 from scansion.study.compare.figures import figure
 from scansion.study.final_info import ArmInfo
+from scansion.training.config import SHORT_STEPS
 
 BySeed = Mapping[int, float | None]
 GroupsBySeed = Mapping[int, TextGroups]
@@ -28,6 +29,10 @@ _FRONTS = [(x, y) for x in ("l0", "train_seconds") for y in ("fve_without_outlie
 STAR_NOTE = (
     "A star (*) marks a difference whose p-value is below 0.05 after Holm's correction over the runs in the table, separately "
     "for each figure."
+)
+SHORT_NOTE = (
+    f"Runs marked short took fewer than {SHORT_STEPS:,} training steps: they are not trained to the end, and their figures and "
+    "differences would change with more steps."
 )
 SPARSITY_NOTE = (
     "Where L0 differs from the baseline's by more than a tenth, differences in reconstruction and probing are partly "
@@ -70,6 +75,7 @@ class ComparedArm(BaseModel):
     Attributes:
         seeds_alone: figures whose intervals cover other seeds, and not other text: they are not known by groups of text.
         not_applicable: evaluation -> why it gave this arm no figures.
+        remarks: what to know before reading its figures, see :class:`~scansion.study.final_info.ArmInfo`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,6 +88,12 @@ class ComparedArm(BaseModel):
     caveats: list[str]
     seeds_alone: list[str] = []
     not_applicable: dict[str, str] = {}
+    remarks: list[str] = []
+
+    @property
+    def label(self) -> str:
+        """Its name in tables, with each remark's first word: ``baseline (short)``."""
+        return with_remarks(self.name, self.remarks)
 
 
 class Front(BaseModel):
@@ -177,15 +189,24 @@ def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Compar
                 if len(present := _present(by_seed)) > 1 and _without(present, info.by_text.get(figure, {})) is None
             ],
             not_applicable=info.not_applicable,
+            remarks=info.remarks,
         )
         for name, info in comparable.items()
     ]
     if any(arm.caveats for arm in arms):
         notes.append(SPARSITY_NOTE)
+    if any(info.is_short for info in comparable.values()):
+        notes.append(SHORT_NOTE)
     fronts = [_front(comparable, x, y) for x, y in _FRONTS]
     return Comparison(
         baseline=reference, arms=arms, set_apart=set_apart, fronts=[one for one in fronts if one.arms], notes=notes
     )
+
+
+def with_remarks(name: str, remarks: Sequence[str]) -> str:
+    """A run's name in tables, with each remark's first word: ``baseline (short)``."""
+    words = ", ".join(remark.partition(":")[0] for remark in remarks)
+    return f"{name} ({words})" if words else name
 
 
 def by_world(infos: Mapping[str, ArmInfo]) -> dict[str, dict[str, ArmInfo]]:

@@ -144,10 +144,10 @@ def _both(comparison: Comparison, every: bool) -> list[tuple[str, list[list[str]
     shown = shown_figures(comparison, every=every)
     headings = ["run", "features", *(figure(name).label for name in shown)]
     figures = [
-        [arm.name, _width(arm), *(figure_text(arm.figures.get(name), figure(name)) for name in shown)] for arm in arms
+        [arm.label, _width(arm), *(figure_text(arm.figures.get(name), figure(name)) for name in shown)] for arm in arms
     ]
     differences = [
-        [arm.name, _width(arm), *(difference_text(arm.differences.get(name), figure(name)) for name in shown)]
+        [arm.label, _width(arm), *(difference_text(arm.differences.get(name), figure(name)) for name in shown)]
         for arm in arms
         if arm.differences
     ]

@@ -1,0 +1,1 @@
+"""The causal effect of position-bound features: ablated and steered where they fire, and elsewhere."""
