@@ -173,3 +173,14 @@ def test_the_nearest_features_are_others_and_nearest_first() -> None:
     assert np.allclose(found.cosines, cosines.topk(5, dim=1).values, atol=1e-5)
     assert found.features[7, 0] == 200 and found.features[200, 0] == 7
     assert nearest_features(rows[:3], 5).features.shape == (3, 2), "there are not so many others"
+
+
+def test_activations_that_are_too_many_to_keep_are_computed_again(subject, store, monkeypatch) -> None:
+    kept = gather_features(subject, store, CONFIG)
+    monkeypatch.setattr("scansion.report.features.gathering._MOST_KEPT", 1000)
+    again = gather_features(subject, store, CONFIG)
+    for name in ("histogram", "max_act", "density", "sink_share"):
+        assert np.array_equal(getattr(kept, name), getattr(again, name), equal_nan=True)
+    for name in ("contexts", "offsets", "positions", "acts"):
+        assert np.array_equal(getattr(kept.examples, name), getattr(again.examples, name))
+    assert np.array_equal(kept.partners.features, again.partners.features)

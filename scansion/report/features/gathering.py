@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from scansion.report.features.together import firing_together, keep_every
 BINS = 24
 """Steps of the histogram of activations."""
 _MOST_BYTES = 1 << 27  # of the activations of one batch, so that memory does not grow with the number of features
+_MOST_KEPT = 1 << 28  # bytes of sparse activations
 
 
 class FeatureConfig(BaseModel):
@@ -107,7 +109,9 @@ def gather_features(
     config: FeatureConfig,
     information_of_eval: Float[np.ndarray, "F"] | None = None,
 ) -> Features:
-    """Run an SAE over held-out contexts, twice: to find what matters, and to keep it.
+    """Run an SAE over held-out contexts; go through its activations twice: to find what matters, and to keep it.
+
+    The activations are kept sparse in between. Where they would take over 256 MB, the SAE is run again instead.
 
     Args:
         subject: an SAE of the store's model and hook point, on any device.
@@ -124,27 +128,42 @@ def gather_features(
     sunk = torch.zeros(F, dtype=torch.float64, device=device)
     sinks = (store.outliers.mask[places] | (places == 0)[:, None]).to(device)
     peaks = torch.zeros(n_contexts, F, device=device)
+    kept: list[tuple[slice, Tensor]] | None = []
     with progress(f"features of {subject.name}", 2 * n_contexts, "contexts") as advance:
-        for part in read_contexts(store, places, n_contexts, batch, advance, device):
-            acts = part.encode(sae).to(device)
+
+        def encoded() -> Iterator[tuple[slice, Tensor]]:
+            for part in read_contexts(store, places, n_contexts, batch, advance, device):
+                yield part.contexts, part.encode(sae).to(device)
+
+        def again() -> Iterator[tuple[slice, Tensor]]:
+            if kept is None:
+                yield from encoded()
+                return
+            for contexts, acts in kept:
+                yield contexts, acts.to_dense()
+                advance(contexts.stop - contexts.start)
+
+        for contexts, acts in encoded():
             counts += (acts > 0).sum(dim=1)
             mass += acts.sum(dim=1)
-            sunk += acts[sinks[:, part.contexts]].sum(dim=0)
-            peaks[part.contexts] = acts.amax(dim=0)
+            sunk += acts[sinks[:, contexts]].sum(dim=0)
+            peaks[contexts] = acts.amax(dim=0)
+            if kept is not None:
+                kept.append((contexts, acts.to_sparse()))
+                kept = kept if _bytes(kept) <= _MOST_KEPT else None
         max_act = peaks.amax(dim=0)
         found = _choose(peaks, max_act, config)
         histogram = torch.zeros(F * BINS, dtype=torch.int64, device=device)
         every = keep_every(float(counts.sum()), n_contexts * P)
         parts: list[tuple[Tensor, Tensor]] = []
         firings: list[tuple[Tensor, Tensor]] = []
-        for part in read_contexts(store, places, n_contexts, batch, advance, device):
-            acts = part.encode(sae).to(device)
+        for contexts, acts in again():
             token, feature = acts.flatten(0, 1).nonzero(as_tuple=True)
             step = (acts.flatten(0, 1)[token, feature] / max_act[feature] * BINS).long().clamp(max=BINS - 1)
             histogram += torch.bincount(feature * BINS + step, minlength=F * BINS)
             counted = token % every == 0
-            firings.append((token[counted].cpu() + part.contexts.start * P, feature[counted].cpu()))
-            parts.append(_firings(acts, part.contexts.start, found, places.to(device)))
+            firings.append((token[counted].cpu() + contexts.start * P, feature[counted].cpu()))
+            parts.append(_firings(acts, contexts.start, found, places.to(device)))
     token, feature = (torch.cat([pair[side] for pair in firings]).numpy() for side in (0, 1))
     tokens = store.valid[places][:, :n_contexts].sum(dim=1)
     profile = Profile(counts.cpu().numpy(), mass.cpu().numpy(), tokens.numpy())
@@ -169,6 +188,10 @@ def gather_features(
         partners=firing_together(token, feature, n_contexts * P, F, config.neighbours),
         examples=_examples(min(config.examples, n_contexts), found, parts),
     )
+
+
+def _bytes(parts: Sequence[tuple[slice, Tensor]]) -> int:
+    return sum(part.values().nbytes + part.indices().nbytes for _, part in parts)
 
 
 def _choose(peaks: Float[Tensor, "C F"], max_act: Float[Tensor, "F"], config: FeatureConfig) -> Int[Tensor, "K F"]:
