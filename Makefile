@@ -1,6 +1,6 @@
-# make demo: from nothing to a scored SAE on a real language model.   make test: the tests.   make check: what CI runs.
+# make demo: from nothing to a scored SAE on a real language model.   make check: what CI runs.
+# make test: the tests, and which lines and branches they run; fails below 92%.
 # make docs: the documentation as a site in build/site; a warning or a broken link is an error.
-# make coverage: the tests, with the lines and branches they run; fails below 92% (half an hour).
 # make mutation: whether the tests notice small changes to the masks, the dense step and the position metrics (an hour).
 # make test-interop: SAEs exchanged with the other libraries themselves, in the environment that the benchmarks use.
 # make test-suites: SAEBench and sae-probes themselves on SAEs of ours, in an environment of their own.
@@ -23,22 +23,15 @@ BENCH := $(BENCH_VENV)/bin/python -m
 MEASURED := benchmarks/results
 BENCH_PARTS := bench-training bench-large bench-wide bench-harvest bench-study bench-growth bench-profile bench-quality
 
-.PHONY: demo test coverage mutation test-interop test-suites check lint types layers docs bench bench-gpu $(BENCH_PARTS) bench-page clean
+.PHONY: demo test mutation test-interop test-suites check lint types layers docs bench bench-gpu $(BENCH_PARTS) bench-page clean
 
 demo: $(READY)
 	$(BIN)/scansion demo
 
+# A process for each core, at most four, for each holds a gigabyte; and one thread in each.
 test: $(DEV_READY)
 	$(BIN)/scansion assets fetch
-	$(BIN)/python -m pytest
-
-# Tracing more than doubles the time of the tests, so that two processes share them, and the gate leaves it out.
-coverage: $(DEV_READY)
-	$(BIN)/scansion assets fetch
-	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses 2 --dist loadfile
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --cov --cov-report=term
 
 mutation: $(DEV_READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutation]'

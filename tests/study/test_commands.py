@@ -59,7 +59,7 @@ def test_the_same_name_twice_is_told_apart(run, plan: Path, tmp_path: Path) -> N
         assert run("study", "run", plan, "--only", "0", "--no-report", "--out", tmp_path / name)[0] == 0
     status, out, _ = run("compare", tmp_path / "a/run_0", tmp_path / "b/run_0")
     assert status == 0 and f"plain ({tmp_path / 'b/run_0'})" in out.replace("\n", "")
-    assert "One seed per run" in out and "95% t-intervals" not in out
+    assert "One seed per run" in out and "95% intervals" not in out
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,7 @@ def test_the_command_prints_and_writes_a_comparison_and_a_page_for_each_world(
     path.write_text(yaml.safe_dump(PLAN, sort_keys=False))
     status, out, err = run("synth", "--plan", path, "--out", finished)
     assert status == 0, err
-    assert "world: bound 0.0" in out and "Differences from tied [1]: plain" in out and "95% t-intervals" in out
+    assert "world: bound 0.0" in out and "Differences from tied [1]: plain" in out and "95% intervals" in out
     infos = infos_in(finished)
     for world, names in (("bound-0.0", ("free: plain", "free: hard")), ("bound-1.0", ("tied [1]: plain",))):
         written = json.loads((finished / world / "comparison.json").read_text())
