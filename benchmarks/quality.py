@@ -102,6 +102,7 @@ def measure(
                     training = TrainingConfig(
                         tokens=tokens,
                         batch_tokens=batch_tokens,
+                        lr=3e-4,
                         seed=seed,
                         data_seed=seed,
                         device="cpu",

@@ -129,7 +129,7 @@ def ours(where: HarvestSpec, masks: tuple[str, ...], tokens: int, d_sae: int, k:
             folder / f"{mask}-{seed}",
             TopKConfig(d_sae=d_sae, k=k, mask=mask_config(mask)),
             # As the peers do, who do not know what a position is.
-            TrainingConfig(tokens=tokens, seed=seed, device="cpu", use_position_0=True),
+            TrainingConfig(tokens=tokens, batch_tokens=2048, seed=seed, device="cpu", use_position_0=True),
         )
         for mask in masks
         for seed in range(N_RUNS // len(masks))

@@ -42,7 +42,7 @@ def main(out: Path) -> CoreResult:
     )
     sae = scansion.TopKConfig(d_sae=48, k=4, mask=scansion.BandMaskConfig(count=2, shared=0.5))
     # Position 0 is left out by default, because language models attend to it; recordings have no such position.
-    settings = scansion.TrainingConfig(tokens=200_000, batch_tokens=600, lr=3e-3, use_position_0=True, device="cpu")
+    settings = scansion.TrainingConfig(tokens=200_000, lr=3e-3, use_position_0=True, device="cpu")
     run = scansion.TrainingRun("own", out / "run", sae, settings)
     scansion.train([run], train)
     trained = scansion.LoadedSAE("own", *scansion.load_sae(out / "run/sae"))

@@ -247,6 +247,7 @@ def _audit_comparison(result: Audit, path: Path) -> None:
             at = f"{where}: {arm['name']}: {figure}: difference: Holm's p"
             result.expect(at, one["p_holm"], corrected.get(arm["name"], {}).get(figure))
     _audit_caveats(result, where, said, infos)
+    _audit_short(result, where, said, infos)
     for front in said["fronts"]:
         at = f"{where}: front of {front['y']} against {front['x']}"
         on, near = _front({arm["name"]: infos[arm["name"]] for arm in said["arms"]}, by_text, front["x"], front["y"])
@@ -257,6 +258,16 @@ def _audit_comparison(result: Audit, path: Path) -> None:
         result.not_checked.append(f"{table}: the comparison does not say how figures are shown; compare the runs again")
     elif table.is_file():
         _audit_tables(result, table, said, differences, corrected)
+
+
+def _audit_short(result: Audit, where: str, said: Json, infos: Mapping[str, Json]) -> None:
+    """Whether the runs marked short are those of fewer than 1,000 training steps; earlier versions marked none."""
+    for arm in said["arms"]:
+        if "remarks" in arm and arm["name"] in infos:
+            steps = infos[arm["name"]].get("provenance", {}).get("steps")
+            result.expect(
+                f"{where}: {arm['name']}: short", bool(arm["remarks"]), steps is not None and 0 < steps < 1000
+            )
 
 
 def _expect_estimate(result: Audit, where: str, said: Json, found: _Mean | None) -> None:
@@ -348,7 +359,10 @@ def _audit_tables(
 ) -> None:
     labels = {how["label"]: figure for figure, how in said["shown"].items()}
     figures: dict[str, dict[str, Json]] = {arm["name"]: arm["figures"] for arm in said["arms"]}
-    flat = {" ".join(name.split()): name for name in figures}  # tables have line breaks of names as spaces
+    # Tables have line breaks of names as spaces, and mark runs of few steps.
+    flat = {
+        " ".join(f"{arm['name']}{' (short)' * bool(arm.get('remarks'))}".split()): arm["name"] for arm in said["arms"]
+    }
     for title, rows in _tables(path.read_text(encoding="utf-8")):
         if title.endswith(", every figure"):
             rows = [list(row) for row in zip(*rows, strict=True)]

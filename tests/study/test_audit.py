@@ -23,7 +23,9 @@ RESULTS = Path(__file__).parents[2] / "results"
 SEEDS = [0, 1, 2, 3]
 
 
-def arm(generator: np.random.Generator, level: float, seeds: list[int], text: bool) -> ArmInfo:
+def arm(
+    generator: np.random.Generator, level: float, seeds: list[int], text: bool, steps: int | None = None
+) -> ArmInfo:
     """An arm with figures by text and without, one missing at a seed and one the same at all."""
     by_text: dict[str, dict[int, TextGroups]] = {"fve": {}, "position_share_lifted": {}}
     values: dict[str, list[float | None]] = {"fve": [], "position_share_lifted": []}
@@ -45,7 +47,7 @@ def arm(generator: np.random.Generator, level: float, seeds: list[int], text: bo
         means={name: float(np.mean(its)) if its else None for name, its in known.items()},
         stderrs={n: float(np.std(v, ddof=1) / len(v) ** 0.5) if len(v) > 1 else None for n, v in known.items()},
         values=values, seeds=seeds, status="ok", costs={"train_seconds": 10 * level, "step_ms": 1.0},
-        by_text=by_text if text else {}, provenance={"sae": {"d_sae": 64}},
+        by_text=by_text if text else {}, provenance={"sae": {"d_sae": 64}, "steps": steps},
     )  # fmt: skip
 
 
@@ -59,7 +61,7 @@ def results(tmp_path: Path) -> Path:
         "worse | much": arm(generator, 0.6, SEEDS, True),
         "near": arm(generator, 0.799, SEEDS, True),
         "fewer": arm(generator, 0.7, [0, 2], True),
-        "one": arm(generator, 0.7, [1], True),
+        "one": arm(generator, 0.7, [1], True, steps=99),
         "old": arm(generator, 0.75, SEEDS, False),
     }
     write_comparison(compare(infos), infos, tmp_path)
@@ -148,6 +150,14 @@ def test_a_changed_sum_over_text_and_a_changed_mean_are_found(results: Path) -> 
     values["base"]["means"]["fve"] += 0.01
     info.write_text(json.dumps(values))
     assert any("final_info.json: base: fve: mean" in line for line in audit_folder(results).differences)
+
+
+def test_a_run_that_is_short_and_not_marked_is_found(results: Path) -> None:
+    assert "| one (short) |" in (results / "comparison.md").read_text()
+    said = json.loads((results / "comparison.json").read_text())
+    said["runs"]["one"]["provenance"]["steps"] = 1000
+    (results / "comparison.json").write_text(json.dumps(said))
+    assert any("one: short" in difference for difference in audit_folder(results).differences)
 
 
 def test_the_audit_imports_numpy_and_scipy_alone() -> None:
