@@ -144,6 +144,7 @@ def plan_study(
     if settings.hypothesis:
         output.print(f"asked: {settings.hypothesis}", markup=False)
     effect = "" if settings.minimum_effect is None else f", smallest effect that matters {settings.minimum_effect:g}"
+    effect += "".join(f"; {name} {margin:g}" for name, margin in settings.equivalence_margins.items())
     output.print(f"decided by: {settings.primary_metric}{effect}; ends with: {settings.stopping_rule}", markup=False)
     tables.print(TextTable(headings, [rows], left=4, repeated=2))
     for line in found.lines():

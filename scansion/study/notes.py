@@ -129,12 +129,13 @@ def conclusions(record: ArmRecord, baseline: ArmRecord | None, plan: StudyPlan) 
 
 def _verdicts(found: Comparison, arm_name: str, plan: StudyPlan) -> Iterator[str]:
     arm = next(one for one in found.arms if one.name == arm_name)
-    for name in dict.fromkeys((plan.primary_metric, *(name for name in arm.differences if figure(name).headline))):
+    for name in dict.fromkeys(
+        (plan.primary_metric, *plan.equivalence_margins, *(name for name in arm.differences if figure(name).headline))
+    ):
         if (difference := arm.differences.get(name)) is None:
             continue
-        smallest = plan.minimum_effect if name == plan.primary_metric else None
         primary = " (primary)" if name == plan.primary_metric else ""
-        yield f"{figure(name).label}{primary}: {verdict(difference, name, smallest)}"
+        yield f"{figure(name).label}{primary}: {verdict(difference, name, plan.margin(name))}"
     if plan.primary_metric not in arm.differences:
         yield f"the primary metric {plan.primary_metric} was not measured"
     if arm.caveats:
@@ -143,7 +144,11 @@ def _verdicts(found: Comparison, arm_name: str, plan: StudyPlan) -> Iterator[str
 
 
 def verdict(difference: Difference, name: str, minimum_effect: float | None = None) -> str:
-    """One difference in words: significant or not, how large, and how large a difference the seeds could detect."""
+    """One difference in words: significant or not, how large, and how large a difference the seeds could detect.
+
+    With a smallest effect that matters: ``equivalent`` if the whole 95% interval is smaller (which is stricter than two
+    one-sided tests at 5%, Schuirmann 1987), ``different`` if it excludes zero and is not, else ``undecided``.
+    """
     how, n = figure(name), len(difference.seeds)
     shown = difference_text(difference.model_copy(update={"p_holm": None}), how)
     low, high = difference.estimate.low, difference.estimate.high
@@ -166,10 +171,12 @@ def verdict(difference: Difference, name: str, minimum_effect: float | None = No
                 f"; 4 of 5 such studies would detect a true one of {difference.detectable * how.scale:.{how.digits}f}"
             )
     if minimum_effect is not None:
+        is_different = difference.estimate.excludes_zero and not corrected_away
+        matters = f"{minimum_effect * how.scale:g}, the plan's smallest effect that matters"
         if max(abs(low), abs(high)) < minimum_effect:
-            text += f"; smaller than {minimum_effect * how.scale:g}, the plan's smallest effect that matters"
-        elif min(abs(low), abs(high)) >= minimum_effect and difference.estimate.excludes_zero and not corrected_away:
-            text += f"; at least {minimum_effect * how.scale:g}, the plan's smallest effect that matters"
+            text += f"; equivalent: smaller than {matters}"
+        elif is_different and min(abs(low), abs(high)) >= minimum_effect:
+            text += f"; different: at least {matters}"
         else:
-            text += f"; it may or may not reach {minimum_effect * how.scale:g}, the plan's smallest effect that matters"
+            text += f"; {'different' if is_different else 'undecided'}: it may or may not reach {matters}"
     return text

@@ -156,6 +156,12 @@ class StudyPlan(BaseModel):
     minimum_effect: float | None = Field(
         default=None, gt=0, description="Smallest difference in the primary metric that would matter."
     )
+    equivalence_margins: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        exclude_if=lambda margins: not margins,  # so that plans from before this setting keep their digest
+        description="Other figures -> the smallest difference in each that would matter; notes say equivalent, different or "
+        "undecided.",
+    )
     stopping_rule: str = Field(default="every run at every seed of the plan", description="When the study ends.")
     max_hours: float | None = Field(default=None, gt=0, description="Runs not begun after so long are not begun.")
     model: str = BUNDLED_MODEL
@@ -245,7 +251,13 @@ class StudyPlan(BaseModel):
                 f"primary_metric {self.primary_metric!r} is not among what this plan measures"
                 + (did_you_mean(self.primary_metric, measured) or f": {', '.join(measured)}")
             )
+        if unknown := [name for name in self.equivalence_margins if name not in measured]:
+            raise ValueError(f"equivalence_margins: {', '.join(unknown)} is not among what this plan measures")
         return self
+
+    def margin(self, figure: str) -> float | None:
+        """The smallest difference in a figure that would matter, if the plan names one."""
+        return self.minimum_effect if figure == self.primary_metric else self.equivalence_margins.get(figure)
 
     def arms(self) -> list[Arm]:
         """Every arm of every run, in the plan's order."""

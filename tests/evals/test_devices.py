@@ -78,7 +78,8 @@ def subjects_of(store: ActivationStore, device: torch.device) -> list[LoadedSAE]
 
 def pooled(saes: list[LoadedSAE], store: ActivationStore, lm: LanguageModel) -> Any:
     reader = TextReader(lm, POINT, L, 8, "float32", ActivationCache(Path("nowhere"), 0))
-    controls, _ = random_controls(saes, 0)
+    kinds, _ = random_controls(saes, 0)
+    controls = [control for draws in kinds for control in draws]
     return [pool_texts(TEXTS, reader, [one.sae for one in saes], controls, name, 2) for name in ("mean", "bands")]
 
 

@@ -288,11 +288,11 @@ def test_no_zero_has_a_sign() -> None:
 @pytest.mark.parametrize(
     ("interval", "says"),
     [
-        ((0.001, -0.004, 0.006), "smaller than 0.01, the plan's smallest effect that matters"),
-        ((0.001, 0.0005, 0.0015), "smaller than 0.01"),
-        ((0.03, 0.02, 0.04), "at least 0.01"),
-        ((0.02, 0.005, 0.035), "it may or may not reach 0.01, the plan's smallest effect that matters"),
-        ((0.0, -0.05, 0.05), "it may or may not reach 0.01"),
+        ((0.001, -0.004, 0.006), "equivalent: smaller than 0.01, the plan's smallest effect that matters"),
+        ((0.001, 0.0005, 0.0015), "equivalent: smaller than 0.01"),
+        ((0.03, 0.02, 0.04), "different: at least 0.01"),
+        ((0.02, 0.005, 0.035), "different: it may or may not reach 0.01, the plan's smallest effect that matters"),
+        ((0.0, -0.05, 0.05), "undecided: it may or may not reach 0.01"),
     ],
 )
 def test_verdicts_weigh_the_effect_that_matters(interval: tuple[float, float, float], says: str) -> None:

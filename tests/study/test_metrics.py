@@ -27,8 +27,11 @@ def test_every_figure_has_one_name_and_says_how_it_is_shown() -> None:
              for one in kind.figures]  # fmt: skip
     assert len(set(names)) == len(names)
     assert all(figure(name).label != name.replace("_", " ") or figure(name).called(name) for name in names)
-    assert figure("sae_top_7_test_accuracy").label == "probe, k=7" and not figure("sae_top_7_test_accuracy").headline
-    assert figure("sae_top_5_test_accuracy").headline and figure("sae_top_5_test_accuracy").better == "up"
+    assert (
+        figure("sae_top_7_test_accuracy").label == "probe, k=7" and not figure("sae_top_7_test_accuracy_gain").headline
+    )
+    gain = figure("sae_top_5_test_accuracy_gain")
+    assert gain.headline and gain.better == "up" and not figure("sae_top_5_test_accuracy").headline
     assert figure("nobody_measures_this").label == "nobody measures this"
 
 

@@ -41,6 +41,13 @@ class SparseProbingConfig(ReadsTexts):
         description="How a text's tokens become one row of features: their mean; the last of them; or bands: the mean in "
         "each of several bands of positions, concatenated, so that where a feature fires matters.",
     )
+    untrained_draws: int = Field(
+        default=5,
+        ge=1,
+        exclude_if=lambda draws: draws == 5,  # so that plans from before this setting keep their digest
+        description="Untrained SAEs that each SAE is compared with, drawn anew for every training seed; their mean accuracy "
+        "is the control.",
+    )
     bands: int = Field(default=8, ge=2, description="Number of equal bands of positions, if pooling is bands.")
     order_corpus: CorpusConfig = Field(
         default=CorpusConfig(),

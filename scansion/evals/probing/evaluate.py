@@ -92,6 +92,7 @@ class _DataSet:
     lm: _Scores
     sae: _Scores
     random: _Scores
+    random_by_draw: list[float]
     fired: bool
 
 
@@ -105,36 +106,64 @@ def _probe_data_set(
         for text in split.train.texts + split.test.texts:
             row_of.setdefault(text, len(row_of))
     rows = [(_rows(split.train.texts, row_of), _rows(split.test.texts, row_of)) for split in splits]
-    controls, control_of = random_controls(subjects, config.seed)
+    controls, control_of = random_controls(subjects, config.seed, config.untrained_draws)
     # The bag, the LM and the untrained SAEs are the same for every SAE of these settings; their probes are fitted once.
     kept = CachedBaselines(reader, splits, config)
-    keys = [kept.key(features) for features in ("bag", "lm", *controls)]
-    cached = [kept.load(key) for key in keys]
-    unknown = [control for control, found in zip(controls, cached[2:], strict=True) if found is None]
-    saes = [subject.sae for subject in subjects]
-    pooled = pool_texts(list(row_of), reader, saes, unknown, config.pooling, config.bands, f"pool {name}")
-    always = [table for table, found in zip((pooled.bag, pooled.lm), cached, strict=False) if found is None]
-    tables = [*always, *pooled.controls, *pooled.saes]
-    fitted = iter(_fit(name, tables, splits, rows, config))
-    known: list[list[ProbeOutcome]] = []
-    for key, found in zip(keys, cached, strict=True):
-        known.append(found or next(fitted))
-        if found is None:
-            kept.keep(key, known[-1])
+    known = {key: kept.load(key) for key in (kept.key("bag"), kept.key("lm"))}
+    by_draw = [{kept.key(control): control for control in draw} for draw in zip(*controls, strict=True)]
+    keys = [[kept.key(control) for control in draws] for draws in controls]
+    known |= {key: kept.load(key) for draws in keys for key in draws}
+    unknown = [{key: control for key, control in draw.items() if known[key] is None} for draw in by_draw]
+    if not config.cache_gb:  # every pass would run the LM again
+        unknown = [{key: control for draw in unknown for key, control in draw.items()}]
+    own: list[list[ProbeOutcome]] = []
+    fired: list[bool] = []
+    # One draw at a time: their tables of features are large.
+    for index, some in enumerate(unknown):
+        if index and not some:
+            continue
+        saes = [] if index else [subject.sae for subject in subjects]
+        pooled = pool_texts(
+            list(row_of), reader, saes, list(some.values()), config.pooling, config.bands, f"pool {name}"
+        )
+        tables = dict(zip(some, pooled.controls, strict=True))
+        if not index:
+            always = zip(list(known)[:2], (pooled.bag, pooled.lm), strict=True)
+            tables = {key: table for key, table in always if known[key] is None} | tables
+            fired = [bool(table.max() > 0) for table in pooled.saes]
+        outcomes = _fit(name, [*tables.values(), *pooled.saes], splits, rows, config)
+        own += outcomes[len(tables) :]
+        for key, outcome in zip(tables, outcomes, strict=False):
+            known[key] = outcome
+            kept.keep(key, outcome)
     # The name is part of the seed, for the draws of different data sets must be independent.
     seed = [config.seed, *name.encode()]
     test_rows = [test for _, test in rows]
-    bag, lm, *rest = (
-        _Scores(mine, over_tasks([outcome.correct for outcome in mine], test_rows, seed)) for mine in [*known, *fitted]
-    )
+
+    def scored(mine: list[ProbeOutcome] | None) -> _Scores:
+        outcomes = mine or []
+        return _Scores(outcomes, over_tasks([outcome.correct for outcome in outcomes], test_rows, seed))
+
+    bag, lm = (scored(outcomes) for outcomes in list(known.values())[:2])
+    draws = [[known[key] or [] for key in of_kind] for of_kind in keys]
+    random = [scored([ProbeOutcome.mean(task) for task in zip(*of_kind, strict=True)]) for of_kind in draws]
     lm_over_bag = [
         over_tasks([theirs.correct[:1]], [test], seed).minus(over_tasks([words.correct], [test], seed)).estimates()[0]
         for theirs, words, test in zip(lm.outcomes, bag.outcomes, test_rows, strict=True)
     ]
-    random, own = rest[: len(controls)], rest[len(controls) :]
     return [
-        _DataSet(name, splits, lm_over_bag, bag, lm, own[index], random[control_of[index]], bool(table.max() > 0))
-        for index, table in enumerate(pooled.saes)
+        _DataSet(
+            name,
+            splits,
+            lm_over_bag,
+            bag,
+            lm,
+            scored(own[index]),
+            random[kind],
+            [float(np.mean([task.correct[0].mean() for task in draw])) for draw in draws[kind]],
+            fired[index],
+        )
+        for index, kind in enumerate(control_of)
     ]
 
 
@@ -178,6 +207,7 @@ def _result(
         pooling=config.pooling,
         **_estimates(bag, lm, sae, random, config),
         by_text=_by_text(bag, lm, sae, random, config),
+        random_by_draw=[finite(value) for value in np.mean([one.random_by_draw for one in sets], axis=0)],
         datasets=[_dataset_result(one, config) for one in sets],
     )
 

@@ -53,6 +53,11 @@ class ProbeOutcome:
     correct: Float[np.ndarray, "probes n_test"]
     unconverged: int
 
+    @classmethod
+    def mean(cls, several: Sequence[ProbeOutcome]) -> ProbeOutcome:
+        """The mean over probes of the same task on features drawn several times: shares that were right."""
+        return cls(np.mean([one.correct for one in several], axis=0), sum(one.unconverged for one in several))
+
 
 def fit_probes(task: ProbeTask, k_values: Sequence[int]) -> ProbeOutcome:
     """Fit a probe on all features and one on the top k for each k; L2 penalty with C = 1, as in SAEBench.

@@ -46,7 +46,7 @@ class MeanAccuracies(BaseModel):
         lm_top_k: of a probe on the k dimensions whose class means differ the most in the training texts.
         sae_test_accuracy: of a probe on all features of the SAE; no estimate if they are not finite.
         sae_top_k: of a probe on the k features whose class means differ the most.
-        random_test_accuracy, random_top_k: the same for an untrained SAE of the same settings.
+        random_test_accuracy, random_top_k: the same for untrained SAEs of the same settings, mean over their draws.
         gain_test_accuracy, gain_top_k: the SAE's accuracy less the untrained one's, paired by test text.
     """
 
@@ -85,11 +85,14 @@ class SparseProbingResult(MeanAccuracies, EvalResult):
 
     Attributes:
         pooling: how a text's tokens became one row of features: ``mean``, ``last`` or ``bands``.
+        random_by_draw: ``random_test_accuracy`` of each untrained SAE.
         datasets: the same for each data set.
     """
 
+    schema_version: int = 2  # 1: there was one untrained SAE, the same for every training seed
     eval: str = "sparse_probing"
     pooling: str
+    random_by_draw: list[float | None] = []
     datasets: list[DatasetResult]
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from scansion.evals.base import LoadedSAE
@@ -11,26 +12,35 @@ from scansion.evals.reading.texts import Block
 from scansion.sae import SAE, build_sae
 
 
-def random_controls(subjects: Sequence[LoadedSAE], seed: int) -> tuple[list[SAE], list[int]]:
-    """An untrained SAE for each kind of subject, and for each subject the index of its own.
+def random_controls(subjects: Sequence[LoadedSAE], seed: int, draws: int = 1) -> tuple[list[list[SAE]], list[int]]:
+    """Untrained SAEs for each kind of subject, ``draws`` of each, and for each subject the index of its kind.
 
-    Subjects of equal settings (architecture, width, k, mask) share one. It starts as training would start it, and its
-    decoder bias is to be moved to the data's mean with :func:`centre`. Where activations are chosen by a threshold that
-    training sets (batch_topk, jumprelu), every positive one passes.
+    Subjects of equal settings (architecture, width, k, mask) and equal training seed share theirs. They start as training
+    would start them, and their decoder biases are to be moved to the data's mean with :func:`centre`. Where activations are
+    chosen by a threshold that training sets (batch_topk, jumprelu), every positive one passes. Every training seed has draws
+    of its own, so that an interval over seeds covers what the draws add.
 
     Args:
         subjects: trained SAEs.
-        seed: of the initial weights.
+        seed: of the initial weights, with the training seed.
+        draws: initial weights drawn for each kind.
     """
-    kinds = [(s.sae.config.model_dump_json(), s.sae.d_in, s.sae.n_positions, s.sae.W_enc.device) for s in subjects]
-    controls: dict[object, SAE] = {}
+    kinds = [
+        (s.sae.config.model_dump_json(), s.metadata.seed or 0, s.sae.d_in, s.sae.n_positions, s.sae.W_enc.device)
+        for s in subjects
+    ]
+    controls: dict[object, list[SAE]] = {}
     for kind, subject in zip(kinds, subjects, strict=True):
         if kind not in controls:
-            sae = subject.sae
-            fresh = build_sae(sae.config, sae.d_in, sae.n_positions, torch.Generator().manual_seed(seed))
-            controls[kind] = fresh.to(sae.W_enc.device, sae.W_enc.dtype).eval()
+            seeds = np.random.SeedSequence([seed, subject.metadata.seed or 0]).generate_state(draws, np.uint64)
+            controls[kind] = [_untrained(subject.sae, int(one)) for one in seeds]
     order = list(controls)
     return list(controls.values()), [order.index(kind) for kind in kinds]
+
+
+def _untrained(sae: SAE, seed: int) -> SAE:
+    fresh = build_sae(sae.config, sae.d_in, sae.n_positions, torch.Generator().manual_seed(seed))
+    return fresh.to(sae.W_enc.device, sae.W_enc.dtype).eval()
 
 
 def centre(sae: SAE, block: Block) -> None:

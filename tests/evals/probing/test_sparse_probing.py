@@ -26,6 +26,7 @@ from scansion.evals.reading import cache as activation_cache
 from scansion.evals.reading import texts as text_activations
 from scansion.evals.reading.cache import ActivationCache
 from scansion.evals.reading.texts import TextReader
+from scansion.evals.registry import figures_in
 from scansion.evals.statistics import Estimate
 from scansion.lm import HookPoint, LanguageModel
 from scansion.masks import RandomHardMaskConfig
@@ -105,7 +106,7 @@ def asset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 CONFIG = SparseProbingConfig(
     datasets=("1_words", "2_words"), train_size=60, test_size=40, context_length=16, k_values=(1, 5), lm_batch_size=8,
-    cache_gb=0,
+    cache_gb=0, untrained_draws=1,
 )  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def test_an_sae_that_is_its_own_control_gains_nothing_and_a_better_one_gains_wha
     # The control of a data set has its bias at that set's texts' mean.
     config = CONFIG.model_copy(update={"datasets": ("1_words",)})
     trained = make_subject("trained")
-    (control,), _ = random_controls([trained], config.seed)
+    ((control,),), _ = random_controls([trained], config.seed)
     (split,) = load_probing_set("1_words", 60, 40, config.seed)
     reader = TextReader(lm, HOOK_POINT, 16, 8, "bfloat16", ActivationCache(Path("nowhere"), 0))
     pool_texts([*split.train.texts, *split.test.texts], reader, [], [control])
@@ -207,6 +208,35 @@ def test_an_sae_that_is_its_own_control_gains_nothing_and_a_better_one_gains_wha
     nothing = Estimate(value=0, low=0, high=0)
     assert own.gain_test_accuracy == nothing and set(own.gain_top_k.values()) == {nothing}
     assert other.gain_test_accuracy.low < other.gain_test_accuracy.high
+
+
+def test_the_control_is_the_mean_of_several_untrained_saes(
+    asset: Path, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(activation_cache, "default_folder", lambda: tmp_path / "cache")
+    config = CONFIG.model_copy(update={"datasets": ("1_words",), "untrained_draws": 3})
+    trained = make_subject("trained")
+    (found,) = evaluate_sparse_probing([trained], lm, HOOK_POINT, config)
+    assert len(found.random_by_draw) == 3
+    assert found.random_test_accuracy.value == pytest.approx(np.mean(found.random_by_draw))
+    assert found.gain_test_accuracy.value == pytest.approx(
+        found.sae_test_accuracy.value - found.random_test_accuracy.value
+    )
+    (kept,) = evaluate_sparse_probing([trained], lm, HOOK_POINT, config.model_copy(update={"cache_gb": 1.0}))
+    assert kept.model_copy(update={"data": found.data}) == found, "a draw at a time, or all together"
+    alone = evaluate_sparse_probing([trained], lm, HOOK_POINT, config.model_copy(update={"untrained_draws": 1}))[0]
+    assert alone.random_by_draw == found.random_by_draw[:1] and alone.random_top_k != found.random_top_k
+    other = LoadedSAE("seed 1", trained.sae, trained.metadata.model_copy(update={"seed": 1}))
+    assert evaluate_sparse_probing([other], lm, HOOK_POINT, config)[0].random_top_k != found.random_top_k
+
+
+def test_groups_of_test_texts_give_the_accuracies_back(asset: Path, lm: LanguageModel) -> None:
+    (found,) = evaluate_sparse_probing([make_subject()], lm, HOOK_POINT, CONFIG)
+    figures = figures_in(found)
+    assert set(found.by_text) == set(figures)
+    for name, groups in found.by_text.items():
+        assert sum(groups.numerators) == pytest.approx(figures[name].value, abs=1e-9)
+        assert sum(groups.denominators) == pytest.approx(1) and len(groups.numerators) == 20
 
 
 def test_a_set_qualifies_where_order_tells_and_not_where_words_do(asset: Path, lm: LanguageModel) -> None:
@@ -286,6 +316,6 @@ def test_outcomes_on_the_same_texts_under_other_labels_are_others(
     (split,) = load_probing_set("1_words", 60, 40, 0)
     swapped = replace(split, train=replace(split.train, labels=1 - split.train.labels))
     reader = TextReader(lm, HOOK_POINT, 16, 8, "bfloat16", ActivationCache(tmp_path, 10**6))
-    (control,), _ = random_controls([make_subject()], seed=1)
+    ((control,),), _ = random_controls([make_subject()], seed=1)
     names = {CachedBaselines(reader, [one], CONFIG).key(what) for one in (split, swapped) for what in ("lm", control)}
     assert len(names) == 4
