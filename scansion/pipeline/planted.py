@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scansion.errors import ConfigError
 from scansion.lm import LanguageModel
+from scansion.pipeline.existing import ExistingSpec
 from scansion.pipeline.stores import HarvestSpec, Stores, stores_dir
 from scansion.synth import PlantedDictionary, SynthConfig, plant_store, planted_identity
 from scansion.synth.generation import SPLITS, Split
@@ -57,4 +58,4 @@ class PlantedSpec:
         return stores_dir() / f"{identity.model}-{identity.hook_point}-{split}-{identity.key[:12]}"
 
 
-Source = HarvestSpec | PlantedSpec
+Source = HarvestSpec | PlantedSpec | ExistingSpec

@@ -13,7 +13,8 @@ from scansion.errors import ConfigError, ScansionError
 from scansion.evals import evaluations
 from scansion.files import require_free_space, require_writable
 from scansion.masks import build_mask
-from scansion.pipeline.evaluate import refuse_without_lm
+from scansion.pipeline.evaluate import check_evaluations, refuse_without_lm
+from scansion.pipeline.existing import ExistingSpec
 from scansion.pipeline.planted import PlantedSpec
 from scansion.pipeline.stores import stores_dir
 from scansion.study.failures import read_failure
@@ -39,8 +40,10 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> None:
     trials = [(arm, seed) for arm in plan.arms() if arm.run in folders for seed in arm.seeds]
     runs = [TrainingRun(arm.name, seed_folder(folders[arm.run], arm, seed), *arm.at_seed(seed)) for arm, seed in trials]
     check_folders([run for run in runs if read_failure(run.folder) is None])  # what failed is begun again
-    if plan.corpus is None:
+    if plan.world is not None:
         refuse_without_lm(plan.evaluations, f"the world of {plan.name!r}")
+    if plan.store is not None:
+        check_evaluations(plan.evaluations, ExistingSpec(plan.store.train, plan.store.held_out).stores.held_out)
     fetch(plan_assets(plan))
     planned = evaluations.build(plan.evaluations).values()
     for evaluation in planned:

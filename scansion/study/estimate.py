@@ -112,9 +112,10 @@ def estimate(plan: StudyPlan, folders: Mapping[int, Path]) -> StudyEstimate:
         ScansionError: the first thing in the plan that does not fit.
     """
     check_plan(plan, folders)
-    if plan.world is not None:
+    if plan.corpus is None:
+        what = "synthetic worlds" if plan.store is None else "a store"
         raise ConfigError(
-            f"the plan {plan.name!r} is sound; times are estimated only for plans on text, and this one is on synthetic worlds"
+            f"the plan {plan.name!r} is sound; times are estimated only for plans on text, and this one is on {what}"
         )
     source = source_of(plan)
     train, held_out = harvest_plans(source)

@@ -62,6 +62,20 @@ class ArmPlan(BaseModel):
     )
 
 
+class StorePlan(BaseModel):
+    """Two stores that are there already, such as those of :meth:`ActivationStore.from_tensors`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: Path = Field(description="Folder of the store that runs are trained on.")
+    held_out: Path = Field(description="Folder of the store that they are measured on.")
+
+
+def _stores_in(given: Any) -> Any:
+    """A folder alone stands for the stores ``train`` and ``held_out`` in it."""
+    return {name: Path(given) / name for name in ("train", "held_out")} if isinstance(given, str | Path) else given
+
+
 class RunPlan(BaseModel):
     """One entry of a plan: an SAE, or several arms that vary one thing."""
 
@@ -175,6 +189,11 @@ class StudyPlan(BaseModel):
         description="Settings of a synthetic world (see SynthConfig), instead of model, hook point and text. Every seed "
         "draws a world of its own.",
     )
+    store: Annotated[StorePlan | None, BeforeValidator(_stores_in)] = Field(
+        default=None,
+        description="Activations that are there already, instead of model, hook point and text: the folders `train` and "
+        "`held_out` of two stores, or one folder that holds two of these names; relative to the working directory.",
+    )
     harvest: HarvestConfig = HarvestConfig()
     training: TrainingConfig = TrainingConfig()
     evaluations: dict[str, SerializeAsAny[EvaluationConfig]] = Field(
@@ -211,15 +230,17 @@ class StudyPlan(BaseModel):
 
     @model_validator(mode="after")
     def _check_source(self) -> StudyPlan:
+        if self.world is not None and self.store is not None:
+            raise ValueError("a plan has a world or a store, not both")
         if self.world is None:
-            if self.corpus is None:
-                raise ValueError("a plan needs a corpus, or a world of synthetic activations")
+            if self.corpus is None and self.store is None:
+                raise ValueError("a plan needs a corpus, or a world of synthetic activations, or a store")
             if on_worlds := [run.name for run in self.runs if run.world is not None]:
                 raise ValueError(f"{', '.join(on_worlds)}: a run can change the plan's world only if the plan has one")
+            if self.store is not None:
+                self._refuse_text("a store has been made of it already")
             return self
-        for name in _OF_TEXT:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} is of a language model or its text, and a world has neither; remove it")
+        self._refuse_text("a world has neither")
         for arm in self.arms():
             if not arm.training.use_position_0:
                 raise ValueError("training.use_position_0: position 0 of a world is like any other; remove it")
@@ -227,10 +248,17 @@ class StudyPlan(BaseModel):
                 raise ValueError(f"run {arm.name!r}: {seeded} is set by the study; list seeds in 'seeds'")
         return self
 
+    def _refuse_text(self, why: str) -> None:
+        for name in _OF_TEXT:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of a language model or its text, and {why}; remove it")
+
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Only what belongs to the plan's source. Plans on text keep the digest they had before there were worlds."""
-        return _without(dump(self), ("world",) if self.world is None else _OF_TEXT)
+        """Only what belongs to the plan's source. Plans on text keep the digest they had before there were others."""
+        sources = {"world": ("world",), "store": ("store",), "corpus": _OF_TEXT}
+        own = next((name for name in ("world", "store") if getattr(self, name) is not None), "corpus")
+        return _without(dump(self), [name for source, names in sources.items() if source != own for name in names])
 
     @model_validator(mode="after")
     def _check_runs(self) -> StudyPlan:

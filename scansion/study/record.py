@@ -17,6 +17,7 @@ from scansion.errors import ConfigError, DamagedError
 from scansion.evals import EvaluationConfig, LoadedSAE, evaluations
 from scansion.evals.statistics import Estimate
 from scansion.files import expanded
+from scansion.pipeline.existing import ExistingSpec
 from scansion.pipeline.planted import PlantedSpec, Source
 from scansion.pipeline.run_results import RunResults
 from scansion.pipeline.stores import HarvestSpec, stores_dir
@@ -181,6 +182,8 @@ def _headline(arm: ArmRecord) -> dict[str, Estimate]:
 
 def source_at(plan: StudyPlan, arm: Arm, seed: int) -> Source:
     """Where an arm's activations come from at one seed."""
+    if plan.store is not None:
+        return ExistingSpec(plan.store.train, plan.store.held_out)
     world = arm.world_at(seed)
     return source_of(plan) if world is None else PlantedSpec(world)
 
@@ -189,10 +192,10 @@ def source_of(plan: StudyPlan) -> HarvestSpec:
     """Where the activations of a plan on text come from.
 
     Raises:
-        ConfigError: the plan is on synthetic worlds.
+        ConfigError: the plan is on synthetic worlds or stores.
     """
     if plan.corpus is None:
-        raise ConfigError(f"the plan {plan.name!r} is on synthetic worlds: it reads no text")
+        raise ConfigError(f"the plan {plan.name!r} is on synthetic worlds or stores: it reads no text")
     return HarvestSpec(
         model=plan.model,
         hook_point=plan.hook_point,
