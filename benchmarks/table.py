@@ -137,6 +137,33 @@ def quality(result: Result, clock: str) -> str:
     return "\n\n".join([conditions(result, "wall"), table(*rows), "; ".join(verdicts) + "."])
 
 
+def recipe(result: Result, clock: str) -> str:
+    """Each combination of length, batch, rate and mask that was tried, the best of each length and mask in bold."""
+    runs = sorted(result["runs"], key=lambda run: (run["tokens"], run["mask"], run["batch_tokens"], run["lr"]))
+    best: dict[tuple[int, str], float] = {}
+    for run in runs:
+        group = run["tokens"], run["mask"]
+        best[group] = max(best.get(group, -1.0), run["fve_without_outliers"])
+    rows: Rows = [("tokens", "mask", "batch", "steps", "lr", "FVE w/o outliers", "FVE", "dead share", "L0", "CPU s")]
+    for run in runs:
+        fve = f"{run['fve_without_outliers']:.4f}"
+        rows.append(
+            (
+                f"{run['tokens']:,}",
+                run["mask"],
+                str(run["batch_tokens"]),
+                f"{run['steps']:,}",
+                f"{run['lr']:g}",
+                f"**{fve}**" if run["fve_without_outliers"] == best[run["tokens"], run["mask"]] else fve,
+                f"{run['fve']:.4f}",
+                f"{run['dead_share']:.4f}",
+                f"{run['l0']:.1f}",
+                f"{run['cpu_seconds']:.0f}",
+            )
+        )
+    return "\n\n".join([conditions(result, "cpu"), table(*rows)])
+
+
 def not_measured(result: Result) -> list[str]:
     """A sentence for each peer that took no part."""
     return [f"Not measured: {name}, {why}." for name, why in result.get("not_measured", {}).items()]
@@ -155,6 +182,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, str], str]]] = {
     "growth": ("growth.json", growth),
     "profile": ("profile.json", profile),
     "quality": ("quality.json", quality),
+    "recipe": ("recipe.json", recipe),
     "GPU": ("gpu.json", lambda result, _: gpu_tables.tables(result)),
 }
 """Each table's result file and how it is made of it."""

@@ -156,7 +156,8 @@ def _arm(
     per_position = config.per_position(positions)
     first = held_out.identity.context_length - positions
     x = torch.randn(positions, per_position, d_in, generator=generator) / d_in**0.5
-    batch = PositionedBatch(x, torch.arange(first, first + positions)).to(device)
+    # The token before each one, for those that learn from pairs.
+    batch = PositionedBatch(x, torch.arange(first, first + positions), previous=x[:-1].flip(1)).to(device)
     steps = config.n_steps(positions * per_position)
     learner = Learner(sae, config, max(1, steps))
     step_seconds = _seconds(lambda: learner.advance(batch), budget * 0.8)

@@ -23,6 +23,7 @@ from benchmarks import (
     jumprelu,
     profile,
     quality,
+    recipe,
     study,
     table,
     training,
@@ -31,6 +32,7 @@ from benchmarks.peers import Peer
 from benchmarks.rounds import Record, take_turns
 from benchmarks.stand_ins import StandIns
 from benchmarks.training_tables import PLAIN, Result
+from scansion.activations import ActivationStore
 from scansion.records import read_json, write_json
 
 SIZES: dict[str, Any] = {"d_in": 16, "d_sae": 256, "k": 4, "batch_tokens": 256}
@@ -245,6 +247,28 @@ def test_quality_is_measured_once_for_each_run_and_precision(
     measure()
     assert read_json(tmp_path / "quality.json")["runs"] == result["runs"]
     assert "which is not below 0.002" in drawn("quality", "quality.json")[1]
+
+
+def test_the_search_for_a_recipe_trains_each_combination_once_and_adds_to_its_table(
+    tmp_path: Path, store: ActivationStore, drawn: Callable[[str, str], tuple[Result, str]]
+) -> None:
+    def measure(*rates: float, masks: tuple[str, ...] = ("none",)) -> list[dict[str, object]]:
+        out = tmp_path / "recipe.json"
+        recipe.measure(
+            store.folder, store.folder, out=out, tokens=(300,), batches=(30,), rates=rates, masks=masks, d_sae=64
+        )
+        return read_json(out)["runs"]
+
+    (first,) = measure(1e-3)
+    assert first["steps"] == 11 and first["fve_without_outliers"] <= 1 and 20 < first["l0"] <= 32
+    again = measure(1e-3, 2e-3, masks=("none", "bands, count: 4, shared: 0.5"))
+    assert again[0] == first and len(again) == 4
+    text = drawn("recipe", "recipe.json")[1]
+    rows = [line for line in text.splitlines() if line.startswith("| 300 |")]
+    assert len(rows) == 4 and sum("**" in row for row in rows) == 2, "the best of each mask is in bold"
+    assert {(run["lr"], run["mask"]) for run in again} == {
+        (rate, mask) for rate in (1e-3, 2e-3) for mask in ("none", "bands, count: 4, shared: 0.5")
+    }
 
 
 def test_jumprelu_is_trained_at_every_coefficient_and_its_table_put_in_a_page(

@@ -36,6 +36,12 @@ def test_a_plan_is_estimated_without_being_begun(
     assert "in all" in found.lines()[-2] and not list(tmp_path.rglob("sae"))
 
 
+def test_every_architecture_is_estimated(carried: Carried, tmp_path: Path) -> None:
+    plan = carried.plan.with_runs([{"name": "pairs", "sae": {"architecture": "tsae", "d_sae": 30, "k": 4}}])
+    (one,) = estimate(plan, {3: tmp_path / "run_3"}).arms
+    assert one.train_seconds > 0 and one.steps == 20 and one.warning is not None
+
+
 def test_what_is_finished_is_not_counted(carried: Carried) -> None:
     found = estimate(carried.plan, carried.folders)
     assert found.harvested == (True, True) and found.harvest_seconds == 0
