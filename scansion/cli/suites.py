@@ -19,10 +19,12 @@ def saebench(
     held_out: Path,
     settings: Annotated[SAEBenchConfig | None, Parameter(name="*", group="SAEBench")] = None,
 ) -> None:
-    """Run SAEBench's own sparse probing on trained SAEs and print tables with its figures.
+    """Run SAEBench's own evaluations on trained SAEs and print tables with its figures.
 
-    SAEBench is installed in an environment of its own (ENV/bin/pip install sae-bench), and its data sets and the language model
-    come from the Hugging Face hub.
+    These are sparse probing, and on demand (--evaluations) core, scr, tpp and absorption. SAEBench is installed in an
+    environment of its own (ENV/bin/pip install sae-bench). Its data sets and the language model come from the Hugging Face
+    hub; a folder of a data set's name (OWNER/NAME) in the working directory is used instead. absorption passes single tokens
+    without their places, so that a masked SAE needs --flat lifted for it.
 
     Example: scansion saebench runs/topk --held-out stores/sotu/held_out --python ENV/bin/python
 

@@ -34,10 +34,46 @@ class SuiteConfig(EvaluationConfig):
     seed: int = Field(default=42, ge=0, lt=2**32, description="Of the suite.")
 
 
+Part = Literal["sparse_probing", "core", "scr", "tpp", "absorption"]
+"""Evaluations of SAEBench."""
+_PARTS: tuple[Part, ...] = ("sparse_probing",)
+_DATASET, _BATCHES, _N_VALUES, _LETTERS = "Skylion007/openwebtext", 20, (2, 5, 10, 20, 50, 100, 500), 20
+
+
 class SAEBenchConfig(SuiteConfig):
     """Settings of :class:`SAEBench`."""
 
     evaluation: ClassVar[str] = "saebench"
+    # Settings that came later are not recorded at their defaults, so that results of before are used again.
+    evaluations: tuple[Part, ...] = Field(
+        default=_PARTS,
+        min_length=1,
+        exclude_if=lambda parts: parts == _PARTS,
+        description="Which of SAEBench's evaluations to run: sparse_probing, core, scr, tpp, absorption.",
+    )
+    core_dataset: str = Field(
+        default=_DATASET,
+        exclude_if=lambda name: name == _DATASET,
+        description="Text that core reads: a data set of the hub, or a folder that the library datasets loads.",
+    )
+    core_batches: int = Field(
+        default=_BATCHES,
+        ge=1,
+        exclude_if=lambda n: n == _BATCHES,
+        description="Batches of lm_batch_size contexts that core reads.",
+    )
+    n_values: tuple[int, ...] = Field(
+        default=_N_VALUES,
+        min_length=1,
+        exclude_if=lambda values: values == _N_VALUES,
+        description="Numbers of features that scr and tpp ablate.",
+    )
+    min_letters: int = Field(
+        default=_LETTERS,
+        ge=2,  # it takes a standard deviation over them
+        exclude_if=lambda n: n == _LETTERS,
+        description="First letters that the language model must tell apart for absorption to be measured.",
+    )
     train_size: int = Field(default=4000, ge=2, description="Training texts per probe.")
     test_size: int = Field(default=1000, ge=2, description="Test texts per probe.")
     context_length: int = Field(default=128, ge=2, description="Tokens of a text that are read.")
@@ -69,14 +105,28 @@ class SuiteResult(EvalResult):
     raw: Any
     test_accuracy: float | None = None
     lm_accuracy: float | None = None
-    top_k_accuracy: dict[int, float]
+    top_k_accuracy: dict[int, float] = Field(default_factory=dict[int, float])
     top_k_auc: dict[int, float] = Field(default_factory=dict[int, float])
 
 
 class SAEBenchResult(SuiteResult):
-    """What SAEBench reports."""
+    """What SAEBench reports; None, or nothing, of an evaluation that was not run.
+
+    Attributes:
+        explained_variance, ce_loss_score, kl_div_score, l0: of core.
+        scr, tpp: number of features ablated -> score.
+        absorption_fraction, full_absorption: means over letters.
+    """
 
     eval: str = "saebench"
+    explained_variance: float | None = None
+    ce_loss_score: float | None = None
+    kl_div_score: float | None = None
+    l0: float | None = None
+    scr: dict[int, float] = Field(default_factory=dict[int, float])
+    tpp: dict[int, float] = Field(default_factory=dict[int, float])
+    absorption_fraction: float | None = None
+    full_absorption: float | None = None
 
 
 class SaeProbesResult(SuiteResult):

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -16,6 +16,7 @@ from scansion.errors import ConfigError, EvalError
 from scansion.evals.base import LoadedSAE
 from scansion.evals.registry import Evaluation, Figure, LoadLM, evaluations
 from scansion.evals.suites.config import (
+    Part,
     SAEBenchConfig,
     SAEBenchResult,
     SaeProbesConfig,
@@ -77,8 +78,9 @@ class Suite(Evaluation[Config, SuiteResult]):
         with tempfile.TemporaryDirectory(prefix="scansion-suite-") as name:
             folder = Path(name)
             save_sae(sae.sae, folder / "sae", sae.metadata)
+            settings = {setting: getattr(config, setting) for setting in type(config).model_fields}
             job = {
-                **config.model_dump(mode="json"),
+                **{setting: value for setting, value in settings.items() if setting != "python"},
                 "suite": self.name,
                 "model": config.model or sae.metadata.model,
                 "hook_name": hook_point.transformer_lens_name,
@@ -114,18 +116,53 @@ def _run_beside(python: str, folder: Path, suite: str) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
+def _runs(part: Part) -> Callable[[SAEBenchConfig], bool]:
+    return lambda config: part in config.evaluations
+
+
 @evaluations.register(SAEBenchConfig)
 class SAEBench(Suite[SAEBenchConfig]):
-    """SAEBench's own sparse probing, run in an environment that has SAEBench."""
+    """SAEBench's own evaluations (sparse probing, core, SCR, TPP, absorption), run in an environment that has SAEBench."""
 
     result = SAEBenchResult
     figures = (
-        Figure("saebench_accuracy", "SAEBench probing", "up", read="test_accuracy", headline=True),
+        Figure(
+            "saebench_accuracy", "SAEBench probing", "up", read="test_accuracy", headline=True,
+            only_if=_runs("sparse_probing"),
+        ),
         Figure(
             "saebench_top_{n}_accuracy", "SAEBench top {n}", "up", read="top_k_accuracy", headline=(1, 5),
-            numbers=lambda config: config.k_values,
+            numbers=lambda config: config.k_values, only_if=_runs("sparse_probing"),
         ),
-        Figure("saebench_lm_accuracy", "SAEBench probing, model", read="lm_accuracy"),
+        Figure(
+            "saebench_lm_accuracy", "SAEBench probing, model", read="lm_accuracy", only_if=_runs("sparse_probing")
+        ),
+        Figure(
+            "saebench_explained_variance", "SAEBench explained variance", "up", read="explained_variance",
+            only_if=_runs("core"),
+        ),
+        Figure(
+            "saebench_ce_loss_score", "SAEBench loss recovered", "up", read="ce_loss_score", headline=True,
+            only_if=_runs("core"),
+        ),
+        Figure("saebench_kl_div_score", "SAEBench KL recovered", "up", read="kl_div_score", only_if=_runs("core")),
+        Figure("saebench_l0", "SAEBench L0", read="l0", digits=1, only_if=_runs("core")),
+        Figure(
+            "saebench_scr_{n}", "SAEBench SCR, {n} features", "up", read="scr", headline=(20,),
+            numbers=lambda config: config.n_values, only_if=_runs("scr"),
+        ),
+        Figure(
+            "saebench_tpp_{n}", "SAEBench TPP, {n} features", "up", read="tpp", headline=(20,),
+            numbers=lambda config: config.n_values, only_if=_runs("tpp"),
+        ),
+        Figure(
+            "saebench_absorption", "SAEBench absorption fraction", "down", read="absorption_fraction", headline=True,
+            only_if=_runs("absorption"),
+        ),
+        Figure(
+            "saebench_full_absorption", "SAEBench full absorption", "down", read="full_absorption",
+            only_if=_runs("absorption"),
+        ),
     )  # fmt: skip
 
 

@@ -15,15 +15,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from scansion.errors import ShapeError
+from scansion.errors import EvalError, ScansionError, ShapeError
+from scansion.evals.suites import saebench
 from scansion.sae import SAE, load_sae
 
 NEEDS = {"saebench": "sae_bench", "sae_probes": "sae_probes"}
 """Suite -> the module it is in."""
+# The suites name folders after the model: a path would lead them out of the folder they are given.
+_LOCAL_MODEL = "local-model"
 
 
 class Config:
-    """As much of an SAE's settings as the suites read."""
+    """As much of an SAE's settings as the suites read.
+
+    Args:
+        sae: ours.
+        job: names the model and the hook point.
+    """
+
+    hook_head_index = dataset_path = None
+    prepend_bos, normalize_activations = True, "none"
 
     def __init__(self, sae: SAE, job: dict[str, Any]) -> None:
         self.model_name, self.hook_name, self.hook_layer = job["model"], job["hook_name"], job["hook_layer"]
@@ -48,6 +59,7 @@ class Adapter(nn.Module):
         self.sae = sae
         self.cfg = Config(sae, job)
         self.flat, self.flat_batches = job["flat"], 0
+        self._read: torch.Tensor | None = None  # what was encoded last, for an SAE that normalises it
         self.device, self.dtype = torch.device(job["device"]), torch.float32
 
     def __getattr__(self, name: str) -> Any:
@@ -58,24 +70,40 @@ class Adapter(nn.Module):
         """Feature activations.
 
         Raises:
-            ShapeError: the SAE has a mask, the activations have no places in a text, and the mask is not to be lifted.
+            ShapeError: the activations have no places in a text, and the SAE needs them; see :meth:`_for`.
         """
-        if x.ndim == 2:
-            self.flat_batches += 1
-            if not self.sae.treats_positions_alike and self.flat != "lifted":
-                raise ShapeError(
-                    "the suite passes single tokens without their places in the text, and this SAE has a positional mask; "
-                    "flat: lifted encodes them as if every feature could fire everywhere"
-                )
-            return self.sae.lifted().encode(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
-        # Texts longer than the mask use its last position.
-        positions = torch.arange(x.shape[1], device=x.device).clamp_max(self.sae.n_positions - 1)
-        return self.sae.encode(x, positions.expand(x.shape[:2]))
+        self._read = x if self.sae.config.input_norm != "none" else None
+        self.flat_batches += x.ndim == 2
+        return self._for(x).encode(x, self._positions(x))
 
     def decode(self, acts: torch.Tensor) -> torch.Tensor:
-        """Reconstruction."""
-        positions = torch.arange(acts.shape[-2], device=acts.device).clamp_max(self.sae.n_positions - 1)
-        return self.sae.decode(acts, positions.expand(acts.shape[:-1]))
+        """Reconstruction of what was encoded last, or of the same with some features changed; errors as for :meth:`encode`."""
+        return self._for(acts).decode(acts, self._positions(acts), self._read)
+
+    def _for(self, x: torch.Tensor) -> SAE:
+        """The SAE for these tokens: lifted, if it has a mask and they have no places.
+
+        Raises:
+            ShapeError: it is not to be lifted, or a decoder bias for each band would be needed even so.
+        """
+        if x.ndim > 2 or self.sae.treats_positions_alike:
+            return self.sae
+        without = "the suite passes single tokens without their places in the text, and this SAE has"
+        if self.sae.b_dec.ndim > 1:
+            raise ShapeError(
+                f"{without} a decoder bias for each band, so that none is right; this suite cannot take it"
+            )
+        if self.flat != "lifted":
+            raise ShapeError(
+                f"{without} a positional mask; flat: lifted encodes them as if every feature could fire everywhere"
+            )
+        return self.sae.lifted()
+
+    def _positions(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Places in texts [B, L, ...]; those past the end of a mask use its last one. None of single tokens."""
+        if x.ndim == 2:
+            return None
+        return torch.arange(x.shape[-2], device=x.device).clamp_max(self.sae.n_positions - 1).expand(x.shape[:-1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``decode(encode(x))``."""
@@ -89,44 +117,27 @@ def main(folder: Path) -> int:
     if Path(job["model"]).is_dir():
         import transformer_lens.supported_models as supported
 
-        supported.OFFICIAL_MODEL_NAMES.append(job["model"])
+        path = str(Path(job["model"]).resolve())
+        supported.OFFICIAL_MODEL_NAMES.append(path)
+        supported.MODEL_ALIASES[path] = [_LOCAL_MODEL]
+        job["model"] = _LOCAL_MODEL
     adapter = Adapter(sae, job)
-    run = {"saebench": _saebench, "sae_probes": _sae_probes}[job["suite"]]
-    found = run(adapter, job, folder)
+    run = {"saebench": saebench.run, "sae_probes": _sae_probes}[job["suite"]]
+    try:
+        found = run(adapter, job, folder)
+    except Exception as error:
+        whose = type(error).__module__.partition(".")[0]
+        if not isinstance(error, ConnectionError) and whose not in ("datasets", "huggingface_hub"):
+            raise
+        raise EvalError(
+            f"data or a model cannot be read: {' '.join(str(error).split())}. They come from the Hugging Face hub; offline, a "
+            "data set is read from a folder of its name (OWNER/NAME) in the working directory"
+        ) from error
     packages = ("sae-bench", "sae-probes", "sae-lens", "transformer-lens", "transformers", "torch")
     versions = {name: version(name) for name in packages if find_spec(name.replace("-", "_"))}
     found |= {"versions": versions, "flat_batches": adapter.flat_batches}
     (folder / "result.json").write_text(json.dumps(found), encoding="utf-8")
     return 0
-
-
-def _saebench(adapter: Adapter, job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
-    from sae_bench.evals.sparse_probing.main import run_eval
-
-    settings = {
-        "model_name": job["model"],
-        "random_seed": job["seed"],
-        "k_values": job["k_values"],
-        "probe_train_set_size": job["train_size"],
-        "probe_test_set_size": job["test_size"],
-        "context_length": job["context_length"],
-        "llm_batch_size": job["lm_batch_size"],
-        "llm_dtype": "float32",
-    }
-    config = SparseProbingEvalConfig(**settings | ({"dataset_names": job["datasets"]} if job["datasets"] else {}))
-    results = run_eval(
-        config, [("scansion", adapter)], job["device"], str(folder / "out"), artifacts_path=str(folder / "lm")
-    )
-    (result,) = results.values()
-    metrics = {**result["eval_result_metrics"]["llm"], **result["eval_result_metrics"]["sae"]}
-    top = {k: metrics.get(f"sae_top_{k}_test_accuracy") for k in job["k_values"]}
-    return {
-        "raw": result,
-        "test_accuracy": metrics.get("sae_test_accuracy"),
-        "lm_accuracy": metrics.get("llm_test_accuracy"),
-        "top_k_accuracy": {k: value for k, value in top.items() if value is not None},
-    }
 
 
 def _sae_probes(adapter: Adapter, job: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -155,4 +166,9 @@ def _sae_probes(adapter: Adapter, job: dict[str, Any], folder: Path) -> dict[str
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).resolve()))
+    try:
+        sys.exit(main(Path(sys.argv[1]).resolve()))
+    except ScansionError as error:
+        sys.exit(" ".join(str(error).split()))
+    except Exception as error:  # the suites' own; in one line, for the program that reads the last
+        sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))
