@@ -22,6 +22,7 @@ from scansion.report.features import (
     LogitLens,
     Neighbours,
     gather_features,
+    largest_entries,
     logit_lens,
     nearest_features,
     nearest_in,
@@ -76,7 +77,10 @@ def read_dictionaries(
             features = gather_features(subject, data.held_out, config, information)
             neighbours = nearest_features(subject.sae.W_dec, config.neighbours)
             lens = _lens(subject, lm, config.lens_tokens)
-            page = FeaturePages(arm.name, seed, features, neighbours, lens, _mask_note(arm), subject.fingerprint)
+            entries = largest_entries(subject.sae.W_dec)
+            page = FeaturePages(
+                arm.name, seed, features, neighbours, lens, entries, _mask_note(arm), subject.fingerprint
+            )
             pages.append(replace(page, explanations=_explanations(arm, seed)))
             decoders.append(subject.sae.W_dec.detach().cpu())
             rates = rates or {"firing": features.profile.rates}

@@ -76,5 +76,5 @@ def _chunk(html: str, name: str, path: Path) -> Any:
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"{path} is damaged: its data cannot be read; write the report again") from error
     raise ConfigError(
-        f"{path} has no features of an SAE that a text could be added to; `scansion report STUDY` writes such a page"
+        f"{path} has no pages of features that a text could be added to; `scansion report STUDY` writes them"
     )

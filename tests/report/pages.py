@@ -11,6 +11,7 @@ from scansion.evals.position.firing import Profile
 from scansion.report.chunks import Chunks
 from scansion.report.document import render
 from scansion.report.features import FeaturePages, Features, LogitLens, Neighbours, pack_features
+from scansion.report.features.directions import LOGIT_BINS
 from scansion.report.features.gathering import BINS, Examples
 
 WORDS = [f" word{i}" for i in range(200)]
@@ -58,13 +59,23 @@ def made_up(
     )
     features.specialisation[1] = 0.5
     others = (np.arange(n)[:, None] + np.arange(1, 5)) % n
-    lens = LogitLens(draw.integers(0, len(WORDS), size=(n, 2, 4)), draw.normal(size=(n, 2, 4)))
+    logits = np.sort(np.abs(draw.normal(size=(n, 2, 4))), axis=2)[..., ::-1] * [[1], [-1]]
+    lens = LogitLens(draw.integers(0, len(WORDS), size=(n, 2, 4)), logits, draw.integers(0, 100, size=(n, LOGIT_BINS)))
     near = {
         other: Neighbours(draw.integers(0, m, (n, 1)), draw.random((n, 1))) for other, m in (elsewhere or {}).items()
     }
     neighbours = Neighbours(others, draw.random(others.shape))
     return FeaturePages(
-        arm, 0, features, neighbours, lens, "a mask drawn at random", f"sae of {arm}", near, {7: f"words of {arm} <b>"}
+        arm,
+        0,
+        features,
+        neighbours,
+        lens,
+        (others[:, :3], draw.normal(size=(n, 3))),
+        "a mask drawn at random",
+        f"sae of {arm}",
+        near,
+        {7: f"words of {arm} <b>"},
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scansion.report.features.directions import LOGIT_BINS
 from scansion.report.features.gathering import BINS
 from tests.report.browser import LAPTOP, PHONE, until
 from tests.report.pages import WORDS, made_up, write_page
@@ -99,7 +100,7 @@ def test_a_feature_shows_everything_about_it(open_page, small: Path) -> None:
     assert page.locator("#feature .pair:not(.even) section:first-child li").count() == 4
     assert page.locator("#feature .lens li").count() == 8
     assert page.locator("#feature .plot .trace").count() == 2, "its profile and its mask"
-    assert page.locator("#feature .bar-mark").count() == BINS
+    assert page.locator("#feature .bar-mark").count() == BINS + LOGIT_BINS
     assert page.locator("#feature .partners li").count() == 3
     assert page.url.endswith("#feature-0-599")
     page.click("#feature .pair:not(.even) .link >> nth=0")
@@ -303,6 +304,9 @@ def test_small_charts_say_what_is_under_the_pointer(open_page, small: Path) -> N
     assert "position " in page.inner_text("#feature .readout >> nth=0")
     page.hover("#feature .small-chart >> nth=1")
     assert "firings" in page.inner_text("#feature .readout >> nth=1")
+    page.hover("#feature .small-chart >> nth=2")
+    assert "tokens" in page.inner_text("#feature .readout >> nth=2")
+    assert page.inner_text("#feature .entries").count("dimension ") == 3
 
 
 _COUNT_UNPACKED = """

@@ -13,11 +13,13 @@ from scansion.masks import BandMaskConfig
 from scansion.report.features import (
     FeatureConfig,
     gather_features,
+    largest_entries,
     logit_lens,
     nearest_features,
     nearest_in,
     specialisation,
 )
+from scansion.report.features.directions import LOGIT_BINS
 from scansion.report.features.gathering import BINS
 from scansion.report.features.together import firing_together, keep_every
 from scansion.sae import SAEMetadata, TopKConfig, build_sae
@@ -163,6 +165,17 @@ def test_the_lens_shows_both_ends_of_each_row(lm) -> None:
     assert np.allclose(lens.logits[:, 0], every.topk(3, dim=1).values)
     assert np.allclose(lens.logits[:, 1], every.topk(3, dim=1, largest=False).values)
     assert np.allclose(np.take_along_axis(every.numpy(), lens.tokens[:, 1], axis=1), lens.logits[:, 1])
+    assert (lens.histogram.sum(axis=1) == every.shape[1]).all()
+    for row, counts in zip(every[:20].numpy(), lens.histogram, strict=False):
+        expected, _ = np.histogram(row, LOGIT_BINS)
+        assert np.abs(expected - counts).sum() <= 2, "but for one on the edge of two steps"
+
+
+def test_the_largest_entries_of_a_decoder_row() -> None:
+    rows = torch.tensor([[0.1, -0.9, 0.0, 0.4], [0.0, 0.0, 1.0, 0.0]])
+    dimensions, entries = largest_entries(rows, 2)
+    assert dimensions[0].tolist() == [1, 3] and np.allclose(entries[0], [-0.9, 0.4])
+    assert dimensions[1, 0] == 2 and np.allclose(entries[1], [1, 0])
 
 
 def test_the_nearest_features_are_others_and_nearest_first() -> None:

@@ -1,6 +1,13 @@
 """Feature pages: what each feature of a trained SAE does on held-out text, ready to be looked up in a page."""
 
-from scansion.report.features.directions import LogitLens, Neighbours, logit_lens, nearest_features, nearest_in
+from scansion.report.features.directions import (
+    LogitLens,
+    Neighbours,
+    largest_entries,
+    logit_lens,
+    nearest_features,
+    nearest_in,
+)
 from scansion.report.features.gathering import FeatureConfig, Features, gather_features, specialisation
 from scansion.report.features.packing import FeaturePages, pack_features
 
@@ -11,6 +18,7 @@ __all__ = [
     "LogitLens",
     "Neighbours",
     "gather_features",
+    "largest_entries",
     "logit_lens",
     "nearest_features",
     "nearest_in",

@@ -1,4 +1,4 @@
-"""What each feature writes: the features whose decoder rows point the same way, and the tokens that its row raises."""
+"""What each feature writes: its decoder row's largest entries, rows that point the same way, and the tokens that it raises."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from scansion.lm import LanguageModel, unembed
 from scansion.progress import progress
 
 _ROWS_AT_ONCE = 256
+LOGIT_BINS = 24
+"""Steps of the histogram of logits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +37,22 @@ class LogitLens:
     Attributes:
         tokens: ids; first those raised, then those lowered, the strongest first in both.
         logits: what :func:`scansion.lm.unembed` says of them.
+        histogram: how many of the vocabulary's tokens are in each of equal steps from the lowest logit to the highest.
     """
 
     tokens: Int[np.ndarray, "F 2 n"]
     logits: Float[np.ndarray, "F 2 n"]
+    histogram: Int[np.ndarray, "F bins"]
+
+
+@torch.no_grad()
+def largest_entries(
+    W_dec: Float[Tensor, "F d_in"], n: int = 3
+) -> tuple[Int[np.ndarray, "F n"], Float[np.ndarray, "F n"]]:
+    """The dimensions in which each decoder row is largest in absolute value, and its entries there."""
+    rows = W_dec.detach().float()
+    found = rows.abs().topk(min(n, rows.shape[1]), dim=1).indices
+    return found.cpu().numpy(), rows.gather(1, found).cpu().numpy()
 
 
 @torch.no_grad()
@@ -71,12 +85,20 @@ def nearest_in(W_dec: Float[Tensor, "F d_in"], other: Float[Tensor, "G d_in"]) -
 @torch.no_grad()
 def logit_lens(W_dec: Float[Tensor, "F d_in"], lm: LanguageModel, n: int) -> LogitLens:
     """The ``n`` tokens at either end of each decoder row's logits."""
-    tokens, logits = [], []
+    tokens, logits, histograms = [], [], []
     with progress("logit lens", len(W_dec), "features") as advance:
         for rows in W_dec.detach().split(_ROWS_AT_ONCE):
             found = unembed(lm, rows.to(lm.device))
             top, bottom = found.topk(n, dim=1), found.topk(n, dim=1, largest=False)
             tokens.append(torch.stack([top.indices, bottom.indices], dim=1).cpu())
             logits.append(torch.stack([top.values, bottom.values], dim=1).cpu())
+            histograms.append(_histogram(found).cpu())
             advance(len(rows))
-    return LogitLens(torch.cat(tokens).numpy(), torch.cat(logits).numpy())
+    return LogitLens(*(torch.cat(part).numpy() for part in (tokens, logits, histograms)))
+
+
+def _histogram(rows: Float[Tensor, "t V"]) -> Int[Tensor, "t bins"]:
+    low, high = rows.aminmax(dim=1, keepdim=True)
+    step = ((rows - low) * (LOGIT_BINS / (high - low).clamp_min(1e-30))).long().clamp_(max=LOGIT_BINS - 1)
+    step += LOGIT_BINS * torch.arange(len(rows), device=rows.device)[:, None]
+    return torch.bincount(step.flatten(), minlength=LOGIT_BINS * len(rows)).view(len(rows), LOGIT_BINS)

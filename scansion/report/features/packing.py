@@ -33,6 +33,7 @@ class FeaturePages:
         seed: which of its seeds this is.
         features, neighbours: see there.
         lens: None if there is no logit lens.
+        entries: dimensions of the decoder row's largest entries, and these entries.
         mask_note: what the mask is, for the heading of the profile.
         fingerprint: of the SAE.
         explanations: feature -> what a language model said of it, in the evaluation ``autointerp``.
@@ -44,6 +45,7 @@ class FeaturePages:
     features: Features
     neighbours: Neighbours
     lens: LogitLens | None
+    entries: tuple[Int[np.ndarray, "F n"], Float[np.ndarray, "F n"]]
     mask_note: str
     fingerprint: str = ""
     elsewhere: Mapping[int, Neighbours] = field(default_factory=dict[int, Neighbours])
@@ -188,6 +190,8 @@ def _block(pages: FeaturePages, lens: UInt32[np.ndarray, "F 2 n"] | None, rows: 
         "partners": _plus_one(features.partners.features[rows]),
         "shares": features.partners.cosines[rows].astype(np.float32),
         "histogram": features.histogram[rows].astype(np.uint32),
+        "dimensions": pages.entries[0][rows].astype(np.uint32),
+        "entries": pages.entries[1][rows].astype(np.float32),
     }
     if pages.elsewhere:
         found |= {
@@ -199,6 +203,7 @@ def _block(pages: FeaturePages, lens: UInt32[np.ndarray, "F 2 n"] | None, rows: 
         found |= {"mask": _as_bytes(mask), "highest_mask": mask.max(axis=1).astype(np.float32)}
     if pages.lens is not None and lens is not None:
         found |= {"lens": lens[rows], "logits": pages.lens.logits[rows].astype(np.float32)}
+        found["lens_histogram"] = pages.lens.histogram[rows].astype(np.uint32)
     return found
 
 

@@ -26,7 +26,8 @@ async function readFeature(features, f) {
     neighbours: pairs("neighbours", "cosines"),
     partners: pairs("partners", "shares", 1).filter(([other]) => other >= 0),
     elsewhere: block.elsewhere ? pairs("elsewhere", "elsewhere_cosines").map(([other, cosine], k) => [features.elsewhere[k], other, cosine]) : [],
-    lens: block.lens ? { tokens: row(block.lens, i), logits: row(block.logits, i), n: block.lens.shape[2] } : null,
+    entries: pairs("dimensions", "entries"),
+    lens: block.lens ? { tokens: row(block.lens, i), logits: row(block.logits, i), histogram: Array.from(row(block.lens_histogram, i)), n: block.lens.shape[2] } : null,
   };
 }
 
@@ -58,12 +59,14 @@ async function showFeature(article, features, f, go, close, stillWanted) {
     explanations[f] ? make("p", { class: "explanation", title: "what a language model said of its examples; see the evaluation autointerp" }, explanations[f]) : null,
     make("div", { class: "pair even" },
       make("section", {}, make("h4", {}, "Where it fires"), profileChart(feature, features)),
-      make("section", {}, make("h4", {}, "How strongly it fires"), histogramChart(feature, table.max_act[f]))),
+      make("section", {}, make("h4", {}, "How strongly it fires"),
+        histogramChart(`Histogram of the activations of feature ${f}, up to ${significant(table.max_act[f])}`, feature.histogram, [0, table.max_act[f]], "activation", "firings"))),
     make("p", { class: "muted small" }, features.mask_note),
     ...lists,
     alive ? null : make("p", { class: "muted" }, "It never fired on the held-out text."),
     make("div", { class: "pair" },
-      make("section", {}, make("h4", {}, "Features with the most similar decoder rows"), featureList(feature.neighbours, features, go)),
+      make("section", {}, make("h4", {}, "Features with the most similar decoder rows"), featureList(feature.neighbours, features, go),
+        make("p", { class: "muted small entries" }, `Largest entries of its decoder row: ${feature.entries.map(([dimension, entry]) => `dimension ${dimension} (${significant(entry)})`).join(", ")}.`)),
       make("section", {}, make("h4", {}, "Tokens whose logits its decoder row changes most"), lensLists(feature, features))),
     make("div", { class: "pair even" },
       make("section", { class: "partners" }, make("h4", { title: "share of the tokens on which either fires that have both" }, "Features that fire on the same tokens"),
@@ -133,7 +136,8 @@ function lensLists(feature, features) {
     ...Array.from({ length: lens.n }, (_, i) => make("li", {}, bar(Math.abs(lens.logits[start + i]) / highest),
       make("span", { class: "word" }, word(features.vocabulary[lens.tokens[start + i]])),
       make("span", { class: "value" }, significant(lens.logits[start + i]))))));
-  return make("div", { class: "lens" }, list(0, "raised"), list(lens.n, "lowered"));
+  return make("div", {}, make("div", { class: "lens" }, list(0, "raised"), list(lens.n, "lowered")),
+    histogramChart(`Histogram of the logits that feature ${feature.f} gives to all tokens`, lens.histogram, [lens.logits[lens.n], lens.logits[0]], "logit of every token", "tokens"));
 }
 
 function bar(share) {

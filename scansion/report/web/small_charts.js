@@ -73,18 +73,19 @@ function profileChart(feature, features) {
   });
 }
 
-function histogramChart(feature, highest) {
-  const counts = feature.histogram, most = Math.max(...counts) || 1, n = counts.length;
-  const edgeOf = (width) => width - SMALL.right;
-  return smallChart(`Histogram of the activations of feature ${feature.f}, up to ${significant(highest)}`, (width) => {
+/** A histogram of equal steps from `low` to `high`; `unit` is what is counted. */
+function histogramChart(label, counts, [low, high], title, unit) {
+  const most = Math.max(...counts) || 1, n = counts.length;
+  const edgeOf = (width) => width - SMALL.right, at = (share) => (share || low ? significant(low + share * (high - low)) : "0");
+  return smallChart(label, (width) => {
     const edge = edgeOf(width), step = (edge - SMALL.left) / n, tall = SMALL.height - SMALL.top - SMALL.bottom;
     return [
-      ...frame(width, { ticks: [[0, "0"], [1, most.toLocaleString("en")]], below: [[0, "0"], [0.5, significant(highest / 2)], [1, significant(highest)]], title: "activation" }),
+      ...frame(width, { ticks: [[0, "0"], [1, most.toLocaleString("en")]], below: [0, 0.5, 1].map((share) => [share, at(share)]), title }),
       ...counts.map((count, i) => svg("rect", { x: (SMALL.left + i * step + 0.5).toFixed(1), width: Math.max(1, step - 1).toFixed(1), class: "bar-mark",
         y: (SMALL.height - SMALL.bottom - (count ? Math.max(1, (tall * count) / most) : 0)).toFixed(1), height: (count ? Math.max(1, (tall * count) / most) : 0).toFixed(1) })),
     ];
-  }, (at, width) => {
-    const i = Math.floor(((at - SMALL.left) / (edgeOf(width) - SMALL.left)) * n);
-    return i >= 0 && i < n ? `${significant((i / n) * highest)} to ${significant(((i + 1) / n) * highest)}: ${counts[i].toLocaleString("en")} firings` : null;
+  }, (place, width) => {
+    const i = Math.floor(((place - SMALL.left) / (edgeOf(width) - SMALL.left)) * n);
+    return i >= 0 && i < n ? `${at(i / n)} to ${at((i + 1) / n)}: ${counts[i].toLocaleString("en")} ${unit}` : null;
   });
 }
