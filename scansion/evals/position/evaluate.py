@@ -15,7 +15,7 @@ from scansion.evals.base import LoadedSAE, data_from, reasons_before_running, re
 from scansion.evals.position.agreement import divergence
 from scansion.evals.position.budget import budget_of
 from scansion.evals.position.config import PositionConfig
-from scansion.evals.position.firing import Firing, Text, record
+from scansion.evals.position.firing import Firing, Text, record, threshold_for
 from scansion.evals.position.information import Null
 from scansion.evals.position.measure import Measured, measure
 from scansion.evals.position.moving import MovedText, move_text, offset_for
@@ -33,6 +33,8 @@ from scansion.sae import SAE
 
 # Draws of a null of which only the mean over features is used.
 _MEAN_ONLY_DRAWS = 20
+# Mask lifted, and activations counted above a threshold that leaves as many as with the mask in force.
+_EQUAL_L0 = "equal_l0"
 
 
 def evaluate_position(
@@ -92,8 +94,12 @@ def _evaluate(
             compared[f"permuted {index}"] = index
     if isinstance(start, SAE):
         saes["start"] = start.lifted() if applied else start
+    if applied:
+        saes[_EQUAL_L0] = saes["lifted"]
     masks = [weights_at(one, text.positions) for one in (mask, *draws)]
     measured, firings = _measure_all(subject.name, saes, masks, compared, mask.n_shared, text, config)
+    free_at_l0 = measured.pop(_EQUAL_L0, measured["in_force"])
+    firings.pop(_EQUAL_L0, None)
     excess = None
     if applied:
         measured["permuted"] = Measured.mean([measured.pop(name) for name in compared])
@@ -112,6 +118,8 @@ def _evaluate(
         "positional_fidelity": in_force["auroc"],
         "positional_overlap": in_force["overlap"],
         "position_retention": lifted["retention"],
+        "position_share_equal_l0": free_at_l0.varying["information_share"],
+        "position_retention_equal_l0": free_at_l0.varying["retention"],
         **({"excess_specialisation": excess} if excess else {}),
     }
     reasons = reasons_before_running(subject) + _reasons_from_activity(sae, text, firings["in_force"])
@@ -129,6 +137,7 @@ def _evaluate(
         mask="own" if is_own else "reference",
         acts_in_forward=applied,
         states={name: one.figures() for name, one in measured.items()},
+        equal_l0=free_at_l0.figures() if applied else None,
         excess_specialisation=excess.estimate() if excess else None,
         since_start=_since_start(firings["start"], free) if "start" in firings else None,
         no_start=start if isinstance(start, str) else None,
@@ -164,10 +173,17 @@ def _measure_all(
     firings: dict[str, Firing] = {}
     with progress(f"position: {name}", len(saes) * text.n_contexts, "contexts") as advance:
         for index, (state, sae) in enumerate(saes.items()):
-            firing = record(sae, text, config.batch_contexts, advance)
+            threshold = 0.0
+            if state == _EQUAL_L0:
+                threshold = threshold_for(sae, text, config.batch_contexts, measured["in_force"].varying["l0"].value)
+                if threshold == 0:  # lifted, it fires no more than with its mask
+                    measured[state] = measured["lifted"]
+                    advance(text.n_contexts)
+                    continue
+            firing = record(sae, text, config.batch_contexts, advance, threshold)
             resolved = state in ("in_force", "lifted")
             rate = config.false_discovery_rate if resolved else None
-            n_draws = config.null_draws if resolved else _MEAN_ONLY_DRAWS
+            n_draws = config.null_draws if resolved or state == _EQUAL_L0 else _MEAN_ONLY_DRAWS
             draw = np.random.default_rng([config.seed, 2, index])
             null = Null.of(firing, n_draws, draw, rate=rate, max_draws=config.max_null_draws)
             its = compared.get(state, 0)

@@ -194,7 +194,7 @@ class Profile:
 
 
 @torch.no_grad()
-def record(sae: SAE, text: Text, batch_contexts: int, advance: Advance) -> Firing:
+def record(sae: SAE, text: Text, batch_contexts: int, advance: Advance, threshold: float = 0.0) -> Firing:
     """Encode a text and note what fires where.
 
     Args:
@@ -202,6 +202,7 @@ def record(sae: SAE, text: Text, batch_contexts: int, advance: Advance) -> Firin
         text: what to read.
         batch_contexts: contexts encoded at once, a multiple of 8.
         advance: called with the number of contexts after each batch.
+        threshold: activations up to it do not count.
     """
     device = sae.W_dec.device
     P, F = len(text.positions), sae.d_sae
@@ -212,8 +213,22 @@ def record(sae: SAE, text: Text, batch_contexts: int, advance: Advance) -> Firin
         text.store, text.positions, text.n_contexts, batch_contexts, advance, device, text.counted
     ):
         acts, contexts = part.encode(sae), part.contexts
-        fired = acts > 0
+        fired = acts > threshold
+        if threshold:
+            acts = torch.where(fired, acts, 0.0)
         counts += member[:, contexts] @ fired.float()
         mass += member[:, contexts] @ acts
         bits[:, contexts.start // 8 : -(-contexts.stop // 8)] = np.packbits(fired.cpu().numpy(), axis=1)
     return Firing(text, counts.cpu().numpy(), mass.cpu().numpy(), text.tokens_by_group(), bits)
+
+
+@torch.no_grad()
+def threshold_for(sae: SAE, text: Text, batch_contexts: int, l0: float) -> float:
+    """The activation above which features fire ``l0`` times per token; 0 where they do not fire more often anyway."""
+    device = sae.W_dec.device
+    positive: list[Tensor] = []
+    for part in read_contexts(text.store, text.positions, text.n_contexts, batch_contexts, None, device, text.counted):
+        acts = part.encode(sae)
+        positive.append(acts[acts > 0].float().cpu())
+    values, kept = torch.cat(positive).numpy(), round(l0 * text.n_tokens)
+    return float(np.partition(values, len(values) - kept - 1)[len(values) - kept - 1]) if len(values) > kept else 0.0

@@ -88,6 +88,8 @@ class PositionResult(EvalResult):
         acts_in_forward: whether the mask changes what fires; if not, lifting or permuting it does nothing.
         states: ``in_force``; ``lifted`` and ``permuted`` (mean over draws) if the mask acts in the forward pass; and
             ``start``, the SAE before training with its mask lifted, which is the random SAE to compare with.
+        equal_l0: the lifted SAE with only those activations counted that are above a threshold, the same for all features and
+            tokens, which leaves as many per token as with the mask in force; None where no mask acts in the forward pass.
         excess_specialisation: information in force minus that under permuted masks of the same shape, in bits per feature;
             None where no mask acts in the forward pass.
         since_start, no_start: what training changed, or why that is unknown.
@@ -108,6 +110,7 @@ class PositionResult(EvalResult):
     mask: Literal["own", "reference"]
     acts_in_forward: bool
     states: dict[str, StateFigures]
+    equal_l0: StateFigures | None = None  # not in results of earlier versions
     excess_specialisation: Estimate | None
     since_start: SinceStart | None
     no_start: str | None
@@ -125,6 +128,11 @@ class PositionResult(EvalResult):
     def free(self) -> StateFigures:
         """The SAE with nothing to hold its features back: lifted, or as it is if no mask does."""
         return self.states.get("lifted", self.in_force)
+
+    @property
+    def free_at_equal_l0(self) -> StateFigures:
+        """The same with as many activations per token as in use."""
+        return self.equal_l0 or self.in_force
 
     @property
     def moved(self) -> ReplacedFigures | None:

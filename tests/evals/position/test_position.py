@@ -25,7 +25,7 @@ from scansion.evals.position.sink import sink_fve
 from scansion.evals.position.states import rebuild_start
 from scansion.evals.statistics import Estimate
 from scansion.masks import BandMaskConfig, NoMaskConfig, RandomHardMaskConfig, SoftMaskConfig, UsageBandMaskConfig
-from scansion.sae import SAEMetadata, SwitchConfig, TopKConfig, build_sae
+from scansion.sae import ReluConfig, SAEMetadata, SwitchConfig, TopKConfig, build_sae
 from tests.conftest import WIDTH, random_contexts
 from tests.evals.position.constructed import firing_of, made_up_text
 
@@ -76,6 +76,16 @@ def test_a_hard_mask_in_force_is_obeyed_by_construction(hard) -> None:
         assert result.states[state].retention.value == pytest.approx(1.0)
         assert result.states[state].auroc.value > 0.75
     assert result.in_force.information.value > 5 * abs(result.free.information.value)
+
+
+def test_the_lifted_sae_is_also_measured_at_the_l0_of_its_mask(store) -> None:
+    sae = build_sae(ReluConfig(d_sae=D_SAE, mask=HARD), WIDTH, L, torch.Generator().manual_seed(SEED))
+    result, _ = evaluate(store, sae)[0]
+    assert result.free.l0 > 2 * result.in_force.l0
+    assert result.equal_l0.l0 == pytest.approx(result.in_force.l0, abs=2 / result.n_tokens)
+    assert "position_share_equal_l0" in result.by_text and list(result.states)[-1] == "permuted"
+    without, _ = evaluate(store, make_sae(NoMaskConfig()))[0]
+    assert without.equal_l0 is None and without.free_at_equal_l0 == without.in_force
 
 
 def test_lifted_firing_of_an_sae_that_never_trained_shows_nothing(hard) -> None:
