@@ -32,9 +32,8 @@ from scansion.report.tables.position import position_table
 from scansion.report.tables.probing import probing_table
 from scansion.report.tables.summary import NOTHING, measured_on
 from scansion.report.tables.table import ONE_SAE_NOTE
-from scansion.study.compare.comparison import STAR_NOTE
 from scansion.study.compare.figures import figure
-from scansion.study.compare.tables import HOW_TO_READ
+from scansion.study.compare.tables import HOW_TO_READ, difference_text, legend, shown_figures
 
 
 def write_report(
@@ -111,7 +110,8 @@ def page(data: ReportData, sections: Sequence[tuple[str, str, list[Chart]]], dic
         headline=headline_table(data),
         every=full_table(data),
         how_to_read=_notes(data),
-        star_note=STAR_NOTE,
+        star_note=_star_note(data, every=False),
+        star_note_every=_star_note(data, every=True),
         set_apart=list(data.comparison.set_apart.items()),
         caveats=[(arm.name, caveat) for arm in data.comparison.arms for caveat in arm.caveats],
         not_applicable=[
@@ -161,6 +161,14 @@ def _notes(data: ReportData) -> list[str]:
     if not data.sound:
         return [NOTHING]
     return [ONE_SAE_NOTE if data.one_seed else HOW_TO_READ, *data.comparison.notes]
+
+
+def _star_note(data: ReportData, *, every: bool) -> str:
+    shown = shown_figures(data.comparison, every=every)
+    marked = [
+        [difference_text(arm.differences.get(name), figure(name)) for name in shown] for arm in data.comparison.arms
+    ]
+    return " ".join(legend(data.comparison, marked, every=every))
 
 
 def _plan(data: ReportData) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ integrate: Any = scipy.integrate
 optimize: Any = scipy.optimize
 stats: Any = scipy.stats
 
+_L0 = ("l0", "position_l0_lifted")
 _RELATIVE = 1e-6
 _POWER = 1e-3  # of what could be detected, which is the root of an integral
 _CELL = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
@@ -293,6 +294,8 @@ def _audit_differences(
         found[figure] = one
         _expect_estimate(result, at, said["estimate"], one)
         result.expect(f"{at}: p", said["p"], one.p)
+        unequal = _unequal_l0(infos, arm["name"], baseline) and figure not in _L0
+        result.expect(f"{at}: unequal L0", said["unequal_l0"], unequal)
         result.expect(f"{at}: detectable", said["detectable"], one.detectable, _POWER)
         result.expect(f"{at}: seeds", said["seeds"], [seed for seed in ours if seed in theirs])
     return found
@@ -306,6 +309,13 @@ def _holm_by_figure(differences: Mapping[str, Mapping[str, _Mean]]) -> dict[str,
         for arm, value in _holm(p).items():
             found[arm][figure] = value
     return found
+
+
+def _unequal_l0(infos: Mapping[str, Json], name: str, baseline: str | None) -> bool:
+    if baseline is None or name not in infos:
+        return False
+    pairs = [(infos[name]["means"].get(l0), infos[baseline]["means"].get(l0)) for l0 in _L0]
+    return any(a is not None and b and abs(a - b) > 0.1 * b for a, b in pairs)
 
 
 def _audit_caveats(result: Audit, where: str, said: Json, infos: Mapping[str, Json]) -> None:
@@ -358,6 +368,7 @@ def _audit_tables(
     corrected: Mapping[str, Mapping[str, float]],
 ) -> None:
     labels = {how["label"]: figure for figure, how in said["shown"].items()}
+    unequal = {arm["name"] for arm in said["arms"] if _unequal_l0(said["runs"], arm["name"], said["baseline"])}
     figures: dict[str, dict[str, Json]] = {arm["name"]: arm["figures"] for arm in said["arms"]}
     # Tables have line breaks of names as spaces, and mark runs of few steps.
     flat = {
@@ -379,6 +390,7 @@ def _audit_tables(
                     estimate = figures[name].get(figure) or {}
                     ends, star = [estimate.get(end) for end in ("value", "low", "high")], False
                 else:
+                    result.expect(f"{at}: dagger", "†" in cell, cell != "-" and name in unequal and figure not in _L0)
                     one = differences[name].get(figure)
                     ends = [one.value, one.low, one.high] if one else []
                     star = corrected[name].get(figure, 1.0) < 0.05

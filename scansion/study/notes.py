@@ -11,7 +11,7 @@ from pathlib import Path
 from scansion.files import atomic_file, fingerprint, flatten
 from scansion.locks import only_writer
 from scansion.progress import printable
-from scansion.study.compare.comparison import SPARSITY_NOTE, Comparison, Difference, compare, figures_of
+from scansion.study.compare.comparison import SPARSITY_NOTE, Comparison, Difference, compare, family_wise, figures_of
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import difference_text, figure_text
 from scansion.study.final_info import ArmInfo
@@ -139,8 +139,13 @@ def _verdicts(found: Comparison, arm_name: str, plan: StudyPlan) -> Iterator[str
     if plan.primary_metric not in arm.differences:
         yield f"the primary metric {plan.primary_metric} was not measured"
     if arm.caveats:
-        yield f"note: {'; '.join(arm.caveats)}. {SPARSITY_NOTE}"
-    yield "these results are not corrected for the number of runs; `scansion compare` corrects them"
+        yield f"note (†): {'; '.join(arm.caveats)}. {SPARSITY_NOTE}"
+    n = sum(one.p is not None for name, one in arm.differences.items() if figure(name).headline)
+    if n:
+        yield (
+            f"these intervals are corrected neither for the {n} figures tested nor for the number of runs: if nothing "
+            f"differed, {family_wise(n)} would exclude zero; `scansion compare` corrects for the runs"
+        )
 
 
 def verdict(difference: Difference, name: str, minimum_effect: float | None = None) -> str:

@@ -13,7 +13,14 @@ from scansion.evals.statistics import CrossedMean, Estimate, TextGroups
 from scansion.records import read_json
 from scansion.study import ArmInfo, compare
 from scansion.study.by_text import read_by_text
-from scansion.study.compare.comparison import SPARSITY_NOTE, STAR_NOTE, Comparison, Difference, holm
+from scansion.study.compare.comparison import (
+    SPARSITY_NOTE,
+    STAR_NOTE,
+    UNEQUAL_L0_NOTE,
+    Comparison,
+    Difference,
+    holm,
+)
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import (
     difference_text,
@@ -267,6 +274,26 @@ def test_what_a_star_means_is_said_below_each_table_that_has_one(tmp_path: Path)
     assert written.count(STAR_NOTE) == 2, "below the headline's differences, and below those of every figure"
     without = compare({"base": BASE, "same": arms["same"]})
     assert all(table.caption is None for table in terminal_tables(without))
+
+
+def test_unequal_sparsity_is_marked_beside_every_difference(tmp_path: Path) -> None:
+    arms = {"base": BASE, "loose": info({0: 0.9, 1: 0.93, 2: 0.93}, l0=40.0), "alike": info({0: 0.8, 1: 0.83, 2: 0.83})}
+    comparison = compare(arms)
+    assert difference(comparison, "loose").unequal_l0 and not difference(comparison, "loose", "l0").unequal_l0
+    assert not difference(comparison, "alike").unequal_l0
+    text = write_comparison(comparison, arms, tmp_path)[0].read_text()
+    assert "] † * |" in text or "] † |" in text
+    assert text.count(UNEQUAL_L0_NOTE) == 2, "below both tables of differences"
+
+
+def test_how_often_a_star_may_be_chance_is_said_where_there_is_one() -> None:
+    values = {"fve": [0.80, 0.82, 0.84], "dead_share": [0.1, 0.2, 0.3]}
+    base = BASE.model_copy(update={"values": {**BASE.values, **values}})
+    lower = {"fve": [0.700, 0.721, 0.739], "dead_share": [0.2, 0.1, 0.4]}
+    other = BASE.model_copy(update={"values": {**BASE.values, **lower}})
+    (_, differences) = terminal_tables(compare({"base": base, "other": other}))
+    assert "Of 2 figures tested, if no run differed, up to 0.1 of them by chance" in differences.caption
+    assert "at least one with a chance of up to 10%" in differences.caption
 
 
 def test_verdicts_heed_the_correction() -> None:

@@ -25,6 +25,7 @@ GroupsBySeed = Mapping[int, TextGroups]
 
 _LEVEL = 0.05
 _ROUNDING = 1e-9
+_L0 = ("l0", "position_l0_lifted")
 _FRONTS = [(x, y) for x in ("l0", "train_seconds") for y in ("fve_without_outliers", "ce_loss_recovered", "fve")]
 STAR_NOTE = (
     "A star (*) marks a difference whose p-value is below 0.05 after Holm's correction over the runs in the table, separately "
@@ -33,6 +34,9 @@ STAR_NOTE = (
 SHORT_NOTE = (
     f"Runs marked short took fewer than {SHORT_STEPS:,} training steps: they are not trained to the end, and their figures and "
     "differences would change with more steps."
+)
+UNEQUAL_L0_NOTE = (
+    "A dagger (†) marks a difference between runs whose L0, or L0 with the mask lifted, differs by more than a tenth."
 )
 SPARSITY_NOTE = (
     "Where L0 differs from the baseline's by more than a tenth, differences in reconstruction and probing are partly "
@@ -53,6 +57,7 @@ class Difference(BaseModel):
         p_holm: the same after Holm's correction over all arms compared on this figure.
         detectable: the smallest true difference that such a test finds with a probability of 80%.
         seeds: the seeds that both arms have.
+        unequal_l0: whether the arms differ in L0, in use or with the mask lifted, by more than a tenth.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,11 +67,17 @@ class Difference(BaseModel):
     p_holm: float | None
     detectable: float | None
     seeds: list[int]
+    unequal_l0: bool = False
 
     @property
     def significant(self) -> bool:
         """Whether its p-value is below 0.05 after Holm's correction; tables mark it with a star."""
         return self.p_holm is not None and self.p_holm < _LEVEL
+
+
+def family_wise(n: int) -> str:
+    """What a 5% chance of error in each of n figures means for all of them (Bonferroni's inequality)."""
+    return f"up to {0.05 * n:.1f} of them by chance, and at least one with a chance of up to {min(100, 5 * n)}%"
 
 
 class ComparedArm(BaseModel):
@@ -175,14 +186,21 @@ def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Compar
         reference,
         {name: info.by_text for name, info in comparable.items()},
     )
+    caveats = {
+        name: _caveats(info, comparable[reference]) if reference and name != reference else []
+        for name, info in comparable.items()
+    }
     arms = [
         ComparedArm(
             name=name,
             d_sae=info.provenance.get("sae", {}).get("d_sae"),
             seeds=info.seeds,
             figures=figures_of(info),
-            differences=differences[name],
-            caveats=_caveats(info, comparable[reference]) if reference and name != reference else [],
+            differences={
+                figure: one.model_copy(update={"unequal_l0": bool(caveats[name]) and figure not in _L0})
+                for figure, one in differences[name].items()
+            },
+            caveats=caveats[name],
             seeds_alone=[
                 figure
                 for figure, by_seed in _by_seed(info).items()
@@ -232,7 +250,7 @@ def figures_of(info: ArmInfo) -> dict[str, Estimate]:
 
 def _caveats(one: ArmInfo, baseline: ArmInfo) -> list[str]:
     found: list[str] = []
-    for name in ("l0", "position_l0_lifted"):
+    for name in _L0:
         if (values := _unlike(one, baseline, name)) is not None:
             found.append(f"{figure(name).label}: {values[0]:.1f}, baseline {values[1]:.1f}")
     return found

@@ -11,7 +11,14 @@ from scansion.files import atomic_file
 from scansion.progress import printable
 from scansion.records import write_json
 from scansion.study.by_text import write_by_text
-from scansion.study.compare.comparison import STAR_NOTE, ComparedArm, Comparison, Difference
+from scansion.study.compare.comparison import (
+    STAR_NOTE,
+    UNEQUAL_L0_NOTE,
+    ComparedArm,
+    Comparison,
+    Difference,
+    family_wise,
+)
 from scansion.study.compare.figures import figure, is_known
 from scansion.study.final_info import ArmInfo
 from scansion.text_table import TextTable
@@ -32,7 +39,9 @@ def terminal_tables(comparison: Comparison, *, every: bool = False) -> list[Text
         every: all figures instead of the headline's.
     """
     return [
-        TextTable(rows[0], [rows[1:]], left=2, title=title, caption=STAR_NOTE if has_star(rows) else None)
+        TextTable(
+            rows[0], [rows[1:]], left=2, title=title, caption=" ".join(legend(comparison, rows, every=every)) or None
+        )
         for title, rows in _both(comparison, every)
     ]
 
@@ -116,7 +125,7 @@ def write_comparison(comparison: Comparison, infos: Mapping[str, ArmInfo], folde
                 # One row per figure where there are very many.
                 *_markdown(list(zip(*rows, strict=True)) if every else rows),
                 "",
-                *([STAR_NOTE, ""] if has_star(rows) else []),
+                *(line for note in legend(comparison, rows, every=every) for line in (note, "")),
             ]
     text = [f"# Comparison with {comparison.baseline}" if comparison.baseline else "# Comparison", ""]
     text += [line for below in lines_below(comparison) for line in (below, "")] + parts
@@ -165,10 +174,28 @@ def figure_text(estimate: Estimate | None, how: Figure, sign: str = "") -> str:
 
 
 def difference_text(difference: Difference | None, how: Figure) -> str:
-    """``-0.064 [-0.070, -0.058] *``; the star is the one of ``STAR_NOTE``."""
+    """``-0.064 [-0.070, -0.058] † *``; what the marks mean is in ``UNEQUAL_L0_NOTE`` and ``STAR_NOTE``."""
     if difference is None:
         return "-"
-    return figure_text(difference.estimate, how, "+") + " *" * difference.significant
+    marks = " †" * difference.unequal_l0 + " *" * difference.significant
+    return figure_text(difference.estimate, how, "+") + marks
+
+
+def legend(comparison: Comparison, rows: Sequence[Sequence[str]], *, every: bool = False) -> list[str]:
+    """What the marks of a table mean, and how often a star may be there by chance; empty for a table without marks."""
+    notes = [STAR_NOTE] if has_star(rows) else []
+    tested = [
+        name
+        for name in shown_figures(comparison, every=every)
+        if any(one.differences[name].p is not None for one in comparison.arms if name in one.differences)
+    ]
+    if notes and len(tested) > 1:
+        notes.append(
+            f"Of {len(tested)} figures tested, if no run differed, {family_wise(len(tested))} would have a star."
+        )
+    if any("†" in cell for row in rows for cell in row):
+        notes.append(UNEQUAL_L0_NOTE)
+    return notes
 
 
 def has_star(rows: Sequence[Sequence[str]]) -> bool:
