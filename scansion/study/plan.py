@@ -166,7 +166,9 @@ class StudyPlan(BaseModel):
 
     name: str = Field(min_length=1)
     hypothesis: str = Field(default="", description="What the study asks.")
-    primary_metric: str = Field(default="fve", description="The figure that decides, as final_info.json calls it.")
+    primary_metric: str = Field(
+        default="fve_without_outliers", description="The figure that decides, as final_info.json calls it."
+    )
     minimum_effect: float | None = Field(
         default=None, gt=0, description="Smallest difference in the primary metric that would matter."
     )
