@@ -18,6 +18,7 @@ from scansion.study import ArmInfo, audit, compare
 from scansion.study.audit import audit as audit_folder
 from scansion.study.compare.tables import write_comparison
 from scansion.study.final_info import write_final_info
+from tests.study.conftest import Carried
 
 RESULTS = Path(__file__).parents[2] / "results"
 SEEDS = [0, 1, 2, 3]
@@ -80,6 +81,15 @@ def test_what_was_written_is_as_computed_again(results: Path) -> None:
     found = audit_folder(results)
     assert found.differences == [] and found.not_checked == []
     assert found.checked > 500
+
+
+def test_a_study_that_was_carried_out_is_as_computed_again(carried: Carried) -> None:
+    found = audit_folder(carried.home)
+    assert found.differences == [] and found.checked > 100
+    sums = json.loads((carried.folders[1] / "by_text.json").read_text())["arms"]["masked"]
+    assert {"fve_without_outliers", "ce_loss_recovered", "sae_test_accuracy_gain", "position_share_equal_l0"} <= set(
+        sums
+    )
 
 
 def set_at(*path: str | int) -> Callable[[dict[str, Any]], None]:
