@@ -20,7 +20,7 @@ class PositionCausal(Evaluation[PositionCausalConfig, PositionCausalResult]):
     result = PositionCausalResult
     figures = (
         Figure("causal_ablation_share", "ablation effect at own positions", read="bound.ablation_share", headline=True),
-        Figure("causal_predicted_share", "the same, by profile", read="bound.predicted_share"),
+        Figure("causal_predicted_share", "ablation effect there, by profile", read="bound.predicted_share"),
         Figure("causal_ablation_share_control", "ablation effect there, controls", read="control.ablation_share"),
         Figure("causal_steering_share", "steering effect at own positions", read="bound.steering_share", headline=True),
         Figure("causal_steering_share_control", "steering effect there, controls", read="control.steering_share"),
