@@ -124,7 +124,11 @@ def test_synthetic_runs_are_scored_against_the_world_their_store_names(tmp_path:
     assert evaluate({"run": tmp_path / "run"}, configs, held_out, no_lm) == [first], "defined otherwise: measured again"
     assert read_json(file)["schema_version"] == synthetic.schema_version == 2
     table = measured_table("synthetic", [first])
-    assert table is not None and table.columns[:2] == ["run", "MMCS"] and table.groups[0][0][:2] == ["run", "1.000"]
+    assert (
+        table is not None
+        and table.columns[:2] == ["run", "MMCS"]
+        and table.groups[0][0][:2] == ["run (short)", "1.000"]
+    )
     assert table.notes[0] == "activations are made from known features, not from a language model"
     with pytest.raises(ConfigError, match="whose true features are unknown"):
         Synthetic(SyntheticConfig()).run([make_subject()], store, no_lm)
