@@ -349,7 +349,7 @@ def test_sentences_of_ones_own_are_added_to_the_page(
     assert status == 2 and "has no features of this run, but of plain" in err
     (tmp_path / "other.html").write_text("<html></html>")
     status, _, err = run("look", masked, "w5", "--page", tmp_path / "other.html", "--device", "cpu")
-    assert status == 2 and "has no features of an SAE that a text could be added to" in err
+    assert status == 2 and "has no pages of features" in err
     status, _, err = run("look", masked, "w5", "--page", tmp_path / "none", "--device", "cpu")
     assert status == 2 and "is no report" in err
 

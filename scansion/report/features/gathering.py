@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,30 @@ BINS = 24
 """Steps of the histogram of activations."""
 _MOST_BYTES = 1 << 27  # of the activations of one batch, so that memory does not grow with the number of features
 _MOST_KEPT = 1 << 28  # bytes of sparse activations
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """Activations without their zeros; torch's sparse tensors are not to be had on every device."""
+
+    shape: torch.Size
+    places: Int[Tensor, "n"]
+    values: Float[Tensor, "n"]
+
+    @classmethod
+    def of(cls, acts: Tensor) -> _Kept:
+        flat = acts.flatten()
+        places = flat.nonzero().flatten()
+        return cls(acts.shape, places, flat[places])
+
+    def whole(self) -> Tensor:
+        flat = self.values.new_zeros(self.shape.numel())
+        flat[self.places] = self.values
+        return flat.view(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.places.nbytes + self.values.nbytes
 
 
 class FeatureConfig(BaseModel):
@@ -128,7 +152,7 @@ def gather_features(
     sunk = torch.zeros(F, dtype=torch.float64, device=device)
     sinks = (store.outliers.mask[places] | (places == 0)[:, None]).to(device)
     peaks = torch.zeros(n_contexts, F, device=device)
-    kept: list[tuple[slice, Tensor]] | None = []
+    kept: list[tuple[slice, _Kept]] | None = []
     with progress(f"features of {subject.name}", 2 * n_contexts, "contexts") as advance:
 
         def encoded() -> Iterator[tuple[slice, Tensor]]:
@@ -140,7 +164,7 @@ def gather_features(
                 yield from encoded()
                 return
             for contexts, acts in kept:
-                yield contexts, acts.to_dense()
+                yield contexts, acts.whole()
                 advance(contexts.stop - contexts.start)
 
         for contexts, acts in encoded():
@@ -149,8 +173,8 @@ def gather_features(
             sunk += acts[sinks[:, contexts]].sum(dim=0)
             peaks[contexts] = acts.amax(dim=0)
             if kept is not None:
-                kept.append((contexts, acts.to_sparse()))
-                kept = kept if _bytes(kept) <= _MOST_KEPT else None
+                kept.append((contexts, _Kept.of(acts)))
+                kept = kept if sum(one.n_bytes for _, one in kept) <= _MOST_KEPT else None
         max_act = peaks.amax(dim=0)
         found = _choose(peaks, max_act, config)
         histogram = torch.zeros(F * BINS, dtype=torch.int64, device=device)
@@ -188,10 +212,6 @@ def gather_features(
         partners=firing_together(token, feature, n_contexts * P, F, config.neighbours),
         examples=_examples(min(config.examples, n_contexts), found, parts),
     )
-
-
-def _bytes(parts: Sequence[tuple[slice, Tensor]]) -> int:
-    return sum(part.values().nbytes + part.indices().nbytes for _, part in parts)
 
 
 def _choose(peaks: Float[Tensor, "C F"], max_act: Float[Tensor, "F"], config: FeatureConfig) -> Int[Tensor, "K F"]:
