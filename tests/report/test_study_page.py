@@ -113,7 +113,8 @@ def test_the_table_says_what_the_comparison_says(data: ReportData) -> None:
     figure, difference = arm.figures["fve"], arm.differences["fve"].estimate
     assert (cell.value, cell.interval) == (f"{figure.value:.3f}", f"[{figure.low:.3f}, {figure.high:.3f}]")
     assert cell.difference.removesuffix(" *") == f"{difference.value:+.3f}"
-    assert cell.difference_interval == f"[{difference.low:+.3f}, {difference.high:+.3f}]"
+    assert arm.differences["fve"].unequal_l0
+    assert cell.difference_interval == f"[{difference.low:+.3f}, {difference.high:+.3f}] †"
     assert cell.tone in ("better", "worse") if arm.differences["fve"].significant else cell.tone == ""
     arms, every = full_table(data)
     assert arms == [row.name for row in rows] and len(every) > len(headings)
