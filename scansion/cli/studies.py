@@ -282,7 +282,7 @@ def synth(
     """
     settings = load_plan(plan)
     if settings.world is None:
-        raise ConfigError(f"the plan {settings.name!r} has no world; `scansion study run` carries out plans on text")
+        raise ConfigError(f"the plan {settings.name!r} has no world; `scansion study run` carries out the other plans")
     _carry_out(_with_seeds(settings, seeds), out, "", False, report)
 
 

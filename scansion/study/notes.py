@@ -143,8 +143,9 @@ def _verdicts(found: Comparison, arm_name: str, plan: StudyPlan) -> Iterator[str
     n = sum(one.p is not None for name, one in arm.differences.items() if figure(name).headline)
     if n:
         yield (
-            f"these intervals are corrected neither for the {n} figures tested nor for the number of runs: if nothing "
-            f"differed, {family_wise(n)} would exclude zero; `scansion compare` corrects for the runs"
+            f"these intervals are corrected neither for the {n} headline figures nor for the number of runs: if no run "
+            f"differed, one would still expect intervals without zero at {family_wise(n)}; "
+            "`scansion compare` corrects for the runs"
         )
 
 

@@ -292,7 +292,10 @@ def test_how_often_a_star_may_be_chance_is_said_where_there_is_one() -> None:
     lower = {"fve": [0.700, 0.721, 0.739], "dead_share": [0.2, 0.1, 0.4]}
     other = BASE.model_copy(update={"values": {**BASE.values, **lower}})
     (_, differences) = terminal_tables(compare({"base": base, "other": other}))
-    assert "Of 2 figures tested, if no run differed, up to 0.1 of them by chance" in differences.caption
+    assert (
+        "2 figures are tested. If no run differed, one would still expect stars at up to 0.1 of them"
+        in differences.caption
+    )
     assert "at least one with a chance of up to 10%" in differences.caption
 
 

@@ -23,7 +23,7 @@ def _ks(config: SparseProbingConfig) -> Iterable[int]:
 
 @evaluations.register(SparseProbingConfig)
 class SparseProbing(Evaluation[SparseProbingConfig, SparseProbingResult]):
-    """How well a few features, or all of them, tell labelled texts apart, next to a bag of words and an untrained SAE."""
+    """How well a few features, or all of them, tell labelled texts apart, next to a bag of words and untrained SAEs."""
 
     result = SparseProbingResult
     reads_store = False

@@ -35,14 +35,14 @@ def probing_table(runs: Sequence[RunResults], *, every_k: bool = False) -> Repor
     labels = [figure(name).label for name in names]
     return ReportTable(
         "probing, by data set",
-        "Test accuracy of probes on each data set, next to a bag of words, the language model and an untrained SAE.",
+        "Test accuracy of probes on each data set, next to a bag of words, the language model and untrained SAEs.",
         ["data set", "run", "texts", "qualified", *labels, "detectable gain"],
         [
             [_row(result, one, ks, is_first=result is results[0]) for result, one in zip(results, sets, strict=True)]
             for sets in zip(*(result.datasets for result in results), strict=True)
         ],
         [
-            "Parentheses hold the gain over the untrained SAE with its 95% interval over test texts. The detectable gain of "
+            "Parentheses hold the gain over untrained SAEs with its 95% interval over test texts. The detectable gain of "
             "the probe on all features would be found in 4 of 5 draws of test texts; a smaller one may be missed.",
             "A data set qualifies if the language model beats the bag of words beyond chance. Scores on any other say nothing "
             "about word order or context. Texts: for training/test, in the largest of its tasks.",
@@ -69,7 +69,7 @@ def _row(result: SparseProbingResult, one: DatasetResult, ks: Sequence[int], *, 
 
 
 def with_gain(accuracy: Estimate, gain: Estimate) -> str:
-    """A probe's accuracy, and what it is above that of an untrained SAE, with its interval."""
+    """A probe's accuracy, and what it is above that of untrained SAEs, with its interval."""
     if accuracy.value is None or gain.value is None or gain.low is None or gain.high is None:
         return "-"
     return f"{accuracy.value:.3f} ({gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}])"

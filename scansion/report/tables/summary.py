@@ -118,7 +118,7 @@ def _notes(runs: Sequence[RunResults], probed: Sequence[SparseProbingResult]) ->
         failed = [one.name for one in probed[0].datasets if not one.qualified]
         beaten = f"does not beat it beyond chance on: {', '.join(failed)}" if failed else "beats it on every data set"
         notes += [
-            "Probes: mean test accuracy over data sets; chance is 0.5. Parentheses hold the gain over an untrained SAE of the "
+            "Probes: mean test accuracy over data sets; chance is 0.5. Parentheses hold the gain over untrained SAEs of the "
             "same settings.",
             *_detectable_gain(probed),
             f"A bag of words, which ignores word order, scores {bag}. The language model {beaten}.",

@@ -77,7 +77,7 @@ class Difference(BaseModel):
 
 def family_wise(n: int) -> str:
     """What a 5% chance of error in each of n figures means for all of them (Bonferroni's inequality)."""
-    return f"up to {0.05 * n:.1f} of them by chance, and at least one with a chance of up to {min(100, 5 * n)}%"
+    return f"up to {0.05 * n:.1f} of them, and one or more with a chance of up to {min(100, 5 * n)}%"
 
 
 class ComparedArm(BaseModel):

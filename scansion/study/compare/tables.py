@@ -191,7 +191,7 @@ def legend(comparison: Comparison, rows: Sequence[Sequence[str]], *, every: bool
     ]
     if notes and len(tested) > 1:
         notes.append(
-            f"Of {len(tested)} figures tested, if no run differed, {family_wise(len(tested))} would have a star."
+            f"{len(tested)} figures are tested. If no run differed, one would still expect stars at {family_wise(len(tested))}."
         )
     if any("†" in cell for row in rows for cell in row):
         notes.append(UNEQUAL_L0_NOTE)
