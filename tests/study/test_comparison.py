@@ -296,7 +296,7 @@ def test_how_often_a_star_may_be_chance_is_said_where_there_is_one() -> None:
         "2 figures are tested. If no run differed, one would still expect stars at up to 0.1 of them"
         in differences.caption
     )
-    assert "at least one with a chance of up to 10%" in differences.caption
+    assert "one or more with a chance of up to 10%" in differences.caption
 
 
 def test_verdicts_heed_the_correction() -> None:

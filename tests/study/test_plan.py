@@ -96,7 +96,8 @@ def test_a_plan_keeps_its_name_where_settings_follow_training(tmp_path: Path) ->
     # Recorded when position 0 and 128 tokens were settings of each evaluation, whatever training used.
     demo = read_plan("demo")
     del demo["lm_dtype"]
-    demo["training"] |= {"batch_tokens": 2048, "lr": 1e-3}
+    demo["corpus"]["max_tokens"] = 200_000
+    demo["training"] |= {"tokens": 200_000, "batch_tokens": 2048, "lr": 1e-3}
     demo["primary_metric"] = "fve"
     demo["evaluations"]["sparse_probing"]["datasets"].insert(1, "code")
     assert StudyPlan.model_validate(demo).digest == "6c2532378635963475e2352696e5b574"
