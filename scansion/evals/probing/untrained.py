@@ -32,7 +32,8 @@ def random_controls(subjects: Sequence[LoadedSAE], seed: int, draws: int = 1) ->
     controls: dict[object, list[SAE]] = {}
     for kind, subject in zip(kinds, subjects, strict=True):
         if kind not in controls:
-            seeds = np.random.SeedSequence([seed, subject.metadata.seed or 0]).generate_state(draws, np.uint64)
+            own = (subject.metadata.seed or 0) % 2**64  # numpy takes no negative entropy
+            seeds = np.random.SeedSequence([seed, own]).generate_state(draws, np.uint64)
             controls[kind] = [_untrained(subject.sae, int(one)) for one in seeds]
     order = list(controls)
     return list(controls.values()), [order.index(kind) for kind in kinds]

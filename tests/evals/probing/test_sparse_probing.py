@@ -30,6 +30,7 @@ from scansion.evals.registry import figures_in
 from scansion.evals.statistics import Estimate
 from scansion.lm import HookPoint, LanguageModel
 from scansion.masks import RandomHardMaskConfig
+from scansion.sae import build_sae
 from tests.evals.probing.constructed import make_subject, telling_texts, use_asset, write_set
 
 HOOK_POINT = HookPoint(1)
@@ -208,6 +209,22 @@ def test_an_sae_that_is_its_own_control_gains_nothing_and_a_better_one_gains_wha
     nothing = Estimate(value=0, low=0, high=0)
     assert own.gain_test_accuracy == nothing and set(own.gain_top_k.values()) == {nothing}
     assert other.gain_test_accuracy.low < other.gain_test_accuracy.high
+
+
+def test_any_training_seed_has_untrained_saes_of_its_own() -> None:
+    subject = make_subject()
+    seeded = [
+        replace(subject, metadata=subject.metadata.model_copy(update={"seed": seed})) for seed in (None, 0, 1, -1, 1)
+    ]
+    controls, kinds = random_controls(seeded, 0)
+    assert kinds == [0, 0, 1, 2, 1]
+    weights = [control.W_enc for (control,) in controls]
+    assert not any(torch.equal(weights[i], weights[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    expected = int(np.random.SeedSequence([0, 1]).generate_state(1, np.uint64)[0])
+    fresh = build_sae(
+        subject.sae.config, subject.sae.d_in, subject.sae.n_positions, torch.Generator().manual_seed(expected)
+    )
+    assert torch.equal(weights[1], fresh.W_enc)
 
 
 def test_the_control_is_the_mean_of_several_untrained_saes(
