@@ -66,8 +66,9 @@ class ArmInfo(BaseModel):
     @classmethod
     def _remark_few_steps(cls, values: Any) -> Any:
         """From the steps in the provenance, so that results of earlier versions have the remark too."""
-        provenance: Any = values.get("provenance") or {}
-        steps: Any = provenance.get("steps")
+        if not isinstance(values, dict) or not isinstance(values.get("provenance"), dict):
+            return values
+        steps: Any = values["provenance"].get("steps")
         if isinstance(steps, int) and is_short(steps):
             return {**values, "remarks": [f"{SHORT}: {steps:,} training steps, fewer than {SHORT_STEPS:,}"]}
         return values

@@ -101,9 +101,14 @@ def test_a_failed_run_shows_in_the_exit_status_and_in_the_tables(
 def test_a_folder_that_is_no_run_is_refused(run, tmp_path: Path) -> None:
     status, _, err = run("compare", tmp_path)
     assert status == 2 and "is not a run of a study: it has no final_info.json" in err
-    (tmp_path / "final_info.json").write_text('{"a": {"means": 3}}')
-    status, _, err = run("compare", tmp_path)
-    assert status == 2 and "does not say what a run says (a.means" in err
+    for said, where in {
+        '{"a": {"means": 3}}': "a.means",
+        '{"a": 5}': "a: ",
+        '{"a": {"provenance": [1]}}': "a.provenance: ",
+    }.items():
+        (tmp_path / "final_info.json").write_text(said)
+        status, _, err = run("compare", tmp_path)
+        assert status == 2 and f"does not say what a run says ({where}" in err and len(err.splitlines()) == 1
 
 
 def test_the_demo_has_a_page_of_two_runs_before_all_are_done(
