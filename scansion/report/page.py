@@ -175,12 +175,12 @@ def _plan(data: ReportData) -> dict[str, Any] | None:
     plan = data.plan
     if plan is None:
         return None
-    how = figure(plan.primary_metric)
+    how, smallest = figure(plan.primary_metric), plan.margin(plan.primary_metric)
     return {
         "hypothesis": plan.hypothesis,
         "primary_metric": plan.primary_metric,
         "primary_label": how.label,
-        "minimum_effect": None if plan.minimum_effect is None else f"{plan.minimum_effect * how.scale:g}",
+        "minimum_effect": None if smallest is None else f"{smallest * how.scale:g}",
         "stopping_rule": plan.stopping_rule,
         "digest": plan.digest,
         "yaml": yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110),

@@ -287,7 +287,9 @@ class StudyPlan(BaseModel):
 
     def margin(self, figure: str) -> float | None:
         """The smallest difference in a figure that would matter, if the plan names one."""
-        return self.minimum_effect if figure == self.primary_metric else self.equivalence_margins.get(figure)
+        if figure == self.primary_metric and self.minimum_effect is not None:
+            return self.minimum_effect
+        return self.equivalence_margins.get(figure)
 
     def arms(self) -> list[Arm]:
         """Every arm of every run, in the plan's order."""

@@ -137,6 +137,14 @@ def test_a_run_changes_what_it_says_and_leaves_the_rest(tmp_path: Path) -> None:
     assert untrained == plan.training.model_copy(update={"tokens": 0})
 
 
+def test_the_primary_metric_has_the_smallest_effect_or_else_its_margin(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, tmp_path)
+    settings["primary_metric"], settings["equivalence_margins"] = "fve", {"fve": 0.02, "l0": 3.0}
+    plan = StudyPlan.model_validate(settings)
+    assert (plan.margin("fve"), plan.margin("l0"), plan.margin("dead_share")) == (0.02, 3.0, None)
+    assert StudyPlan.model_validate({**settings, "minimum_effect": 0.01}).margin("fve") == 0.01
+
+
 def written(folder: Path, settings: object) -> Path:
     path = folder / "plan.yaml"
     path.write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings))

@@ -55,7 +55,7 @@ def verdicts(data: ReportData) -> list[tuple[str, str]]:
     """(arm, sentence) on the metric that the plan says decides; empty for loose runs."""
     if data.plan is None:
         return []
-    name, smallest = data.plan.primary_metric, data.plan.minimum_effect
+    name, smallest = data.plan.primary_metric, data.plan.margin(data.plan.primary_metric)
     return [
         (arm.name, f"{figure(name).label}: {verdict(arm.differences[name], name, smallest)}.")
         for arm in data.comparison.arms
