@@ -98,8 +98,9 @@ class PositionResult(EvalResult):
         budget: the four ways in which SAEs may be of equal size.
     """
 
-    # 1: effective_positions was exp of the entropy of the rate profile; 2: p-values came from turned contexts
-    schema_version: int = 3
+    # 1: effective_positions was exp of the entropy of the rate profile; 2: p-values came from turned contexts; 3: some had
+    # no equal_l0, though a mask acts
+    schema_version: int = 4
     eval: str = "position"
     sae_config: AnySAEConfig
     n_tokens: int
@@ -110,7 +111,7 @@ class PositionResult(EvalResult):
     mask: Literal["own", "reference"]
     acts_in_forward: bool
     states: dict[str, StateFigures]
-    equal_l0: StateFigures | None = None  # not in results of earlier versions
+    equal_l0: StateFigures | None = None
     excess_specialisation: Estimate | None
     since_start: SinceStart | None
     no_start: str | None
