@@ -179,7 +179,7 @@ def audit_results(results: Path) -> None:
     differ = f"{len(found.differences)} differ" if found.differences else "all as computed again"
     output.print(f"{found.checked:,} figures checked: {differ}", markup=False)
     if found.differences or not found.checked:
-        raise StudyError(f"{results}: {differ}, as said above" if found.checked else f"{results}: nothing to check")
+        raise StudyError(f"{results}: {differ}, as said above" if found.differences else f"{results}: nothing to check")
 
 
 def compare_runs(

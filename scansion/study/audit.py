@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy  # pyright: ignore[reportMissingTypeStubs]
@@ -74,20 +74,41 @@ def audit(folder: Path) -> Audit:
     """
     result = Audit()
     for path in sorted(folder.rglob("*.json")):
-        if path.name == "comparison.json":
-            _audit_comparison(result, path)
-        elif path.name == "final_info.json":
-            arms = {name: one for name, one in _read(path).items() if name not in ("checksum", "format_version")}
-            _audit_infos(result, str(path), arms, _read_by_text(path.parent))
+        if path.name in ("comparison.json", "final_info.json"):
+            try:
+                _audit_file(result, path)
+            except _DamagedFile as error:
+                result.differences.append(str(error))
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                why = f"{type(error).__name__}: {error}"
+                result.not_checked.append(f"{path}: not as this version writes it ({why}); compare the runs again")
         elif folder in (path.parent, path.parent.parent) and path.name not in ("by_text.json", "plan.json"):
             result.not_checked.append(f"{path}: neither a comparison nor figures by seed")
-    if not result.checked:
+    if not (result.checked or result.differences or result.not_checked):
         result.not_checked.append(f"{folder} holds no comparison.json and no final_info.json")
     return result
 
 
+def _audit_file(result: Audit, path: Path) -> None:
+    if path.name == "comparison.json":
+        _audit_comparison(result, path)
+    else:
+        arms = {name: one for name, one in _read(path).items() if name not in ("checksum", "format_version")}
+        _audit_infos(result, str(path), arms, _read_by_text(path.parent))
+
+
+class _DamagedFile(Exception):
+    """It is not JSON, or no mapping."""
+
+
 def _read(path: Path) -> Json:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _DamagedFile(f"{path}: damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise _DamagedFile(f"{path}: damaged: it holds no mapping")
+    return cast(Json, values)
 
 
 # Values of each seed, from sums over text; means over seeds
@@ -242,6 +263,11 @@ def _audit_comparison(result: Audit, path: Path) -> None:
             found = _mean(values, [groups.get(figure, {})]) if values else None
             _expect_estimate(result, f"{where}: {name}: {figure}", estimate, found)
         differences[name] = _audit_differences(result, where, arm, infos, by_text, said["baseline"])
+    if len(differences) < len(said["arms"]):
+        result.not_checked.append(
+            f"{where}: Holm's p, fronts and tables: some runs have no values by seed; compare the runs again"
+        )
+        return
     corrected = _holm_by_figure(differences)
     for arm in said["arms"]:
         for figure, one in arm["differences"].items():
@@ -294,8 +320,9 @@ def _audit_differences(
         found[figure] = one
         _expect_estimate(result, at, said["estimate"], one)
         result.expect(f"{at}: p", said["p"], one.p)
-        unequal = _unequal_l0(infos, arm["name"], baseline) and figure not in _L0
-        result.expect(f"{at}: unequal L0", said["unequal_l0"], unequal)
+        if "unequal_l0" in said:  # not in comparisons of earlier versions
+            unequal = _unequal_l0(infos, arm["name"], baseline) and figure not in _L0
+            result.expect(f"{at}: unequal L0", said["unequal_l0"], unequal)
         result.expect(f"{at}: detectable", said["detectable"], one.detectable, _POWER)
         result.expect(f"{at}: seeds", said["seeds"], [seed for seed in ours if seed in theirs])
     return found

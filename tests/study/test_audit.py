@@ -170,6 +170,55 @@ def test_a_run_that_is_short_and_not_marked_is_found(results: Path) -> None:
     assert any("one: short" in difference for difference in audit_folder(results).differences)
 
 
+def changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    said = json.loads(path.read_text())
+    change(said)
+    path.write_text(json.dumps(said))
+
+
+def test_comparisons_of_earlier_versions_are_checked_as_far_as_they_go(results: Path) -> None:
+    def drop(said: dict[str, Any]) -> None:
+        for one in said["arms"]:
+            for difference in one["differences"].values():
+                del difference["unequal_l0"]
+
+    before = audit_folder(results).checked
+    changed(results / "comparison.json", drop)
+    found = audit_folder(results)
+    assert found.differences == [] and found.not_checked == [] and 0.8 * before < found.checked < before
+    changed(results / "comparison.json", lambda said: said["runs"].pop("old"))
+    found = audit_folder(results)
+    assert found.differences == [] and found.checked > 100
+    assert found.not_checked == [
+        f"{results / 'comparison.json'}: old: it has no values by seed",
+        f"{results / 'comparison.json'}: Holm's p, fronts and tables: some runs have no values by seed; compare the runs again",
+    ]
+
+
+@pytest.mark.parametrize("name", ["comparison.json", "run_0/final_info.json", "by_text.json"])
+@pytest.mark.parametrize("text", ["", '{"arms": ', "[]", "5"])
+def test_a_damaged_file_is_a_difference_and_the_rest_is_checked(results: Path, name: str, text: str, run: Any) -> None:
+    (results / name).write_text(text)
+    found = audit_folder(results)
+    (line,) = found.differences
+    assert line.startswith(f"{results / name}: damaged: ") and found.not_checked == [] and found.checked > 0
+    status, out, err = run("study", "audit", results)
+    assert status == 2 and "1 differ, as said above" in err and line in out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["comparison.json", "run_0/final_info.json"])
+@pytest.mark.parametrize(
+    "text", ["{}", '{"arms": 3}', '{"arms": [], "runs": []}', '{"a": [1]}', '{"a": {"values": 3}}']
+)
+def test_a_file_of_another_form_is_not_checked_and_named(results: Path, name: str, text: str) -> None:
+    (results / name).write_text(text)
+    found = audit_folder(results)
+    assert found.differences == [] and found.checked > 0
+    if (name, text) != ("run_0/final_info.json", "{}"):
+        (line,) = found.not_checked
+        assert line.startswith(f"{results / name}: ") and line.endswith("compare the runs again")
+
+
 def test_the_audit_imports_numpy_and_scipy_alone() -> None:
     tree = ast.parse(Path(audit.__file__).read_text(encoding="utf-8"))
     names = [
