@@ -17,6 +17,7 @@ from scansion.activations import ActivationStore
 from scansion.evals import LoadedSAE, evaluations
 from scansion.evals.absorption.evaluate import AbsorptionConfig, measure
 from scansion.evals.absorption.first_letters import LETTERS, SpelledWords, Word
+from scansion.evals.causal.evaluate import PositionCausalConfig, evaluate_position_causal
 from scansion.evals.core.evaluate import CoreConfig, evaluate_core
 from scansion.evals.interp.offline import OfflineInterpConfig, evaluate_offline_interp
 from scansion.evals.position import PositionConfig, evaluate_position
@@ -52,6 +53,7 @@ KINDS = [
 TEXTS = [text for text, _ in telling_texts(12, longest=L - 1)]
 WORDS = [Word(i, LETTERS[i % 26], i % 26) for i in range(208)]
 QUESTIONS = [Question("w5 w6", ("w7", "w8"), 0), Question("w9 w10 w11", ("w12", "w13 w14"), 1)]
+CAUSAL = PositionCausalConfig(n_features=3, n_contexts=8, min_firings=5, lm_batch_size=5)
 POSITION = PositionConfig(groups=6, null_draws=20, max_null_draws=200, mask_draws=1, replaced_contexts=20)
 
 
@@ -109,6 +111,7 @@ def features(saes: list[LoadedSAE], store: ActivationStore, lm: LanguageModel) -
 MEASURED: dict[str, Callable[[list[LoadedSAE], ActivationStore, LanguageModel], Any]] = {
     "core": lambda saes, store, lm: evaluate_core(saes, store, lambda: lm, CoreConfig(loss_contexts=8)),
     "position": lambda saes, store, lm: evaluate_position(saes, store, lambda: lm, POSITION),
+    "position_causal": lambda saes, store, lm: evaluate_position_causal(saes, store, lm, CAUSAL),
     "offline": lambda saes, store, lm: evaluate_offline_interp(saes, store, OfflineInterpConfig(n_features=8)),
     "pooled": pooled,
     "absorption": absorption,

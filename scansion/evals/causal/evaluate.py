@@ -20,8 +20,8 @@ from scansion.evals.base import LoadedSAE, data_from, reasons_before_running
 from scansion.evals.causal.features import Target, choose_targets, read_profile
 from scansion.evals.causal.result import PositionCausalResult, Tally
 from scansion.evals.core.loss import stored_contexts
-from scansion.evals.reading.groups import deal_documents
-from scansion.evals.reading.training import CountsPositions, as_trained
+from scansion.evals.reading.groups import deal_documents, document_of_each
+from scansion.evals.reading.training import CountsPositions, as_trained, fill
 from scansion.lm import HookPoint, LanguageModel, logits
 from scansion.progress import Advance, progress
 from scansion.sae import SAE
@@ -78,12 +78,18 @@ def evaluate_position_causal(
         config: settings.
 
     Raises:
-        EvalError: too few documents.
+        EvalError: contexts mix documents, or there are too few documents.
         ModelError, ShapeError: an SAE does not fit the model.
     """
     config = as_trained(config, subjects)
     text = _Text.of(store, config)
     return [_evaluate(subject, text, lm, config) for subject in subjects]
+
+
+def check_position_causal(store: ActivationStore, config: PositionCausalConfig) -> None:
+    """Raise :class:`EvalError` unless features can be changed on the text of ``store``; quick, and so done first."""
+    # Whether position 0 counts may depend on an SAE that is yet to be trained; it makes no difference here.
+    _Text.of(store, fill(config, {"use_position_0": False}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +106,7 @@ class _Text:
     @classmethod
     def of(cls, store: ActivationStore, config: PositionCausalConfig) -> _Text:
         positions, counted = config.counted_tokens(store)
-        documents = store.doc_ids.where(store.valid, -1).amax(dim=0).numpy()
+        documents = document_of_each(store, store.n_contexts)
         odd = deal_documents(documents, 4, config.seed) % 2 == 1
         lengths = store.valid.sum(dim=0).numpy()
         # The longest first, for late positions; one of each document, then the rest.
@@ -108,7 +114,8 @@ class _Text:
         first: dict[int, int] = {}
         for context in longest:
             first.setdefault(int(documents[context]), int(context))
-        rest = [int(context) for context in longest if int(context) not in first.values()]
+        taken = set(first.values())
+        rest = [int(context) for context in longest if int(context) not in taken]
         changed = sorted([*first.values(), *rest][: config.n_contexts])
         profiled = counted & torch.from_numpy(~odd)
         return cls(store, positions, profiled, counted, changed, len({int(documents[one]) for one in changed}))

@@ -8,7 +8,7 @@ from scansion.activations import ActivationStore
 from scansion.corpus import CorpusConfig
 from scansion.errors import ConfigError
 from scansion.evals.base import LoadedSAE
-from scansion.evals.causal.evaluate import PositionCausalConfig, evaluate_position_causal
+from scansion.evals.causal.evaluate import PositionCausalConfig, check_position_causal, evaluate_position_causal
 from scansion.evals.causal.result import PositionCausalResult
 from scansion.evals.registry import Evaluation, Figure, LoadLM, evaluations
 
@@ -35,6 +35,10 @@ class PositionCausal(Evaluation[PositionCausalConfig, PositionCausalResult]):
         """Raise unless contexts hold one document each."""
         if corpus.layout == "packed":
             raise ConfigError("position_causal needs contexts of one document each: set corpus.layout to 'documents'")
+
+    def check(self, held_out: ActivationStore) -> None:
+        """See :func:`check_position_causal`."""
+        check_position_causal(held_out, self.config)
 
     def run(
         self, saes: Sequence[LoadedSAE], held_out: ActivationStore, load_lm: LoadLM

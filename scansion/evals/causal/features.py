@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scansion.activations import ActivationStore
+from scansion.device import float64_device
 from scansion.evals.position.firing import Profile
 from scansion.evals.position.information import firing_entropy, information
 from scansion.evals.reading.contexts import read_contexts
@@ -50,11 +51,11 @@ def read_profile(
     advance: Advance,
 ) -> Profile:
     """How often and how strongly each feature fires at each position, over the tokens that count."""
-    device = sae.W_dec.device
+    device = float64_device(sae.W_dec.device)
     counts, mass = (torch.zeros(len(positions), sae.d_sae, dtype=torch.float64, device=device) for _ in range(2))
     n_contexts = counted.shape[1]
     for part in read_contexts(store, positions, n_contexts, batch_contexts, advance, device, counted):
-        acts = part.encode(sae)
+        acts = part.encode(sae).to(device)
         counts += (acts > 0).sum(dim=1)
         mass += acts.sum(dim=1)
     return Profile(counts.cpu().numpy(), mass.cpu().numpy(), counted.sum(dim=1).numpy())
@@ -63,13 +64,14 @@ def read_profile(
 def position_share(profile: Profile) -> Float[np.ndarray, "F"]:
     """Share of the entropy of firing that position explains, in [0, 1]; NaN for a feature that never fired.
 
-    Less what chance gives, ``(P - 1) / (2 N ln 2)`` bits for N tokens at P positions (Miller 1955), so that features that
-    fire rarely do not come first.
+    0 for one that fires at every token: there is nothing to explain. Less what chance gives, ``(P - 1) / (2 N ln 2)`` bits
+    for N tokens at P positions (Miller 1955), so that features that fire rarely do not come first.
     """
-    entropy = firing_entropy(profile)
+    entropy, fired = firing_entropy(profile), profile.counts.sum(axis=0) > 0
     chance = (len(profile.tokens) - 1) / (2 * profile.tokens.sum() * np.log(2))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(entropy > 0, np.maximum(information(profile) - chance, 0) / entropy, np.nan)
+        share = np.maximum(information(profile) - chance, 0) / entropy
+    return np.where(entropy > 0, share, np.where(fired, 0.0, np.nan))
 
 
 def choose_targets(

@@ -106,16 +106,20 @@ class Tally:
         )
 
     def _per_token(self, mode: int, place: int) -> Float[np.ndarray, "C"]:
-        """Effect at the changed tokens, of each context: sums over features of KL, each feature's scaled to one token.
+        """Effect at the changed tokens, of each context: sums over features of KL, each feature's scaled to one token."""
+        return self._scaled(mode, place).sum(axis=0)
+
+    def _scaled(self, mode: int, place: int) -> Float[np.ndarray, "F C"]:
+        """KL at the changed tokens, each feature's over the number of its tokens.
 
         Contexts that end early have fewer tokens at late positions; without the scale, the place with more tokens would win.
         """
         tokens = np.maximum(self.n_at[mode, place].sum(axis=1, keepdims=True), 1)
-        return (self.at[mode, place] / tokens).sum(axis=0)
+        return self.at[mode, place] / tokens
 
     def _predicted(self, targets: Sequence[Target]) -> float | None:
-        """The profiles' shares, weighted by the effect of each feature."""
-        weights = self.at[0].sum(axis=(0, 2))
+        """The profiles' shares, each weighted by the feature's effect as it counts in the share that is measured."""
+        weights = (self._scaled(0, 0) + self._scaled(0, 1)).sum(axis=1)
         return (
             finite(float(weights @ [target.predicted for target in targets] / weights.sum())) if weights.sum() else None
         )

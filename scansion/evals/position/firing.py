@@ -15,7 +15,7 @@ from scansion.activations import ActivationStore
 from scansion.errors import EvalError
 from scansion.evals.position.config import PositionConfig
 from scansion.evals.reading.contexts import read_contexts
-from scansion.evals.reading.groups import cluster_contexts, deal_documents
+from scansion.evals.reading.groups import cluster_contexts, deal_documents, document_of_each
 from scansion.progress import Advance
 from scansion.sae import SAE
 
@@ -55,17 +55,10 @@ class Text:
                 too few documents.
         """
         n_contexts = min(config.n_contexts or store.n_contexts, store.n_contexts)
-        valid, doc_ids = store.valid[:, :n_contexts], store.doc_ids[:, :n_contexts]
-        lowest = doc_ids.where(valid, torch.iinfo(doc_ids.dtype).max).amin(dim=0)
-        if bool((lowest != doc_ids.amax(dim=0)).any()):
-            raise EvalError(
-                f"contexts of {store.folder} hold several documents each, which makes positions in the context and in "
-                "the document different things; harvest with layout 'documents'"
-            )
+        documents = document_of_each(store, n_contexts)
         positions, counted = config.counted_tokens(store)
         counted = counted[:, :n_contexts]
         positions, counted = positions[counted.any(dim=1)], counted[counted.any(dim=1)]
-        documents = doc_ids.amax(dim=0).numpy()
         return cls(
             store,
             positions,
@@ -73,7 +66,7 @@ class Text:
             deal_documents(documents, config.groups, config.seed),
             len(np.unique(documents)),
             cluster_contexts(documents, CLUSTERS, config.seed),
-            None if counted.equal(valid[positions]) else counted,
+            None if counted.equal(store.valid[positions, :n_contexts]) else counted,
         )
 
     @property

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from scipy.stats import t as student_t
 
+from scansion.activations import ActivationStore
 from scansion.errors import EvalError
 from scansion.evals.statistics import TEXT_GROUPS, Estimate, TextGroups
 
@@ -54,6 +56,23 @@ class Jackknife:
         s = np.sqrt((n - 1) / n * np.square(self.without - self.without.mean()).sum())
         half = float(student_t.ppf(0.975, n - 1)) * float(s)
         return Estimate(value=self.value, low=self.value - half, high=self.value + half)
+
+
+def document_of_each(store: ActivationStore, n_contexts: int) -> Int[np.ndarray, "C"]:
+    """The document that each of the first contexts of a store holds.
+
+    Raises:
+        EvalError: contexts mix documents, so that position in the context is not position in the text.
+    """
+    valid, doc_ids = store.valid[:, :n_contexts], store.doc_ids[:, :n_contexts]
+    lowest = doc_ids.where(valid, torch.iinfo(doc_ids.dtype).max).amin(dim=0)
+    highest = doc_ids.amax(dim=0)
+    if bool((lowest != highest).any()):
+        raise EvalError(
+            f"contexts of {store.folder} hold several documents each, which makes positions in the context and in "
+            "the document different things; harvest with layout 'documents'"
+        )
+    return highest.numpy()
 
 
 def deal_documents(doc_ids: Int[np.ndarray, "C"], n_groups: int, seed: int) -> Int[np.ndarray, "C"]:

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from scansion.activations import ActivationStore, harvest
-from scansion.corpus import CorpusConfig
-from scansion.errors import ConfigError
+from scansion.corpus import Contexts, CorpusConfig
+from scansion.errors import ConfigError, EvalError
 from scansion.evals import figures_in
 from scansion.evals.base import LoadedSAE
 from scansion.evals.causal.evaluate import PositionCausalConfig, _Text, evaluate_position_causal
 from scansion.evals.causal.evaluation import PositionCausal
-from scansion.evals.causal.features import choose_targets, position_share
+from scansion.evals.causal.features import Target, choose_targets, position_share
+from scansion.evals.causal.result import Tally
 from scansion.evals.position.firing import Profile
 from scansion.lm import LanguageModel
 from tests.conftest import VOCAB, WIDTH, make_lm, make_plan, random_contexts
@@ -157,6 +158,52 @@ def test_targets_are_ranked_by_share_and_controls_fire_as_often() -> None:
     for one in (*targets, *controls):
         assert len(one.other) == len(one.home) and not set(one.other) & set(one.home)
     assert controls[0].home == targets[0].home and controls[0].predicted == pytest.approx(0.5)
+
+
+def test_a_feature_that_fires_at_every_token_has_a_share_of_0_and_one_that_never_fires_none() -> None:
+    counts = np.array([[10.0, 0, 10], [10, 0, 0]])
+    share = position_share(Profile(counts, counts, np.full(2, 10)))
+    assert share[0] == 0.0 and np.isnan(share[1]) and share[2] == pytest.approx(1 - 1 / (2 * 20 * np.log(2)))
+
+
+def test_a_control_that_fires_at_every_token_can_be_written(still: tuple[LanguageModel, ActivationStore]) -> None:
+    lm, store = still
+    subject = planted_sae()
+    with torch.no_grad():
+        subject.sae.b_enc[8:] = 5.0
+    (result,) = evaluate_position_causal([subject], store, lm, CONFIG)
+    assert result.control is not None and {one.share for one in result.control.features} == {0.0}
+    assert type(result).model_validate_json(result.model_dump_json()) == result
+
+
+def test_effects_that_follow_the_profiles_give_the_share_that_these_predict() -> None:
+    """One position with all of a feature's effect, and 40 with 0.6 of it: each feature counts as much in both figures."""
+    sizes, shares, n_contexts = np.array([[1], [40]]), np.array([[1.0], [0.6]]), 5
+    tally = Tally(2, n_contexts)
+    tally.n_at[:] = np.broadcast_to(sizes, (2, n_contexts))
+    tally.at[:, 0], tally.at[:, 1] = sizes * shares, sizes * (1 - shares)
+    targets = [
+        Target(index, 0.5, tuple(range(n)), tuple(range(n, 2 * n)), 1.0, float(share))
+        for index, (n, share) in enumerate(zip(sizes[:, 0], shares[:, 0], strict=True))
+    ]
+    effect = tally.effect(targets, [2.0, 2.0], 0)
+    assert effect.predicted_share == pytest.approx(0.8) == effect.ablation_share.value
+
+
+def test_a_store_of_packed_text_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+    rows = torch.arange(3, 3 + LENGTH, dtype=torch.int32).repeat(20, 1)
+    documents = torch.arange(40, dtype=torch.int32).repeat_interleave(LENGTH // 2).reshape(20, LENGTH)
+    packed = replace(Contexts.from_token_lists(rows.tolist(), LENGTH, pad_id=2), doc_ids=documents)
+    lm = planted_lm(mixing=False)
+    store = harvest(make_plan(tmp_path, packed), lambda: lm)
+    with pytest.raises(EvalError, match="hold several documents each"):
+        PositionCausal(CONFIG).check(store)
+    with pytest.raises(EvalError, match="hold several documents each"):
+        evaluate_position_causal([planted_sae()], store, lm, CONFIG)
+
+
+def test_a_store_of_one_document_a_context_is_accepted(still: tuple[LanguageModel, ActivationStore]) -> None:
+    PositionCausal(CONFIG).check(still[1])
 
 
 def test_its_figures_are_in_tables_and_packed_text_is_refused(still: tuple[LanguageModel, ActivationStore]) -> None:
