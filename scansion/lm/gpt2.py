@@ -219,7 +219,7 @@ def _groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 class _Windows:
-    """Windows of training documents, drawn anew at each step from a generator that the step alone decides."""
+    """Windows of training documents, drawn at each step from a generator that the step alone decides."""
 
     def __init__(self, documents: list[list[int]], bos: int, recipe: GPT2Recipe) -> None:
         self._recipe = recipe

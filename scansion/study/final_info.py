@@ -66,12 +66,14 @@ class ArmInfo(BaseModel):
     @classmethod
     def _remark_few_steps(cls, values: Any) -> Any:
         """From the steps in the provenance, so that results of earlier versions have the remark too."""
-        if not isinstance(values, dict) or not isinstance(values.get("provenance"), dict):
+        if not isinstance(values, dict):
             return values
-        steps: Any = values["provenance"].get("steps")
+        known = cast(dict[str, Any], values)
+        provenance = known.get("provenance")
+        steps = cast(dict[str, Any], provenance).get("steps") if isinstance(provenance, dict) else None
         if isinstance(steps, int) and is_short(steps):
-            return {**values, "remarks": [f"{SHORT}: {steps:,} training steps, fewer than {SHORT_STEPS:,}"]}
-        return values
+            return {**known, "remarks": [f"{SHORT}: {steps:,} training steps, fewer than {SHORT_STEPS:,}"]}
+        return known
 
     @property
     def is_short(self) -> bool:

@@ -45,7 +45,7 @@ class SparseProbingConfig(ReadsTexts):
         default=5,
         ge=1,
         exclude_if=lambda draws: draws == 5,  # so that plans from before this setting keep their digest
-        description="Untrained SAEs that each SAE is compared with, drawn anew for every training seed; their mean accuracy "
+        description="Untrained SAEs that each SAE is compared with, new ones for every training seed; their mean accuracy "
         "is the control.",
     )
     bands: int = Field(default=8, ge=2, description="Number of equal bands of positions, if pooling is bands.")
