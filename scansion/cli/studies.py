@@ -19,7 +19,7 @@ from scansion.progress import say
 from scansion.report import FeatureConfig
 from scansion.study import ArmInfo, StudyPlan, StudyRecord, compare, execute, infos_of, load_plan
 from scansion.study.audit import audit
-from scansion.study.checks import check_entries
+from scansion.study.checks import check_entries, check_plan
 from scansion.study.compare.comparison import by_world
 from scansion.study.compare.tables import lines_below, terminal_tables, write_comparison
 from scansion.study.estimate import estimate
@@ -114,7 +114,16 @@ def plan_study(
         Folder of the runs; finished work in it is not counted. Default: a folder with the plan's name in runs/.
     """
     settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
-    found = estimate(settings, _folders(settings, out or _home(settings), only))
+    folders = _folders(settings, out or _home(settings), only)
+    if settings.corpus is None:
+        check_plan(settings, folders)
+        what = "synthetic worlds" if settings.store is None else "a store"
+        output.print(
+            f"the plan {settings.name} is sound; times are estimated only for plans on text, not on {what}",
+            markup=False,
+        )
+        return
+    found = estimate(settings, folders)
     headings = [
         "run",
         "name",

@@ -93,7 +93,7 @@ class Estimate(BaseModel):
 class TextGroups(BaseModel):
     """One figure of one SAE by groups of the text it was measured on, so that its variance over texts is known.
 
-    Either ``sum(numerators) / sum(denominators)`` is the figure, one entry a group; or ``without`` is the figure without
+    Either ``sum(numerators) / sum(denominators)`` is the figure, one entry per group; or ``without`` is the figure without
     each group in turn (the jackknife's), for a figure that is no ratio of sums. Numbers are rounded to 10 digits.
     """
 
@@ -153,7 +153,7 @@ class CrossedMean:
         """From at least 2 seeds.
 
         Args:
-            values: one a seed.
+            values: one per seed.
             without: the same without each group of text, shape [S, G].
         """
         n_seeds, n_groups = without.shape

@@ -108,7 +108,7 @@ def train_gpt2(
     Args:
         recipe: default :class:`GPT2Recipe`.
         folder: default :func:`gpt2_folder`.
-        checkpoint_seconds: seconds between checkpoints, which are kept beside the folder until it is complete.
+        checkpoint_seconds: seconds between checkpoints, which are kept next to the folder until it is complete.
 
     Returns:
         :func:`gpt2_record`.
@@ -224,7 +224,7 @@ class _Windows:
     def __init__(self, documents: list[list[int]], bos: int, recipe: GPT2Recipe) -> None:
         self._recipe = recipe
         self._bos = bos
-        self._width = recipe.context_length - 1  # beside BOS
+        self._width = recipe.context_length - 1  # and BOS
         usable = [torch.tensor(tokens, dtype=torch.int32) for tokens in documents if len(tokens) >= self._width]
         if not usable:
             raise ModelError(
@@ -232,7 +232,7 @@ class _Windows:
             )
         self._tokens = torch.cat(usable)
         ends = torch.tensor([len(tokens) for tokens in usable]).cumsum(0)
-        # Starts from which a whole window lies in one document.
+        # Starts from which a whole window is of one document.
         fits = torch.ones(len(self._tokens), dtype=torch.bool)
         for end in ends.tolist():
             fits[end - self._width + 1 : end] = False

@@ -34,10 +34,10 @@ class ExistingSpec:
             ConfigError: they are of different models, places, widths or lengths, or of the same contexts.
         """
         train, held_out = (ActivationStore(expanded(folder)) for folder in (self.train, self.held_out))
-        alike = ("model", "model_revision", "hook_point", "d_in", "context_length")
+        of_model = () if train.identity.model_id.same_as(held_out.identity.model_id) else ("model", "model_revision")
         differing = [
             f"{name} is {here} and {there}"
-            for name in alike
+            for name in (*of_model, "hook_point", "d_in", "context_length")
             if (here := getattr(train.identity, name)) != (there := getattr(held_out.identity, name))
         ]
         if differing:

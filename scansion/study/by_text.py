@@ -1,7 +1,7 @@
-"""``by_text.json``: figures by groups of the text they were measured on, beside the tables and ``final_info.json``.
+"""``by_text.json``: figures by groups of the text they were measured on, in the folder of the tables and ``final_info.json``.
 
-``vectors`` holds every distinct list of numbers, one a group, as text; ``arms`` says for each arm, figure and seed which of
-them are its numerators and denominators, or its values without each group. See :class:`TextGroups`.
+``vectors`` holds every distinct list of numbers, one number per group, as text; ``arms`` says for each arm, figure and seed
+which of them are its numerators and denominators, or its values without each group. See :class:`TextGroups`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ import torch
 
 from scansion.activations import HarvestPlan, PositionedBatch
 from scansion.corpus import Contexts
-from scansion.errors import ConfigError
 from scansion.evals.core.evaluate import CoreConfig
 from scansion.evals.position import PositionConfig
 from scansion.evals.probing.config import SparseProbingConfig
@@ -110,13 +109,9 @@ def estimate(plan: StudyPlan, folders: Mapping[int, Path]) -> StudyEstimate:
 
     Raises:
         ScansionError: the first thing in the plan that does not fit.
+        ConfigError: the plan is not on text.
     """
     check_plan(plan, folders)
-    if plan.corpus is None:
-        what = "synthetic worlds" if plan.store is None else "a store"
-        raise ConfigError(
-            f"the plan {plan.name!r} is sound; times are estimated only for plans on text, and this one is on {what}"
-        )
     source = source_of(plan)
     train, held_out = harvest_plans(source)
     harvested = (train.finished_store() is not None, held_out.finished_store() is not None)
@@ -173,7 +168,7 @@ def _arm(
             contexts = min(config.n_contexts or len(held_out.contexts), len(held_out.contexts))
             states = 1
             if isinstance(config, PositionConfig):
-                states = 3 + config.mask_draws if arm.sae.mask.has_weights else 2
+                states = 5 + config.mask_draws if arm.sae.mask.has_weights else 2
             read += contexts * held_out.identity.context_length * states
     finished = sum((seed_folder(folder, arm, seed) / "evals" / "core.json").exists() for seed in arm.seeds)
     n_parameters = sum(p.numel() for p in sae.parameters())

@@ -43,7 +43,7 @@ class ArmInfo(BaseModel):
         remarks: what to know before reading figures that are ``ok``: ``short: ...`` if training took too few steps.
         provenance: the plan's digest, settings, model, hook point, text and evaluation data.
         not_applicable: evaluation -> why it has no figures, where it could not be applied to this arm.
-        by_text: figure -> seed -> the figure by groups of the text it was measured on. In ``by_text.json``, beside this file;
+        by_text: figure -> seed -> the figure by groups of the text it was measured on. In ``by_text.json``, in the same folder;
             empty for results of earlier versions, and on synthetic worlds, where every seed has a text of its own.
         costs: means over seeds of ``train_seconds`` and ``step_ms`` of this SAE alone; None off the CPU.
     """
@@ -107,7 +107,7 @@ def read_final_info(folder: Path) -> dict[str, ArmInfo]:
 
 
 def write_final_info(folder: Path, arms: Mapping[str, ArmInfo]) -> None:
-    """Write ``folder/final_info.json``, and ``by_text.json``, which is not for reading, beside it."""
+    """Write ``folder/final_info.json``, and ``by_text.json``, which is not for reading, to the same folder."""
     write_by_text(folder, {name: info.by_text for name, info in arms.items()})
     values = {name: seal_values(info.model_dump(mode="json")) for name, info in arms.items()}
     write_json(folder / FINAL_INFO, values, sealed=False)

@@ -11,9 +11,10 @@ import yaml
 
 from scansion.activations import ActivationStore
 from scansion.errors import ConfigError, StoreError
+from scansion.pipeline import existing
 from scansion.study import StudyRecord, load_plan
 from scansion.study.checks import check_plan
-from tests.conftest import random_contexts
+from tests.conftest import make_lm, random_contexts
 
 WIDTH = 16
 
@@ -114,8 +115,39 @@ def test_stores_that_do_not_belong_together_are_refused(home: Path, make_store) 
         check_plan(gone, {0: home / "out/run_0"})
 
 
-def test_stores_of_a_language_model_keep_it(home: Path, make_store) -> None:
+def test_a_sound_plan_on_a_store_is_said_to_be_sound(home: Path, run) -> None:
+    status, out, err = run("study", "plan", written(home, settings(str(home / "mine"))))
+    assert (status, err) == (0, "") and "is sound" in out and "not on a store" in out
+
+
+def test_stores_of_a_language_model_keep_it(home: Path, make_store, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are measured with the model that they name, if the plan measures what needs one."""
     train, held_out = (make_store(random_contexts(30, seed=seed), f"text{seed}") for seed in (0, 1))
     plan = settings({"train": str(train.folder), "held_out": str(held_out.folder)})
     check_plan(load_plan(written(home, plan | {"evaluations": {"core": {}}})), {0: home / "out/run_0"})
+    asked: list[tuple[object, ...]] = []
+    lm = make_lm()
+    monkeypatch.setattr(existing, "load_language_model", lambda *arguments: (asked.append(arguments), lm)[1])
+    assert existing.ExistingSpec(train.folder, held_out.folder).lm is lm
+    identity = train.identity
+    assert asked == [(identity.model, identity.model_id.commit, "auto", identity.model_dtype)]
+
+
+@pytest.mark.parametrize(("revision", "belong"), [("xxh3:" + "0" * 32, True), ("xxh3:" + "1" * 32, False)])
+def test_one_model_by_two_paths_is_one_model(
+    revision: str, belong: bool, make_store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, held_out = (make_store(random_contexts(9, seed=seed), name) for seed, name in enumerate(("one", "two")))
+    models = {train.folder: ("./llama", "xxh3:" + "0" * 32), held_out.folder: ("/models/llama", revision)}
+
+    def identity(store: ActivationStore):
+        model, its_revision = models[store.folder]
+        return store.manifest.identity.model_copy(update={"model": model, "model_revision": its_revision})
+
+    monkeypatch.setattr(ActivationStore, "identity", property(identity))
+    spec = existing.ExistingSpec(train.folder, held_out.folder)
+    if belong:
+        assert spec.stores.train.folder == train.folder
+    else:
+        with pytest.raises(ConfigError, match=r"do not belong together: model is \./llama and /models/llama"):
+            _ = spec.stores

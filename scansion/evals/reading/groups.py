@@ -141,7 +141,7 @@ class DocumentSums:
         return cls(deal_documents(doc_ids, TEXT_GROUPS, seed) if len(np.unique(doc_ids)) >= _FEWEST else None)
 
     def ratio(self, numerators: np.ndarray, denominators: np.ndarray) -> TextGroups | None:
-        """``sum(numerators) / sum(denominators)``, one entry a context, by group of documents."""
+        """``sum(numerators) / sum(denominators)``, one entry per context, by group of documents."""
         if self.groups is None:
             return None
         return TextGroups.of_ratio(*(np.bincount(self.groups, part) for part in (numerators, denominators)))

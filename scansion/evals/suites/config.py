@@ -12,7 +12,7 @@ from scansion.evals.registry import EvaluationConfig
 
 
 class SuiteConfig(EvaluationConfig):
-    """What every suite is told."""
+    """Settings of every suite."""
 
     python: Path | None = Field(
         default=None,
