@@ -17,7 +17,7 @@ SMALLEST_BATCH, LARGEST_BATCH = 128, 2048
 
 def is_short(steps: int | None) -> bool:
     """Whether a run took too few steps for its figures to be final; False if none was taken or it is not known."""
-    return bool(steps) and (steps or 0) < SHORT_STEPS
+    return steps is not None and 0 < steps < SHORT_STEPS
 
 
 class TrainingConfig(TokenExclusion):

@@ -130,7 +130,7 @@ def test_every_mistake_in_a_plan_is_one_line(
 
 def test_synth_refuses_a_plan_on_text_and_one_that_is_not_there(run, tmp_path: Path) -> None:
     status, _, err = run("synth", "--plan", "demo", "--out", tmp_path)
-    assert status == 2 and "has no world; `scansion study run` carries out plans on text" in err
+    assert status == 2 and "has no world; `scansion study run` carries out the other plans" in err
     status, _, err = run("synth", "--plan", tmp_path / "none.yaml", "--out", tmp_path)
     assert status == 2 and "there is no plan at" in err
     status, _, err = run("synth", "--seeds", 1, "--seeds", 1, "--out", tmp_path)
