@@ -99,7 +99,10 @@ def test_a_plan_keeps_its_name_where_settings_follow_training(tmp_path: Path) ->
     demo["corpus"]["max_tokens"] = 200_000
     demo["training"] |= {"tokens": 200_000, "batch_tokens": 2048, "lr": 1e-3}
     demo["primary_metric"] = "fve"
-    demo["evaluations"]["sparse_probing"]["datasets"].insert(1, "code")
+    demo["evaluations"]["sparse_probing"]["datasets"] = ["ag_news", "code", "amazon_stars", "occupations", "sst2"]
+    for run in demo["runs"]:
+        run["sae"]["d_sae"] = 2304
+    demo["runs"][1]["sae"]["l1_coefficient"] = 0.07
     assert StudyPlan.model_validate(demo).digest == "6c2532378635963475e2352696e5b574"
     for trained in (False, True):
         settings = settings_of(tmp_path, tmp_path)
