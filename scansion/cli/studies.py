@@ -13,6 +13,7 @@ from cyclopts.validators import Number
 from scansion.cli.app import output, tables
 from scansion.cli.reporting import write_pages
 from scansion.errors import ConfigError, StudyError, did_you_mean
+from scansion.evals.position.world import world_like
 from scansion.files import require_writable
 from scansion.locks import only_writer
 from scansion.progress import say
@@ -25,6 +26,7 @@ from scansion.study.compare.tables import lines_below, terminal_tables, write_co
 from scansion.study.estimate import estimate
 from scansion.study.plan import slug
 from scansion.study.tracking import Tracker, import_study, open_tracker, require_tracker
+from scansion.synth import SynthConfig
 from scansion.text_table import TextTable
 
 _FIRST_OF_DEMO = "0,4"  # the baseline, and early / middle / late groups
@@ -267,6 +269,7 @@ def synth(
     plan: str = "synthetic",
     out: Path = Path("runs/synthetic"),
     seeds: list[int] | None = None,
+    like: Path | None = None,
     report: bool = True,
 ) -> None:
     """Run a study on synthetic activations made from known features: how many of them does each SAE find?
@@ -277,6 +280,7 @@ def synth(
     same synthetic world. Finished work is skipped, so after an interruption the same command resumes.
 
     Example: scansion synth --seeds 0 --seeds 1 --out runs/synthetic
+    Example: scansion synth --like runs/mine/run_0/seed_0 --out runs/synthetic_like_mine
 
     Parameters
     ----------
@@ -286,13 +290,29 @@ def synth(
         Folder for run_0, run_1, ..., notes.txt, and one comparison per world. The activations go to the cache.
     seeds
         Seeds to run instead of the plan's. Each seed has its own worlds, initial weights, masks and order of the data.
+    like
+        Folder of an SAE whose evaluation `position` is done. The arms of the plan's first run then meet one world
+        alone, in which as many features are bound to positions, by profiles of the same kinds, as in that SAE.
     report
         Write the HTML report at the end, one page per world.
     """
     settings = load_plan(plan)
     if settings.world is None:
         raise ConfigError(f"the plan {settings.name!r} has no world; `scansion study run` carries out the other plans")
+    if like is not None:
+        settings = _like(settings, like)
     _carry_out(_with_seeds(settings, seeds), out, "", False, report)
+
+
+def _like(plan: StudyPlan, run: Path) -> StudyPlan:
+    """The plan's first run alone, in a world like the features of a trained SAE."""
+    settings = plan.model_dump(mode="json")
+    # Equally frequent features, so that each has room in the narrowest profile.
+    room = {"zipf_exponent": 0.0, "max_probability": 1.0}
+    world = room | world_like(run, SynthConfig.model_validate(plan.world).context_length)
+    say(f"a world like the features of {run}: {world}")
+    settings["runs"] = [{**settings["runs"][0], "name": "as measured", "world": world}]
+    return StudyPlan.model_validate(settings)
 
 
 def show_comparison(

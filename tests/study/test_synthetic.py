@@ -9,12 +9,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from scansion.activations import ActivationStore
 from scansion.errors import ConfigError
+from scansion.evals.position.profiles import save_profiles
 from scansion.evals.statistics import Estimate
 from scansion.masks import RandomHardMaskConfig
 from scansion.sae import load_sae
@@ -342,3 +344,27 @@ def test_there_is_no_language_model_to_load() -> None:
     plan = plan_with()
     with pytest.raises(ConfigError, match="have no language model"):
         _ = source_at(plan, plan.arms()[0], 0).lm
+
+
+def test_a_world_like_a_trained_sae_has_its_share_of_bound_features(run, tmp_path: Path) -> None:
+    counts = np.zeros((16, 4))
+    counts[:, :3] = 100
+    counts[4:8, 3] = 400
+    profiles = {
+        "counts.free": counts, "tokens": np.full(16, 1000), "free.q_value": np.array([1.0, 1, 1, 0]),
+        "free.effective_positions": np.array([16.0, 16, 16, 4]),
+    }  # fmt: skip
+    (tmp_path / "sae" / "evals").mkdir(parents=True)
+    save_profiles(profiles, tmp_path / "sae" / "evals", "0")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        yaml.safe_dump({**PLAN, "training": {**PLAN["training"], "tokens": 128}, "seeds": [0]}, sort_keys=False)
+    )
+    given = ("synth", "--plan", plan, "--out", tmp_path / "out", "--no-report")
+    status, _, err = run(*given, "--like", tmp_path / "sae")
+    assert status == 0 and "'bound': 0.25" in err, err
+    [only] = StudyRecord.open(tmp_path / "out").plan.runs
+    assert only.world is not None and only.name == "as measured" and list(only.arms) == list(ARMS)
+    assert (only.world["bound"], only.world["band_width"]) == (0.25, [2, 2])
+    status, _, err = run(*given, "--like", tmp_path)
+    assert status == 2 and "has no measured profiles; run `scansion eval" in err
