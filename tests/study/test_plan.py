@@ -10,10 +10,11 @@ import yaml
 
 from scansion.errors import ConfigError
 from scansion.evals.probing.hub_sets import HUB_SETS
+from scansion.masks import build_mask
 from scansion.study import StudyPlan, load_plan
 from scansion.study.checks import plan_assets
 from scansion.study.loading import bundled_plans, read_plan
-from scansion.study.record import register
+from scansion.study.record import register, source_at
 from tests.study.conftest import settings_of
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,14 @@ def test_no_run_of_the_reference_experiment_is_short_and_all_its_arms_have_one_l
             assert all(
                 getattr(arm.sae, "k", None) in ((16, 64) if name.endswith("fronts") else (32,)) for arm in plan.arms()
             )
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_every_mask_of_a_bundled_plan_fits_its_dictionary(name: str) -> None:
+    plan = load_plan(name)
+    for arm in plan.arms():
+        sae, _ = arm.at_seed(arm.seeds[0])
+        build_mask(sae.mask, source_at(plan, arm, arm.seeds[0]).context_length, sae.d_sae)
 
 
 def test_only_the_assets_that_a_plan_names_are_fetched(tmp_path: Path) -> None:
