@@ -351,8 +351,8 @@ def test_a_world_like_a_trained_sae_has_its_share_of_bound_features(run, tmp_pat
     counts[:, :3] = 100
     counts[4:8, 3] = 400
     profiles = {
-        "counts.free": counts, "tokens": np.full(16, 1000), "free.q_value": np.array([1.0, 1, 1, 0]),
-        "free.effective_positions": np.array([16.0, 16, 16, 4]),
+        "counts.in_force": counts, "tokens": np.full(16, 1000), "in_force.q_value": np.array([1.0, 1, 1, 0]),
+        "in_force.effective_positions": np.array([16.0, 16, 16, 4]),
     }  # fmt: skip
     (tmp_path / "sae" / "evals").mkdir(parents=True)
     save_profiles(profiles, tmp_path / "sae" / "evals", "0")

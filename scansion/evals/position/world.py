@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from scansion.errors import ConfigError
 from scansion.evals.position.profiles import PROFILES, Profiles, load_profiles
@@ -17,17 +17,19 @@ MOST_SIGNIFICANT = 0.05
 """A bound feature depends on position at this false discovery rate, and"""
 WIDEST = 0.5
 """its firing is as concentrated as if it were spread evenly over at most this share of the positions."""
-_SINGLE = 1.5
-_CONTIGUOUS = 0.75
+MOST_OF_IT = 0.8
+"""Share of a feature's firing that decides the kind of its profile."""
+PERIODS = range(2, 9)
 
 
 def world_like(run: Path, context_length: int) -> dict[str, Any]:
     """Settings of a :class:`~scansion.synth.SynthConfig` that follow an SAE's measured profiles, with its mask lifted.
 
-    A feature counts as bound if it depends on position and is concentrated on at most half of the positions, by its
-    effective number of positions. If that is below 1.5 its profile is *single*; if a stretch of neighbouring positions as
-    long as that number, and a quarter longer, has three quarters of its firing, it is a *band*; else it is *periodic*.
-    Widths of bands go from the tenth to the ninetieth percentile, scaled to ``context_length``.
+    A feature counts as bound if it depends on position, is concentrated on at most half of the positions by its effective
+    number of positions, and has a profile that a world can have. If 80% of its firing is at one position, that is *single*; if
+    the shortest stretch of neighbouring positions that holds 80% is at most as long as half of the positions, a *band* of
+    that width; if every n-th position holds 80%, for an n from 2 to 8, *periodic*. Widths of bands go from the tenth to
+    the ninetieth percentile, scaled to ``context_length``.
 
     Args:
         run: an SAE's folder with the result of ``position``.
@@ -50,37 +52,45 @@ def world_like(run: Path, context_length: int) -> dict[str, Any]:
 
 def world_of(profiles: Profiles, context_length: int) -> dict[str, Any]:
     """:func:`world_like`, from the profiles themselves."""
-    counts = profiles["counts.free"].astype(np.float64)
+    state = "lifted" if "counts.lifted" in profiles else "in_force"  # an SAE without a mask has but one
+    counts = profiles[f"counts.{state}"].astype(np.float64)
     often = counts.sum(axis=0) >= FEWEST_FIRINGS
     if not often.any():
         raise ConfigError(f"no feature fired {FEWEST_FIRINGS} times on the held-out text; measure on more of it")
     n_positions = len(counts)
-    effective = profiles["free.effective_positions"]
-    bound = often & (profiles["free.q_value"] <= MOST_SIGNIFICANT) & (effective <= WIDEST * n_positions)
+    effective = profiles[f"{state}.effective_positions"]
+    concentrated = often & (profiles[f"{state}.q_value"] <= MOST_SIGNIFICANT) & (effective <= WIDEST * n_positions)
+    rates = counts[:, concentrated] / np.maximum(profiles["tokens"], 1)[:, None]
+    stretch = _shortest(rates)
+    single = stretch == 1
+    band = ~single & (stretch <= WIDEST * n_positions)
+    periodic = ~single & ~band & _periodic(rates)
+    bound = single | band | periodic
     if not bound.any():
         return {"bound": 0.0}
-    rates = counts[:, bound] / np.maximum(profiles["tokens"], 1)[:, None]
-    single = effective[bound] < _SINGLE
-    band = ~single & _contiguous(rates, effective[bound])
-    widths = np.quantile(effective[bound][band], (0.1, 0.9)) / n_positions * context_length if band.any() else (2, 16)
+    kinds = {"band": band, "single": single, "periodic": periodic}
+    widths = np.quantile(stretch[band], (0.1, 0.9)) / n_positions * context_length if band.any() else (2, 16)
     low, high = (int(np.clip(round(float(width)), 1, context_length)) for width in widths)
     return {
         "bound": round(float(bound.sum() / often.sum()), 4),
-        "mix": {
-            "band": round(float(band.mean()), 4),
-            "single": round(float(single.mean()), 4),
-            "periodic": round(float((~single & ~band).mean()), 4),
-        },
+        "mix": {name: round(float(chosen.sum() / bound.sum()), 4) for name, chosen in kinds.items()},
         "band_width": (low, high),
     }
 
 
-def _contiguous(rates: Float[np.ndarray, "P F"], effective: Float[np.ndarray, "F"]) -> Bool[np.ndarray, "F"]:
-    """Whether most of a profile lies in one stretch about as long as its effective number of positions."""
+def _shortest(rates: Float[np.ndarray, "P F"]) -> Int[np.ndarray, "F"]:
+    """How many neighbouring positions it takes, at least, to hold most of a feature's firing."""
     before = np.concatenate([np.zeros((1, rates.shape[1])), rates.cumsum(axis=0)])
-    width = np.minimum(np.ceil(1.25 * effective), len(rates)).astype(int)
-    found = [
-        (total[size:] - total[:-size]).max() >= _CONTIGUOUS * total[-1]
-        for total, size in zip(before.T, width, strict=True)
-    ]
-    return np.array(found, dtype=bool)
+    found = np.full(rates.shape[1], len(rates))
+    for size in range(len(rates), 0, -1):
+        found[(before[size:] - before[:-size]).max(axis=0) >= MOST_OF_IT * before[-1]] = size
+    return found
+
+
+def _periodic(rates: Float[np.ndarray, "P F"]) -> Bool[np.ndarray, "F"]:
+    """Whether every n-th position, for some n, holds most of a feature's firing."""
+    found = np.zeros(rates.shape[1], dtype=bool)
+    for period in PERIODS:
+        for phase in range(period):
+            found |= rates[phase::period].sum(axis=0) >= MOST_OF_IT * rates.sum(axis=0)
+    return found

@@ -20,10 +20,10 @@ def profiles_of(counts: np.ndarray, q_value: np.ndarray | None = None) -> Profil
     tokens = np.full(len(counts), TOKENS)
     q = np.where(counts.std(axis=0) > 0, 0.0, 1.0) if q_value is None else q_value
     return {
-        "counts.free": counts,
+        "counts.in_force": counts,
         "tokens": tokens,
-        "free.q_value": q,
-        "free.effective_positions": np.minimum(effective_positions(counts, tokens), len(counts)),
+        "in_force.q_value": q,
+        "in_force.effective_positions": np.minimum(effective_positions(counts, tokens), len(counts)),
     }
 
 
@@ -36,7 +36,7 @@ def test_what_was_planted_is_found() -> None:
     assert found["bound"] == pytest.approx(0.5, abs=0.01)
     shares = {kind: kinds.count(kind) / (~uniform).sum() for kind in ("band", "single", "periodic")}
     assert found["mix"] == pytest.approx(shares, abs=0.02)
-    assert found["band_width"] == (4, 8)
+    assert found["band_width"] == (4, 7), "seven of eight positions hold 80%"
     SynthConfig.model_validate({**config.model_dump(), **found})
 
 
@@ -46,7 +46,7 @@ def test_widths_follow_the_length_of_contexts() -> None:
     assert world_of(profiles_of(counts), 32) == {
         "bound": 1.0,
         "mix": {"band": 1.0, "single": 0.0, "periodic": 0.0},
-        "band_width": (4, 4),
+        "band_width": (3, 3),  # 13 of the 16 positions hold 80%, and 13/128 of 32 is 3.25
     }
 
 
@@ -57,6 +57,17 @@ def test_rare_wide_and_chance_profiles_bind_nothing() -> None:
     counts[0, 2] = 49  # rare
     counts[:, 3] = 0
     counts[:4, 3] = 100  # narrow, by chance: q is high
+    ragged = np.full((32, 1), 10.0)
+    ragged[[0, 9, 31]] = 300  # concentrated, and no kind of profile that a world has
+    assert world_of(profiles_of(ragged), 32) == {"bound": 0.0}
     assert world_of(profiles_of(counts, np.array([0.0, 0.0, 0.0, 0.2])), 32) == {"bound": 0.0}
     with pytest.raises(ConfigError, match="no feature fired 50 times"):
         world_of(profiles_of(counts[:, 2:3]), 32)
+
+
+def test_a_lifted_mask_is_what_counts() -> None:
+    flat, narrow = np.full((32, 1), 100.0), np.zeros((32, 1))
+    narrow[:4] = 100
+    lifted = {name.replace("in_force", "lifted"): values for name, values in profiles_of(flat).items()}
+    assert world_of({**profiles_of(narrow), **lifted}, 32) == {"bound": 0.0}
+    assert world_of(profiles_of(narrow), 32)["bound"] == 1.0
