@@ -6,11 +6,16 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 import scansion
+from scansion.evals.statistics import Estimate
 from scansion.masks import MASKS
+from scansion.study.compare.comparison import Difference
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLES = runpy.run_path(str(DOCS / "tables.py"))
+FINDINGS = runpy.run_path(str(DOCS / "findings.py"))
 
 
 def test_every_table_is_as_the_registries_say() -> None:
@@ -19,6 +24,34 @@ def test_every_table_is_as_the_registries_say() -> None:
     assert sorted(shown) == sorted(TABLES["TABLES"])
     for path, text in pages.items():
         assert TABLES["written"](text) == text, f"{path.name}: run python docs/tables.py"
+
+
+def test_what_the_pages_say_was_found_is_what_the_results_say() -> None:
+    pages = {path: path.read_text(encoding="utf-8") for path in FINDINGS["PAGES"]}
+    assert any(FINDINGS["BLOCK"].search(text) for text in pages.values())
+    for path, text in pages.items():
+        assert FINDINGS["written"](text) == text, f"{path.name}: run python docs/findings.py"
+
+
+@pytest.mark.parametrize(
+    ("interval", "p", "kind"),
+    [
+        ((0.02, 0.04), 0.01, "higher"),
+        ((-0.04, -0.02), 0.01, "lower"),
+        ((0.005, 0.04), 0.01, "higher, perhaps by less than that"),
+        ((0.02, 0.04), 0.06, "undecided"),  # Holm's correction took it back
+        ((-0.02, 0.04), 0.5, "undecided"),
+        ((0.001, 0.009), 0.01, "equivalent"),
+        ((0.0, 0.0), None, "equal at every seed"),
+        ((None, None), None, "without an interval"),
+    ],
+)
+def test_a_difference_is_called_what_its_interval_allows(
+    interval: tuple[float | None, float | None], p: float | None, kind: str
+) -> None:
+    estimate = Estimate(value=0.0, low=interval[0], high=interval[1])
+    difference = Difference(estimate=estimate, p=p, p_holm=p, detectable=None, seeds=[0, 1, 2])
+    assert FINDINGS["_kind"](difference, 0.01) == kind
 
 
 def test_every_mask_family_is_defined() -> None:

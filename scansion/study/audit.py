@@ -185,8 +185,8 @@ def _crossed(values: np.ndarray, without: np.ndarray) -> _Mean:
     S, G = without.shape
     table = G * values.reshape(S, 1) - (G - 1) * without
     grand, rows, columns = table.mean(), table.mean(axis=1), table.mean(axis=0)
-    ms_rows = G * stats.tvar(rows)
-    ms_columns = S * stats.tvar(columns)
+    ms_rows = G * float(np.var(rows, ddof=1))
+    ms_columns = S * float(np.var(columns, ddof=1))
     residual = sum((table[s, g] - rows[s] - columns[g] + grand) ** 2 for s in range(S) for g in range(G))
     ms_residual = residual / ((S - 1) * (G - 1))
     variance = max(ms_rows + ms_columns - ms_residual, ms_rows, ms_columns)
@@ -360,13 +360,13 @@ def _audit_caveats(result: Audit, where: str, said: Json, infos: Mapping[str, Js
 
 
 def _front(infos: Mapping[str, Json], by_text: Mapping[str, Any], x: str, y: str) -> tuple[list[str], list[str]]:
-    """The arms that none beats on less of x and more of y, and those whose distance seeds do not show."""
+    """The arms that none beats on less of x, to three digits, and more of y, and those whose distance seeds do not show."""
     points: dict[str, tuple[float, float]] = {}
     for name, info in infos.items():
         cost = info["costs"].get(x) if x in info["costs"] else info["means"].get(x)
         gain = info["means"].get(y)
         if cost is not None and gain is not None:
-            points[name] = (cost, gain)
+            points[name] = (float(f"{cost:.3g}"), gain)
     on: list[str] = []
     near: list[str] = []
     for name, (cost, gain) in points.items():

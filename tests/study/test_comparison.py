@@ -147,6 +147,16 @@ def test_fronts_keep_what_nothing_beats() -> None:
     assert fronts["train_seconds", "fve"] == ["base"]
 
 
+def test_a_cost_that_tables_show_as_equal_puts_no_run_on_a_front() -> None:
+    arms = {
+        "base": info({0: 0.8}, l0=32),
+        "starved": info({0: 0.5}, l0=31.9986),
+        "sparser": info({0: 0.7}, l0=31.9),
+    }
+    front = compare(arms).fronts[0]
+    assert (front.x, front.arms) == ("l0", ["base", "sparser"])
+
+
 def test_what_seeds_do_not_tell_from_a_front_is_said() -> None:
     arms = {
         "base": info({0: 0.80, 1: 0.82, 2: 0.84}),

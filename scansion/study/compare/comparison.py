@@ -367,8 +367,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _front(infos: Mapping[str, ArmInfo], x: str, y: str) -> Front:
+    # Costs as tables show them: an L0 of 31.9986 is not less than one of 32.
     points = {
-        name: (cost, gain)
+        name: (float(f"{cost:.3g}"), gain)
         for name, info in infos.items()
         if (cost := {**info.means, **info.costs}.get(x)) is not None and (gain := info.means.get(y)) is not None
     }

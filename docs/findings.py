@@ -1,0 +1,150 @@
+"""Write what committed studies found into the README and the docs: ``python docs/findings.py``. A test compares them.
+
+``python docs/findings.py runs/NAME`` first copies the figures of a study, finished or not, to ``results/NAME``.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from scansion.study import StudyRecord, compare
+from scansion.study.compare.comparison import ComparedArm, Comparison, Difference
+from scansion.study.compare.figures import figure
+from scansion.study.compare.tables import STAR_NOTE, difference_text, figure_text
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+KEPT = ("comparison.*", "by_text.json", "notes.txt", "run_*/plan.json", "run_*/final_info.json", "run_*/by_text.json")
+BLOCK = re.compile(r"(<!-- found: (\w+)(, differences)? -->\n).*?(<!-- end -->)", re.DOTALL)
+FEWEST_SEEDS = 3
+"""Arms with fewer are in the table of figures alone: of their differences nothing can be said."""
+
+
+def decisive(record: StudyRecord) -> list[str]:
+    """The figures of which the plan says what would matter, the primary metric first."""
+    return list(dict.fromkeys([record.plan.primary_metric, *record.plan.equivalence_margins]))
+
+
+def compared(record: StudyRecord) -> Comparison:
+    """The arms with enough seeds, against the plan's first."""
+    enough = {arm.name: arm.info for arm in record.arms if len(arm.info.seeds) >= FEWEST_SEEDS}
+    return compare(enough, record.arms[0].name)
+
+
+def about(record: StudyRecord) -> str:
+    """What was done, and what is left of the plan."""
+    first = record.arms[0].info
+    where = first.provenance
+    done = {arm.name: arm.info.seeds for arm in record.arms if arm.info.seeds}
+    seeds = "; ".join(f"{name} {len(those)}" for name, those in done.items())
+    planned = [arm.name for arm in record.plan.arms()]
+    left = [name for name in planned if name not in done]
+    rest = f" Planned and not yet done: {', '.join(left)}." if left else ""
+    return (
+        f"`scansion study run {record.plan.name}`: {where['model']}, {where['hook_point']}, "
+        f"contexts of {where['context_length']} tokens, {where['tokens']:,} training tokens "
+        f"in {where['steps']:,} steps for each SAE. Seeds: {seeds}.{rest} Plan `{str(where['plan'])[:12]}`."
+    )
+
+
+def table(record: StudyRecord) -> str:
+    """A row for every arm that was trained: its figures."""
+    names = [*decisive(record), "l0", "dead_share"]
+    every = compare({arm.name: arm.info for arm in record.arms if arm.info.seeds})
+    heading = ["run", "seeds", *(figure(name).label for name in names)]
+    rows = [
+        [arm.label, str(len(arm.seeds)), *(figure_text(arm.figures.get(name), figure(name)) for name in names)]
+        for arm in every.arms
+    ]
+    return _markdown([heading, *rows])
+
+
+def differences(record: StudyRecord) -> str:
+    """A row for every other arm: its differences from the baseline."""
+    found, names = compared(record), decisive(record)
+    heading = [f"against {found.baseline}", "seeds", *(figure(name).label for name in names)]
+    rows = [
+        [arm.label, str(len(arm.seeds)), *(difference_text(arm.differences.get(name), figure(name)) for name in names)]
+        for arm in found.arms
+        if arm.name != found.baseline
+    ]
+    return f"{_markdown([heading, *rows])}\n\n95% intervals over seeds and text. {STAR_NOTE}"
+
+
+def sentences(record: StudyRecord) -> str:
+    """For each figure of which the plan says what would matter: where it differs, where it does not, and what is open."""
+    found = compared(record)
+    others = [arm for arm in found.arms if arm.name != found.baseline]
+    primary, *more = decisive(record)
+    lines = [_sentence(primary, " (primary)", others, record.plan.margin(primary) or 0)]
+    lines += [_sentence(name, "", others, record.plan.margin(name) or 0) for name in more]
+    return "\n".join(lines)
+
+
+def _sentence(name: str, role: str, arms: list[ComparedArm], margin: float) -> str:
+    how = figure(name)
+    kinds: dict[str, list[str]] = {}
+    for arm in arms:
+        if (difference := arm.differences.get(name)) is not None:
+            shown = figure_text(difference.estimate, how, "+")
+            kinds.setdefault(_kind(difference, margin), []).append(f"{arm.name} {shown}")
+    order = ("higher", "lower", "higher, perhaps by less than that", "lower, perhaps by less than that")
+    order = (*order, "equivalent", "undecided", "equal at every seed", "without an interval")
+    parts = [f"{kind}: {', '.join(kinds[kind])}" for kind in order if kind in kinds]
+    matters = f"; a difference of {margin * how.scale:g} matters" if margin else ""
+    return f"- **{how.label}**{role}{matters}: {'; '.join(parts) or 'not measured'}."
+
+
+def _kind(difference: Difference, margin: float) -> str:
+    low, high = difference.estimate.low, difference.estimate.high
+    if low is None or high is None:
+        return "without an interval"
+    if low == high == 0:
+        return "equal at every seed"
+    if max(abs(low), abs(high)) < margin:
+        return "equivalent"
+    if not (difference.estimate.excludes_zero and difference.significant):
+        return "undecided"
+    return ("higher" if low > 0 else "lower") + (
+        "" if min(abs(low), abs(high)) >= margin else ", perhaps by less than that"
+    )
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def written(page: str) -> str:
+    """A page's text with its findings rewritten."""
+
+    def block(match: re.Match[str]) -> str:
+        record = StudyRecord.open(RESULTS / match[2])
+        parts: Iterator[str] = iter(
+            (differences(record),) if match[3] else (about(record), table(record), sentences(record))
+        )
+        return f"{match[1]}{chr(10).join(f'{part}{chr(10)}' for part in parts)}{match[4]}"
+
+    return BLOCK.sub(block, page)
+
+
+def publish(runs: Path) -> None:
+    """Copy a study's figures into ``results``, in place of those that are there."""
+    folder = RESULTS / StudyRecord.open(runs).plan.name
+    shutil.rmtree(folder, ignore_errors=True)
+    for pattern in KEPT:
+        for path in sorted(runs.glob(pattern)):
+            (folder / path.relative_to(runs)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / path.relative_to(runs))
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        publish(Path(argument))
+    for path in PAGES:
+        path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
