@@ -138,9 +138,22 @@ def train_and_score(
     way: Way | None = None,
 ) -> tuple[Learner, CoreResult]:
     """Train one SAE as ``scansion train`` does, without a folder, and evaluate it on held-out text."""
-    stream = ActivationStream(
-        store, training.per_position(len(store.used_positions(training.use_position_0))), training.data_seed
-    )
+    learner, loaded = trained(config, training, stream_for(training, store), way)
+    (result,) = evaluate_core([loaded], held_out, None, core)
+    return learner, result
+
+
+def stream_for(training: TrainingConfig, store: ActivationStore) -> ActivationStream:
+    """The batches that ``scansion train`` reads."""
+    positions = store.used_positions(training.use_position_0)
+    return ActivationStream(store, training.per_position(len(positions)), training.data_seed)
+
+
+def trained(
+    config: SAEConfig, training: TrainingConfig, stream: ActivationStream, way: Way | None = None
+) -> tuple[Learner, LoadedSAE]:
+    """Train one SAE as ``scansion train`` does; it takes unscaled activations afterwards."""
+    store = stream.store
     n_steps = training.n_steps(stream.tokens_per_batch)
     sae = build_sae(config, store.d_in, store.n_positions, torch.Generator().manual_seed(training.seed))
     sae.start_at(stream.mean_by_position * stream.input_scale, stream.positions)
@@ -148,9 +161,7 @@ def train_and_score(
     for batch in stream.batches(0, n_steps):
         learner.advance(batch.scaled(stream.input_scale))
     sae.eval().fold_scale(stream.input_scale)
-    loaded = LoadedSAE("sae", sae, _metadata(store, stream, training, learner))
-    (result,) = evaluate_core([loaded], held_out, None, core)
-    return learner, result
+    return learner, LoadedSAE("sae", sae, _metadata(store, stream, training, learner))
 
 
 def _metadata(

@@ -11,6 +11,7 @@ from typing import Literal
 from cyclopts import App
 
 from benchmarks import gpu_tables
+from benchmarks.quality_tables import equal_tokens, quality, recipe
 from benchmarks.training_tables import (
     PLAIN,
     Result,
@@ -29,8 +30,6 @@ from scansion.files import atomic_file
 from scansion.records import read_json
 
 RESULTS = Path("benchmarks/results")
-QUALITY_AIMS = {"fve": ("FVE", 0.002), "dead_share": ("the dead share", 0.005)}
-"""By how much an SAE trained in bfloat16 may differ from one trained in float32, figure by figure."""
 BLOCK = "<!-- measured: {} -->\n{}\n<!-- end -->"
 app = App(help_format="plaintext")
 
@@ -113,57 +112,6 @@ def profile(result: Result, clock: str) -> str:
     return "\n\n".join([conditions(result, "wall"), table(*rows)])
 
 
-def quality(result: Result, clock: str) -> str:
-    """Each SAE trained in float32 and in bfloat16 from the same seed, and the largest differences beside what is allowed."""
-    runs = result["runs"]
-    rows: Rows = [
-        ("SAE", "FVE", "in bf16", "difference", "dead share", "in bf16", "difference", "L0", "in bf16", "way")
-    ]
-    largest = dict.fromkeys(QUALITY_AIMS, 0.0)
-    for name in (run.removesuffix(", float32") for run in runs if run.endswith(", float32")):
-        if (rounded := runs.get(f"{name}, bf16")) is None:
-            continue
-        exact, cells = runs[f"{name}, float32"], []
-        for figure in QUALITY_AIMS:
-            difference = round(rounded[figure] - exact[figure], 4) + 0.0  # without the sign of a zero
-            largest[figure] = max(largest[figure], abs(difference))
-            cells += [f"{exact[figure]:.4f}", f"{rounded[figure]:.4f}", f"{difference:+.4f}"]
-        ways = "+".join(sorted({*exact["ways"], *rounded["ways"]}))
-        rows.append((name, *cells, f"{exact['l0']:.1f}", f"{rounded['l0']:.1f}", ways))
-    verdicts = [
-        f"{label} differs by at most {largest[figure]:.4f}, which {'is' if largest[figure] < aim else 'is not'} below {aim:g}"
-        for figure, (label, aim) in QUALITY_AIMS.items()
-    ]
-    return "\n\n".join([conditions(result, "wall"), table(*rows), "; ".join(verdicts) + "."])
-
-
-def recipe(result: Result, clock: str) -> str:
-    """Each combination of length, batch, rate and mask that was tried, the best of each length and mask in bold."""
-    runs = sorted(result["runs"], key=lambda run: (run["tokens"], run["mask"], run["batch_tokens"], run["lr"]))
-    best: dict[tuple[int, str], float] = {}
-    for run in runs:
-        group = run["tokens"], run["mask"]
-        best[group] = max(best.get(group, -1.0), run["fve_without_outliers"])
-    rows: Rows = [("tokens", "mask", "batch", "steps", "lr", "FVE w/o outliers", "FVE", "dead share", "L0", "CPU s")]
-    for run in runs:
-        fve = f"{run['fve_without_outliers']:.4f}"
-        rows.append(
-            (
-                f"{run['tokens']:,}",
-                run["mask"],
-                str(run["batch_tokens"]),
-                f"{run['steps']:,}",
-                f"{run['lr']:g}",
-                f"**{fve}**" if run["fve_without_outliers"] == best[run["tokens"], run["mask"]] else fve,
-                f"{run['fve']:.4f}",
-                f"{run['dead_share']:.4f}",
-                f"{run['l0']:.1f}",
-                f"{run['cpu_seconds']:.0f}",
-            )
-        )
-    return "\n\n".join([conditions(result, "cpu"), table(*rows)])
-
-
 def not_measured(result: Result) -> list[str]:
     """A sentence for each peer that took no part."""
     return [f"Not measured: {name}, {why}." for name, why in result.get("not_measured", {}).items()]
@@ -183,6 +131,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, str], str]]] = {
     "profile": ("profile.json", profile),
     "quality": ("quality.json", quality),
     "recipe": ("recipe.json", recipe),
+    "equal_tokens": ("equal_tokens.json", equal_tokens),
     "GPU": ("gpu.json", lambda result, _: gpu_tables.tables(result)),
 }
 """Each table's result file and how it is made of it."""

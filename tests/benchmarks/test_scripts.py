@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    equal_tokens,
     figures,
     gpu,
     gpu_rows,
@@ -28,12 +29,16 @@ from benchmarks import (
     table,
     training,
 )
+from benchmarks.peer_saes import Batches, Task
 from benchmarks.peers import Peer
 from benchmarks.rounds import Record, take_turns
 from benchmarks.stand_ins import StandIns
 from benchmarks.training_tables import PLAIN, Result
 from scansion.activations import ActivationStore
+from scansion.interop.saelens import write_saelens
+from scansion.lm import LanguageModel
 from scansion.records import read_json, write_json
+from scansion.sae import SAEMetadata, build_sae
 
 SIZES: dict[str, Any] = {"d_in": 16, "d_sae": 256, "k": 4, "batch_tokens": 256}
 
@@ -269,6 +274,71 @@ def test_the_search_for_a_recipe_trains_each_combination_once_and_adds_to_its_ta
     assert {(run["lr"], run["mask"]) for run in again} == {
         (rate, mask) for rate in (1e-3, 2e-3) for mask in ("none", "bands, count: 4, shared: 0.5")
     }
+
+
+def test_saes_of_ours_and_of_a_peer_read_the_same_tokens_and_are_scored_alike(
+    tmp_path: Path,
+    store: ActivationStore,
+    lm: LanguageModel,
+    drawn: Callable[[str, str], tuple[Result, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[torch.Tensor] = []
+
+    def peer(task: Task, batches: Batches, folder: Path) -> Path:
+        """A peer that learns nothing, and saves an SAE in the format of SAELens."""
+        assert [len(x) for x in batches] == [batches.batch_tokens] * batches.n_steps
+        n_positions = len(batches.stream.positions)
+        read.append(torch.cat([x.unflatten(0, (n_positions, -1)) for x in batches], dim=1))
+        sae = build_sae(task.sae, store.d_in, store.n_positions, torch.Generator().manual_seed(0))
+        where = {"model": task.model, "model_revision": "", "hook_point": store.identity.hook_point, "store_key": ""}
+        steps = {"steps": 1, "tokens": 1, "seed": 0, "training": {}, "input_scale": 1.0, "use_position_0": False}
+        write_saelens(sae, SAEMetadata(**where, contexts="", context_length=store.n_positions, **steps), folder)
+        return folder
+
+    monkeypatch.setattr(equal_tokens, "MODULES", {})
+    monkeypatch.setitem(equal_tokens.TRAINERS, "dictionary-learning", peer)
+    monkeypatch.setitem(equal_tokens.DEFAULT_BATCHES, "dictionary-learning", 28)
+    monkeypatch.setattr(equal_tokens, "load_language_model", lambda *_: lm)
+    out, saes = tmp_path / "equal_tokens.json", tmp_path / "saes"
+
+    def measure(**chosen: Any) -> list[dict[str, Any]]:
+        who = (equal_tokens.OURS, "dictionary-learning")
+        sizes = {"d_sae": 64, "k": 4, "tokens": (300,), "tries": 3}
+        equal_tokens.measure(store.folder, store.folder, out=out, saes=saes, who=who, **sizes, **chosen)
+        return read_json(out)["runs"]
+
+    first = measure(kinds=("topk",))
+    assert [(run["who"], run["recipe"], run["batch_tokens"], run["steps"]) for run in first] == [
+        ("scansion", "default", 126, 3),
+        ("dictionary-learning", "ours", 126, 3),
+        ("dictionary-learning", "default", 28, 11),
+    ]
+    assert all(run["fve_without_outliers"] <= 1 and 0 < run["l0"] <= 4 and run["cpu_seconds"] >= 0 for run in first)
+    large, small = read
+    assert large.shape[1] == 54 and torch.equal(large[:, :44], small), "the same tokens in the same order"
+    again = measure()
+    assert again[:3] == first and len(read) > 2
+    tried = [run["coefficient"] for run in again if run["kind"] == "relu" and run["who"] == equal_tokens.OURS]
+    assert 1 <= len(tried) <= 3 and len(set(tried)) == len(tried)
+    assert measure() == again
+    equal_tokens.score(store.folder, out=out, saes=saes, loss_contexts=4)
+    scored = read_json(out)["runs"]
+    assert all(run["ce_loss_recovered"] <= 1.1 for run in scored if run["kind"] == "topk")
+    text = drawn("equal_tokens", "equal_tokens.json")[1]
+    assert text.count("| 300 | topk |") == 3 and text.count("| 300 | relu |") == 3
+    assert "| 300 | topk | dictionary-learning | our rates |" in text
+
+
+@pytest.mark.parametrize("exponent", [-0.5, -1.0, -2.0])
+def test_a_few_trainings_find_the_coefficient_of_a_wanted_l0(exponent: float) -> None:
+    key = {"kind": "relu", "who": equal_tokens.OURS, "recipe": "default", "tokens": 100, "seed": 0}
+    runs: list[dict[str, Any]] = []
+    while (coefficient := equal_tokens.next_coefficient(key, runs, 32, 5)) is not None:
+        runs.append({**key, "coefficient": coefficient, "l0": 200 * (coefficient / 0.01) ** exponent})
+    assert len(runs) < 5 and abs(runs[-1]["l0"] - 32) <= 3.2
+    for other in ({"seed": 1}, {"tokens": 200}):
+        assert equal_tokens.next_coefficient(key | other, runs, 32, 5) == runs[-1]["coefficient"]
 
 
 def test_jumprelu_is_trained_at_every_coefficient_and_its_table_put_in_a_page(
