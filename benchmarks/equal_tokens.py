@@ -179,9 +179,9 @@ def score(
     ]
     loaded = [_saved(saes / _name(run)) for run in runs]
     lm = load_language_model(store.identity.model, None, "cpu")
-    for run, result in zip(
-        runs, evaluate_core(loaded, store, lambda: lm, CoreConfig(loss_contexts=loss_contexts)), strict=True
-    ):
+    # The rest of the core figures is in the table already, so that few contexts are reconstructed.
+    config = CoreConfig(n_contexts=2, loss_contexts=loss_contexts)
+    for run, result in zip(runs, evaluate_core(loaded, store, lambda: lm, config), strict=True):
         run |= {"loss_contexts": loss_contexts, "ce_loss_recovered": value_of(result.ce_loss_recovered)}
     write_json(out, content)
     if probing:
