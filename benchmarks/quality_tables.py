@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from itertools import compress
 from typing import Any
 
 from benchmarks.training_tables import Result, Rows, conditions, table
@@ -105,7 +106,7 @@ def equal_tokens(result: Result, clock: str) -> str:
         seeds = found[key]
         first = next(iter(seeds.values()))
         fve, l0 = _shown(seeds, "fve_without_outliers", 4), _mean(seeds, "l0")
-        if is_near(l0, target) and _mean(seeds, "fve_without_outliers") == best[key[:2]]:
+        if is_near(l0, target) and fve == f"{best[key[:2]]:.4f}":
             fve = f"**{fve}**"
         rows.append(
             (
@@ -127,7 +128,8 @@ def equal_tokens(result: Result, clock: str) -> str:
                 _shown(seeds, "wall_seconds", 0),
             )
         )
-    return "\n\n".join([conditions(result, "cpu"), table(*rows)])
+    measured = [any(cells) for cells in zip(*rows[1:], strict=True)]
+    return "\n\n".join([conditions(result, "cpu"), table(*(tuple(compress(row, measured)) for row in rows))])
 
 
 def _off(run: Result, target: int) -> float:
