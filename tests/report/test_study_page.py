@@ -19,7 +19,7 @@ from scansion.evals import EvalResult, Evaluation, EvaluationConfig, Figure, eva
 from scansion.evals.interp.autointerp import AutoInterpResult, FeatureInterpreted
 from scansion.evals.statistics import Estimate
 from scansion.pipeline.run_results import RunResults
-from scansion.report import FeatureConfig, ReportData, runs_data, write_report
+from scansion.report import FeatureConfig, ReportArm, ReportData, runs_data, write_report
 from scansion.report.charts import pareto_charts, position_charts, probing_charts, training_charts
 from scansion.report.plotly_form import figure_of
 from scansion.report.tables.budget import budget_table
@@ -132,6 +132,16 @@ def test_the_front_is_the_comparisons(data: ReportData) -> None:
         for name, (cost, gain) in points.items():
             beaten = any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in points.values())
             assert beaten == (name not in front.arms)
+
+
+def test_costs_that_tables_show_as_equal_are_no_chart(data: ReportData) -> None:
+    def with_l0(arm: ReportArm, l0: float) -> ReportArm:
+        values = {**arm.info.values, "l0": [l0] * len(arm.info.seeds)}
+        return replace(arm, info=arm.info.model_copy(update={"values": values, "by_text": {}}))
+
+    alike = replace(data, arms=[with_l0(arm, 32 - index / 1000) for index, arm in enumerate(data.arms)])
+    assert "pareto_fve_l0" in {chart.key for chart in pareto_charts(data)}
+    assert not [chart.key for chart in pareto_charts(alike) if chart.key.endswith("_l0")]
 
 
 def test_figures_without_outlier_tokens_come_first_and_those_with_them_are_folded_away(

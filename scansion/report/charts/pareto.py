@@ -11,7 +11,7 @@ from scansion.study.compare.figures import figure
 
 
 def pareto_charts(data: ReportData) -> list[Chart]:
-    """A chart for each front of the comparison that has two arms to tell apart."""
+    """A chart for each front of the comparison that has two arms to tell apart, by their costs as tables show them."""
     fronts = {(front.x, front.y): front.arms for front in data.comparison.fronts}
     charts = [
         replace(chart, folded=(x, figure(y).superseded_by) in fronts)
@@ -34,7 +34,7 @@ def _chart(data: ReportData, x: str, y: str, on_front: list[str]) -> Chart | Non
         series.append(Series(arm.name, index, xs, ys, "points", low, high, x_low, x_high))
         if arm.name in on_front:
             corners.append((across.value, up.value))
-    if len([one for one in series if one.kind == "points"]) < 2:
+    if len({f"{one.x[0]:.3g}" for one in series if one.kind == "points"}) < 2:
         return None
     corners.sort()
     front = Series("front", None, [one[0] for one in corners], [one[1] for one in corners], "front")
