@@ -21,6 +21,8 @@ RESULTS = ROOT / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KEPT = ("comparison.*", "by_text.json", "notes.txt", "run_*/plan.json", "run_*/final_info.json", "run_*/by_text.json")
 BLOCK = re.compile(r"(<!-- found: (\w+)(, differences)? -->\n).*?(<!-- end -->)", re.DOTALL)
+ALSO = ("l0", "dead_share", "causal_ablation_share", "causal_ablation_share_control")
+"""Figures of the table besides those of which the plan says what would matter, where they were measured."""
 FEWEST_SEEDS = 3
 """Arms with fewer are in the table of figures alone: of their differences nothing can be said."""
 
@@ -54,8 +56,8 @@ def about(record: StudyRecord) -> str:
 
 def table(record: StudyRecord) -> str:
     """A row for every arm that was trained: its figures."""
-    names = [*decisive(record), "l0", "dead_share"]
     every = compare({arm.name: arm.info for arm in record.arms if arm.info.seeds})
+    names = [*decisive(record), *(name for name in ALSO if any(name in arm.figures for arm in every.arms))]
     heading = ["run", "seeds", *(figure(name).label for name in names)]
     rows = [
         [arm.label, str(len(arm.seeds)), *(figure_text(arm.figures.get(name), figure(name)) for name in names)]
@@ -78,6 +80,8 @@ def differences(record: StudyRecord) -> str:
 
 def sentences(record: StudyRecord) -> str:
     """For each figure of which the plan says what would matter: where it differs, where it does not, and what is open."""
+    if all(len(arm.info.seeds) < FEWEST_SEEDS for arm in record.arms):
+        return f"Fewer than {FEWEST_SEEDS} seeds: no difference is stated."
     found = compared(record)
     others = [arm for arm in found.arms if arm.name != found.baseline]
     primary, *more = decisive(record)
