@@ -28,10 +28,11 @@ BENCH_PARTS := bench-training bench-large bench-wide bench-harvest bench-study b
 demo: $(READY)
 	$(BIN)/scansion demo
 
-# A process for each core, at most four, for each holds a gigabyte; and one thread in each.
+# A process for each core, at most four, for each holds a gigabyte; and one thread in each. Files go to them in the order
+# of tests/conftest.py, which has the longest first.
 test: $(DEV_READY)
 	$(BIN)/scansion assets fetch
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 mutation: $(DEV_READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutation]'

@@ -29,6 +29,7 @@ from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, ha
 from scansion.activations.store import StoreIdentity
 from scansion.corpus import Contexts
 from scansion.lm import LanguageModel, ModelFacts, sites
+from scansion.report import paper
 
 VOCAB, WIDTH, LAYERS, MAX_POSITIONS = 60, 16, 3, 64
 _COMMON = {
@@ -104,6 +105,14 @@ def make_plan(folder: Path, contexts: Contexts, dtype: str = "float32", **layout
     return HarvestPlan(identity, folder, contexts, HarvestConfig(dtype=dtype, **layout))
 
 
+# A minute or more each. They come first: at the end, other processes would wait for them.
+LONGEST = ("test_research_loop.py", "test_training.py", "test_optimiser.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture
 def own_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hook sites and plugins that a test adds are gone after it."""
@@ -134,6 +143,27 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr("scansion.corpus.kept.folder_of_contexts", lambda: contexts)
         patch.setattr("scansion.evals.reading.cache.default_folder", lambda: folder)
         yield
+
+
+_draw_all = paper.write_figures
+
+
+@pytest.fixture(scope="session", autouse=True)
+def first_figure_only() -> Iterator[None]:
+    """A report has one of its figures for papers: all thirty files take ten seconds, and most tests read none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper, "write_figures", lambda charts, maps, arms, to: _draw_all(charts[:1], (), arms, to))
+        yield
+
+
+def draw_all_figures(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(paper, "write_figures", _draw_all)
+
+
+@pytest.fixture
+def all_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have all their figures for papers."""
+    draw_all_figures(monkeypatch)
 
 
 @pytest.fixture

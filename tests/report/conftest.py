@@ -12,6 +12,7 @@ import pytest
 
 from scansion.report import FeatureConfig, ReportData, study_data, write_report
 from scansion.study import StudyPlan, StudyRecord, execute
+from tests.conftest import draw_all_figures
 from tests.report.browser import LAPTOP
 from tests.study.conftest import patch, settings  # noqa: F401, fixtures of the tiny study
 
@@ -128,5 +129,8 @@ def data(study: StudyRecord) -> ReportData:
 
 @pytest.fixture(scope="module")
 def written(data: ReportData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The study's report: the page's path."""
-    return write_report(data, tmp_path_factory.mktemp("report"), FeatureConfig(examples=3, lens_tokens=4, neighbours=3))
+    """The study's report, with all figures: the page's path."""
+    features = FeatureConfig(examples=3, lens_tokens=4, neighbours=3)
+    with pytest.MonkeyPatch.context() as figures:
+        draw_all_figures(figures)
+        return write_report(data, tmp_path_factory.mktemp("report"), features)

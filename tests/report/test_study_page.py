@@ -92,7 +92,10 @@ def test_the_page_asks_no_other_machine_for_anything(written: Path) -> None:
     assert "default-src 'none'" in html
 
 
-def test_a_report_is_the_same_whenever_it_is_written(data: ReportData, written: Path, tmp_path: Path) -> None:
+@pytest.mark.no_cover
+def test_a_report_is_the_same_whenever_it_is_written(
+    data: ReportData, written: Path, tmp_path: Path, all_figures: None
+) -> None:
     again = write_report(data, tmp_path, FeatureConfig(examples=3, lens_tokens=4, neighbours=3))
     assert again.read_bytes() == written.read_bytes()
     for name in ("overview", "maps"):
@@ -295,7 +298,9 @@ def test_features_of_every_arm_can_be_looked_up(open_page, written: Path, data: 
     assert page.locator("#feature .lens li").count() == 8
 
 
-def test_loose_runs_are_arms_of_one_seed(open_page, study: StudyRecord, data: ReportData, tmp_path: Path) -> None:
+def test_loose_runs_are_arms_of_one_seed(
+    open_page, study: StudyRecord, data: ReportData, tmp_path: Path, all_figures: None
+) -> None:
     arms = [arm for arm in study.arms if arm.info.status == "ok"][:2]
     results = [arm.evaluations()[0] for arm in arms]
     loose = runs_data(results, {arm.name: arm.seed_folders[0] for arm in arms}, data.held_out)

@@ -298,7 +298,7 @@ def test_a_degenerate_dictionary_is_set_apart_and_named(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_and_writes_a_comparison_and_a_page_for_each_world(
-    run, finished: Path, tmp_path: Path
+    run, finished: Path, tmp_path: Path, all_figures: None
 ) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(PLAN, sort_keys=False))
