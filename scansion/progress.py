@@ -61,7 +61,9 @@ def progress(what: str, total: float | None, unit: str, done: float = 0) -> Gene
         unit: plural name of the unit, for example ``"tokens"``.
         done: units already done by an earlier, interrupted run.
     """
-    if console.is_terminal:
+    if console.quiet:
+        yield lambda n: None
+    elif console.is_terminal:
         columns = (
             TextColumn("{task.description:<28}", markup=False),
             BarColumn(),

@@ -47,6 +47,8 @@ class ActivationStream:
         device: where batches are wanted; default the CPU.
         excluded: tokens that are never drawn, see :meth:`TokenExclusion.excluded`. A position that has no other token is
             not among those used.
+        part: which of the positions used to read, for a process that trains on these; its batches are those rows of the
+            whole stream's batches.
 
     Raises:
         ConfigError: ``with_previous`` is set and some token has no token before it.
@@ -67,12 +69,13 @@ class ActivationStream:
         with_previous: bool = False,
         device: torch.device | None = None,
         excluded: Bool[Tensor, "L C"] | None = None,
+        part: slice = slice(None),
     ) -> None:
         self.store = store
         self.per_position = per_position
         self.seed = seed
         self._excluded = excluded
-        self.positions = store.used_positions(use_position_0, excluded)
+        self.positions = store.used_positions(use_position_0, excluded)[part]
         self.with_previous = with_previous
         valid = store.valid
         followers = self.positions[1:]
@@ -86,8 +89,12 @@ class ActivationStream:
         self.device = torch.empty(0, device=device).device if device else torch.device("cpu")
         # One tensor for all batches, so that the values Python has read from it stay cached (see scansion.readings).
         self._device_positions = self.positions.to(self.device)
-        home = _home(store, self.device, in_memory)
-        self._resident = None if home is None else store.resident(home).flatten(0, 1)
+        # From the position before the first one, if the tokens before those of the batch are read too.
+        first, last = int(self.positions[0]) - with_previous, int(self.positions[-1])
+        kept = range(store.n_positions) if part == slice(None) else range(max(0, first), last + 1)
+        self._first_kept = kept.start
+        home = _home(store, len(kept), self.device, in_memory)
+        self._resident = None if home is None else store.resident(home, kept).flatten(0, 1)
         # On a GPU that cannot hold the store: rows are gathered into pinned memory and copied on a stream of their own.
         self._copying = None
         if self.device.type == "cuda" and home != self.device:
@@ -163,7 +170,7 @@ class ActivationStream:
             rows = self.store.gather(positions, contexts).x
             rows = rows.pin_memory() if pinned else rows
         else:
-            index = (positions[:, None] * self.store.n_contexts + contexts).reshape(-1)
+            index = ((positions[:, None] - self._first_kept) * self.store.n_contexts + contexts).reshape(-1)
             if self._resident.device == self.device:
                 return partial(
                     self._select, index.pin_memory() if index.device != self.device else index, contexts.shape
@@ -255,11 +262,14 @@ class ActivationStream:
         return known[1]
 
 
-def _home(store: ActivationStore, device: torch.device, in_memory: bool | None) -> torch.device | None:
-    """Where the whole store is kept: on the GPU, else in the CPU's memory; None leaves it on disk."""
+def _home(
+    store: ActivationStore, n_positions: int, device: torch.device, in_memory: bool | None
+) -> torch.device | None:
+    """Where so many positions of the store are kept: on the GPU, else in the CPU's memory; None leaves them on disk."""
     if in_memory is False:
         return None
-    if device.type == "cuda" and store.n_bytes < GPU_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
+    n_bytes = store.n_bytes * n_positions // store.n_positions
+    if device.type == "cuda" and n_bytes < GPU_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
         return device
-    fits = store.n_bytes < MEMORY_SHARE * psutil.virtual_memory().available
+    fits = n_bytes < MEMORY_SHARE * psutil.virtual_memory().available
     return torch.device("cpu") if in_memory or fits else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,6 +13,7 @@ from cyclopts import Parameter
 from scansion.activations import ActivationStore, HarvestConfig
 from scansion.cli.app import output
 from scansion.corpus import CorpusConfig
+from scansion.distributed import in_job
 from scansion.flags import SAEFlags, flags_of_architectures, sae_config
 from scansion.listing import lines
 from scansion.lm import BUNDLED_MODEL
@@ -91,6 +93,9 @@ def train(
 
     Example: scansion train stores/sotu/train --tokens 500000 --mask "bands, count: 8, shared: 0.25" --out runs/bands
 
+    On several processes or machines, the same command under torchrun (docs/ranks.md):
+    torchrun --nproc-per-node 4 -m scansion train stores/sotu/train --mask "bands, count: 8, shared: 0.5" --out runs/bands
+
     To add a mask to a trained or imported SAE and go on training it:
     scansion train stores/sotu/train --from runs/plain --mask "soft, start: {kind: from_usage}" --out runs/masked
 
@@ -105,8 +110,15 @@ def train(
     """
     start = None if training is None or training.from_ is None else load_sae(sae_folder(training.from_))[0].config
     run = TrainingRun.at(out, sae_config(sae or SAEFlags(), start), training)
-    with _tracked(run, track) as on_metrics:
-        train_runs([run], ActivationStore(store), on_metrics)
+    if in_job():
+        from scansion.distributed.launch import train_on_ranks  # takes a second that one process need not wait
+
+        with _tracked(run, track if os.environ["RANK"] == "0" else None) as on_metrics:
+            if not train_on_ranks(run, ActivationStore(store), on_metrics):
+                return
+    else:
+        with _tracked(run, track) as on_metrics:
+            train_runs([run], ActivationStore(store), on_metrics)
     said = "trained" if run.training.tokens else "not trained (tokens is 0), saved with its initial weights"
     output.print(f"{said}: {out / 'sae'}", markup=False)
     for line in _outcome(run, store):

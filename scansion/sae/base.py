@@ -67,6 +67,12 @@ class SAE(nn.Module, ABC):
     uses_pairs: bool = False
     """True if the losses read ``previous``: the token before each token of the batch."""
 
+    auxiliary_per: Literal["token", "error"] | None = None
+    """How ranks that divide the tokens of a batch join their auxiliary losses, each relative to its own tokens: weighted by
+    tokens, or by squared error (and the setting ``auxiliary_coefficient`` is the loss where there is nothing to revive). None
+    if they cannot, because the auxiliary loss or the activation function compares tokens. A class does not inherit it: one
+    that overrides a loss says it again."""
+
     def __init__(self, config: SAEConfig, d_in: int, n_positions: int, generator: torch.Generator) -> None:
         super().__init__()
         directions = torch.randn(config.d_sae, d_in, generator=generator)

@@ -77,14 +77,40 @@ def resample(
         return
     residual = losses.residual.detach().flatten(0, 1)
     error = residual.square().sum(dim=1).view(x.shape[:2])
-    weights = (error[None] * trained.T[indices, :, None]).flatten(1)
-    usable = weights.sum(dim=1) > 0
-    indices, weights = indices[usable], weights[usable]
+    indices, weights = chances(error, trained, indices)
     if len(indices) == 0:
         return
     tokens = torch.multinomial(weights.cpu(), 1, generator=generator).squeeze(1).to(x.device)
-    directions = residual[tokens] / residual[tokens].norm(dim=1, keepdim=True)
-    alive_norm = sae.W_enc[:, ~dead.mask].norm(dim=0).mean()
+    point_at(sae, moments, dead, indices, residual[tokens], sae.W_enc[:, ~dead.mask].norm(dim=0).mean())
+
+
+def chances(
+    error: Float[Tensor, "P n"], trained: Bool[Tensor, "P d_sae"], indices: Int[Tensor, "m"]
+) -> tuple[Int[Tensor, "k"], Float[Tensor, "k t"]]:
+    """Those of the dead features that some token can revive, and for each token a number in proportion to its chance."""
+    weights = (error[None] * trained.T[indices, :, None]).flatten(1)
+    usable = weights.sum(dim=1) > 0
+    return indices[usable], weights[usable]
+
+
+@torch.no_grad()
+def point_at(
+    sae: SAE,
+    moments: Callable[[Tensor], dict[str, Tensor]],
+    dead: DeadFeatures,
+    indices: Int[Tensor, "k"],
+    residuals: Float[Tensor, "k d_in"],
+    alive_norm: Float[Tensor, ""],
+) -> None:
+    """Point dead features at the residuals of the tokens drawn for them; see :func:`resample`.
+
+    Args:
+        sae, moments, dead: as for :func:`resample`.
+        indices: of the features.
+        residuals: of the token of each.
+        alive_norm: mean norm of the encoder columns of living features.
+    """
+    directions = residuals / residuals.norm(dim=1, keepdim=True)
     sae.W_dec[indices] = directions
     sae.W_enc[:, indices] = 0.2 * alive_norm * directions.T
     sae.b_enc[indices] = 0.0

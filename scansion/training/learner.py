@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import psutil
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from scansion.activations import PositionedBatch
@@ -13,7 +14,7 @@ from scansion.execution.losses import training_losses
 from scansion.execution.plan import Way
 from scansion.execution.precision import Precision, autocast, products_in, resolve_precision
 from scansion.files import human_bytes
-from scansion.sae import SAE, SAEConfig
+from scansion.sae import SAE, Losses, SAEConfig
 from scansion.training.config import TrainingConfig
 from scansion.training.dead import DeadFeatures, resample
 from scansion.training.optimiser import Optimiser
@@ -47,7 +48,8 @@ class Learner:
     """
 
     def __init__(self, sae: SAE, config: TrainingConfig, n_steps: int, way: Way | None = None) -> None:
-        if sae.W_dec.device.type == "cpu":
+        self.on_cpu = sae.W_dec.device.type == "cpu"
+        if self.on_cpu:
             disable_malloc_trim()
         self.sae = sae.train()
         self.config = config
@@ -71,14 +73,15 @@ class Learner:
                 losses = training_losses(sae, batch, self.dead.mask, self.way)
             self.ways.add(losses.way)
             sparsity = config.sparsity_weight_at(self.step, self.n_steps) * losses.sparsity
-            loss = losses.reconstruction + sparsity + losses.auxiliary + mask.regulariser()
+            loss = self._objective(batch, losses, sparsity)
             sae.zero_grad(set_to_none=True)
             loss.backward()
         if not mask.moves_at(self.step):
             mask.zero_grad(set_to_none=True)  # Adam skips a parameter without a gradient
         gradient_norm = self.optimiser.step(self.step + 1, config.lr_at(self.step, self.n_steps))
 
-        self.dead.observe(losses.fired, mask.can_fire(batch.positions), batch.x.shape[1])
+        positions = self._positions(batch)
+        self.dead.observe(self._fired(losses), mask.can_fire(positions), batch.x.shape[1])
         if mask.wants_usage_at(self.step):
             with torch.no_grad():
                 mask.observe(sae.lifted().encode(batch).mean(dim=1), batch.positions)
@@ -86,20 +89,42 @@ class Learner:
         if order is not None:
             self._permute(order)
         self.step += 1
-        self.tokens += batch.n_tokens
+        self.tokens += len(positions) * batch.x.shape[1]
         if (
             sae.revival == "resample"
             and self.tokens - self._tokens_at_last_revival >= self.dead.after_tokens
             and config.may_revive_at(self.step, self.n_steps)
         ):
-            trained = mask.gets_gradient(batch.positions)
-            resample(sae, self.optimiser.moments, self.dead, batch.x, losses, trained, self.generator)
+            self._revive(batch, losses, mask.gets_gradient(positions))
             self._tokens_at_last_revival = self.tokens
         with torch.no_grad():
-            l0 = losses.fired.sum() / batch.n_tokens
-            mse = losses.mse
-            parts = (loss, mse, sparsity, losses.auxiliary, l0, 1 - mse / batch.variance, gradient_norm)
-            return torch.stack([part.detach() for part in parts])
+            return torch.stack([part.detach() for part in self._metrics(batch, losses, loss, sparsity, gradient_norm)])
+
+    # What follows is where a rank that trains a part of an SAE differs (scansion.distributed).
+
+    def _objective(self, batch: PositionedBatch, losses: Losses, sparsity: Tensor) -> Tensor:
+        """The loss whose gradient is taken."""
+        return losses.reconstruction + sparsity + losses.auxiliary + self.sae.mask.regulariser()
+
+    def _positions(self, batch: PositionedBatch) -> Int[Tensor, "P"]:
+        """The positions of this step's tokens."""
+        return batch.positions
+
+    def _fired(self, losses: Losses) -> Int[Tensor, "d_sae"]:
+        """Tokens of this step on which each feature fired."""
+        return losses.fired
+
+    def _revive(self, batch: PositionedBatch, losses: Losses, trained: Bool[Tensor, "P d_sae"]) -> None:
+        """Point dead features at badly reconstructed tokens; ``trained`` is True where the mask lets a feature train."""
+        resample(self.sae, self.optimiser.moments, self.dead, batch.x, losses, trained, self.generator)
+
+    def _metrics(
+        self, batch: PositionedBatch, losses: Losses, loss: Tensor, sparsity: Tensor, gradient_norm: Tensor
+    ) -> tuple[Tensor, ...]:
+        """This step's :data:`METRICS`."""
+        l0 = losses.fired.sum() / batch.n_tokens
+        mse = losses.mse
+        return (loss, mse, sparsity, losses.auxiliary, l0, 1 - mse / batch.variance, gradient_norm)
 
     @torch.no_grad()
     def _permute(self, order: Tensor) -> None:

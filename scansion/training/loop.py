@@ -21,7 +21,7 @@ from scansion.execution.precision import resolve_precision
 from scansion.files import expanded, fingerprint, one_line_io_errors
 from scansion.masks import build_mask
 from scansion.progress import progress, say
-from scansion.sae import SAEConfig, SAEMetadata, build_sae, save_sae, uses_pairs
+from scansion.sae import SAE, SAEConfig, SAEMetadata, build_sae, save_sae, uses_pairs
 from scansion.training.config import TrainingConfig
 from scansion.training.learner import METRICS, Learner, require_memory
 from scansion.training.run_folder import RunFolder, require_same_run
@@ -101,8 +101,8 @@ def train(runs: Sequence[TrainingRun], store: ActivationStore, on_metrics: OnMet
         if differing:
             raise ConfigError(f"{runs[0].name} and {run.name} cannot share a stream: {', '.join(differing)} differ")
     with one_line_io_errors("training"), ExitStack() as held:
-        sessions: list[_Session] = []
-        for session in [_Session(run, store, on_metrics) for run in runs]:
+        sessions: list[Session] = []
+        for session in [Session(run, store, on_metrics) for run in runs]:
             if not session.folder.finished:
                 held.enter_context(session.folder.writing())
             if session.folder.finished:  # perhaps by another process, just before it left the folder to this one
@@ -133,10 +133,10 @@ def check_runs(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
     """
     with one_line_io_errors("training"):
         for run in runs:
-            _Session(run, store)
+            Session(run, store)
 
 
-def _train_sessions(sessions: list[_Session], store: ActivationStore, config: TrainingConfig) -> None:
+def _train_sessions(sessions: list[Session], store: ActivationStore, config: TrainingConfig) -> None:
     device = training_device([(session.run.sae, session.run.training) for session in sessions], store.n_positions)
     store.outliers.warn(store.folder)
     excluded = config.excluded(store)
@@ -172,7 +172,7 @@ def _train_sessions(sessions: list[_Session], store: ActivationStore, config: Tr
         session.finish()
 
 
-class _Session:
+class Session:
     """One run in training: its learner, its folder, and the metrics not yet written."""
 
     learner: Learner
@@ -200,12 +200,7 @@ class _Session:
 
     def start(self, stream: ActivationStream, n_steps: int, device: torch.device) -> None:
         """Build the learner, at step 0 or from the last checkpoint."""
-        generator = torch.Generator().manual_seed(self.run.training.seed)
-        sae = build_sae(self.run.sae, stream.store.d_in, stream.store.n_positions, generator)
-        self.scale = stream.input_scale if self._robust else stream.input_scale_with_outliers
-        self._on_cpu = device.type == "cpu"
-        sae.start_at(stream.mean_by_position * self.scale, stream.positions)
-        self.learner = Learner(sae.to(device), self.run.training, n_steps)
+        self.learner = Learner(self._untrained(stream).to(device), self.run.training, n_steps)
         checkpoint = self.folder.load_newest_checkpoint()
         if checkpoint is None:
             start_from_trained(self.learner.sae, self.run.training, stream, self.scale)
@@ -225,6 +220,14 @@ class _Session:
         self.folder.truncate_metrics(self.learner.step)
         self._clock = self._checkpointed = time.monotonic()
 
+    def _untrained(self, stream: ActivationStream) -> SAE:
+        """The SAE at its initial weights, for activations scaled by what is then :attr:`scale`."""
+        generator = torch.Generator().manual_seed(self.run.training.seed)
+        sae = build_sae(self.run.sae, stream.store.d_in, stream.store.n_positions, generator)
+        self.scale = stream.input_scale if self._robust else stream.input_scale_with_outliers
+        sae.start_at(stream.mean_by_position * self.scale, stream.positions)
+        return sae
+
     def advance(self, batch: PositionedBatch) -> None:
         """Take one step; write metrics and a checkpoint if they are due."""
         start = time.perf_counter()
@@ -232,14 +235,19 @@ class _Session:
         self._durations.append(time.perf_counter() - start)
         if self.learner.step % self.run.training.log_every == 0 or self.learner.step == self.learner.n_steps:
             self._write_metrics()
-        if time.monotonic() - self._checkpointed >= self.run.training.checkpoint_seconds:
+        if self._checkpoint_is_due():
             self._checkpoint()
+
+    def _checkpoint_is_due(self) -> bool:
+        return time.monotonic() - self._checkpointed >= self.run.training.checkpoint_seconds
 
     def finish(self) -> None:
         """Save the SAE with the input scale folded into its weights, so that it takes the LM's activations unscaled."""
+        self._save(self.learner.sae)
+
+    def _save(self, sae: SAE) -> None:
         learner, identity = self.learner, self.store.identity
-        sae = learner.sae.eval()
-        sae.fold_scale(self.scale)
+        sae.eval().fold_scale(self.scale)
         metadata = SAEMetadata(
             model=identity.model,
             model_revision=identity.model_revision,
@@ -266,8 +274,20 @@ class _Session:
             if self._pending:
                 tensors[_PENDING] = torch.stack(self._pending).cpu()
                 tensors[_WAYS] = torch.tensor(list("+".join(sorted(self.learner.ways)).encode()), dtype=torch.uint8)
-            self.folder.save_checkpoint(tensors, counters)
+            self._save_checkpoint(tensors, counters)
         self._checkpointed = time.monotonic()
+
+    def _save_checkpoint(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
+        self.folder.save_checkpoint(tensors, counters)
+
+    def _n_dead(self) -> int:
+        return int(self.learner.dead.mask.sum())
+
+    def _record(self, line: dict[str, Any]) -> None:
+        """Write a line of metrics."""
+        self.folder.append_metrics(line)
+        if self._on_metrics:
+            self._on_metrics(self.run, line)
 
     def _write_metrics(self) -> None:
         if not self._pending_are_finite():
@@ -281,15 +301,13 @@ class _Session:
             **dict(zip(METRICS, values, strict=True)),
             "way": "+".join(sorted(learner.ways)),
             "precision": learner.precision,
-            "dead": int(learner.dead.mask.sum()),
+            "dead": self._n_dead(),
             "lr": training.lr_at(learner.step - 1, learner.n_steps),
             "seconds": round(now - self._clock, 3),
             # Of this SAE alone. None except on the CPU: elsewhere a step returns before it has been computed.
-            "step_ms": round(1000 * statistics.median(self._durations), 3) if self._on_cpu else None,
+            "step_ms": round(1000 * statistics.median(self._durations), 3) if learner.on_cpu else None,
         }
-        self.folder.append_metrics(line)
-        if self._on_metrics:
-            self._on_metrics(self.run, line)
+        self._record(line)
         self._last_finite_loss = (learner.step, values[0])
         self._pending.clear()
         self._durations.clear()

@@ -104,19 +104,24 @@ class Optimiser:
             if parameter.grad is not None:
                 parameter.grad *= excess
         for parameters, multiplier in self._groups:
-            moved = [(self._row_major[each], _to_row_major(each.grad)) for each in parameters if each.grad is not None]
+            moved = [piece for each in parameters if each.grad is not None for piece in self._pieces(each, each.grad)]
             if not moved:
                 continue
-            states = [self._state_of(row_major) for row_major, _ in moved]
+            states = [state for _, _, state in moved]
             # The function, because the class imports torch's compiler, which takes a second. Fused, it divides gradients by
             # grad_scale as it reads them; clipping before would read and write them once more.
             adam(
-                [row_major for row_major, _ in moved], [gradient for _, gradient in moved],
+                [row_major for row_major, _, _ in moved], [gradient for _, gradient, _ in moved],
                 [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states], [],
                 [state["step"] for state in states], fused=True, grad_scale=excess, amsgrad=False,
                 beta1=self.config.beta1, beta2=self.config.beta2, lr=lr * multiplier, weight_decay=0.0, eps=1e-8,
                 maximize=False,
             )  # fmt: skip
+
+    def _pieces(self, parameter: Tensor, gradient: Tensor) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+        """What Adam steps for a parameter, by rows, with its gradient and its state: here the whole of it."""
+        row_major = self._row_major[parameter]
+        return [(row_major, _to_row_major(gradient), self._state_of(row_major))]
 
     def _state_of(self, row_major: Tensor) -> dict[str, Tensor]:
         """Adam's state of a parameter; zeros before its first step."""

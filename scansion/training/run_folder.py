@@ -104,15 +104,22 @@ class RunFolder:
         if not (path / "sae").exists():
             (path / _CONFIG).unlink(missing_ok=True)
 
-    def save_checkpoint(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> Path:
+    def save_checkpoint(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
         """Save a learner's state atomically and delete all but the newest checkpoints."""
-        path = self._checkpoints / f"step-{counters['step']:09d}"
-        with atomic_folder(path) as temporary:
-            digest = save_tensors(temporary / "state.safetensors", tensors)
-            write_json(temporary / "state.json", {**counters, "tensors": digest, "run": fingerprint(self._config)})
+        with self.new_checkpoint(counters["step"]) as temporary:
+            self.write_state(temporary, counters, save_tensors(temporary / "state.safetensors", tensors))
+
+    @contextmanager
+    def new_checkpoint(self, step: int) -> Generator[Path, None, None]:
+        """Yield a temporary folder, which becomes the checkpoint of a step; all but the newest are then deleted."""
+        with atomic_folder(self._checkpoints / f"step-{step:09d}") as temporary:
+            yield temporary
         for old in self.checkpoints()[KEEP_CHECKPOINTS:]:
             shutil.rmtree(old)
-        return path
+
+    def write_state(self, folder: Path, counters: dict[str, int], digests: str | dict[str, str]) -> None:
+        """Write what a checkpoint's folder says of itself: counters, and the digest of its tensors, or of each rank's file."""
+        write_json(folder / "state.json", {**counters, "tensors": digests, "run": fingerprint(self._config)})
 
     def load_newest_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, int]] | None:
         """The tensors and counters of the newest checkpoint that is whole; None if there is none.
@@ -131,6 +138,20 @@ class RunFolder:
         return None
 
     def _load_checkpoint(self, path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+        counters, digest = self.read_state(path)
+        if isinstance(digest, dict):
+            raise TrainingError(
+                f"{path} was written by {len(digest)} ranks: resume the run with torchrun, on any number of ranks "
+                f"(--nproc-per-node 1 for one), or delete {self._checkpoints} to start again"
+            )
+        return load_tensors(path / "state.safetensors", digest), counters
+
+    def read_state(self, path: Path) -> tuple[dict[str, int], str | dict[str, str] | None]:
+        """What :meth:`write_state` wrote; the digest is None if an earlier version wrote it.
+
+        Raises:
+            DamagedError: it cannot be read, or belongs to another run.
+        """
         file = path / "state.json"
         try:
             counters: Any = require_known_format(read_json(file), file)
@@ -141,7 +162,7 @@ class RunFolder:
                 raise DamagedError(f"{file} does not say at which step its checkpoint was made")
         except (AttributeError, TypeError, ValueError) as error:
             raise DamagedError(f"{file} does not hold what a checkpoint says") from error
-        return load_tensors(path / "state.safetensors", digest), counters
+        return counters, digest
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""

@@ -95,7 +95,7 @@ def test_a_placebo_is_the_baseline_to_the_last_bit(done) -> None:
 def test_a_failing_arm_is_recorded_and_the_others_are_what_they_would_have_been(
     plan: StudyPlan, done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advance = loop._Session.advance
+    advance = loop.Session.advance
 
     def burst(self: Any, batch: Any) -> None:
         if self.run.name == "masks: hard" and self.run.training.seed == 1 and self.learner.step == 2:
@@ -103,7 +103,7 @@ def test_a_failing_arm_is_recorded_and_the_others_are_what_they_would_have_been(
         advance(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Session, "advance", burst)
+        patch.setattr(loop.Session, "advance", burst)
         records = execute(plan, folders_in(tmp_path, plan))
     plain, hard, placebo = (record.info for record in records)
     assert (hard.status, hard.seeds) == ("failed", [0, 5])
@@ -155,14 +155,14 @@ def test_a_folder_of_other_settings_is_refused_before_anything_is_read_or_regist
 
 def killed_at(patch: pytest.MonkeyPatch, seed: int, step: int) -> None:
     """Interrupt training there."""
-    advance = loop._Session.advance
+    advance = loop.Session.advance
 
     def stop(self: Any, batch: Any) -> None:
         if (self.run.training.seed, self.learner.step) == (seed, step):
             raise KeyboardInterrupt
         advance(self, batch)
 
-    patch.setattr(loop._Session, "advance", stop)
+    patch.setattr(loop.Session, "advance", stop)
 
 
 def test_what_is_interrupted_stays_in_the_tables(

@@ -39,6 +39,7 @@ class GatedSAE(SAE):
 
     config: GatedConfig
     revival = "resample"
+    auxiliary_per = "token"
 
     def __init__(self, config: SAEConfig, d_in: int, n_positions: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, n_positions, generator)

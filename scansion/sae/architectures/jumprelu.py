@@ -51,6 +51,7 @@ class JumpReluSAE(SAE):
 
     config: JumpReluConfig
     revival = "resample"
+    auxiliary_per = "token"
 
     def __init__(self, config: SAEConfig, d_in: int, n_positions: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, n_positions, generator)

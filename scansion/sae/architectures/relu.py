@@ -36,6 +36,7 @@ class ReluSAE(SAE):
 
     config: ReluConfig
     revival = "resample"
+    auxiliary_per = "token"
 
     def activate(
         self, pre_acts: Float[Tensor, "*batch w"], features: Int[Tensor, "w"] | None = None

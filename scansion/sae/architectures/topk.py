@@ -69,6 +69,8 @@ class TopKKindSAE(SAE):
 class TopKSAE(TopKKindSAE):
     """Keeps the k largest positive pre-activations of each token and sets the rest to 0."""
 
+    auxiliary_per = "error"
+
     def activate(
         self, pre_acts: Float[Tensor, "*batch w"], features: Int[Tensor, "w"] | None = None
     ) -> Float[Tensor, "*batch w"]:
