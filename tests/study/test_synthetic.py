@@ -187,7 +187,7 @@ def test_figures_are_those_of_each_seeds_own_world(finished: Path) -> None:
 def test_what_is_finished_is_not_done_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, notes = values_in(finished), (finished / "notes.txt").read_text()
     started: list[str] = []
-    monkeypatch.setattr("scansion.training.loop._Session.start", lambda session, *_: started.append(session.run.name))
+    monkeypatch.setattr("scansion.training.loop.Session.start", lambda session, *_: started.append(session.run.name))
     monkeypatch.setattr("scansion.evals.core.evaluation.evaluate_core", None)
     monkeypatch.setattr("scansion.evals.recovery.evaluation.evaluate_recovery", None)
     monkeypatch.setattr("scansion.synth.store._shard", None)
