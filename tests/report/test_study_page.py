@@ -247,6 +247,7 @@ def test_every_plot_is_drawn(open_page, written: Path, size: tuple[int, int], da
         page.locator(".plot").nth(number).scroll_into_view_if_needed()
         until(page, f"document.querySelectorAll('.plot')[{number}].dataset.drawn === 'yes'")
     page.evaluate("document.getElementById('map-panels').scrollIntoView()")
+    until(page, "document.querySelectorAll('.map').length >= 3")
     until(page, "[...document.querySelectorAll('.map')].every(map => map.dataset.drawn)")
     empty = page.evaluate(
         "[...document.querySelectorAll('.plot')].filter(plot => !plot.querySelector('.trace, .hm, .errorbar'))"
