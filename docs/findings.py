@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from scansion.study import StudyRecord, compare
@@ -129,10 +128,8 @@ def written(page: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         record = StudyRecord.open(RESULTS / match[2])
-        parts: Iterator[str] = iter(
-            (differences(record),) if match[3] else (about(record), table(record), sentences(record))
-        )
-        return f"{match[1]}{chr(10).join(f'{part}{chr(10)}' for part in parts)}{match[4]}"
+        parts = [differences(record)] if match[3] else [about(record), table(record), sentences(record)]
+        return match[1] + "\n\n".join(parts) + "\n" + match[4]
 
     return BLOCK.sub(block, page)
 

@@ -46,7 +46,9 @@ def world_like(run: Path, context_length: int) -> dict[str, Any]:
         >>> world_like(Path("runs/positional_masking/run_0/seed_0"), context_length=32)
     """
     if not (run / "evals" / PROFILES).is_file():
-        raise ConfigError(f"{run} has no measured profiles; run `scansion eval {run} --evaluations position`")
+        raise ConfigError(
+            f"{run} has no measured profiles; run `scansion eval {run} --held-out STORE --evaluations position`"
+        )
     return world_of(load_profiles(run / "evals"), context_length)
 
 
