@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scansion.activations import ActivationStream as ActivationStream
     from scansion.activations import HarvestConfig as HarvestConfig
     from scansion.activations import PositionedBatch as PositionedBatch
+    from scansion.activations import TextStore as TextStore
     from scansion.attaching import attach as attach
     from scansion.corpus import Contexts as Contexts
     from scansion.corpus import CorpusConfig as CorpusConfig
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
     from scansion.training import train as train
 
 _HOMES = {
-    "activations": "ActivationStore ActivationStream HarvestConfig PositionedBatch",
+    "activations": "ActivationStore ActivationStream HarvestConfig PositionedBatch TextStore",
     "attaching": "attach",
     "corpus": "Contexts CorpusConfig",
     "errors": "ScansionError",

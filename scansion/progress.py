@@ -106,6 +106,16 @@ def _logged(what: str, total: float | None, unit: str, done: float) -> Iterator[
         sys.stderr.write(f"{line(now, ended=True)} in {now - start:.0f} s\n")
 
 
+@contextmanager
+def silence() -> Generator[None, None, None]:
+    """No bars and no messages while the block runs."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 def say(message: str) -> None:
     """Print a message for the user on stderr, as plain text."""
     console.print(message, markup=False, soft_wrap=True)

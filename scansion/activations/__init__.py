@@ -3,6 +3,7 @@
 from scansion.activations.batch import PositionedBatch
 from scansion.activations.harvest_plan import HarvestConfig, HarvestPlan, check_harvests
 from scansion.activations.harvesting import harvest, harvest_together
+from scansion.activations.on_the_fly import OnTheFlyStream, TextStore
 from scansion.activations.outliers import TokenExclusion
 from scansion.activations.store import ActivationStore, StoreManifest
 from scansion.activations.stream import ActivationStream
@@ -12,8 +13,10 @@ __all__ = [
     "ActivationStream",
     "HarvestConfig",
     "HarvestPlan",
+    "OnTheFlyStream",
     "PositionedBatch",
     "StoreManifest",
+    "TextStore",
     "TokenExclusion",
     "check_harvests",
     "harvest",

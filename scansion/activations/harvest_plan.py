@@ -15,6 +15,9 @@ from scansion.corpus import Contexts
 from scansion.device import DTYPES, resolve_dtype
 from scansion.files import require_free_space, require_writable
 
+TEXT_BYTES = 17
+"""Of one token in contexts that are not harvested yet."""
+
 
 class HarvestConfig(BaseModel):
     """How activations are computed and laid out on disk. Only ``dtype`` changes what the store holds.
@@ -28,6 +31,18 @@ class HarvestConfig(BaseModel):
     dtype: str = Field(default="bfloat16", description="Stored type: bfloat16, float16 or float32.")
     lm_batch_size: int = Field(default=16, ge=1, description="Contexts the language model reads at once.")
     shard_bytes: int = Field(default=64_000_000, ge=1, description="Approximate size of a shard, the unit of resuming.")
+    on_the_fly: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,  # so that plans from before this setting keep their identity
+        description="Keep only the text for training, and make its activations while training: for more text than the disk "
+        "has room for. Held-out text is harvested as always.",
+    )
+    buffer_tokens: int = Field(
+        default=500_000,
+        ge=1,
+        exclude_if=lambda value: value == 500_000,
+        description="On the fly: tokens whose activations are in memory and on disk at once, and are mixed in training.",
+    )
 
 
 @dataclass(frozen=True)
@@ -48,9 +63,14 @@ class HarvestPlan:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the finished store on disk."""
+        """Bytes of the finished store on disk; on the fly, those of the text and of the activations at any one time."""
         per_token = self.identity.d_in * DTYPES[self.config.dtype].itemsize + SIDE_BYTES + 8 * self.identity.turns
-        return self.identity.n_contexts * self.identity.context_length * per_token
+        n_tokens = self.identity.n_contexts * self.identity.context_length
+        if not self.config.on_the_fly:
+            return n_tokens * per_token
+        # The buffer's four chunks, and the first chunk.
+        held = min(n_tokens, self.config.buffer_tokens * 5 // 4)
+        return held * per_token + n_tokens * (TEXT_BYTES + 8 * self.identity.turns)
 
     def finished_store(self) -> ActivationStore | None:
         """The store this plan would make, if it is finished already, or None.

@@ -210,6 +210,11 @@ class ActivationStore:
         return self.manifest.identity
 
     @property
+    def key(self) -> str:
+        """Fingerprint of the identity, as the manifest has it."""
+        return self.manifest.key
+
+    @property
     def n_positions(self) -> int:
         """Context length L."""
         return self.identity.context_length
@@ -440,6 +445,10 @@ def _what_is_there(folder: Path) -> str:
         return "there is no such folder"
     if stores := sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}")):
         return f"it holds the stores {', '.join(stores)}; give one of them"
+    if (folder / "on_the_fly.json").exists():
+        return (
+            "it holds text whose activations are made while training: `scansion train` takes it, and nothing else does"
+        )
     if any(folder.glob(SHARD_NAME.format("*"))) or (folder / PLAN).exists():
         return "there is an unfinished store; run the same harvest again to finish it"
     return f"the folder has no {MANIFEST}; give a folder that `scansion harvest` wrote"

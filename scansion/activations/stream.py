@@ -92,13 +92,17 @@ class ActivationStream:
         # From the position before the first one, if the tokens before those of the batch are read too.
         first, last = int(self.positions[0]) - with_previous, int(self.positions[-1])
         kept = range(store.n_positions) if part == slice(None) else range(max(0, first), last + 1)
-        self._first_kept = kept.start
-        home = _home(store, len(kept), self.device, in_memory)
-        self._resident = None if home is None else store.resident(home, kept).flatten(0, 1)
-        # On a GPU that cannot hold the store: rows are gathered into pinned memory and copied on a stream of their own.
-        self._copying = None
-        if self.device.type == "cuda" and home != self.device:
-            self._copying = torch.cuda.Stream(self.device)
+        home = home_of(store.n_bytes * len(kept) // store.n_positions, self.device, in_memory)
+        self._keep(None if home is None else store.resident(home, kept), kept.start)
+
+    def _keep(self, acts: Float[Tensor, "R C d_in"] | None, first: int) -> None:
+        """Read batches from ``acts``, whose first row is position ``first``; None: from the store on disk."""
+        self._first_kept = first
+        self._columns = self.store.n_contexts if acts is None else acts.shape[1]
+        self._resident = None if acts is None else acts.flatten(0, 1)
+        # On a GPU that cannot hold them: rows are gathered into pinned memory and copied on a stream of their own.
+        elsewhere = self.device.type == "cuda" and (acts is None or acts.device != self.device)
+        self._copying = torch.cuda.Stream(self.device) if elsewhere else None
 
     @property
     def in_memory(self) -> bool:
@@ -170,7 +174,7 @@ class ActivationStream:
             rows = self.store.gather(positions, contexts).x
             rows = rows.pin_memory() if pinned else rows
         else:
-            index = ((positions[:, None] - self._first_kept) * self.store.n_contexts + contexts).reshape(-1)
+            index = ((positions[:, None] - self._first_kept) * self._columns + contexts).reshape(-1)
             if self._resident.device == self.device:
                 return partial(
                     self._select, index.pin_memory() if index.device != self.device else index, contexts.shape
@@ -185,6 +189,9 @@ class ActivationStream:
     def _select(self, index: Int[Tensor, "m"], shape: torch.Size) -> Float[Tensor, "R n d_in"]:
         assert self._resident is not None
         return self._resident.index_select(0, index.to(self.device, non_blocking=True)).view(*shape, self.store.d_in)
+
+    def prepare(self, start: int) -> None:
+        """Do what must be done before batch ``start`` can be read; here nothing."""
 
     def batches(self, start: int, stop: int, ahead: bool | None = None) -> Iterator[PositionedBatch]:
         """Batches ``start`` to ``stop`` (exclusive).
@@ -262,13 +269,10 @@ class ActivationStream:
         return known[1]
 
 
-def _home(
-    store: ActivationStore, n_positions: int, device: torch.device, in_memory: bool | None
-) -> torch.device | None:
-    """Where so many positions of the store are kept: on the GPU, else in the CPU's memory; None leaves them on disk."""
+def home_of(n_bytes: int, device: torch.device, in_memory: bool | None) -> torch.device | None:
+    """Where so many bytes of activations are kept: on the GPU, else in the CPU's memory; None leaves them on disk."""
     if in_memory is False:
         return None
-    n_bytes = store.n_bytes * n_positions // store.n_positions
     if device.type == "cuda" and n_bytes < GPU_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
         return device
     fits = n_bytes < MEMORY_SHARE * psutil.virtual_memory().available

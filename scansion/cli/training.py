@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from scansion.activations import ActivationStore, HarvestConfig
+from scansion.activations.on_the_fly import TextStore, open_training_store
 from scansion.cli.app import output
 from scansion.corpus import CorpusConfig
 from scansion.distributed import in_job
@@ -72,6 +73,13 @@ def harvest(
     several = len(hook_point) > 1
     built = build_stores_at(source, hook_point, out).values() if several else [build_stores(source, out)]
     for store in (store for stores in built for store in (stores.train, stores.held_out)):
+        if isinstance(store, TextStore):
+            output.print(
+                f"{store.folder}: {store.identity.n_contexts:,} contexts of text; `scansion train` will make their activations "
+                f"while it trains, in {store.n_chunks:,} chunks",
+                markup=False,
+            )
+            continue
         norms, outliers = store.mean_norm, store.outliers
         output.print(
             f"{store.folder}: {store.manifest.n_tokens:,} tokens; mean norm {norms[0]:.1f} at position 0, "
@@ -118,7 +126,7 @@ def train(
                 return
     else:
         with _tracked(run, track) as on_metrics:
-            train_runs([run], ActivationStore(store), on_metrics)
+            train_runs([run], open_training_store(store), on_metrics)
     said = "trained" if run.training.tokens else "not trained (tokens is 0), saved with its initial weights"
     output.print(f"{said}: {out / 'sae'}", markup=False)
     for line in _outcome(run, store):

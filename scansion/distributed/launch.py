@@ -76,13 +76,14 @@ class RankSession(Session):
         self, run: TrainingRun, store: ActivationStore, ranks: Ranks, division: Division, on_metrics: OnMetrics | None
     ) -> None:
         super().__init__(run, store, on_metrics)
+        self._activations = store
         self._ranks = ranks
         self._division = division
         self._own_bands = division.bands_of(ranks.rank)
 
     def train(self, device: torch.device) -> None:
         """Take all steps that are left, and save the SAE."""
-        ranks, store, config, division = self._ranks, self.store, self.run.training, self._division
+        ranks, store, config, division = self._ranks, self._activations, self.run.training, self._division
         with ranks.together():
             store.verify_share(ranks.rank, ranks.size)
         with ranks.together():

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, check_harvests, harvest_together
+from scansion.activations.on_the_fly import TextStore, TrainingStore
 from scansion.activations.store import MANIFEST, StoreIdentity, StoreManifest
 from scansion.assets import cache_dir
 from scansion.corpus import Contexts, CorpusConfig, check_source, corpus_assets, kept_contexts, load_contexts
@@ -98,7 +99,7 @@ class HarvestSpec:
 class Stores:
     """The two stores of a source; no document is in both."""
 
-    train: ActivationStore
+    train: TrainingStore
     held_out: ActivationStore
 
 
@@ -149,9 +150,14 @@ def build_stores_at(
 
 def _build(source: HarvestSpec, folders: Mapping[HookPoint, Path | None]) -> list[Stores]:
     plans = _plans(source, folders)
-    check_harvests([plan for pair in plans for plan in pair if plan.finished_store() is None])
-    train, held_out = (harvest_together(split, lambda: source.lm) for split in zip(*plans, strict=True))
-    return [Stores(*pair) for pair in zip(train, held_out, strict=True)]
+    for_training, to_hold_out = ([pair[split] for pair in plans] for split in range(2))
+    harvested = [*([] if source.harvest.on_the_fly else for_training), *to_hold_out]
+    check_harvests([plan for plan in harvested if plan.finished_store() is None])
+    if source.harvest.on_the_fly:
+        train = [TextStore.write(plan, lambda: source.lm) for plan in for_training]
+    else:
+        train = harvest_together(for_training, lambda: source.lm)
+    return [Stores(*pair) for pair in zip(train, harvest_together(to_hold_out, lambda: source.lm), strict=True)]
 
 
 def harvest_plans(source: HarvestSpec, folder: Path | None = None) -> tuple[HarvestPlan, HarvestPlan]:
@@ -201,7 +207,16 @@ def _plan(
         dtype=source.harvest.dtype,
         turns=contexts.turns is not None,
     )
-    return HarvestPlan(identity, folder / split if folder else _cached(identity), contexts, source.harvest)
+    config = source.harvest
+    if split != "train":
+        config = config.model_copy(update={"on_the_fly": False})
+    if folder is not None:
+        at = folder / split
+    elif config.on_the_fly:
+        at = stores_dir() / f"{_name(identity)}-text"
+    else:
+        at = _cached(identity)
+    return HarvestPlan(identity, at, contexts, config)
 
 
 def _cached(identity: StoreIdentity) -> Path:
@@ -213,4 +228,8 @@ def _cached(identity: StoreIdentity) -> Path:
             continue
         if same:
             return recorded.parent
-    return stores_dir() / f"{Path(identity.model).name}-{identity.hook_point}-{identity.split}-{identity.key[:12]}"
+    return stores_dir() / _name(identity)
+
+
+def _name(identity: StoreIdentity) -> str:
+    return f"{Path(identity.model).name}-{identity.hook_point}-{identity.split}-{identity.key[:12]}"

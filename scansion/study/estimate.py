@@ -80,7 +80,10 @@ class StudyEstimate:
         lines: list[str] = []
         for plan, there in zip((self.train, self.held_out), self.harvested, strict=True):
             what = f"{plan.contexts.n_tokens:,} tokens, {human_bytes(plan.n_bytes)}, in {plan.folder}"
-            lines.append(f"{plan.identity.split.replace('_', ' ')}: {what}{' (there already)' if there else ''}")
+            made = " (there already)" if there else ""
+            if plan.config.on_the_fly and plan.identity.split == "train":
+                made = "; activations are made while training, once for every seed"
+            lines.append(f"{plan.identity.split.replace('_', ' ')}: {what}{made}")
         warnings: dict[str, list[str]] = {}
         for one in self.arms:
             if one.warning is not None:
@@ -122,8 +125,15 @@ def estimate(plan: StudyPlan, folders: Mapping[int, Path]) -> StudyEstimate:
     budget = MEASURED_SECONDS / (len(arms) + 2)
     hooked, whole = _lm_rates(source, train.contexts[: plan.harvest.lm_batch_size], budget)
     missing = sum(
-        harvest.contexts.n_tokens for harvest, there in zip((train, held_out), harvested, strict=True) if not there
+        harvest.contexts.n_tokens
+        for harvest, there in zip((train, held_out), harvested, strict=True)
+        if not there and not harvest.config.on_the_fly
     )
+    if plan.harvest.on_the_fly:  # in every pass over the stream again
+        passes = {(seed, arm.training.tokens) for arm in arms for seed in arm.seeds}
+        missing += sum(
+            max((tokens for other, tokens in passes if other == seed)) for seed in {seed for seed, _ in passes}
+        )
     return StudyEstimate(
         train=train,
         held_out=held_out,

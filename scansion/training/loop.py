@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scansion.activations import ActivationStore, ActivationStream, PositionedBatch
+from scansion.activations import ActivationStream, PositionedBatch
+from scansion.activations.on_the_fly import TrainingStore, held_for_training, open_stream
 from scansion.device import resolve_device
 from scansion.errors import ConfigError, TrainingError
 from scansion.execution.precision import resolve_precision
@@ -72,7 +73,7 @@ OnMetrics = Callable[[TrainingRun, dict[str, Any]], None]
 """Called with a run and each line of its metrics when it is written."""
 
 
-def train(runs: Sequence[TrainingRun], store: ActivationStore, on_metrics: OnMetrics | None = None) -> None:
+def train(runs: Sequence[TrainingRun], store: TrainingStore, on_metrics: OnMetrics | None = None) -> None:
     """Train every run that is not finished, all of them in one pass over one stream.
 
     Each run's ``sae`` folder then holds an SAE that takes unscaled activations. A run that was killed resumes from its
@@ -80,7 +81,7 @@ def train(runs: Sequence[TrainingRun], store: ActivationStore, on_metrics: OnMet
 
     Args:
         runs: must have equal stream settings (``STREAM_SETTINGS``) and different folders.
-        store: the activations.
+        store: the activations, or text of which they are made meanwhile.
         on_metrics: called with a run and each line of its metrics, for example to show them in an experiment tracker.
 
     Raises:
@@ -123,7 +124,7 @@ def check_folders(runs: Sequence[TrainingRun]) -> None:
         require_same_run(run.folder, run.settings())
 
 
-def check_runs(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
+def check_runs(runs: Sequence[TrainingRun], store: TrainingStore) -> None:
     """Raise unless every run can start. Creates missing folders; loads no activations.
 
     Raises:
@@ -136,29 +137,37 @@ def check_runs(runs: Sequence[TrainingRun], store: ActivationStore) -> None:
             Session(run, store)
 
 
-def _train_sessions(sessions: list[Session], store: ActivationStore, config: TrainingConfig) -> None:
+def _train_sessions(sessions: list[Session], store: TrainingStore, config: TrainingConfig) -> None:
     device = training_device([(session.run.sae, session.run.training) for session in sessions], store.n_positions)
-    store.outliers.warn(store.folder)
-    excluded = config.excluded(store)
-    n_positions = len(store.used_positions(config.use_position_0, excluded))
-    stream = ActivationStream(
-        store,
-        config.per_position(n_positions),
-        config.data_seed,
-        config.use_position_0,
-        with_previous=any(uses_pairs(session.run.sae) for session in sessions),
-        device=device,
-        excluded=excluded,
-    )
-    n_steps = config.n_steps(stream.tokens_per_batch)
-    if warning := config.short_warning(n_positions):
-        say(f"{', '.join(session.run.name for session in sessions)}: {warning}")
+    with held_for_training(store) as first:
+        first.outliers.warn(store.folder)
+        n_positions = len(first.used_positions(config.use_position_0, config.excluded(first)))
+        stream = open_stream(
+            store,
+            first,
+            config.per_position(n_positions),
+            config.data_seed,
+            config.use_position_0,
+            with_previous=any(uses_pairs(session.run.sae) for session in sessions),
+            device=device,
+            excluded=config.excluded,
+        )
+        if warning := config.short_warning(n_positions):
+            say(f"{', '.join(session.run.name for session in sessions)}: {warning}")
+        _take_all_steps(sessions, stream, config.n_steps(stream.tokens_per_batch), device)
+        for session in sessions:
+            session.finish()
+
+
+def _take_all_steps(sessions: list[Session], stream: ActivationStream, n_steps: int, device: torch.device) -> None:
     for session in sessions:
         session.start(stream, n_steps, device)
     start = min(session.learner.step for session in sessions)
-    names = ", ".join(session.run.name for session in sessions)
     if start:
+        names = ", ".join(session.run.name for session in sessions)
         say(f"resuming {names} at step {start:,} of {n_steps:,}")
+    if start < n_steps:
+        stream.prepare(start)
     per_step = stream.tokens_per_batch * len(sessions)
     with progress(f"train {len(sessions)} SAEs", n_steps * per_step, "tokens", start * per_step) as advance:
         for step, batch in enumerate(stream.batches(start, n_steps), start):
@@ -168,8 +177,6 @@ def _train_sessions(sessions: list[Session], store: ActivationStore, config: Tra
                 if session.learner.step == step:  # False while a run that was interrupted earlier catches up
                     session.advance(scaled[session.scale])
             advance(per_step)
-    for session in sessions:
-        session.finish()
 
 
 class Session:
@@ -178,7 +185,7 @@ class Session:
     learner: Learner
     scale: float
 
-    def __init__(self, run: TrainingRun, store: ActivationStore, on_metrics: OnMetrics | None = None) -> None:
+    def __init__(self, run: TrainingRun, store: TrainingStore, on_metrics: OnMetrics | None = None) -> None:
         self.run = run
         self._on_metrics = on_metrics
         self.store = store
@@ -193,7 +200,7 @@ class Session:
         self._robust = RunFolder.may_record(run.folder, "input_scale")
         rule = _SCALE_RULE if self._robust else {}
         start = {"started_from": self.started_from.fingerprint} if self.started_from else {}
-        self.folder = RunFolder(run.folder, {**run.settings(), "store": store.manifest.key, **rule, **start})
+        self.folder = RunFolder(run.folder, {**run.settings(), "store": store.key, **rule, **start})
         self._pending: list[Tensor] = []
         self._durations: list[float] = []
         self._last_finite_loss: tuple[int, float] | None = None
@@ -252,7 +259,7 @@ class Session:
             model=identity.model,
             model_revision=identity.model_revision,
             hook_point=identity.hook_point,
-            store_key=self.store.manifest.key,
+            store_key=self.store.key,
             contexts=identity.contexts,
             corpus=fingerprint(identity.corpus),
             context_length=identity.context_length,

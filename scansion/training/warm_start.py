@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scansion.activations import ActivationStore, ActivationStream
+from scansion.activations import ActivationStream
+from scansion.activations.on_the_fly import TrainingStore
 from scansion.errors import ConfigError, TrainingError
 from scansion.progress import say
 from scansion.sae import SAE, SAEConfig, SAEMetadata, StartedFrom, load_sae, sae_fingerprint
@@ -87,7 +88,7 @@ def check_start(config: SAEConfig, training: TrainingConfig, d_in: int, folder: 
         )
 
 
-def check_same_data(config: SAEConfig, training: TrainingConfig, store: ActivationStore) -> StartedFrom | None:
+def check_same_data(config: SAEConfig, training: TrainingConfig, store: TrainingStore) -> StartedFrom | None:
     """Where the run starts, for its record; None for a new start.
 
     Raises:

@@ -9,7 +9,7 @@ import pytest
 
 from scansion.errors import ScansionError
 from scansion.pipeline.stores import harvest_plans
-from scansion.study import StudyPlan
+from scansion.study import StudyPlan, execute
 from scansion.study.estimate import estimate
 from scansion.study.record import source_of
 from tests.study.conftest import Carried
@@ -61,3 +61,25 @@ def test_mistakes_are_found_first(carried: Carried, tmp_path: Path, monkeypatch:
     )
     with pytest.raises(ScansionError, match=r"run 3 \(wide\): .*32 bound features do not divide evenly among 5 bands"):
         estimate(plan, {3: tmp_path / "run_3"})
+
+
+def test_a_plan_on_the_fly_is_estimated_and_carried_out(settings: dict[str, Any], tmp_path: Path) -> None:
+    on_the_fly = {"on_the_fly": True, "buffer_tokens": 1280, "lm_batch_size": 4}
+    both = {
+        **settings,
+        "harvest": on_the_fly,
+        "evaluations": {"core": {}},
+        "seeds": [0, 1],
+        "runs": settings["runs"][:2],
+    }
+    plan, folders = StudyPlan.model_validate(both), {index: tmp_path / f"run_{index}" for index in range(2)}
+    # Chunks of 20 contexts: four in the buffer, and the first one.
+    train, held_out = harvest_plans(source_of(plan))
+    found = estimate(plan, folders)
+    assert "made while training, once for every seed" in found.lines()[0] and "made" not in found.lines()[1]
+    assert train.n_bytes < train.identity.n_contexts * 16 * 2 * found.train.identity.d_in * 2
+    records = execute(plan, folders)
+    assert [record.info.status for record in records] == ["ok", "ok"]
+    left = {path.name for path in train.folder.iterdir()}
+    assert left - {".lock"} == {"on_the_fly.json", "contexts.safetensors"}  # and no activations
+    assert held_out.finished_store() is not None and found.harvest_seconds > 0

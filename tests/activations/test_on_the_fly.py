@@ -1,0 +1,180 @@
+"""Training on the fly: every token once in an epoch, a buffer of activations on disk, the same bytes after a resume."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from scansion.activations import ActivationStore, OnTheFlyStream, TextStore
+from scansion.activations.on_the_fly import CHUNKS, open_training_store
+from scansion.errors import BusyError, ConfigError, StoreError
+from scansion.sae import TopKConfig, load_sae
+from scansion.training import TrainingConfig, TrainingRun, train
+from tests.conftest import make_lm, make_plan, random_contexts
+
+LENGTH, N_CONTEXTS = 8, 96
+
+
+def text_store(
+    folder: Path, lm, n_contexts: int = N_CONTEXTS, buffer: int = 256, shortest: int | None = None
+) -> TextStore:
+    plan = make_plan(
+        folder, random_contexts(n_contexts, LENGTH, shortest=shortest), on_the_fly=True, buffer_tokens=buffer
+    )
+    return TextStore.write(plan, lambda: lm)
+
+
+def stream_of(text: TextStore, first: ActivationStore, per_position: int = 2, **how) -> OnTheFlyStream:
+    return OnTheFlyStream(text, first, per_position, seed=0, **how)
+
+
+def rows(acts: torch.Tensor) -> Counter:
+    return Counter(tuple(row) for row in acts.tolist())
+
+
+@pytest.fixture
+def text(tmp_path: Path, lm) -> TextStore:
+    return text_store(tmp_path / "text", lm)
+
+
+def test_an_epoch_shows_every_token_once_at_its_position(text: TextStore, make_store) -> None:
+    assert text.n_chunks == 12
+    stored = make_store(random_contexts(N_CONTEXTS, LENGTH))
+    with text.training() as first:
+        stream = stream_of(text, first)
+        n_steps = stream.steps_per_window * text.n_chunks
+        epochs = [[stream.batch(step) for step in range(e * n_steps, (e + 1) * n_steps)] for e in range(2)]
+        acts = torch.cat([text.chunk(number).contexts(0, N_CONTEXTS).x for number in range(text.n_chunks)], dim=1)
+    for epoch in epochs:
+        seen = torch.cat([batch.x for batch in epoch], dim=1)
+        for row, position in zip(seen, epoch[0].positions, strict=True):
+            assert rows(row) == rows(acts[position]) and len(row) == N_CONTEXTS
+    # Batches of the LM are others than in a store, so that its activations may differ in the last bits.
+    whole = stored.contexts(0, N_CONTEXTS).x
+    assert all(torch.cdist(here, there).min(dim=1).values.max() < 1e-4 for here, there in zip(acts, whole, strict=True))
+    assert not torch.equal(epochs[0][0].x, epochs[1][0].x)
+
+
+def test_a_batch_mixes_all_chunks_of_the_buffer_and_no_others(text: TextStore, tmp_path: Path, lm) -> None:
+    with text.training() as first:
+        stream = stream_of(text, first)
+        window = torch.cat([batch.x for batch in stream.batches(0, stream.steps_per_window)], dim=1)
+        chunks = [text.chunk(number).contexts(0, 1000).x for number in range(CHUNKS + 1)]
+    at = [rows(chunk[-1]) for chunk in chunks]
+    found = [sum((rows(window[-1]) & chunk).values()) for chunk in at]
+    assert found == [2, 2, 2, 2, 0]
+
+
+def test_batches_do_not_depend_on_where_training_started(text: TextStore) -> None:
+    with text.training() as first:
+        stream = stream_of(text, first)
+        reference = [batch.x for batch in stream.batches(0, 60)]
+        for ahead in (True, False):
+            again = stream_of(text, first).batches(23, 60, ahead)
+            assert all(torch.equal(batch.x, x) for batch, x in zip(again, reference[23:], strict=True))
+
+
+def test_no_more_than_a_buffer_and_the_first_chunk_is_on_disk(text: TextStore) -> None:
+    chunks = text.folder / "chunks"
+    with text.training() as first:
+        stream = stream_of(text, first)
+        for step in range(3 * text.n_chunks):
+            stream.batch(step)
+            assert len(list(chunks.iterdir())) <= CHUNKS + 1
+    assert not chunks.exists()
+
+
+def test_short_contexts_give_every_position_its_share(tmp_path: Path, lm) -> None:
+    text = text_store(tmp_path / "short", lm, shortest=4)
+    with text.training() as first:
+        stream = stream_of(text, first)
+        for batch in stream.batches(0, 40):
+            assert batch.x.shape == (LENGTH - 1, 2, text.d_in) and bool(batch.x.norm(dim=2).gt(0).all())
+
+
+def test_fewer_contexts_than_chunks_in_a_buffer(tmp_path: Path, lm) -> None:
+    text = text_store(tmp_path / "few", lm, n_contexts=10, buffer=10_000)
+    assert text.n_chunks == 1
+    with text.training() as first:
+        stream = stream_of(text, first, per_position=5)
+        seen = torch.cat([stream.batch(step).x for step in range(2)], dim=1)
+        assert len(rows(seen[-1])) == 10  # early in a context, contexts are alike
+
+
+def test_the_token_before_is_that_of_the_same_context(text: TextStore) -> None:
+    with text.training() as first:
+        batch = stream_of(text, first, with_previous=True).batch(30)
+        assert batch.previous is not None
+        known = {}
+        for number in range(text.n_chunks):
+            acts = text.chunk(number).contexts(0, 1000).x
+            known |= {
+                (p, tuple(acts[p, c].tolist())): acts[p - 1, c] for p in range(1, LENGTH) for c in range(acts.shape[1])
+            }
+        for row, before, position in zip(batch.x[1:], batch.previous, batch.positions[1:].tolist(), strict=True):
+            for token, previous in zip(row, before, strict=True):
+                assert torch.equal(known[position, tuple(token.tolist())], previous)
+
+
+def training_run(folder: Path, **settings) -> TrainingRun:
+    how = {"tokens": 700, "batch_tokens": 14, "log_every": 10} | settings
+    return TrainingRun.at(folder, TopKConfig(d_sae=32, k=4), TrainingConfig.model_validate(how))
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, lm) -> None:
+    whole, cut = (text_store(tmp_path / name, lm) for name in ("whole", "cut"))
+    train([training_run(tmp_path / "a/sae_run")], whole)
+
+    def stop(run, line) -> None:
+        if line["step"] == 30:
+            raise Stopped
+
+    run = training_run(tmp_path / "b/sae_run", checkpoint_seconds=0)
+    with pytest.raises(Stopped):
+        train([run], cut, stop)
+    assert (cut.folder / "chunks").exists()
+    train([run], TextStore(cut.folder, lambda: lm))
+    files = [tmp_path / side / "sae_run/sae/sae_weights.safetensors" for side in "ab"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert not (cut.folder / "chunks").exists()
+
+
+def test_a_run_on_the_fly_is_not_one_on_stored_activations(text: TextStore, make_store, tmp_path: Path) -> None:
+    run = training_run(tmp_path / "run")
+    train([run], text)
+    assert load_sae(run.folder / "sae")[1].store_key == text.key
+    assert text.key != text.identity.key
+
+
+def test_what_cannot_be(text: TextStore, tmp_path: Path, lm) -> None:
+    with pytest.raises(StoreError, match="made while training"):
+        ActivationStore(text.folder)
+    with pytest.raises(StoreError, match="other text"):
+        text_store(text.folder, lm, buffer=512)
+    assert (
+        TextStore.write(
+            make_plan(text.folder, random_contexts(N_CONTEXTS, LENGTH), on_the_fly=True, buffer_tokens=256), lambda: lm
+        ).key
+        == text.key
+    )
+    assert isinstance(open_training_store(text.folder), TextStore)
+    with text.training() as first:
+        with pytest.raises(ConfigError, match="too small for batches of 140"):
+            stream_of(text, first, per_position=20)
+        with pytest.raises(BusyError, match="training on the fly"), TextStore(text.folder, lambda: lm).training():
+            pass
+
+
+def test_another_model_under_the_same_name_is_refused(text: TextStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = make_lm()
+    monkeypatch.setattr("scansion.activations.on_the_fly.load_language_model", lambda *_, **__: other)
+    object.__setattr__(other.facts, "revision", "another")
+    with pytest.raises(StoreError, match="has changed since"), TextStore(text.folder).training():
+        pass
