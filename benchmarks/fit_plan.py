@@ -17,7 +17,7 @@ from cyclopts import App
 from scipy.optimize import nnls
 
 from scansion.files import atomic_file
-from scansion.planning import MachineConfig, Reliability, best_interval, kind_of, young
+from scansion.planning import MachineConfig, Reliability, Workload, best_interval, estimate, kind_of, young
 from scansion.planning.failures import simulate
 from scansion.planning.machines import COMPUTE, FITTED, PUBLISHED
 from scansion.planning.workload import WORK, DictionaryConfig, ModelSizes, model_sizes
@@ -320,6 +320,32 @@ def checks() -> str:
     return "\n".join(lines)
 
 
+def store_or_again() -> str:
+    """From how many passes over 1e9 tokens storing takes less time, on one machine, by model and disk."""
+    sae = DictionaryConfig(d_sae=16_384, k=64)
+    disks = (0.2, 1.0, 5.0)
+    lines = [
+        f"| model up to | machine | {' | '.join(f'{disk:g} GB/s' for disk in disks)} |",
+        "|---|---|" + "---:|" * len(disks),
+    ]
+    for kind in ("cpu2", "h100"):
+        for model, layer in (("gpt2", 6), ("gemma-2-2b", 12), ("gemma-2-9b", 20), ("llama-3.1-8b", 15)):
+            work = Workload(
+                model=model_sizes(model),
+                hook_points=(f"layers.{layer}",),
+                tokens=10**9,
+                dictionaries=(sae,),
+                context_length=1024,
+            )
+            cells: list[str] = []
+            for disk in disks:
+                store = estimate(work, [MachineConfig(kind=kind, disk=disk)]).store
+                assert store is not None
+                cells.append("never" if store.least_passes is None else str(store.least_passes))
+            lines.append(f"| {model}, layers.{layer} | {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def failures() -> str:
     """Where Young's formula holds and where it does not, for a job of 30 days."""
     lines = [
@@ -347,6 +373,7 @@ def written(page: str) -> str:
         "cpu": lambda: errors(*fits["cpu2"]),
         "gpu": lambda: errors(*fits["h200"]),
         "checks": checks,
+        "store": store_or_again,
         "failures": failures,
     }
     return BLOCK.sub(lambda found: f"{found[1]}{blocks[found[2]]()}\n{found[3]}", page)
