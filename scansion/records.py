@@ -207,7 +207,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], value)
 
 
-def require_known_format(value: Any, path: Path, known: int = 1) -> Any:
+def require_known_format(value: Any, path: Path | str, known: int = 1) -> Any:
     """Return what was read from ``path``, unless a later version of Scansion wrote it in a newer format.
 
     Args:

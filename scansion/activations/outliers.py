@@ -7,7 +7,7 @@ has a high FVE already. Position 0 is apart: whether it counts is a setting of i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 RATIO = 3.0
 """A token is an outlier if its norm is above this multiple of the median norm of the tokens after position 0."""
-NORMS = "norms.safetensors"
+NORMS, SUMS = "norms.safetensors", "outliers.safetensors"
 NOTABLE = 0.1
 """Outliers that hold a larger share of the variance are worth a line."""
 
@@ -116,7 +116,9 @@ class Outliers:
         sums, squares, sums_out = (
             store.sums[1:].sum(dim=0),
             float(store.squares[1:].sum()),
-            store.sum_of(mask).sum(dim=0),
+            _computed_once(
+                store.derived / SUMS, f"{store.contents} {RATIO}", "sum", lambda: store.sum_of(mask).sum(dim=0)
+            ),
         )
         mean = sums / n
         total = squares - n * float(mean.square().sum())
@@ -144,19 +146,23 @@ def token_norms(folder: Path, of: str, shards: Sequence[Shard]) -> Float[Tensor,
         of: identifies the store's contents.
         shards: all of them, in order.
     """
-    path = folder / NORMS
+    return _computed_once(folder / NORMS, of, "norms", lambda: torch.cat(list(_norms(shards)), dim=1))
+
+
+def _computed_once(path: Path, of: str, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    """A tensor that follows from a store's activations, read from a file if it was computed before."""
     if path.exists():
         try:
-            return load_tensors(path, of=of)["norms"]
+            return load_tensors(path, of=of)[name]
         except (DamagedError, KeyError) as error:
             say(f"{path} is read again from the activations ({error})")
-    norms = torch.cat(list(_norms(shards)), dim=1)
+    value = compute()
     with (
         suppress(OSError, SafetensorError),
         atomic_file(path) as temporary,
     ):  # a store that is not writable can still be read
-        save_tensors(temporary, {"norms": norms}, of)
-    return norms
+        save_tensors(temporary, {name: value}, of)
+    return value
 
 
 def _norms(shards: Sequence[Shard]) -> Iterable[Tensor]:

@@ -78,6 +78,9 @@ class Shard:
         facts: what it must be.
     """
 
+    _filled_later = False
+    """Whether bytes are written into the file while it is mapped, which the map then has to show."""
+
     def __init__(self, path: Path, facts: ShardFacts) -> None:
         self.path = path
         self.facts = facts
@@ -106,12 +109,19 @@ class Shard:
             DamagedError: the shard is not what was written.
         """
         self.__dict__.pop("_bits", None)  # what was read before is forgotten
-        self.__dict__["_whole"] = self._read()
+        self.__dict__["_whole"] = self._read(compare=True)
 
     def trust(self) -> None:
         """Take the tensors as they are when they are first read: another process compares them with their digest."""
         if "_whole" not in self.__dict__:
             self.__dict__["_whole"] = self._read(compare=False)
+
+    def extent(self) -> tuple[int, int, int]:
+        """Where in the file the activations begin and end, and its size."""
+        start, _ = _header(self.path)
+        offsets = {name: cast("tuple[int, int]", entry["data_offsets"]) for name, entry in self.facts.layout().items()}
+        begin, end = offsets["acts"]
+        return start + begin, start + end, start + max(stop for _, stop in offsets.values())
 
     @cached_property
     def _bits(self) -> np.ndarray:
@@ -131,11 +141,11 @@ class Shard:
         digest = _metadata(header).get("digest")
         if {name: entry for name, entry in header.items() if name != "__metadata__"} != laid_out:
             raise DamagedError(f"{self.path} is damaged: its tensors are not those of this store")
-        size = start + max(end for _, end in (cast("tuple[int, int]", e["data_offsets"]) for e in laid_out.values()))
+        _, _, size = self.extent()
         if not self.path.is_file() or self.path.stat().st_size != size:
             raise DamagedError(f"{self.path} is damaged: it was cut short or grew")
         try:
-            mapped = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8)
+            mapped = torch.from_file(str(self.path), shared=self._filled_later, size=size, dtype=torch.uint8)
         except RuntimeError as error:
             raise DamagedError(f"{self.path} cannot be read: {str(error).splitlines()[0]}") from error
         tensors: dict[str, Tensor] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from scansion.activations.batch import PositionedBatch
-from scansion.activations.outliers import Outliers, token_norms
+from scansion.activations.outliers import NORMS, SUMS, Outliers, token_norms
+from scansion.activations.remote_shard import RemoteFiles, RemoteShard
 from scansion.activations.shard import HOW_TO_REPAIR, SIDE_TENSORS, STATS_TENSORS, Shard, ShardFacts, n_contexts_in
 from scansion.corpus.contexts import TURN_TENSORS
 from scansion.device import DTYPES
@@ -24,6 +24,7 @@ from scansion.files import expanded, fingerprint, flatten
 from scansion.lm.identity import ModelId
 from scansion.progress import progress
 from scansion.records import read_json, require_known_format
+from scansion.remote import local_copy, url_of
 from scansion.shapes import require_shape
 
 FORMAT_VERSION = 1
@@ -112,7 +113,8 @@ class ActivationStore:
     The context index is the same at every position: ``contexts(i, i + 1)`` is one whole context.
 
     Args:
-        folder: what :func:`scansion.activations.harvest` wrote.
+        folder: what :func:`scansion.activations.harvest` wrote; or its URL on object storage, from which only the positions
+            that are needed are read, into the cache.
 
     Raises:
         StoreError: the folder holds no finished store.
@@ -126,20 +128,25 @@ class ActivationStore:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        folder = expanded(folder)
-        if not (folder / MANIFEST).exists():
-            raise StoreError(f"no activation store at {folder}: {_what_is_there(folder)}")
-        manifest = read_json(folder / MANIFEST)
+        url = url_of(folder)
+        self.url = url
+        """Where it is on object storage; None for a store in a folder."""
+        self.folder = local_copy(url) if url else expanded(folder)
+        self._files = files = RemoteFiles(url, self.folder) if url else _LocalFiles(self.folder)
+        if MANIFEST not in files.names():
+            raise StoreError(f"no activation store at {files.place}: {_what_is_there(files)}")
+        manifest = files.remote.json(MANIFEST) if isinstance(files, RemoteFiles) else read_json(self.folder / MANIFEST)
         identity = manifest.get("identity") if isinstance(manifest, dict) else None
-        require_known_format(identity, folder / MANIFEST, FORMAT_VERSION)
+        require_known_format(identity, f"{files.place}/{MANIFEST}", FORMAT_VERSION)
         try:
             self.manifest = StoreManifest.model_validate(manifest)
         except ValidationError as error:
             raise DamagedError(
-                f"{folder / MANIFEST} is not a manifest of format {FORMAT_VERSION}: {describe(error, 'manifest')}"
+                f"{files.place}/{MANIFEST} is not a manifest of format {FORMAT_VERSION}: {describe(error, 'manifest')}"
             ) from error
-        self.folder = folder
-        self._shards = _shards(folder, self.manifest)
+        if isinstance(files, RemoteFiles):
+            files.parts = self.folder / f"parts-{self.contents[:12]}"
+        self._shards = _shards(files, self.manifest)
         self._starts = np.cumsum([0] + [shard.n_contexts for shard in self._shards])
 
     @classmethod
@@ -200,8 +207,8 @@ class ActivationStore:
         """What it holds and how much."""
         held = self.identity
         return (
-            f"ActivationStore({self.folder}: {self.n_contexts:,} contexts x {self.n_positions} positions x {self.d_in}, "
-            f"{held.dtype}, {held.hook_point} of {held.model})"
+            f"ActivationStore({self.url or self.folder}: {self.n_contexts:,} contexts x {self.n_positions} positions "
+            f"x {self.d_in}, {held.dtype}, {held.hook_point} of {held.model})"
         )
 
     @property
@@ -233,6 +240,21 @@ class ActivationStore:
     def n_bytes(self) -> int:
         """Size of the activations in memory, in their stored type."""
         return self.n_positions * self.n_contexts * self.d_in * (4 if self.identity.dtype == "float32" else 2)
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The files of the store, in order of their contexts."""
+        return tuple(self._shards)
+
+    def check_sizes(self) -> None:
+        """Compare the size of every shard on object storage with what it should be; reads no activations.
+
+        Raises:
+            DamagedError: one was cut short, or is of another store.
+        """
+        for shard in self._shards:
+            if isinstance(shard, RemoteShard):
+                shard.check_size()
 
     @cached_property
     def _side(self) -> dict[str, Tensor]:
@@ -292,7 +314,20 @@ class ActivationStore:
     @cached_property
     def norms(self) -> Float[Tensor, "L C"]:
         """L2 norm of every activation (float64); 0 where not valid. Takes one pass over the store, the first time."""
-        return token_norms(self.folder, fingerprint([self.manifest.key, self.manifest.shards]), self._shards)
+        return token_norms(self.derived, self.contents, self._shards)
+
+    @property
+    def contents(self) -> str:
+        """Fingerprint of what is stored, to the last bit."""
+        return fingerprint([self.manifest.key, self.manifest.shards])
+
+    @cached_property
+    def derived(self) -> Path:
+        """The folder for what follows from the activations and is computed once."""
+        if isinstance(self._files, RemoteFiles):
+            self._files.bring(self._files.parts, NORMS, SUMS)
+            return self._files.parts
+        return self.folder
 
     @cached_property
     def outliers(self) -> Outliers:
@@ -440,54 +475,82 @@ class ActivationStore:
             raise DamagedError(f"{damaged[0][1]}; {HOW_TO_REPAIR.format(folder=self.folder)}")
 
 
-def _what_is_there(folder: Path) -> str:
-    if not folder.is_dir():
+class _LocalFiles:
+    """The files of a store in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.place = str(folder)
+        self.how_to_repair = HOW_TO_REPAIR.format(folder=folder)
+        self._folder = folder
+
+    def names(self) -> set[str]:
+        """The files that there are, and those of folders in it."""
+        return {
+            str(path.relative_to(self._folder))
+            for pattern in ("*", f"*/{MANIFEST}")
+            for path in self._folder.glob(pattern)
+        }
+
+    def n_contexts(self, name: str) -> int:
+        """How many contexts a shard holds, as its header says."""
+        return n_contexts_in(self._folder / name)
+
+    def shard(self, name: str, facts: ShardFacts) -> Shard:
+        """A shard; not read yet."""
+        return Shard(self._folder / name, facts)
+
+
+def _what_is_there(files: _LocalFiles | RemoteFiles) -> str:
+    names = files.names()
+    if not names and not Path(files.place).is_dir():
         return "there is no such folder"
-    if stores := sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}")):
+    if stores := sorted(
+        name.removesuffix(f"/{MANIFEST}") for name in names if name.count("/") == 1 and name.endswith(MANIFEST)
+    ):
         return f"it holds the stores {', '.join(stores)}; give one of them"
-    if (folder / "on_the_fly.json").exists():
+    if "on_the_fly.json" in names:
         return (
             "it holds text whose activations are made while training: `scansion train` takes it, and nothing else does"
         )
-    if any(folder.glob(SHARD_NAME.format("*"))) or (folder / PLAN).exists():
+    if PLAN in names or any(Path(name).match(SHARD_NAME.format("*")) for name in names):
         return "there is an unfinished store; run the same harvest again to finish it"
     return f"the folder has no {MANIFEST}; give a folder that `scansion harvest` wrote"
 
 
-def _shards(folder: Path, manifest: StoreManifest) -> list[Shard]:
+def _shards(files: _LocalFiles | RemoteFiles, manifest: StoreManifest) -> list[Shard]:
     """The manifest's shards, none of them read yet.
 
     Raises:
         DamagedError: the manifest contradicts itself or the files.
     """
     identity, names = manifest.identity, list(manifest.shards)
-    damaged = f"{folder / MANIFEST} is damaged"
+    damaged = f"{files.place}/{MANIFEST} is damaged"
     # Earlier versions had the model's name as it was typed in the key.
     if manifest.key not in (identity.key, fingerprint(identity.model_dump(mode="json"))):
         raise DamagedError(f"{damaged}: its key is not that of what it describes")
     if names != [SHARD_NAME.format(f"{index:05d}") for index in range(len(names))] or not names:
         raise DamagedError(f"{damaged}: it does not list its shards in order")
-    there = {entry.name for entry in os.scandir(folder)}
+    there = files.names()
     if missing := [name for name in names if name not in there]:
-        raise DamagedError(f"{folder} has no {', '.join(missing)}; {HOW_TO_REPAIR.format(folder=folder)}")
-    sizes = _sizes([folder / name for name in names], identity.n_contexts)
+        raise DamagedError(f"{files.place} has no {', '.join(missing)}; {files.how_to_repair}")
+    sizes = _sizes(files, names, identity.n_contexts)
     if sizes is None:
         raise DamagedError(f"{damaged}: its {len(names)} shards do not hold {identity.n_contexts} contexts")
     return [
-        Shard(folder / name, identity.shard_facts(digest, size))
+        files.shard(name, identity.shard_facts(digest, size))
         for (name, digest), size in zip(manifest.shards.items(), sizes, strict=True)
     ]
 
 
-def _sizes(paths: list[Path], n_contexts: int) -> list[int] | None:
+def _sizes(files: _LocalFiles | RemoteFiles, names: list[str], n_contexts: int) -> list[int] | None:
     """How many contexts each shard has; None if no shard agrees with their number. All have equally many but the last."""
-    if len(paths) == 1:
+    if len(names) == 1:
         return [n_contexts]
-    for path in paths[:-1]:
+    for name in names[:-1]:
         try:
-            each = n_contexts_in(path)
+            each = files.n_contexts(name)
         except DamagedError:  # said when it is read
             continue
-        if len(sizes := [min(each, n_contexts - start) for start in range(0, n_contexts, each)]) == len(paths):
+        if len(sizes := [min(each, n_contexts - start) for start in range(0, n_contexts, each)]) == len(names):
             return sizes
     return None

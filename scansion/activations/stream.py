@@ -90,8 +90,7 @@ class ActivationStream:
         # One tensor for all batches, so that the values Python has read from it stay cached (see scansion.readings).
         self._device_positions = self.positions.to(self.device)
         # From the position before the first one, if the tokens before those of the batch are read too.
-        first, last = int(self.positions[0]) - with_previous, int(self.positions[-1])
-        kept = range(store.n_positions) if part == slice(None) else range(max(0, first), last + 1)
+        kept = range(max(0, int(self.positions[0]) - with_previous), int(self.positions[-1]) + 1)
         home = home_of(store.n_bytes * len(kept) // store.n_positions, self.device, in_memory)
         self._keep(None if home is None else store.resident(home, kept), kept.start)
 

@@ -45,8 +45,8 @@ def harvest(
     Parameters
     ----------
     out
-        Folder for the two stores, OUT/train and OUT/held_out; with several hook points OUT/resid_post.3/train and so on. Run
-        the same command again to resume after an interruption.
+        Folder for the two stores, OUT/train and OUT/held_out; with several hook points OUT/resid_post.3/train and so on; or a
+        URL such as s3://bucket/stores/sotu. Run the same command again to resume after an interruption.
     model
         Language model: the bundled one, a folder, a .gguf file, or a name on the Hugging Face hub such as google/gemma-2-2b.
     revision
@@ -82,7 +82,7 @@ def harvest(
             continue
         norms, outliers = store.mean_norm, store.outliers
         output.print(
-            f"{store.folder}: {store.manifest.n_tokens:,} tokens; mean norm {norms[0]:.1f} at position 0, "
+            f"{store.url or store.folder}: {store.manifest.n_tokens:,} tokens; mean norm {norms[0]:.1f} at position 0, "
             f"{norms[1:].nanmean():.1f} after it; {outliers.token_share:.1%} outlier tokens",
             markup=False,
         )
@@ -110,7 +110,7 @@ def train(
     Parameters
     ----------
     store
-        A store made by `scansion harvest`, for example stores/sotu/train.
+        A store made by `scansion harvest`, for example stores/sotu/train or s3://bucket/stores/sotu/train.
     out
         The run's folder. Run the same command again to resume after an interruption.
     track

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, check_harvests, harvest_together
 from scansion.activations.on_the_fly import TextStore, TrainingStore
+from scansion.activations.publishing import bring_unfinished, publish, published_store
 from scansion.activations.store import MANIFEST, StoreIdentity, StoreManifest
 from scansion.assets import cache_dir
 from scansion.corpus import Contexts, CorpusConfig, check_source, corpus_assets, kept_contexts, load_contexts
@@ -31,6 +32,7 @@ from scansion.lm import (
 )
 from scansion.progress import say
 from scansion.records import read_json
+from scansion.remote import local_copy, origin
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,14 @@ def build_stores(source: HarvestSpec, folder: Path | str | None = None) -> Store
     Args:
         source: what to harvest.
         folder: where the stores go, as ``folder/train`` and ``folder/held_out``; default the cache, under a name that
-            holds the store's fingerprint, so that equal sources share it.
+            holds the store's fingerprint, so that equal sources share it. A URL of object storage (docs/object_storage.md):
+            the stores are made in the cache and uploaded; if they are there already, nothing is made.
 
     Example:
         >>> stores = scansion.build_stores(source, "stores/mine")
         >>> stores.train, stores.held_out
     """
-    at = None if folder is None else expanded(folder)
+    at = None if folder is None else _working_folder(folder)
     return _build(source, {HookPoint.parse(source.hook_point): at})[0]
 
 
@@ -144,20 +147,53 @@ def build_stores_at(
     points = [HookPoint.parse(hook_point) for hook_point in hook_points]
     if not points or len(set(points)) < len(points):
         raise ConfigError(f"hook points {', '.join(hook_points)}: name at least one, and none of them twice")
-    built = _build(source, {point: expanded(folder) / str(point) if folder else None for point in points})
+    built = _build(source, {point: _working_folder(folder) / str(point) if folder else None for point in points})
     return dict(zip(hook_points, built, strict=True))
 
 
+def _working_folder(folder: Path | str) -> Path:
+    return expanded(local_copy(folder))
+
+
 def _build(source: HarvestSpec, folders: Mapping[HookPoint, Path | None]) -> list[Stores]:
+    on_the_fly = source.harvest.on_the_fly
+    if on_the_fly and (url := next((url for folder in folders.values() if folder and (url := origin(folder))), None)):
+        raise ConfigError(f"{url}: text for training on the fly is kept on disk; give a folder instead of a URL")
     plans = _plans(source, folders)
     for_training, to_hold_out = ([pair[split] for pair in plans] for split in range(2))
-    harvested = [*([] if source.harvest.on_the_fly else for_training), *to_hold_out]
-    check_harvests([plan for plan in harvested if plan.finished_store() is None])
-    if source.harvest.on_the_fly:
+    harvested = [*([] if on_the_fly else for_training), *to_hold_out]
+    there = _published(harvested)
+    check_harvests([plan for plan in harvested if plan.folder not in there and plan.finished_store() is None])
+    if on_the_fly:
         train = [TextStore.write(plan, lambda: source.lm) for plan in for_training]
     else:
-        train = harvest_together(for_training, lambda: source.lm)
-    return [Stores(*pair) for pair in zip(train, harvest_together(to_hold_out, lambda: source.lm), strict=True)]
+        train = _harvest(for_training, source, there)
+    return [Stores(*pair) for pair in zip(train, _harvest(to_hold_out, source, there), strict=True)]
+
+
+def _published(plans: Sequence[HarvestPlan]) -> dict[Path, ActivationStore]:
+    """The stores that are finished on object storage, by the folders that stand for them; what is unfinished there is fetched."""
+    there: dict[Path, ActivationStore] = {}
+    for plan in plans:
+        if url := origin(plan.folder):
+            if store := published_store(url, plan.identity):
+                say(f"reusing {store.manifest.n_tokens:,} activations at {url}")
+                there[plan.folder] = store
+            else:
+                bring_unfinished(url, plan.folder)
+    return there
+
+
+def _harvest(
+    plans: Sequence[HarvestPlan], source: HarvestSpec, there: Mapping[Path, ActivationStore]
+) -> list[ActivationStore]:
+    """The stores of plans for one split, uploaded if their folders stand for URLs; those that are ``there`` are not made."""
+    stores = dict(there)
+    missing = [plan for plan in plans if plan.folder not in there]
+    for store in harvest_together(missing, lambda: source.lm) if missing else []:
+        url = origin(store.folder)
+        stores[store.folder] = publish(store, url) if url else store
+    return [stores[plan.folder] for plan in plans]
 
 
 def harvest_plans(source: HarvestSpec, folder: Path | None = None) -> tuple[HarvestPlan, HarvestPlan]:
