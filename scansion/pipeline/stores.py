@@ -172,7 +172,7 @@ def _build(source: HarvestSpec, folders: Mapping[HookPoint, Path | None]) -> lis
 
 
 def _published(plans: Sequence[HarvestPlan]) -> dict[Path, ActivationStore]:
-    """The stores that are finished on object storage, by the folders that stand for them; what is unfinished there is fetched."""
+    """The stores that are finished on object storage, by the folders that stand for them; fetches what is unfinished there."""
     there: dict[Path, ActivationStore] = {}
     for plan in plans:
         if url := origin(plan.folder):
