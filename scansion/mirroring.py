@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,28 @@ from scansion.progress import say
 from scansion.records import read_object, write_json
 from scansion.remote import Entry, Remote, local_copy, origin, url_of
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that only training reads."""
 _RECORD, _LOCK = ".remote.json", ".remote.lock"
 # Files that say that others are whole are sent after these, so that who finds one finds what it names.
 _LAST = ("state.json", "cfg.json", "final_info.json")
 
 
-def fetched(place: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> Path:
+def fetched(place: str | Path, *, checkpoints: bool = True) -> Path:
     """The folder itself, or the one in the cache that stands for a URL, with all that is new there since the last time.
 
     Files that are the same there as when they were last fetched or sent are left as they are here, changed or not.
 
     Args:
         place: a folder, or its URL.
-        wanted: whether to fetch a file, by its name in the folder.
+        checkpoints: also those of runs, which only training needs.
     """
     url = url_of(place)
     if url is None:
         return Path(place)
     remote = Remote(url)
-    fetch(remote, {name: entry for name, entry in remote.files().items() if wanted(name)})
+    entries = remote.files()
+    fetch(remote, {name: entries[name] for name in entries if checkpoints or CHECKPOINTS not in Path(name).parts})
     return local_copy(url)
 
 
@@ -60,7 +63,7 @@ def send(folder: Path, gone: Iterable[str] = ()) -> None:
 
     Args:
         folder: in the cache.
-        gone: names of folders in it that were deleted here.
+        gone: names of folders in it that were deleted here; "." if it was emptied.
     """
     if (url := origin(folder)) is None:
         return
@@ -73,7 +76,8 @@ def send(folder: Path, gone: Iterable[str] = ()) -> None:
             if not records.is_sent(name):
                 records.note(name, remote.upload(folder / name, name))
         for each in gone:
-            remote.delete(f"{each}/{name}" for name in Remote(f"{url}/{each}").files())
+            old = Remote(str(origin(folder / each)))
+            old.delete(old.files())
 
 
 class _Records:

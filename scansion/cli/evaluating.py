@@ -16,9 +16,11 @@ from scansion.evals import evaluations as registered
 from scansion.files import require_writable
 from scansion.listing import lines
 from scansion.lm import LanguageModel, load_language_model
+from scansion.mirroring import fetched, send
 from scansion.pipeline.evaluate import evaluate
 from scansion.pipeline.run_results import RunResults
 from scansion.records import parse_yaml, read_yaml, require_known_format
+from scansion.remote import local_copy, origin
 from scansion.report import (
     FeatureConfig,
     budget_table,
@@ -47,7 +49,7 @@ def evaluate_runs(
     Parameters
     ----------
     runs
-        Folders of trained runs.
+        Folders of trained runs, or their URLs; results are uploaded there.
     held_out
         Activation store of documents that the runs were not trained on, for example stores/sotu/held_out.
     evaluations
@@ -57,14 +59,14 @@ def evaluate_runs(
         Settings of the evaluations: a YAML file, or YAML itself, for example
         "core: {loss_contexts: 0}, sparse_probing: {train_size: 400}". `scansion evaluations NAME` lists the settings.
     report
-        Folder to write an HTML report to.
+        Folder to write an HTML report to, or its URL.
     device
         Where the SAEs and the language model run: auto, cpu, cuda, cuda:1 or mps.
     """
     configs = parse_evaluations(evaluations, settings)
     store = ActivationStore(held_out)
     folders: dict[str, Path] = {}
-    for run in runs:
+    for run in [fetched(run, checkpoints=False) for run in runs]:
         config = run / "config.yaml"
         if not config.is_file():
             hint = run.parent if (run.parent / "config.yaml").is_file() else "the folder that `scansion train` wrote"
@@ -74,6 +76,7 @@ def evaluate_runs(
             raise ConfigError(f"{run} and {folders[name]} are both called {name!r}; rename one")
         folders[name] = run
     if report:  # before an hour of evaluation
+        report = local_copy(report)
         require_writable(report)
 
     fetch(asset for one in registered.build(configs).values() for asset in one.assets())
@@ -85,10 +88,13 @@ def evaluate_runs(
         return load_language_model(identity.model, identity.model_id.commit, device, identity.model_dtype)
 
     results = evaluate(folders, configs, store, load_lm, device)
+    for folder in folders.values():
+        send(folder)
     present(results)
     if report:
         page = write_report(runs_data(results, folders, store), report, FeatureConfig(), load_lm, device)
-        output.print(f"report: {page}", markup=False)
+        send(report)
+        output.print(f"report: {origin(page) or page}", markup=False)
 
 
 def list_evaluations(name: str | None = None) -> None:

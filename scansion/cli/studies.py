@@ -16,6 +16,7 @@ from scansion.errors import ConfigError, StudyError, did_you_mean
 from scansion.evals.position.world import world_like
 from scansion.files import require_writable
 from scansion.locks import only_writer
+from scansion.mirroring import fetched, send
 from scansion.progress import say
 from scansion.report import FeatureConfig
 from scansion.study import ArmInfo, StudyPlan, StudyRecord, compare, execute, infos_of, load_plan
@@ -64,10 +65,11 @@ def run_study(
     track
         Import the finished runs into this experiment tracker at the end: trackio or wandb, as `scansion ui` does.
     out
-        Folder for run_0, run_1, ..., notes.txt, the comparison and the report; default: a folder with the plan's name in runs/.
+        Folder for run_0, run_1, ..., notes.txt, the comparison and the report, or its URL; default: a folder with the plan's
+        name in runs/.
     """
     settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
-    folder = out or _home(settings)
+    folder = fetched(out or _home(settings))
     if track is not None:
         require_tracker(track)
     _carry_out(settings, folder, only, retry, report)
@@ -85,6 +87,7 @@ def _carry_out(settings: StudyPlan, folder: Path, only: str, retry: bool, report
     output.print(f"notes: {folder / 'notes.txt'}", markup=False)
     if report:
         write_pages(record, folder / "report", FeatureConfig())
+    send(folder)
     output.print(f"time: {time.monotonic() - start:.0f} s")
     failed = [arm.name for arm in record.arms if arm.run in folders and arm.info.status == "failed"]
     if failed:
@@ -301,7 +304,7 @@ def synth(
         raise ConfigError(f"the plan {settings.name!r} has no world; `scansion study run` carries out the other plans")
     if like is not None:
         settings = _like(settings, like)
-    _carry_out(_with_seeds(settings, seeds), out, "", False, report)
+    _carry_out(_with_seeds(settings, seeds), fetched(out), "", False, report)
 
 
 def _like(plan: StudyPlan, run: Path) -> StudyPlan:

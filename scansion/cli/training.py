@@ -19,6 +19,8 @@ from scansion.flags import SAEFlags, flags_of_architectures, sae_config
 from scansion.listing import lines
 from scansion.lm import BUNDLED_MODEL
 from scansion.masks import MASKS
+from scansion.mirroring import fetched
+from scansion.remote import origin, url_of
 from scansion.sae import ARCHITECTURES, load_sae
 from scansion.training import TrainingConfig, TrainingRun
 from scansion.training import train as train_runs
@@ -112,11 +114,13 @@ def train(
     store
         A store made by `scansion harvest`, for example stores/sotu/train or s3://bucket/stores/sotu/train.
     out
-        The run's folder. Run the same command again to resume after an interruption.
+        The run's folder, or its URL, such as s3://bucket/runs/bands: then it is uploaded after each checkpoint and at the end.
+        Run the same command again to resume after an interruption.
     track
         Also show loss, FVE and L0 in this experiment tracker while training: trackio (pip install 'scansion[track]') or wandb.
     """
     start = None if training is None or training.from_ is None else load_sae(sae_folder(training.from_))[0].config
+    out = fetched(out)
     run = TrainingRun.at(out, sae_config(sae or SAEFlags(), start), training)
     if in_job():
         from scansion.distributed.launch import train_on_ranks  # takes a second that one process need not wait
@@ -128,7 +132,7 @@ def train(
         with _tracked(run, track) as on_metrics:
             train_runs([run], open_training_store(store), on_metrics)
     said = "trained" if run.training.tokens else "not trained (tokens is 0), saved with its initial weights"
-    output.print(f"{said}: {out / 'sae'}", markup=False)
+    output.print(f"{said}: {origin(out / 'sae') or out / 'sae'}", markup=False)
     for line in _outcome(run, store):
         output.print(line, markup=False)
 
@@ -151,11 +155,10 @@ def _outcome(run: TrainingRun, store: Path) -> list[str]:
             f"(L0), {last['dead'] / run.sae.d_sae:.1%} of {run.sae.d_sae:,} features dead"
         )
     beside = store.parent / "held_out"
-    held_out = shlex.quote(str(beside)) if store.name == "train" and beside.is_dir() else "HELD_OUT_STORE"
-    folder = shlex.quote(str(run.folder))
-    lines.append(
-        f"next: scansion eval {folder} --held-out {held_out} --report {shlex.quote(str(run.folder / 'report'))}"
-    )
+    there = url_of(beside)
+    held_out = there or str(beside) if store.name == "train" and (there or beside.is_dir()) else "HELD_OUT_STORE"
+    folder, report = (shlex.quote(origin(path) or str(path)) for path in (run.folder, run.folder / "report"))
+    lines.append(f"next: scansion eval {folder} --held-out {shlex.quote(held_out)} --report {report}")
     return lines
 
 

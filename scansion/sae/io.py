@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from scansion.errors import ConfigError, DamagedError, ScansionError, describe
 from scansion.files import atomic_folder, expanded
+from scansion.mirroring import fetched
 from scansion.plugins import missing_plugins, say_if_plugins_differ
 from scansion.records import read_json, require_known_format, write_json
 from scansion.sae.base import SAE
@@ -53,7 +54,7 @@ def load_sae(folder: Path | str, device: str | torch.device = "cpu") -> tuple[SA
     """Load what :func:`save_sae` wrote: the SAE in evaluation mode, and its metadata.
 
     Args:
-        folder: of the SAE, or of a run, whose SAE is in ``sae``.
+        folder: of the SAE, or of a run, whose SAE is in ``sae``; or the URL of one, which is fetched into the cache.
         device: where to put it.
 
     Raises:
@@ -62,7 +63,7 @@ def load_sae(folder: Path | str, device: str | torch.device = "cpu") -> tuple[SA
     Example:
         >>> sae, metadata = scansion.load_sae("runs/topk")
     """
-    folder = expanded(folder)
+    folder = expanded(fetched(folder, checkpoints=False))
     if not (folder / "cfg.json").exists() and (folder / "sae/cfg.json").exists():
         folder = folder / "sae"
     if not (folder / "cfg.json").exists():

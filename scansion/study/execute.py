@@ -13,6 +13,7 @@ from typing import Any
 from scansion.errors import BusyError, ScansionError, TrainingError
 from scansion.files import expanded, fingerprint, one_line_io_errors
 from scansion.locks import only_writer
+from scansion.mirroring import send
 from scansion.pipeline.evaluate import check_evaluations, evaluate
 from scansion.pipeline.planted import Source
 from scansion.pipeline.run_results import RunResults
@@ -144,6 +145,7 @@ def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool) -> lis
         for index, folder in folders.items():
             own = [trial for trial in trials if trial.arm.run == index]
             _write_run(plan, folder, own, results, only_more=any(trial.seed in seeds[number:] for trial in own))
+            send(folder)
     for folder in folders.values():
         append_notes(folder)
     return open_runs(list(folders.values()))
@@ -162,6 +164,7 @@ def _give_another_chance(trial: _Trial, retry: bool) -> None:
         say(f"{trial.label} failed before, with other settings: its folder is emptied, and it starts again")
         for path in trial.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        send(trial.folder, ["."])
     elif retry:
         clear_failure(trial.folder)
     elif failure.code != code_fingerprint():

@@ -14,6 +14,7 @@ from torch import Tensor
 from scansion.errors import DamagedError, TrainingError
 from scansion.files import atomic_file, atomic_folder, fingerprint, flatten, remove_leftovers, require_writable
 from scansion.locks import only_writer
+from scansion.mirroring import CHECKPOINTS, send
 from scansion.plugins import plugins_record, say_if_plugins_differ
 from scansion.progress import say
 from scansion.records import (
@@ -33,7 +34,6 @@ KEEP_CHECKPOINTS = 2
 COUNTERS = {"step", "tokens", "tokens_at_last_revival"}
 """What a learner counts."""
 _CONFIG = "config.yaml"
-_CHECKPOINTS = "checkpoints"
 
 
 class RunFolder:
@@ -52,7 +52,7 @@ class RunFolder:
         require_writable(path)
         self.path = path
         self.sae = path / "sae"
-        self._checkpoints = path / _CHECKPOINTS
+        self._checkpoints = path / CHECKPOINTS
         self._metrics = path / "metrics.jsonl"
         self._config = config
         require_same_run(path, config)
@@ -67,7 +67,8 @@ class RunFolder:
     def writing(self) -> Generator[None, None, None]:
         """Lock the folder, delete temporary files of an interrupted run, and write the config.
 
-        After an error before the first checkpoint, the config is deleted.
+        After an error before the first checkpoint, the config is deleted. At the end, and after each checkpoint, a folder that
+        stands for a URL is uploaded.
 
         Raises:
             BusyError: another process is training there; its temporary files are left alone.
@@ -87,6 +88,7 @@ class RunFolder:
                 if not self.checkpoints() and not self.finished:
                     (self.path / _CONFIG).unlink(missing_ok=True)
                 raise
+            send(self.path)
 
     @property
     def finished(self) -> bool:
@@ -100,9 +102,10 @@ class RunFolder:
     @staticmethod
     def forget_checkpoints(path: Path) -> None:
         """Delete the checkpoints of the run in a folder, and its config if nothing was trained, so that it starts again."""
-        shutil.rmtree(path / _CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
         if not (path / "sae").exists():
             (path / _CONFIG).unlink(missing_ok=True)
+        send(path, [CHECKPOINTS])
 
     def save_checkpoint(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
         """Save a learner's state atomically and delete all but the newest checkpoints."""
@@ -114,8 +117,10 @@ class RunFolder:
         """Yield a temporary folder, which becomes the checkpoint of a step; all but the newest are then deleted."""
         with atomic_folder(self._checkpoints / f"step-{step:09d}") as temporary:
             yield temporary
-        for old in self.checkpoints()[KEEP_CHECKPOINTS:]:
-            shutil.rmtree(old)
+        old = self.checkpoints()[KEEP_CHECKPOINTS:]
+        for each in old:
+            shutil.rmtree(each)
+        send(self.path, [f"{CHECKPOINTS}/{each.name}" for each in old])
 
     def write_state(self, folder: Path, counters: dict[str, int], digests: str | dict[str, str]) -> None:
         """Write what a checkpoint's folder says of itself: counters, and the digest of its tensors, or of each rank's file."""
