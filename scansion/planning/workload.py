@@ -36,6 +36,8 @@ class ModelSizes:
 
     def flop_per_token(self, layers: int, context_length: int, unembedding: bool = False) -> float:
         """Operations of the first ``layers`` layers: 2 per weight, and causal attention over half of the context on average."""
+        if layers == 0:
+            return float(self.d_model)  # embeddings are looked up
         weights = layers * self.parameters_per_layer + (self.d_model * self.vocabulary if unembedding else 0)
         return 2.0 * weights + 2.0 * context_length * self.d_model * layers
 

@@ -59,6 +59,12 @@ def test_only_the_layers_up_to_the_hook_point_run(hook_point: str, layers: int) 
     assert layers_for(hook_point) == layers
 
 
+def test_embeddings_need_no_layer_and_have_a_plan() -> None:
+    found = estimate(workload(hook_points=("embed",)), [MachineConfig(kind="cpu2", disk=1)])
+    assert found.stages[0].seconds < 1e-3 * found.stages[2].seconds
+    assert found.store is not None and found.store.least_passes is None
+
+
 def test_bands_divide_the_encoder_product_and_nothing_else() -> None:
     plain = DictionaryConfig(d_sae=4096, k=32).work(512, 2048)
     banded = DictionaryConfig(d_sae=4096, k=32, bands=4).work(512, 2048)
