@@ -67,6 +67,41 @@ def recipe(result: Result, clock: str) -> str:
     return "\n\n".join([conditions(result, "cpu"), table(*rows)])
 
 
+def on_the_fly(result: Result, clock: str) -> str:
+    """Each mask on stored activations and through each buffer: means over seeds, and differences from stored ones."""
+    found: dict[tuple[str, int | None], dict[int, Result]] = {}
+    for run in result["runs"]:
+        found.setdefault((run["mask"], run["buffer"]), {})[run["seed"]] = run
+    rows: Rows = [
+        ("mask", "activations", "seeds", "FVE w/o outliers", "from stored", "FVE", "dead share", "L0", "the pass, s")
+    ]
+    for (mask, buffer), seeds in sorted(
+        found.items(), key=lambda item: (item[0][0] != "none", item[0][0], item[0][1] or 0)
+    ):
+        stored = found.get((mask, None), {})
+        both = [(seeds[seed], stored[seed]) for seed in seeds if seed in stored]
+        differences = [own["fve_without_outliers"] - other["fve_without_outliers"] for own, other in both]
+        spread = f" ({min(differences):+.4f} to {max(differences):+.4f})" if differences else ""
+        means = {
+            name: statistics.mean(seed[name] for seed in seeds.values())
+            for name in ("fve_without_outliers", "fve", "dead_share", "l0", "seconds_of_the_pass")
+        }
+        rows.append(
+            (
+                mask,
+                "stored" if buffer is None else f"buffer of {buffer:,} tokens",
+                str(len(seeds)),
+                f"{means['fve_without_outliers']:.4f}",
+                "" if buffer is None or not differences else f"{statistics.mean(differences):+.4f}{spread}",
+                f"{means['fve']:.4f}",
+                f"{means['dead_share']:.4f}",
+                f"{means['l0']:.1f}",
+                f"{means['seconds_of_the_pass']:.0f}",
+            )
+        )
+    return "\n\n".join([conditions(result, "wall"), table(*rows)])
+
+
 def is_near(l0: float | None, target: int) -> bool:
     """Whether the L0 of an SAE with an L1 penalty is near enough to the target."""
     return l0 is not None and abs(l0 - target) <= NEAR * target

@@ -11,7 +11,7 @@ from typing import Literal
 from cyclopts import App
 
 from benchmarks import gpu_tables
-from benchmarks.quality_tables import equal_tokens, quality, recipe
+from benchmarks.quality_tables import equal_tokens, on_the_fly, quality, recipe
 from benchmarks.training_tables import (
     PLAIN,
     Result,
@@ -131,6 +131,8 @@ TABLES: dict[str, tuple[str, Callable[[Result, str], str]]] = {
     "profile": ("profile.json", profile),
     "quality": ("quality.json", quality),
     "recipe": ("recipe.json", recipe),
+    "doubling": ("doubling.json", recipe),
+    "on_the_fly": ("on_the_fly.json", on_the_fly),
     "equal_tokens": ("equal_tokens.json", equal_tokens),
     "GPU": ("gpu.json", lambda result, _: gpu_tables.tables(result)),
 }

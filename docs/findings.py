@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 from scansion.study import StudyRecord, compare
@@ -31,8 +32,16 @@ def decisive(record: StudyRecord) -> list[str]:
     return list(dict.fromkeys([record.plan.primary_metric, *record.plan.equivalence_margins]))
 
 
-def compared(record: StudyRecord) -> Comparison:
+@cache
+def record_of(folder: Path) -> StudyRecord:
+    """The study in a folder of ``results``."""
+    return StudyRecord.open(folder)
+
+
+@cache  # several blocks show one comparison, which takes half a minute
+def compared(folder: Path) -> Comparison:
     """The arms with enough seeds, against the plan's first."""
+    record = record_of(folder)
     enough = {arm.name: arm.info for arm in record.arms if len(arm.info.seeds) >= FEWEST_SEEDS}
     return compare(enough, record.arms[0].name)
 
@@ -43,9 +52,10 @@ def about(record: StudyRecord) -> str:
     where = first.provenance
     done = {arm.name: arm.info.seeds for arm in record.arms if arm.info.seeds}
     seeds = "; ".join(f"{name} {len(those)}" for name, those in done.items())
-    planned = [arm.name for arm in record.plan.arms()]
-    left = [name for name in planned if name not in done]
-    rest = f" Planned and not yet done: {', '.join(left)}." if left else ""
+    planned = [(record.plan.runs[arm.run].name, arm.name in done) for arm in record.plan.arms()]
+    begun = {run for run, is_done in planned if is_done}
+    left = dict.fromkeys(run for run, _ in planned if run not in begun)
+    rest = f" Planned and not yet done: {'; '.join(left)}." if left else ""
     return (
         f"`scansion study run {record.plan.name}`: {where['model']}, {where['hook_point']}, "
         f"contexts of {where['context_length']} tokens, {where['tokens']:,} training tokens "
@@ -65,9 +75,9 @@ def table(record: StudyRecord) -> str:
     return _markdown([heading, *rows])
 
 
-def differences(record: StudyRecord) -> str:
+def differences(folder: Path) -> str:
     """A row for every other arm: its differences from the baseline."""
-    found, names = compared(record), decisive(record)
+    found, names = compared(folder), decisive(record_of(folder))
     heading = [f"against {found.baseline}", "seeds", *(figure(name).label for name in names)]
     rows = [
         [arm.label, str(len(arm.seeds)), *(difference_text(arm.differences.get(name), figure(name)) for name in names)]
@@ -77,11 +87,12 @@ def differences(record: StudyRecord) -> str:
     return f"{_markdown([heading, *rows])}\n\n95% intervals over seeds and text. {STAR_NOTE}"
 
 
-def sentences(record: StudyRecord) -> str:
+def sentences(folder: Path) -> str:
     """For each figure of which the plan says what would matter: where it differs, where it does not, and what is open."""
+    record = record_of(folder)
     if all(len(arm.info.seeds) < FEWEST_SEEDS for arm in record.arms):
         return f"Fewer than {FEWEST_SEEDS} seeds: no difference is stated."
-    found = compared(record)
+    found = compared(folder)
     others = [arm for arm in found.arms if arm.name != found.baseline]
     primary, *more = decisive(record)
     lines = [_sentence(primary, " (primary)", others, record.plan.margin(primary) or 0)]
@@ -127,8 +138,9 @@ def written(page: str) -> str:
     """A page's text with its findings rewritten."""
 
     def block(match: re.Match[str]) -> str:
-        record = StudyRecord.open(RESULTS / match[2])
-        parts = [differences(record)] if match[3] else [about(record), table(record), sentences(record)]
+        folder = RESULTS / match[2]
+        record = record_of(folder)
+        parts = [differences(folder)] if match[3] else [about(record), table(record), sentences(folder)]
         return match[1] + "\n\n".join(parts) + "\n" + match[4]
 
     return BLOCK.sub(block, page)

@@ -22,6 +22,7 @@ from benchmarks import (
     growth,
     harvest,
     jumprelu,
+    on_the_fly,
     profile,
     quality,
     recipe,
@@ -180,7 +181,11 @@ def test_operations_are_grouped_by_what_they_are() -> None:
 
 
 def test_harvest(
-    tmp_path: Path, lm_folder: Path, documents: Path, drawn: Callable[[str, str], tuple[Result, str]]
+    tmp_path: Path,
+    lm_folder: Path,
+    documents: Path,
+    drawn: Callable[[str, str], tuple[Result, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     harvest.measure(
         out=tmp_path / "harvest.json",
@@ -200,7 +205,11 @@ def test_harvest(
 
 
 def test_study(
-    tmp_path: Path, lm_folder: Path, documents: Path, drawn: Callable[[str, str], tuple[Result, str]]
+    tmp_path: Path,
+    lm_folder: Path,
+    documents: Path,
+    drawn: Callable[[str, str], tuple[Result, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study.measure(
         out=tmp_path / "study.json",
@@ -222,7 +231,11 @@ def test_study(
 
 
 def test_quality_is_measured_once_for_each_run_and_precision(
-    tmp_path: Path, lm_folder: Path, documents: Path, drawn: Callable[[str, str], tuple[Result, str]]
+    tmp_path: Path,
+    lm_folder: Path,
+    documents: Path,
+    drawn: Callable[[str, str], tuple[Result, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def measure() -> None:
         quality.measure(
@@ -274,6 +287,33 @@ def test_the_search_for_a_recipe_trains_each_combination_once_and_adds_to_its_ta
     assert {(run["lr"], run["mask"]) for run in again} == {
         (rate, mask) for rate in (1e-3, 2e-3) for mask in ("none", "bands, count: 4, shared: 0.5")
     }
+
+
+def test_training_on_the_fly_is_compared_with_stored_activations(
+    tmp_path: Path,
+    lm_folder: Path,
+    documents: Path,
+    drawn: Callable[[str, str], tuple[Result, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SCANSION_CACHE", str(tmp_path / "cache"))
+
+    def measure(*buffers: int) -> list[dict[str, Any]]:
+        on_the_fly.measure(
+            out=tmp_path / "on_the_fly.json", model=str(lm_folder), source=str(documents), hook_point="layers.1",
+            context_length=16, text_tokens=1600, held_out_tokens=320, tokens=600, d_sae=96, seeds=1, buffers=buffers,
+        )  # fmt: skip
+        return read_json(tmp_path / "on_the_fly.json")["runs"]
+
+    first = measure()
+    assert [(run["buffer"], run["mask"]) for run in first] == [(None, "none"), (None, "bands, preset: groups")]
+    again = measure(1280)
+    assert again[:2] == first and [run["buffer"] for run in again[2:]] == [1280, 1280]
+    differs = again[2]["fve_without_outliers"] - first[0]["fve_without_outliers"]
+    assert (
+        differs
+        and f"| {differs:+.4f} ({differs:+.4f} to {differs:+.4f}) |" in drawn("on_the_fly", "on_the_fly.json")[1]
+    )
 
 
 def test_saes_of_ours_and_of_a_peer_read_the_same_tokens_and_are_scored_alike(
