@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -87,9 +86,7 @@ def measure(
                     TrainingRun.at(Path(folder) / str(index), sae_config(SAEFlags(d_sae=d_sae, mask=mask)), training)
                     for index, mask in enumerate(masks)
                 ]
-                began = perf_counter()
                 train(passes, stores.train)
-                seconds = perf_counter() - began
                 saes = [LoadedSAE(mask, *load_sae(run.folder / "sae")) for mask, run in zip(masks, passes, strict=True)]
                 scored = evaluate_core(saes, stores.held_out, None, CoreConfig(loss_contexts=0))
             for mask, found in zip(masks, scored, strict=True):
@@ -103,7 +100,6 @@ def measure(
                         "fve": found.fve.value,
                         "dead_share": found.dead_share,
                         "l0": found.l0,
-                        "seconds_of_the_pass": round(seconds, 1),
                     }
                 )
                 say(str(runs[-1]))

@@ -72,9 +72,7 @@ def on_the_fly(result: Result, clock: str) -> str:
     found: dict[tuple[str, int | None], dict[int, Result]] = {}
     for run in result["runs"]:
         found.setdefault((run["mask"], run["buffer"]), {})[run["seed"]] = run
-    rows: Rows = [
-        ("mask", "activations", "seeds", "FVE w/o outliers", "from stored", "FVE", "dead share", "L0", "the pass, s")
-    ]
+    rows: Rows = [("mask", "activations", "seeds", "FVE w/o outliers", "from stored", "FVE", "dead share", "L0")]
     for (mask, buffer), seeds in sorted(
         found.items(), key=lambda item: (item[0][0] != "none", item[0][0], item[0][1] or 0)
     ):
@@ -84,7 +82,7 @@ def on_the_fly(result: Result, clock: str) -> str:
         spread = f" ({min(differences):+.4f} to {max(differences):+.4f})" if differences else ""
         means = {
             name: statistics.mean(seed[name] for seed in seeds.values())
-            for name in ("fve_without_outliers", "fve", "dead_share", "l0", "seconds_of_the_pass")
+            for name in ("fve_without_outliers", "fve", "dead_share", "l0")
         }
         rows.append(
             (
@@ -96,7 +94,6 @@ def on_the_fly(result: Result, clock: str) -> str:
                 f"{means['fve']:.4f}",
                 f"{means['dead_share']:.4f}",
                 f"{means['l0']:.1f}",
-                f"{means['seconds_of_the_pass']:.0f}",
             )
         )
     return "\n\n".join([conditions(result, "wall"), table(*rows)])

@@ -70,8 +70,11 @@ class TextStore:
         DamagedError: a file of it is damaged.
 
     Example:
-        >>> store = scansion.TextStore("stores/large/train")
-        >>> scansion.train([run], store)
+        >>> settings = scansion.HarvestConfig(on_the_fly=True, buffer_tokens=1280)
+        >>> large = scansion.HarvestSpec(source.model, source.hook_point, source.corpus, settings)
+        >>> stores = scansion.build_stores(large, "stores/large")  # scansion.train([run], stores.train) trains on it
+        >>> scansion.TextStore("stores/large/train").n_chunks
+        5
     """
 
     def __init__(self, folder: Path | str, load_lm: Callable[[], LanguageModel] | None = None) -> None:
