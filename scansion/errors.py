@@ -60,6 +60,10 @@ class BusyError(ScansionError):
     """Another process is writing in the folder."""
 
 
+class ClusterError(ScansionError):
+    """A machine of a cluster lacks what a task needs, or a task was lost too often."""
+
+
 class StudyError(ScansionError):
     """A run of a study failed; the other runs were done."""
 

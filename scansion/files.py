@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -72,7 +73,8 @@ def one_line_io_errors(doing: str) -> Generator[None, None, None]:
 def atomic_file(path: Path) -> Generator[Path, None, None]:
     """Yield a temporary path in ``path``'s folder. On success it is fsynced and renamed to ``path``, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    # Processes of several machines may write the same file on a shared disk.
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{socket.gethostname()}-{os.getpid()}-{path.name}")
     try:
         yield temporary
         _finish(temporary)

@@ -1,4 +1,4 @@
-"""Which plugins a run was made with: recorded in its config.yaml, and compared with those loaded when it is read again."""
+"""Which code a run was made with: plugins, recorded in its config.yaml and compared with those loaded now; and this package."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from scansion.errors import DamagedError
 from scansion.progress import say
@@ -17,6 +19,16 @@ def plugins_record() -> dict[str, Any]:
     """What a run's config.yaml holds about the plugins that are loaded; empty if there are none."""
     plugins = loaded_plugins()
     return {"plugins": plugins} if plugins else {}
+
+
+@cache
+def package_sources() -> bytes:
+    """A hash of every Python file of this package; read once, as it is this code that runs."""
+    digest = xxhash.xxh3_128()
+    home = Path(__file__).parent
+    for path in sorted(home.rglob("*.py")):
+        digest.update(f"{path.relative_to(home)}\0".encode() + path.read_bytes())
+    return digest.digest()
 
 
 def missing_plugins(runs: Iterable[Path]) -> str:

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,7 +51,9 @@ def harvest(plan: HarvestPlan, load_lm: Callable[[], LanguageModel]) -> Activati
     return harvest_together([plan], load_lm)[0]
 
 
-def harvest_together(plans: Sequence[HarvestPlan], load_lm: Callable[[], LanguageModel]) -> list[ActivationStore]:
+def harvest_together(
+    plans: Sequence[HarvestPlan], load_lm: Callable[[], LanguageModel], compute: ComputeShards | None = None
+) -> list[ActivationStore]:
     """Return the stores of plans that differ in their hook points. Each has the bytes that :func:`harvest` alone gives it.
 
     The LM reads a batch once for all stores that miss it, and no further than their last hook point. Stores whose shards
@@ -59,7 +62,8 @@ def harvest_together(plans: Sequence[HarvestPlan], load_lm: Callable[[], Languag
 
     Args:
         plans: of one model and one text, each for another hook point and folder.
-        load_lm: called only if something must be computed.
+        load_lm: called only if something must be computed, and ``compute`` is None.
+        compute: computes and writes shards elsewhere, see :data:`ComputeShards`; default in this process.
 
     Raises:
         ConfigError: the plans differ in more than their hook points.
@@ -82,7 +86,7 @@ def harvest_together(plans: Sequence[HarvestPlan], load_lm: Callable[[], Languag
         unfinished = [plan for plan in unfinished if intact_store(plan.folder, plan.identity) is None]
         for plan in unfinished:
             reopen(plan.folder, plan.identity)
-        _fill(unfinished, load_lm)
+        _fill(unfinished, load_lm, compute)
     return [store or ActivationStore(plan.folder) for plan, store in zip(plans, stores, strict=True)]
 
 
@@ -135,7 +139,77 @@ class _Unfinished:
         return Parts(path, f"{place_of(self.plan.identity, path)} {batches}")
 
 
-def _fill(plans: Sequence[HarvestPlan], load_lm: Callable[[], LanguageModel]) -> None:
+@dataclass(frozen=True)
+class ShardJob:
+    """The shards of the same contexts in one or more stores, to be computed in one pass of the LM and written.
+
+    Attributes:
+        contexts: those of the shards.
+    """
+
+    contexts: Contexts
+    _stores: Sequence[_Unfinished]
+    _span: tuple[int, int]
+
+    @classmethod
+    def of(cls, stores: Sequence[_Unfinished], span: tuple[int, int]) -> ShardJob:
+        """Of those of the stores, which have one layout, that miss the shard of these contexts."""
+        return cls(stores[0].plan.contexts[slice(*span)], [store for store in stores if span in store.missing], span)
+
+    @property
+    def hook_points(self) -> list[HookPoint]:
+        """Where the LM is read."""
+        return [store.hook_point for store in self._stores]
+
+    def alone(self) -> ShardJob:
+        """The same job without the rest of the text, of which its contexts are a view: small enough to be sent."""
+        contexts, none = self.contexts[torch.arange(len(self.contexts))], self.contexts[torch.arange(0)]
+        stores = [replace(store, plan=replace(store.plan, contexts=none)) for store in self._stores]
+        return ShardJob(contexts, stores, self._span)
+
+    def run(self, lm: LanguageModel, writer: _Writer, advance: Advance) -> None:
+        """Compute and write the shards that are not on disk: an earlier try of this job may have written some."""
+        on_gpu = lm.device.type == "cuda"
+        stores = [store for store in self._stores if not store.missing[self._span].exists()]
+        if not stores:
+            advance(self.contexts.n_tokens)
+            return
+        buffers = {
+            store.hook_point: ShardBuffer.empty(
+                self.contexts.length,
+                len(self.contexts),
+                store.plan.identity.d_in,
+                store.config.dtype,
+                lm.device if on_gpu else None,
+                self.contexts.turns is not None,
+            )
+            for store in stores
+        }
+        batch_size = stores[0].config.lm_batch_size
+        parts = {store.hook_point: store.parts(self._span, f"{batch_size} {on_gpu}") for store in stores}
+        _fill_shards(buffers, self.contexts, lm, batch_size, on_gpu, advance, parts)
+        for store in stores:
+            of = f"{store.hook_point} of {lm.facts.name}"
+            path = store.missing[self._span]
+            place = place_of(store.plan.identity, path)
+            finished = buffers.pop(store.hook_point).finished()
+            writer.write(finished, path, place, of, store.config.dtype, parts[store.hook_point])
+
+
+ComputeShards = Callable[[Sequence[ShardJob], Advance], None]
+"""Runs every job, in any order and in any process, and reports tokens that are done."""
+
+
+def run_jobs(lm: LanguageModel, jobs: Sequence[ShardJob], advance: Advance) -> None:
+    """Compute and write the shards of some jobs in this process, one after the other."""
+    for hook_point in dict.fromkeys(point for job in jobs for point in job.hook_points):
+        check_parts(lm, hook_point)
+    with _Writer(in_threads=lm.device.type == "cuda") as writer:
+        for job in jobs:
+            job.run(lm, writer, advance)
+
+
+def _fill(plans: Sequence[HarvestPlan], load_lm: Callable[[], LanguageModel], compute: ComputeShards | None) -> None:
     if not plans:
         return
     contexts, split = plans[0].contexts, plans[0].identity.split
@@ -146,55 +220,19 @@ def _fill(plans: Sequence[HarvestPlan], load_lm: Callable[[], LanguageModel]) ->
         if store.missing:
             say(f"harvesting {n_tokens:,} tokens ({human_bytes(store.plan.n_bytes)}) into {store.plan.folder}")
             passes.setdefault((store.per_shard, store.config.lm_batch_size), []).append(store)
-    if passes:
-        lm = load_lm()
-        for store in (store for together in passes.values() for store in together):
-            check_parts(lm, store.hook_point)
-        spans = [sorted({span for store in together for span in store.missing}) for together in passes.values()]
-        to_do = sum(stop - start for each in spans for start, stop in each)
+    jobs = [
+        ShardJob.of(together, span)
+        for together in passes.values()
+        for span in sorted({span for store in together for span in store.missing})
+    ]
+    if jobs:
+        run = compute or partial(run_jobs, load_lm())
+        to_do = sum(len(job.contexts) for job in jobs)
         done = n_tokens * (len(passes) - to_do / len(contexts))
-        with (
-            progress(f"harvest {split}", n_tokens * len(passes), "tokens", done) as advance,
-            _Writer(in_threads=lm.device.type == "cuda") as writer,
-        ):
-            for together, each in zip(passes.values(), spans, strict=True):
-                for span in each:
-                    missing = [store for store in together if span in store.missing]
-                    _harvest_shards(missing, span, contexts[slice(*span)], lm, writer, advance)
+        with progress(f"harvest {split}", n_tokens * len(passes), "tokens", done) as advance:
+            run(jobs, advance)
     for store in stores:
         seal(store.plan.folder, store.plan.identity, n_tokens, store.per_shard)
-
-
-def _harvest_shards(
-    stores: Sequence[_Unfinished],
-    span: tuple[int, int],
-    contexts: Contexts,
-    lm: LanguageModel,
-    writer: _Writer,
-    advance: Advance,
-) -> None:
-    """Compute and write the shard of ``contexts`` in each of the stores, which have one layout."""
-    on_gpu = lm.device.type == "cuda"
-    buffers = {
-        store.hook_point: ShardBuffer.empty(
-            contexts.length,
-            len(contexts),
-            store.plan.identity.d_in,
-            store.config.dtype,
-            lm.device if on_gpu else None,
-            contexts.turns is not None,
-        )
-        for store in stores
-    }
-    batch_size = stores[0].config.lm_batch_size
-    parts = {store.hook_point: store.parts(span, f"{batch_size} {on_gpu}") for store in stores}
-    _fill_shards(buffers, contexts, lm, batch_size, on_gpu, advance, parts)
-    for store in stores:
-        of = f"{store.hook_point} of {lm.facts.name}"
-        path = store.missing[span]
-        place = place_of(store.plan.identity, path)
-        finished = buffers.pop(store.hook_point).finished()
-        writer.write(finished, path, place, of, store.config.dtype, parts[store.hook_point])
 
 
 def _fill_shards(

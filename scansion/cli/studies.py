@@ -12,6 +12,7 @@ from cyclopts.validators import Number
 
 from scansion.cli.app import output, tables
 from scansion.cli.reporting import write_pages
+from scansion.distributed.cluster import ClusterConfig, connect
 from scansion.errors import ConfigError, StudyError, did_you_mean
 from scansion.evals.position.world import world_like
 from scansion.files import require_writable
@@ -42,6 +43,7 @@ def run_study(
     report: bool = True,
     track: Tracker | None = None,
     out: Path | None = None,
+    cluster: Annotated[ClusterConfig | None, Parameter(name="*", group="Many machines")] = None,
 ) -> None:
     """Run a plan: harvest once, train and evaluate every run at every seed, compare them, and write notes and a report.
 
@@ -49,6 +51,9 @@ def run_study(
     the other runs go on, and the command ends with exit status 2.
 
     Example: scansion study run positional_masking --only 0,1 --seeds 3
+
+    On all machines of a Ray cluster that share a disk (docs/many_machines.md):
+    scansion study run positional_masking --on auto --gpus-per-task 0.25
 
     Parameters
     ----------
@@ -72,15 +77,16 @@ def run_study(
     folder = fetched(out or _home(settings))
     if track is not None:
         require_tracker(track)
-    _carry_out(settings, folder, only, retry, report)
+    _carry_out(settings, folder, only, retry, report, cluster or ClusterConfig())
     if track is not None:
         output.print(f"{import_study(StudyRecord.open(folder), track)} runs are in {track}", markup=False)
 
 
-def _carry_out(settings: StudyPlan, folder: Path, only: str, retry: bool, report: bool) -> None:
+def _carry_out(settings: StudyPlan, folder: Path, only: str, retry: bool, report: bool, cluster: ClusterConfig) -> None:
     start = time.monotonic()
     folders = _folders(settings, folder, only)
-    execute(settings, folders, retry=retry)
+    with connect(cluster) as joined:
+        execute(settings, folders, retry=retry, cluster=joined)
     with only_writer(folder, "comparing", wait=True):  # so that the last of several processes compares all their runs
         record = StudyRecord.open(folder)
         show_comparison({arm.name: arm.info for arm in record.arms}, folder)
@@ -304,7 +310,7 @@ def synth(
         raise ConfigError(f"the plan {settings.name!r} has no world; `scansion study run` carries out the other plans")
     if like is not None:
         settings = _like(settings, like)
-    _carry_out(_with_seeds(settings, seeds), fetched(out), "", False, report)
+    _carry_out(_with_seeds(settings, seeds), fetched(out), "", False, report, ClusterConfig())
 
 
 def _like(plan: StudyPlan, run: Path) -> StudyPlan:

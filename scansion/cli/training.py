@@ -15,6 +15,7 @@ from scansion.activations.on_the_fly import TextStore, open_training_store
 from scansion.cli.app import output
 from scansion.corpus import CorpusConfig
 from scansion.distributed import in_job
+from scansion.distributed.cluster import ClusterConfig, connect
 from scansion.flags import SAEFlags, flags_of_architectures, sae_config
 from scansion.listing import lines
 from scansion.lm import BUNDLED_MODEL
@@ -39,6 +40,7 @@ def harvest(
     device: str = "auto",
     corpus: Annotated[CorpusConfig | None, Parameter(name="*")] = None,
     layout: Annotated[HarvestConfig | None, Parameter(name="*")] = None,
+    cluster: Annotated[ClusterConfig | None, Parameter(name="*", group="Many machines")] = None,
 ) -> None:
     """Run a language model over text and store its activations, with their positions.
 
@@ -63,17 +65,19 @@ def harvest(
     device
         Where the model runs: auto, cpu, cuda, cuda:1 or mps.
     """
-    from scansion.pipeline import (
-        HarvestSpec,
-        build_stores,
-        build_stores_at,
-    )  # takes a second that `train` need not wait
+    # Takes a second that `train` need not wait.
+    from scansion.pipeline import HarvestSpec, build_stores, build_stores_at
+    from scansion.pipeline.on_cluster import harvesting_on
 
     source = HarvestSpec(
         model, hook_point[0], corpus or CorpusConfig(), layout or HarvestConfig(), revision, lm_dtype, device
     )
-    several = len(hook_point) > 1
-    built = build_stores_at(source, hook_point, out).values() if several else [build_stores(source, out)]
+    with connect(cluster or ClusterConfig()) as joined:
+        compute = None if joined is None else harvesting_on(joined, source)
+        if len(hook_point) > 1:
+            built = [*build_stores_at(source, hook_point, out, compute).values()]
+        else:
+            built = [build_stores(source, out, compute)]
     for store in (store for stores in built for store in (stores.train, stores.held_out)):
         if isinstance(store, TextStore):
             output.print(

@@ -1,4 +1,4 @@
-"""One SAE over many ranks: processes that ``torchrun``, SLURM or Ray Train starts, each with a part of every step."""
+"""Many processes: one SAE over ranks that ``torchrun``, SLURM or Ray Train starts; and tasks on a Ray cluster."""
 
 from scansion.distributed.ranks import in_job
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, check_harvests, harvest_together
+from scansion.activations.harvesting import ComputeShards
 from scansion.activations.on_the_fly import TextStore, TrainingStore
 from scansion.activations.publishing import bring_unfinished, publish, published_store
 from scansion.activations.store import MANIFEST, StoreIdentity, StoreManifest
@@ -74,6 +75,11 @@ class HarvestSpec:
         """See :func:`build_stores`."""
         return build_stores(self)
 
+    @property
+    def lm_computes_in(self) -> str:
+        """Number type that the language model computes in on this machine."""
+        return dtype_name(lm_dtype(self.lm_dtype, resolve_device(self.device)))
+
     def facts(self, *hook_points: HookPoint) -> ModelFacts:
         """What is known of the language model, after a check of names, layer, context length, device and text.
 
@@ -105,7 +111,7 @@ class Stores:
     held_out: ActivationStore
 
 
-def build_stores(source: HarvestSpec, folder: Path | str | None = None) -> Stores:
+def build_stores(source: HarvestSpec, folder: Path | str | None = None, compute: ComputeShards | None = None) -> Stores:
     """Tokenise and harvest, or reuse what is on disk.
 
     Args:
@@ -113,17 +119,21 @@ def build_stores(source: HarvestSpec, folder: Path | str | None = None) -> Store
         folder: where the stores go, as ``folder/train`` and ``folder/held_out``; default the cache, under a name that
             holds the store's fingerprint, so that equal sources share it. A URL of object storage (docs/object_storage.md):
             the stores are made in the cache and uploaded; if they are there already, nothing is made.
+        compute: computes shards elsewhere, see :func:`scansion.pipeline.on_cluster.harvesting_on`; default this process.
 
     Example:
         >>> stores = scansion.build_stores(source, "stores/mine")
         >>> stores.train, stores.held_out
     """
     at = None if folder is None else _working_folder(folder)
-    return _build(source, {HookPoint.parse(source.hook_point): at})[0]
+    return _build(source, {HookPoint.parse(source.hook_point): at}, compute)[0]
 
 
 def build_stores_at(
-    source: HarvestSpec, hook_points: Sequence[str], folder: Path | str | None = None
+    source: HarvestSpec,
+    hook_points: Sequence[str],
+    folder: Path | str | None = None,
+    compute: ComputeShards | None = None,
 ) -> dict[str, Stores]:
     """The stores of several hook points, in one pass of the LM over the text.
 
@@ -133,6 +143,7 @@ def build_stores_at(
         source: what to harvest; its own hook point is not used.
         hook_points: each once, in any spelling.
         folder: where the stores go, for example as ``folder/resid_post.3/train``; default the cache.
+        compute: as in :func:`build_stores`.
 
     Returns:
         Hook point, as given -> its stores.
@@ -147,7 +158,9 @@ def build_stores_at(
     points = [HookPoint.parse(hook_point) for hook_point in hook_points]
     if not points or len(set(points)) < len(points):
         raise ConfigError(f"hook points {', '.join(hook_points)}: name at least one, and none of them twice")
-    built = _build(source, {point: _working_folder(folder) / str(point) if folder else None for point in points})
+    built = _build(
+        source, {point: _working_folder(folder) / str(point) if folder else None for point in points}, compute
+    )
     return dict(zip(hook_points, built, strict=True))
 
 
@@ -155,7 +168,9 @@ def _working_folder(folder: Path | str) -> Path:
     return expanded(local_copy(folder))
 
 
-def _build(source: HarvestSpec, folders: Mapping[HookPoint, Path | None]) -> list[Stores]:
+def _build(
+    source: HarvestSpec, folders: Mapping[HookPoint, Path | None], compute: ComputeShards | None
+) -> list[Stores]:
     on_the_fly = source.harvest.on_the_fly
     if on_the_fly and (url := next((url for folder in folders.values() if folder and (url := origin(folder))), None)):
         raise ConfigError(f"{url}: text for training on the fly is kept on disk; give a folder instead of a URL")
@@ -167,8 +182,8 @@ def _build(source: HarvestSpec, folders: Mapping[HookPoint, Path | None]) -> lis
     if on_the_fly:
         train = [TextStore.write(plan, lambda: source.lm) for plan in for_training]
     else:
-        train = _harvest(for_training, source, there)
-    return [Stores(*pair) for pair in zip(train, _harvest(to_hold_out, source, there), strict=True)]
+        train = _harvest(for_training, source, there, compute)
+    return [Stores(*pair) for pair in zip(train, _harvest(to_hold_out, source, there, compute), strict=True)]
 
 
 def _published(plans: Sequence[HarvestPlan]) -> dict[Path, ActivationStore]:
@@ -185,12 +200,15 @@ def _published(plans: Sequence[HarvestPlan]) -> dict[Path, ActivationStore]:
 
 
 def _harvest(
-    plans: Sequence[HarvestPlan], source: HarvestSpec, there: Mapping[Path, ActivationStore]
+    plans: Sequence[HarvestPlan],
+    source: HarvestSpec,
+    there: Mapping[Path, ActivationStore],
+    compute: ComputeShards | None,
 ) -> list[ActivationStore]:
     """The stores of plans for one split, uploaded if their folders stand for URLs; those that are ``there`` are not made."""
     stores = dict(there)
     missing = [plan for plan in plans if plan.folder not in there]
-    for store in harvest_together(missing, lambda: source.lm) if missing else []:
+    for store in harvest_together(missing, lambda: source.lm, compute) if missing else []:
         url = origin(store.folder)
         stores[store.folder] = publish(store, url) if url else store
     return [stores[plan.folder] for plan in plans]
@@ -232,7 +250,7 @@ def _plan(
     identity = StoreIdentity(
         model=source.model,
         model_revision=facts.revision,
-        model_dtype=dtype_name(lm_dtype(source.lm_dtype, resolve_device(source.device))),
+        model_dtype=source.lm_computes_in,
         hook_point=str(hook_point),
         d_in=hook_point.width(facts),
         context_length=contexts.length,

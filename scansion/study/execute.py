@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
-from typing import Any
 
-from scansion.errors import BusyError, ScansionError, TrainingError
+from scansion.distributed.cluster import Cluster
+from scansion.errors import ScansionError, TrainingError
 from scansion.files import expanded, fingerprint, one_line_io_errors
 from scansion.locks import only_writer
 from scansion.mirroring import send
-from scansion.pipeline.evaluate import check_evaluations, evaluate
+from scansion.pipeline.evaluate import check_evaluations
 from scansion.pipeline.planted import Source
 from scansion.pipeline.run_results import RunResults
 from scansion.pipeline.stores import Stores
 from scansion.progress import say
 from scansion.study.checks import check_plan
-from scansion.study.failures import clear_failure, code_fingerprint, read_failure, record_failure
+from scansion.study.failures import clear_failure, code_fingerprint, read_failure
 from scansion.study.final_info import ArmInfo, read_final_info, summarise_seeds, write_final_info
 from scansion.study.notes import append_notes
-from scansion.study.plan import Arm, StudyPlan
+from scansion.study.on_cluster import build_on, carry_out_on
+from scansion.study.plan import StudyPlan
 from scansion.study.record import (
     ArmRecord,
     open_runs,
@@ -33,39 +32,16 @@ from scansion.study.record import (
     seed_folder,
     source_at,
 )
-from scansion.training import TrainingRun, check_folders, check_runs, train
-from scansion.training.loop import STREAM_SETTINGS
+from scansion.study.trials import Trial, TrialGroup, deadline_of, in_a_line
+from scansion.training import check_folders, check_runs
 from scansion.training.run_folder import RunFolder
 from scansion.training.trial import require_trainable
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """One arm at one seed, and where its activations come from."""
-
-    arm: Arm
-    seed: int
-    folder: Path
-    source: Source
-
-    @property
-    def label(self) -> str:
-        return f"{self.arm.name}, seed {self.seed}"
-
-    def training_run(self) -> TrainingRun:
-        sae, training = self.arm.at_seed(self.seed)
-        return TrainingRun(self.arm.name, self.folder, sae, training)
-
-    def settings(self) -> str:
-        """A fingerprint of what is trained and how."""
-        return fingerprint(self.training_run().settings())
-
-    def record_failure(self, error: str, cause: Exception | None = None) -> Path:
-        return record_failure(self.folder, error, self.settings(), cause)
-
-
 @one_line_io_errors("the study")
-def execute(plan: StudyPlan, folders: Mapping[int, Path | str], *, retry: bool = False) -> list[ArmRecord]:
+def execute(
+    plan: StudyPlan, folders: Mapping[int, Path | str], *, retry: bool = False, cluster: Cluster | None = None
+) -> list[ArmRecord]:
     """Run some entries of a plan, each in its own folder, at all its seeds; what is there already is not done again.
 
     All arms of one seed are trained and measured together before the next seed begins. An arm that fails is recorded and
@@ -76,6 +52,7 @@ def execute(plan: StudyPlan, folders: Mapping[int, Path | str], *, retry: bool =
         plan: the study.
         folders: entry number (from 0) -> the run's folder.
         retry: whether to try again what failed before; it goes on from its last checkpoint.
+        cluster: where to harvest, train and evaluate, see :func:`scansion.distributed.cluster.connect`; default this process.
 
     Returns:
         Every arm of these runs, in the plan's order.
@@ -93,13 +70,13 @@ def execute(plan: StudyPlan, folders: Mapping[int, Path | str], *, retry: bool =
     with ExitStack() as held:
         for folder in runs.values():
             held.enter_context(only_writer(folder, f"carrying out the study {plan.name}"))
-        return _carry_out(plan, runs, retry)
+        return _carry_out(plan, runs, retry, cluster)
 
 
-def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool) -> list[ArmRecord]:
-    began = monotonic()
+def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool, cluster: Cluster | None) -> list[ArmRecord]:
+    deadline, code = deadline_of(plan), code_fingerprint()
     trials = [
-        _Trial(arm, seed, seed_folder(folders[arm.run], arm, seed), source_at(plan, arm, seed))
+        Trial(arm, seed, seed_folder(folders[arm.run], arm, seed), source_at(plan, arm, seed), code)
         for arm in plan.arms()
         if arm.run in folders
         for seed in arm.seeds
@@ -116,42 +93,45 @@ def _carry_out(plan: StudyPlan, folders: Mapping[int, Path], retry: bool) -> lis
     _try_out([trial for trial in trials if not read_failure(trial.folder)])
     if all(read_failure(trial.folder) for trial in trials):  # harvesting would be in vain
         for trial in trials:
-            _failed_before(trial)
+            trial.failed_before()
         for index, folder in folders.items():
             _write_run(plan, folder, [trial for trial in trials if trial.arm.run == index], {})
             append_notes(folder)
         return open_runs(list(folders.values()))
-    # One for text; for synthetic worlds one for each world and seed.
-    stores = {source: source.build() for source in dict.fromkeys(trial.source for trial in trials)}
+    sources = list(dict.fromkeys(trial.source for trial in trials))  # for synthetic worlds one per world and seed
+    stores = {source: source.build() for source in sources} if cluster is None else build_on(cluster, sources)
     for source, both in stores.items():
         check_evaluations(plan.evaluations, both.held_out)
         own = [trial for trial in trials if trial.source == source and not read_failure(trial.folder)]
         check_runs([trial.training_run() for trial in own], both.train)
+    seeds = dict.fromkeys(trial.seed for trial in trials)
+    groups = [TrialGroup(plan, [trial for trial in trials if trial.seed == seed], deadline) for seed in seeds]
     results: dict[Path, RunResults] = {}
-    seeds = list(dict.fromkeys(trial.seed for trial in trials))
-    for number, seed in enumerate(seeds, 1):
-        if len(seeds) > 1:
-            say(f"seed {seed} ({number} of {len(seeds)})")
-        here = [trial for trial in trials if trial.seed == seed and not _failed_before(trial)]
-        if plan.max_hours is not None and monotonic() - began > 3600 * plan.max_hours:
-            for trial in here:
-                if not (trial.folder / "evals" / "core.json").exists():
-                    trial.record_failure(f"out of time: the plan's {plan.max_hours:g} hours were over")
-            here = [trial for trial in here if not _failed_before(trial)]
-        for source, both in stores.items():
-            own = [trial for trial in here if trial.source == source]
-            _train(own, both)
-            results |= _evaluate([trial for trial in own if not read_failure(trial.folder)], plan, source, both)
-        for index, folder in folders.items():
+    left = {trial.folder for trial in trials}
+    for ended, found in _in_turn(groups, stores) if cluster is None else carry_out_on(cluster, groups, stores):
+        results |= found
+        left -= {trial.folder for trial in ended}
+        for index in {trial.arm.run for trial in ended}:
             own = [trial for trial in trials if trial.arm.run == index]
-            _write_run(plan, folder, own, results, only_more=any(trial.seed in seeds[number:] for trial in own))
-            send(folder)
+            only_more = any(trial.folder in left for trial in own)
+            _write_run(plan, folders[index], own, results, only_more=only_more)
+            send(folders[index])
     for folder in folders.values():
         append_notes(folder)
     return open_runs(list(folders.values()))
 
 
-def _give_another_chance(trial: _Trial, retry: bool) -> None:
+def _in_turn(
+    groups: Sequence[TrialGroup], stores: Mapping[Source, Stores]
+) -> Iterator[tuple[Sequence[Trial], dict[Path, RunResults]]]:
+    """Carry the groups out in this process; yield the trials of each, and their results, when it has ended."""
+    for number, group in enumerate(groups, 1):
+        if len(groups) > 1:
+            say(f"seed {group.trials[0].seed} ({number} of {len(groups)})")
+        yield group.trials, group.carry_out(stores)
+
+
+def _give_another_chance(trial: Trial, retry: bool) -> None:
     """Forget a failure if that is asked for, or if the code or the settings are no longer those that failed.
 
     With ``retry`` alone training goes on from its last checkpoint. New code starts at the first step, unless the SAE is
@@ -167,13 +147,13 @@ def _give_another_chance(trial: _Trial, retry: bool) -> None:
         send(trial.folder, ["."])
     elif retry:
         clear_failure(trial.folder)
-    elif failure.code != code_fingerprint():
+    elif failure.code != trial.code:
         say(f"{trial.label} failed before ({failure.error}); the code has changed since, so it is tried again")
         RunFolder.forget_checkpoints(trial.folder)
         clear_failure(trial.folder)
 
 
-def _holds_other_settings(trial: _Trial) -> bool:
+def _holds_other_settings(trial: Trial) -> bool:
     try:
         check_folders([trial.training_run()])
     except TrainingError:
@@ -181,7 +161,7 @@ def _holds_other_settings(trial: _Trial) -> bool:
     return False
 
 
-def _try_out(trials: Sequence[_Trial]) -> None:
+def _try_out(trials: Sequence[Trial]) -> None:
     """Take a few steps with every SAE that is still to be trained, and record what fails, before anything heavy is done."""
     firsts = {trial.arm.name: trial for trial in reversed(trials) if not (trial.folder / "sae").exists()}
     failed: dict[str, Exception] = {}
@@ -193,74 +173,13 @@ def _try_out(trials: Sequence[_Trial]) -> None:
             failed[name] = error
     for trial in trials:
         if (error := failed.get(trial.arm.name)) is not None:
-            trial.record_failure(f"a trial of a few steps failed: {_in_a_line(error)}", error)
-
-
-def _failed_before(trial: _Trial) -> bool:
-    if (failure := read_failure(trial.folder)) is None:
-        return False
-    say(f"{trial.label} failed and is left out ({failure.error}); it is tried again after a change, or with --retry")
-    return True
-
-
-def _train(trials: Sequence[_Trial], stores: Stores) -> None:
-    by_folder = {trial.folder: trial for trial in trials}
-    for group in sharing_a_stream([trial.training_run() for trial in trials]):
-        _isolated(
-            group,
-            lambda runs: train(runs, stores.train),
-            lambda run, error, cause: by_folder[run.folder].record_failure(f"training failed: {error}", cause),
-        )
-
-
-def _evaluate(trials: Sequence[_Trial], plan: StudyPlan, source: Source, stores: Stores) -> dict[Path, RunResults]:
-    found: dict[Path, RunResults] = {}
-
-    def measure(some: Sequence[_Trial]) -> None:
-        folders = {trial.arm.name: trial.folder for trial in some}
-        device = some[0].arm.training.device
-        done = evaluate(folders, plan.evaluations, stores.held_out, lambda: source.lm, device)
-        found.update(zip(folders.values(), done, strict=True))
-
-    for device in dict.fromkeys(trial.arm.training.device for trial in trials):
-        _isolated(
-            [trial for trial in trials if trial.arm.training.device == device],
-            measure,
-            lambda trial, error, cause: trial.record_failure(f"evaluation failed: {error}", cause),
-        )
-    return found
-
-
-def _isolated(
-    items: Sequence[Any],
-    work: Callable[[Sequence[Any]], None],
-    failed: Callable[[Any, str, Exception], Path],
-) -> None:
-    """Do the work on all items together; if that fails, on each alone, so that one cannot take the others with it."""
-    try:
-        work(items)
-    except BusyError:
-        raise  # somebody else is at work there: no failure of the run
-    except Exception as error:
-        if len(items) == 1:
-            what = _in_a_line(error)
-            record = failed(items[0], what, error)
-            say(f"{what}; the study goes on without it; the traceback is in {record}")
-            return
-        say(f"one of {len(items)} failed ({' '.join(str(error).split())}); going on one at a time")
-        for item in items:
-            _isolated([item], work, failed)
-
-
-def _in_a_line(error: Exception) -> str:
-    what = str(error) if isinstance(error, ScansionError) else f"{type(error).__name__}: {error}"
-    return " ".join(what.split())
+            trial.record_failure(f"a trial of a few steps failed: {in_a_line(error)}", error)
 
 
 def _write_run(
     plan: StudyPlan,
     folder: Path,
-    trials: Sequence[_Trial],
+    trials: Sequence[Trial],
     results: Mapping[Path, RunResults],
     *,
     only_more: bool = False,
@@ -292,11 +211,3 @@ def _write_run(
 
 def _n_seeds(infos: Mapping[str, ArmInfo]) -> int:
     return sum(len(info.seeds) for info in infos.values())
-
-
-def sharing_a_stream(runs: list[TrainingRun]) -> list[list[TrainingRun]]:
-    """The runs in groups that can be trained in one pass."""
-    groups: dict[tuple[object, ...], list[TrainingRun]] = {}
-    for run in runs:
-        groups.setdefault(tuple(getattr(run.training, name) for name in STREAM_SETTINGS), []).append(run)
-    return list(groups.values())

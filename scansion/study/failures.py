@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import traceback
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import xxhash
 
+from scansion.plugins import package_sources
 from scansion.records import read_object, write_json
 from scansion.registry import loaded_plugins
 
@@ -31,19 +31,20 @@ class Failure:
     settings: str | None
 
 
-def record_failure(folder: Path, error: str, settings: str, cause: BaseException | None = None) -> Path:
+def record_failure(folder: Path, error: str, settings: str, code: str, cause: BaseException | None = None) -> Path:
     """Write into ``folder`` that this trial failed, why, and the traceback of the exception if there was one.
 
     Args:
         folder: of the trial.
         error: in a line.
         settings: fingerprint of the settings.
+        code: :func:`code_fingerprint` of the process that started the study.
         cause: the exception.
 
     Returns:
         The file written.
     """
-    record = {"error": error, "code": code_fingerprint(), "settings": settings}
+    record = {"error": error, "code": code, "settings": settings}
     if cause is not None:
         record["traceback"] = "".join(traceback.format_exception(cause))
     write_json(folder / _FAILURE, record)
@@ -69,20 +70,10 @@ def code_fingerprint() -> str:
 
     What failed is tried again by itself once this has changed: whoever edits a mask and starts the run again expects that.
     """
-    digest = xxhash.xxh3_128(_package_sources())
+    digest = xxhash.xxh3_128(package_sources())
     for plugin in loaded_plugins():
         digest.update(repr(sorted(plugin.items())).encode())
     script = getattr(sys.modules["__main__"], "__file__", None)
     if script is not None and Path(script).is_file():
         digest.update(Path(script).read_bytes())
     return digest.hexdigest()
-
-
-@cache
-def _package_sources() -> bytes:
-    """A hash of every Python file of this package; read once, as it is this code that runs."""
-    digest = xxhash.xxh3_128()
-    home = Path(__file__).parents[1]
-    for path in sorted(home.rglob("*.py")):
-        digest.update(f"{path.relative_to(home)}\0".encode() + path.read_bytes())
-    return digest.digest()

@@ -6,19 +6,17 @@ import json
 import math
 import shutil
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scansion.errors import ConfigError, ScansionError, TrainingError
-from scansion.study import ArmRecord, StudyPlan, StudyRecord, execute, infos_of, open_runs
+from scansion.study import ArmRecord, StudyPlan, StudyRecord, execute, infos_of, open_runs, trials
 from scansion.study.checks import check_plan
 from scansion.study.final_info import _reasons, summarise_seeds
 from scansion.training import loop
 
-_execution: Any = sys.modules["scansion.study.execute"]  # the package's attribute of this name is the function
 TOPK = {"architecture": "topk", "d_sae": 32, "k": 4}
 HARD = {"family": "random_hard", "positions_per_feature": 4}
 
@@ -120,7 +118,7 @@ def test_a_failing_arm_is_recorded_and_the_others_are_what_they_would_have_been(
 
 def test_what_is_out_of_time_is_recorded(plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1_000_000, 2000))  # seconds: every look is 2000 later than the last
-    monkeypatch.setattr(_execution, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(trials, "time", lambda: next(clock))
     limited = plan.model_copy(update={"max_hours": 1.0})
     records = execute(limited, folders_in(tmp_path, limited))
     assert all(record.info.status == "failed" for record in records)
@@ -190,8 +188,8 @@ def test_finished_seeds_are_not_forgotten_when_a_longer_study_is_interrupted(
     shutil.copytree(done[0] / "run_0", only[0])
     first = plan.runs[0].model_copy(update={"seeds": (0, 1, 5, 7, 9)})
     longer = plan.model_copy(update={"runs": [first, *plan.runs[1:]]})
-    train = _execution._train
-    monkeypatch.setattr(_execution, "_train", lambda here, stores: [train(here, stores), 1 / (here[0].seed - 1)])
+    train = trials._train
+    monkeypatch.setattr(trials, "_train", lambda here, stores: [train(here, stores), 1 / (here[0].seed - 1)])
     with pytest.raises(ZeroDivisionError):
         execute(longer, only)
     assert StudyRecord.open(tmp_path).arms[0].info.seeds == [0, 1, 5, 7], "seed 0 is done again, and no other yet"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from scansion.study import trials
 
 
 @pytest.fixture
@@ -81,8 +82,7 @@ def test_a_failed_run_shows_in_the_exit_status_and_in_the_tables(
 ) -> None:
     out_dir = tmp_path / "out"
     with monkeypatch.context() as patch:
-        # The package's attribute of this name is the function.
-        patch.setattr(sys.modules["scansion.study.execute"], "train", lambda *_: 1 / 0)
+        patch.setattr(trials, "train", lambda *_: 1 / 0)
         status, out, err = run("study", "run", plan, "--only", "0", "--no-report", "--out", out_dir)
     assert status == 2 and "plain: failed: seed 0 training failed: ZeroDivisionError" in out
     assert err.splitlines()[-1] == "error: plain failed, as said above; --retry tries again"

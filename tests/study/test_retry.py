@@ -18,7 +18,7 @@ from scansion.errors import TrainingError
 from scansion.masks import MASKS, RandomHardMaskConfig
 from scansion.masks.random_hard import RandomHardMask
 from scansion.sae import ARCHITECTURES, ReluConfig, TopKConfig
-from scansion.study import StudyPlan, execute, failures
+from scansion.study import StudyPlan, execute, failures, trials
 from scansion.study.failures import read_failure
 from scansion.training import TrainingConfig
 from scansion.training.trial import require_trainable
@@ -149,7 +149,7 @@ def test_an_evaluation_that_failed_keeps_the_trained_sae_unless_its_settings_cha
     lm_folder: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setenv("SCANSION_CACHE", str(tmp_path / "cache"))
-    module, folder = sys.modules["scansion.study.execute"], tmp_path / "run_0"
+    execution, folder = sys.modules["scansion.study.execute"], tmp_path / "run_0"
     weights = folder / "seed_0/sae/sae_weights.safetensors"
     plan = plan_of(lm_folder, documents, TOPK)
 
@@ -157,11 +157,11 @@ def test_an_evaluation_that_failed_keeps_the_trained_sae_unless_its_settings_cha
         raise ZeroDivisionError("the evaluation's own mistake")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "evaluate", broken)
+        patch.setattr(trials, "evaluate", broken)
         (record,) = execute(plan, {0: folder})
         assert record.info.status == "failed" and "evaluation's own mistake" in record.info.reasons[0]
         trained = weights.stat().st_mtime_ns
-        patch.setattr(module, "code_fingerprint", lambda: "other")
+        patch.setattr(execution, "code_fingerprint", lambda: "other")
         execute(plan, {0: folder})
         assert weights.stat().st_mtime_ns == trained
     (record,) = execute(plan_of(lm_folder, documents, {**TOPK, "sae": {**TOPK["sae"], "k": 5}}), {0: folder})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -20,7 +19,7 @@ from scansion.evals.position.profiles import save_profiles
 from scansion.evals.statistics import Estimate
 from scansion.masks import RandomHardMaskConfig
 from scansion.sae import load_sae
-from scansion.study import ArmInfo, StudyPlan, StudyRecord, compare, execute, load_plan
+from scansion.study import ArmInfo, StudyPlan, StudyRecord, compare, execute, load_plan, trials
 from scansion.study.checks import check_plan, plan_assets
 from scansion.study.compare.comparison import by_world
 from scansion.study.compare.figures import figure
@@ -202,14 +201,13 @@ def test_a_new_arm_is_all_that_is_trained(finished: Path, tmp_path: Path, monkey
     home = tmp_path / "study"
     shutil.copytree(finished, home)
     trained: list[str] = []
-    executing = sys.modules["scansion.study.execute"]  # the package's attribute of this name is the function
-    train = executing.train
+    train = trials.train
 
     def watched(runs, store: ActivationStore) -> None:
         trained.extend(run.name for run in runs if not (run.folder / "sae").exists())
         train(runs, store)
 
-    monkeypatch.setattr(executing, "train", watched)
+    monkeypatch.setattr(trials, "train", watched)
     arms = {**ARMS, "relu": {"sae": {"architecture": "relu", "d_sae": 24}}}
     execute(plan_with(runs=[{**run, "arms": arms} for run in PLAN["runs"]], seeds=[0]), folders_in(home))
     assert trained == ["free: relu", "tied [1]: relu"]
