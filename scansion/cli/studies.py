@@ -77,15 +77,23 @@ def run_study(
     folder = fetched(out or _home(settings))
     if track is not None:
         require_tracker(track)
-    _carry_out(settings, folder, only, retry, report, cluster or ClusterConfig())
+    _carry_out(settings, folder, only, retry, report, cluster or ClusterConfig(), out)
     if track is not None:
         output.print(f"{import_study(StudyRecord.open(folder), track)} runs are in {track}", markup=False)
 
 
-def _carry_out(settings: StudyPlan, folder: Path, only: str, retry: bool, report: bool, cluster: ClusterConfig) -> None:
+def _carry_out(
+    settings: StudyPlan,
+    folder: Path,
+    only: str,
+    retry: bool,
+    report: bool,
+    cluster: ClusterConfig,
+    out: Path | None = None,
+) -> None:
     start = time.monotonic()
     folders = _folders(settings, folder, only)
-    with connect(cluster) as joined:
+    with connect(cluster, out) as joined:
         execute(settings, folders, retry=retry, cluster=joined)
     with only_writer(folder, "comparing", wait=True):  # so that the last of several processes compares all their runs
         record = StudyRecord.open(folder)

@@ -72,7 +72,7 @@ def harvest(
     source = HarvestSpec(
         model, hook_point[0], corpus or CorpusConfig(), layout or HarvestConfig(), revision, lm_dtype, device
     )
-    with connect(cluster or ClusterConfig()) as joined:
+    with connect(cluster or ClusterConfig(), out) as joined:
         compute = None if joined is None else harvesting_on(joined, source)
         if len(hook_point) > 1:
             built = [*build_stores_at(source, hook_point, out, compute).values()]

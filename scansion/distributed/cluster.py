@@ -22,6 +22,7 @@ from scansion.errors import ClusterError, ConfigError
 from scansion.plugins import package_sources
 from scansion.progress import say
 from scansion.registry import PLUGINS, load_plugin
+from scansion.remote import url_of
 
 Answer = TypeVar("Answer")
 
@@ -156,11 +157,16 @@ class Cluster:
 
 
 @contextmanager
-def connect(config: ClusterConfig) -> Generator[Cluster | None]:
+def connect(config: ClusterConfig, out: Path | None = None) -> Generator[Cluster | None]:
     """Join the cluster while the block runs, or start one that ends with the block. Yield None if ``on`` is not set.
 
+    Args:
+        config: which cluster.
+        out: where results go.
+
     Raises:
-        ConfigError: Ray is not installed, there is no cluster at the address, or this machine is too small for a task.
+        ConfigError: Ray is not installed, there is no cluster at the address, this machine is too small for a task, or ``out``
+            is on object storage.
 
     Example:
         >>> with connect(ClusterConfig(on="local")) as cluster:
@@ -169,6 +175,10 @@ def connect(config: ClusterConfig) -> Generator[Cluster | None]:
     if config.on is None:
         yield None
         return
+    if out is not None and (url := url_of(out)):
+        raise ConfigError(
+            f"a cluster writes to a disk that all its machines share, not to {url}: give a folder there, and copy it afterwards"
+        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of an instance that we start
     try:
         import ray

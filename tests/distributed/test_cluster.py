@@ -288,6 +288,8 @@ def test_mistakes_are_one_line(run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         status, _, err = run(*command, *more)
         assert status == 2 and message in err and len(err.strip().splitlines()) == 1, err
+    status, _, err = run(*command[:3], "--out", "s3://bucket/stores", "--on", "local")
+    assert status == 2 and "a disk that all its machines share, not to s3://bucket/stores" in err
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     status, _, err = run(*command, "--on", "local")
     assert status == 2 and err == "error: running on a cluster needs Ray: pip install 'scansion[ray]'\n"
