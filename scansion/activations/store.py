@@ -509,9 +509,7 @@ def _what_is_there(files: _LocalFiles | RemoteFiles) -> str:
     ):
         return f"it holds the stores {', '.join(stores)}; give one of them"
     if "on_the_fly.json" in names:
-        return (
-            "it holds text whose activations are made while training: `scansion train` takes it, and nothing else does"
-        )
+        return "it holds text whose activations are made while training; only `scansion train` takes it, in one process"
     if PLAN in names or any(Path(name).match(SHARD_NAME.format("*")) for name in names):
         return "there is an unfinished store; run the same harvest again to finish it"
     return f"the folder has no {MANIFEST}; give a folder that `scansion harvest` wrote"

@@ -110,8 +110,8 @@ def plan(
     ranks
         Machines that train one dictionary together, as under torchrun.
     division
-        What ranks divide; features is for comparison with other systems: this version of Scansion does not do it. [default:
-        bands if there are enough, else tokens]
+        What ranks divide; features, as `scansion train --divide features` does, for TopK without a mask. [default: bands if
+        there are enough, else tokens]
     bytes_per_activation
         2 for bfloat16 and float16, 4 for float32.
     evaluation_tokens

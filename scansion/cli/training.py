@@ -16,6 +16,7 @@ from scansion.cli.app import output
 from scansion.corpus import CorpusConfig
 from scansion.distributed import in_job
 from scansion.distributed.cluster import ClusterConfig, connect
+from scansion.errors import ConfigError
 from scansion.flags import SAEFlags, flags_of_architectures, sae_config
 from scansion.listing import lines
 from scansion.lm import BUNDLED_MODEL
@@ -102,6 +103,7 @@ def train(
     sae: Annotated[SAEFlags | None, Parameter(name="*")] = None,
     training: Annotated[TrainingConfig | None, Parameter(name="*", group="Training")] = None,
     track: Literal["trackio", "wandb"] | None = None,
+    divide: Literal["auto", "features"] = "auto",
 ) -> None:
     """Train one SAE on a store.
 
@@ -122,6 +124,9 @@ def train(
         Run the same command again to resume after an interruption.
     track
         Also show loss, FVE and L0 in this experiment tracker while training: trackio (pip install 'scansion[track]') or wandb.
+    divide
+        Under torchrun: what ranks divide among them. auto: bands of positions if the mask has enough, else tokens; features:
+        the features of a wide TopK SAE without a mask.
     """
     start = None if training is None or training.from_ is None else load_sae(sae_folder(training.from_))[0].config
     out = fetched(out)
@@ -130,8 +135,10 @@ def train(
         from scansion.distributed.launch import train_on_ranks  # takes a second that one process need not wait
 
         with _tracked(run, track if os.environ["RANK"] == "0" else None) as on_metrics:
-            if not train_on_ranks(run, ActivationStore(store), on_metrics):
+            if not train_on_ranks(run, ActivationStore(store), on_metrics, divide):
                 return
+    elif divide != "auto":
+        raise ConfigError(f"--divide {divide} is for several ranks: start the command under torchrun (docs/ranks.md)")
     else:
         with _tracked(run, track) as on_metrics:
             train_runs([run], open_training_store(store), on_metrics)

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import safe_open
@@ -32,21 +32,26 @@ from scansion.progress import say
 from scansion.tensor_file import TYPES, load_tensors, save_tensors
 from scansion.training.run_folder import RunFolder
 
-_FILE = "rank-{:05d}.safetensors"
+_FILE = "{}-{:05d}.safetensors"
+Piece = Literal["rank", "features"]
+"""What the files of a checkpoint are called: tensors are cut otherwise where features are divided."""
 
 
-def save(folder: RunFolder, ranks: Ranks, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
+def save(folder: RunFolder, ranks: Ranks, piece: Piece, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
     """Save every rank's pieces as one checkpoint, atomically; called on all ranks.
 
     Args:
         folder: of the run, on a disk that all ranks share.
         ranks: this rank and the others.
+        piece: what is divided.
         tensors: this rank's; names that other ranks have too are saved once.
         counters: the same on every rank.
     """
     with folder.new_checkpoint(counters["step"]) if ranks.leads else nullcontext() as temporary:
         place = Path(ranks.tell(str(temporary)))
-        writer = _Writer(place, ranks.rank, lambda digests: folder.write_state(place, counters, digests))
+        writer = _Writer(
+            place, _FILE.format(piece, ranks.rank), lambda digests: folder.write_state(place, counters, digests)
+        )
         try:
             with ranks.lost():
                 state_dict_saver.save(tensors, storage_writer=writer)
@@ -55,7 +60,7 @@ def save(folder: RunFolder, ranks: Ranks, tensors: dict[str, Tensor], counters: 
 
 
 def load_newest(
-    folder: RunFolder, ranks: Ranks, tensors: Callable[[dict[str, int]], dict[str, Tensor]]
+    folder: RunFolder, ranks: Ranks, piece: Piece, tensors: Callable[[dict[str, int]], dict[str, Tensor]]
 ) -> tuple[dict[str, Tensor], dict[str, int]] | None:
     """Load this rank's pieces of the newest checkpoint that is whole; None if there is none. Called on all ranks.
 
@@ -64,6 +69,7 @@ def load_newest(
     Args:
         folder: of the run.
         ranks: this rank and the others; perhaps not as many as wrote the checkpoint.
+        piece: what is divided.
         tensors: given the counters, what to load, by name; filled in place.
     """
     for path in [Path(each) for each in ranks.tell([str(path) for path in folder.checkpoints()])]:
@@ -73,6 +79,12 @@ def load_newest(
                 raise TrainingError(
                     f"{path} was written by a run without ranks: resume it without torchrun, or delete {path.parent} to "
                     "start again"
+                )
+            if not all(name.startswith(piece) for name in digests):
+                how = "without" if piece == "features" else "with"
+                raise TrainingError(
+                    f"{path.parent}: the job was started {how} --divide features; go on as it was started, or choose another "
+                    "folder"
                 )
             wanted = tensors(counters)
             with ranks.lost():
@@ -94,9 +106,9 @@ def _reasons(error: CheckpointException) -> str:
 class _Writer(StorageWriter):
     """Writes a rank's tensors to its file; on rank 0 also what the folder says of itself."""
 
-    def __init__(self, folder: Path, rank: int, write_state: Callable[[dict[str, str]], None]) -> None:
+    def __init__(self, folder: Path, name: str, write_state: Callable[[dict[str, str]], None]) -> None:
         super().__init__()
-        self._folder, self._name, self._write_state = folder, _FILE.format(rank), write_state
+        self._folder, self._name, self._write_state = folder, name, write_state
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         tensors = {item.index.fqn: cast(Tensor, planner.resolve_data(item)) for item in plan.items}

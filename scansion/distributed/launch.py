@@ -13,13 +13,15 @@ from torch import Tensor
 from scansion.activations import ActivationStore, ActivationStream
 from scansion.device import resolve_device
 from scansion.distributed import checkpoint
-from scansion.distributed.division import Division, Pieces, divide, part_of
-from scansion.distributed.learner import RankLearner, Share
+from scansion.distributed.division import Divide, Division, Pieces, division_of, part_of
+from scansion.distributed.features import TopKShare
+from scansion.distributed.learner import FeatureLearner, RankLearner, Share
 from scansion.distributed.ranks import Ranks, joined
 from scansion.execution.plan import Way
 from scansion.files import one_line_io_errors
 from scansion.progress import progress, say
 from scansion.sae import SAE, build_sae
+from scansion.sae.architectures.topk import TopKConfig
 from scansion.training.learner import METRICS
 from scansion.training.loop import OnMetrics, Session, TrainingRun
 from scansion.training.warm_start import start_from_trained
@@ -27,7 +29,9 @@ from scansion.training.warm_start import start_from_trained
 _VALUES, _WAYS = "whole/metrics.values", "whole/metrics.ways"
 
 
-def train_on_ranks(run: TrainingRun, store: ActivationStore, on_metrics: OnMetrics | None = None) -> bool:
+def train_on_ranks(
+    run: TrainingRun, store: ActivationStore, on_metrics: OnMetrics | None = None, divide: Divide = "auto"
+) -> bool:
     """Train one SAE on all ranks of the job that this process belongs to; every rank calls it with the same arguments.
 
     The SAE is the one that :func:`scansion.training.train` would train, to rounding. A job that was killed resumes from its
@@ -37,6 +41,7 @@ def train_on_ranks(run: TrainingRun, store: ActivationStore, on_metrics: OnMetri
         run: its folder is on a disk that all ranks share, as is the store.
         store: the activations.
         on_metrics: called on rank 0 with each line of metrics.
+        divide: what ranks divide among them.
 
     Returns:
         Whether this is rank 0, which has written the run's folder.
@@ -49,7 +54,7 @@ def train_on_ranks(run: TrainingRun, store: ActivationStore, on_metrics: OnMetri
     device = _own_device(run.training.device)
     with one_line_io_errors("training"), joined(device) as ranks, ExitStack() as held:
         with ranks.together():  # nothing has been read yet
-            division = divide(run.sae, store.n_positions, ranks.size)
+            division = division_of(run.sae, store.n_positions, ranks.size, divide)
         with ranks.together():
             session = RankSession(run, store, ranks, division, on_metrics)
             if ranks.leads and not session.folder.finished:
@@ -79,7 +84,7 @@ class RankSession(Session):
         self._activations = store
         self._ranks = ranks
         self._division = division
-        self._own_bands = division.bands_of(ranks.rank)
+        self._own_groups = division.groups_of(ranks.rank)
 
     def train(self, device: torch.device) -> None:
         """Take all steps that are left, and save the SAE."""
@@ -117,8 +122,11 @@ class RankSession(Session):
     def _outline(self, positions: Tensor, start: int, n_steps: int) -> str:
         """One line: how the run is divided, and where it starts."""
         by, size = self._division.by, self._ranks.size
-        bands = f"{self._division.n_bands} bands, with their features,"
-        what = bands if by == "bands" else f"{len(positions)} positions"
+        what = {
+            "bands": f"{self._division.n_groups} bands, with their features,",
+            "tokens": f"{len(positions)} positions",
+            "features": f"{self.run.sae.d_sae:,} features",
+        }[by]
         begin = f"; resuming at step {start:,} of {n_steps:,}" if start else ""
         return f"{self.run.name}: {what} divided over {size} ranks{begin}"
 
@@ -127,6 +135,8 @@ class RankSession(Session):
         return self._division.by == "bands" and self._whole.mask.n_decoder_biases > 1
 
     def _n_replicated(self) -> int:
+        if self._division.by == "features":
+            return 0
         bands = self._whole.mask.gate.bands
         return bands.shared if bands and self._division.by == "bands" else self.run.sae.d_sae
 
@@ -139,23 +149,32 @@ class RankSession(Session):
         run, whole = self.run, self._whole
         start_from_trained(whole, run.training, stream, self.scale)
         own = self._part(whole)
-        self._pieces = Pieces(own, self._own_bands)
+        self._pieces = Pieces(own, self._division, self._own_groups)
         weights = {f"sae.{name}": tensor for name, tensor in whole.state_dict().items()}
         into = {f"sae.{name}": tensor for name, tensor in own.state_dict().items()}
         with torch.no_grad():
             if own.b_dec.ndim > 1:
                 own.b_dec.copy_(whole.b_dec)  # rows of other ranks' bands too, which are never read
-            self._pieces.fill(into, Pieces(whole, range(self._division.n_bands)).split(weights))
+            self._pieces.fill(into, Pieces(whole, self._division, range(self._division.n_groups)).split(weights))
         del self._whole
-        self.learner = self._own = RankLearner(own.to(device), run.training, n_steps, self._ranks, share)
+        kind = FeatureLearner if self._division.by == "features" else RankLearner
+        self.learner = self._own = kind(own.to(device), run.training, n_steps, self._ranks, share)
         self._resume(device)
         self._clock = self._checkpointed = time.monotonic()
 
+    @property
+    def _piece(self) -> checkpoint.Piece:
+        return "features" if self._division.by == "features" else "rank"
+
     def _part(self, whole: SAE) -> SAE:
         """This rank's part of the SAE, its weights not yet set."""
-        bands, config = whole.mask.gate.bands, self.run.sae
-        if bands is not None and self._division.by == "bands":
-            config = part_of(config, bands, whole.mask.n_decoder_biases > 1, self._own_bands)
+        bands, config, division = whole.mask.gate.bands, self.run.sae, self._division
+        if isinstance(config, TopKConfig) and division.by == "features":
+            own = sum(division.sizes[group] for group in self._own_groups)
+            own_config = config.model_copy(update={"d_sae": own})
+            return TopKShare(own_config, whole.d_in, whole.n_positions, self._ranks)
+        if bands is not None and division.by == "bands":
+            config = part_of(config, bands, whole.mask.n_decoder_biases > 1, self._own_groups)
         return build_sae(config, whole.d_in, whole.n_positions, torch.Generator().manual_seed(0))
 
     def _resume(self, device: torch.device) -> None:
@@ -166,7 +185,7 @@ class RankSession(Session):
             n_pending = 0 if step == self.learner.n_steps else step % self.run.training.log_every
             return self._pieces.split(tensors) | _pending(torch.zeros(n_pending, len(METRICS)), set())
 
-        loaded = checkpoint.load_newest(self.folder, self._ranks, wanted)
+        loaded = checkpoint.load_newest(self.folder, self._ranks, self._piece, wanted)
         if loaded is not None:
             pieces, counters = loaded
             self.learner.restore(tensors, counters)
@@ -185,7 +204,7 @@ class RankSession(Session):
         pieces = {name: tensor.contiguous() for name, tensor in self._pieces.split(learner).items()}
         if self._ranks.leads and self._pending:  # the ways of rank 0: others may have taken others
             pieces |= _pending(torch.stack(self._pending).cpu(), self.learner.ways)
-        checkpoint.save(self.folder, self._ranks, pieces, counters)
+        checkpoint.save(self.folder, self._ranks, self._piece, pieces, counters)
 
     def _n_dead(self) -> int:
         return self._own.n_dead()
@@ -201,14 +220,14 @@ class RankSession(Session):
 
     def _collect(self) -> None:
         """Bring all features to rank 0, which saves the SAE."""
-        run, n_bands = self.run, self._division.n_bands
+        run, division = self.run, self._division
         sae = build_sae(run.sae, self.store.d_in, self.store.n_positions, torch.Generator().manual_seed(0))
         weights = {f"sae.{name}": tensor for name, tensor in sae.state_dict().items()}
         own = {name: tensor for name, tensor in self.learner.state()[0].items() if name.startswith("sae.")}
         own = self._pieces.split(own)
-        for name, target in Pieces(sae, range(n_bands)).split(weights).items():
+        for name, target in Pieces(sae, division, range(division.n_groups)).split(weights).items():
             piece = name.partition("/")[0]
-            owner = self._division.owner_of(int(piece.removeprefix("band."))) if piece.startswith("band.") else 0
+            owner = division.owner_of(int(piece.partition(".")[2])) if "." in piece else 0
             target.copy_(self._ranks.bring(own.get(name, target), owner))
         if self._ranks.leads:
             self._save(sae)

@@ -9,7 +9,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from scansion.activations import PositionedBatch
+from scansion.distributed.features import TopKShare
 from scansion.distributed.ranks import Ranks
+from scansion.execution.losses import losses_of
 from scansion.sae import SAE, Losses
 from scansion.sae.decoder import normalise_decoder, remove_parallel_gradient
 from scansion.training.config import TrainingConfig
@@ -212,3 +214,35 @@ class RankLearner(Learner):
         residuals[:n_shared] = ranks.add(residuals[:n_shared].contiguous())
         alive_norm = ((sums[-1] + norms[:cut][alive[:cut]].sum(dtype=torch.float64)) / alive_everywhere).float()
         point_at(sae, self.optimiser.moments, self.dead, dead, residuals, alive_norm)
+
+
+class FeatureLearner(RankLearner):
+    """Trains a rank's features of an SAE on all tokens; see :mod:`.features`.
+
+    Losses are equal on all ranks, and the gradient of the decoder bias, the only thing that all have, is summed as in
+    :class:`RankLearner`.
+    """
+
+    sae: TopKShare
+
+    def _losses(self, batch: PositionedBatch) -> Losses:
+        return losses_of(self.sae, self.sae.training_forward(batch), batch, self.dead.mask, "dense")
+
+    def _objective(self, batch: PositionedBatch, losses: Losses, sparsity: Tensor) -> Tensor:
+        loss = losses.reconstruction + losses.auxiliary
+        with torch.no_grad():
+            n_fired = losses.fired.sum().double()
+            due = n_fired.new_tensor(float(self.checkpoint_due and self.ranks.leads))
+            n_fired, due = self.ranks.add(torch.stack([n_fired, due]))
+            self.checkpoint_due = bool(due)
+            self._replicated_fired = losses.fired[:0]
+            fve = 1 - losses.mse / batch.variance
+            self._summed = (
+                loss.detach(),
+                losses.mse,
+                sparsity.detach(),
+                losses.auxiliary.detach(),
+                n_fired / batch.n_tokens,
+                fve,
+            )
+        return loss

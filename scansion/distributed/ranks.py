@@ -29,13 +29,14 @@ class Ranks:
     Attributes:
         rank: of this process, from 0.
         size: how many there are.
-        added_bytes: size of all tensors that this rank has given to :meth:`add`, which is all that a step exchanges.
+        given_bytes: size of all tensors that this rank has given to :meth:`add` and :meth:`gather`, which is all that a step
+            exchanges.
     """
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
-        self.added_bytes = 0
+        self.given_bytes = 0
 
     @property
     def leads(self) -> bool:
@@ -44,10 +45,18 @@ class Ranks:
 
     def add(self, tensor: Tensor) -> Tensor:
         """Replace a tensor by its sum over all ranks, in place; every rank gets the same bits."""
-        self.added_bytes += tensor.numel() * tensor.element_size()
+        self.given_bytes += tensor.numel() * tensor.element_size()
         with self.lost():
             dist.all_reduce(tensor)
         return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, of one shape, joined along the last axis in order of rank."""
+        self.given_bytes += tensor.numel() * tensor.element_size()
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        with self.lost():
+            dist.all_gather(parts, tensor)
+        return torch.cat(parts, dim=-1)
 
     def tell(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""

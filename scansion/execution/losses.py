@@ -38,7 +38,17 @@ def training_losses(sae: SAE, batch: PositionedBatch, dead: Bool[Tensor, "d_sae"
     forward, taken = _forward(sae, batch, plan, forced=way is not None)
     if sae.uses_pairs:
         forward = replace(forward, previous=batch.previous)
-    # The one place that asks an architecture for its losses, so that its own methods count on every way.
+    return losses_of(sae, forward, batch, dead, taken)
+
+
+def losses_of(sae: SAE, forward: ForwardPass, batch: PositionedBatch, dead: Bool[Tensor, "d_sae"], way: Way) -> Losses:
+    """The losses of a forward pass: the one place that asks an architecture for them, so that its own methods always count.
+
+    Args:
+        sae, batch, dead: as for :func:`training_losses`.
+        forward: over all of the batch.
+        way: how it was computed.
+    """
     sae.after_forward(forward)
     return Losses(
         reconstruction=sae.reconstruction_loss(forward),
@@ -46,7 +56,7 @@ def training_losses(sae: SAE, batch: PositionedBatch, dead: Bool[Tensor, "d_sae"
         auxiliary=sae.auxiliary_loss(forward, dead),
         residual=forward.residual_like(batch.x),
         fired=forward.fired,
-        way=taken,
+        way=way,
     )
 
 

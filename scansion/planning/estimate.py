@@ -253,7 +253,7 @@ def _add_notes(
             "several ranks: bytes are those of docs/ranks.md, which tests count; their time was never measured"
         )
     if workload.division == "features":
-        notes.append("division by features: this version of Scansion does not do it")
+        notes.append("division by features: Scansion does it for TopK without a mask, and computes steps the dense way")
     if any(one.architecture == "jumprelu" for one in workload.dictionaries):
         notes.append("jumprelu: counted as relu, which computes the same five products; not measured")
     for machine, kind in fleet:

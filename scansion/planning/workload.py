@@ -123,7 +123,8 @@ class DictionaryConfig(BaseModel):
                 own = self.d_sae * (self.shared + (1 - self.shared) / ranks)
         entries = here * features
         work = dict.fromkeys(WORK, 0.0)
-        if self.architecture in ("relu", "jumprelu"):
+        divides_features = ranks > 1 and division == "features"
+        if divides_features or self.architecture in ("relu", "jumprelu"):  # the dense way
             work["products"], work["dense"], work["batch"] = 10 * d_in * entries, entries, here * d_in
         else:
             in_block = here / max(1, self.bands if ranks == 1 or division != "bands" else self.bands / ranks)
@@ -135,20 +136,17 @@ class DictionaryConfig(BaseModel):
             work["screened" if screened else "products"] = 2 * d_in * entries
             work["selected"] = entries
             work["batch_selected"] = entries if self.architecture == "batch_topk" else 0.0
-            work["active"] = here * self.k * d_in / (ranks if division == "features" else 1)
+            work["active"] = here * self.k * d_in
         work["parameters"], work["steps"] = 2 * d_in * own, 1.0
         return work
 
     def bytes_per_step(self, d_in: int, tokens: int, ranks: int, division: Division | None = None) -> float:
-        """What one rank gives to sums over ranks in one step, in bytes: docs/ranks.md has the formula.
-
-        With ``features``, which this version of Scansion does not do, it is the reconstruction of every token in float32.
-        """
+        """What one rank gives to the others in one step, in bytes: docs/ranks.md has the formula."""
         if ranks == 1:
             return 0.0
         division = division or self.division(ranks)
         if division == "features":
-            return 4.0 * tokens * d_in + 8.0 * (9 + d_in)
+            return 4.0 * tokens * (self.k + d_in) + 4.0 * (1 + d_in) + 24
         replicated = self.shared * self.d_sae if division == "bands" else float(self.d_sae)
         extra = 1 if self.architecture == "jumprelu" else 0
         return 4 * (1 + replicated * (2 * d_in + 1 + extra) + d_in) + 8 * (9 + d_in + replicated)

@@ -70,7 +70,7 @@ class Learner:
         mask.begin_step(self.step, self.n_steps)
         with products_in(self.precision):
             with autocast(self.precision, batch.x.device):
-                losses = training_losses(sae, batch, self.dead.mask, self.way)
+                losses = self._losses(batch)
             self.ways.add(losses.way)
             sparsity = config.sparsity_weight_at(self.step, self.n_steps) * losses.sparsity
             loss = self._objective(batch, losses, sparsity)
@@ -101,6 +101,10 @@ class Learner:
             return torch.stack([part.detach() for part in self._metrics(batch, losses, loss, sparsity, gradient_norm)])
 
     # What follows is where a rank that trains a part of an SAE differs (scansion.distributed).
+
+    def _losses(self, batch: PositionedBatch) -> Losses:
+        """The losses of a forward pass."""
+        return training_losses(self.sae, batch, self.dead.mask, self.way)
 
     def _objective(self, batch: PositionedBatch, losses: Losses, sparsity: Tensor) -> Tensor:
         """The loss whose gradient is taken."""

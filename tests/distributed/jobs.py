@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -29,7 +30,12 @@ def run_of(folder: Path, sae: SAEConfig, **settings: object) -> TrainingRun:
 
 
 def start(
-    size: int, run: TrainingRun, store: Path, die: tuple[int, int] | None = None, log: Path | None = None
+    size: int,
+    run: TrainingRun,
+    store: Path,
+    die: tuple[int, int] | None = None,
+    log: Path | None = None,
+    divide: Literal["auto", "features"] = "auto",
 ) -> list[int]:
     """Train on ``size`` ranks; returns their exit codes.
 
@@ -38,12 +44,14 @@ def start(
         run: what to train.
         store: on what.
         die: a rank and the number of steps after which it is killed.
-        log: gets a file for each rank: the bytes it gave to sums, or its error.
+        log: gets a file for each rank: the bytes it gave to others at each step, or its error.
+        divide: as for :func:`train_on_ranks`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [_CONTEXT.Process(target=_rank, args=(rank, size, port, run, store, die, log)) for rank in range(size)]
+    given = (size, port, run, store, die, log, divide)
+    ranks = [_CONTEXT.Process(target=_rank, args=(rank, *given)) for rank in range(size)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -55,7 +63,14 @@ def start(
 
 
 def _rank(
-    rank: int, size: int, port: int, run: TrainingRun, store: Path, die: tuple[int, int] | None, log: Path | None
+    rank: int,
+    size: int,
+    port: int,
+    run: TrainingRun,
+    store: Path,
+    die: tuple[int, int] | None,
+    log: Path | None,
+    divide: Literal["auto", "features"],
 ) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -64,16 +79,16 @@ def _rank(
 
     def observed(self: RankSession, batch) -> None:
         ranks: Ranks = self._ranks
-        before = ranks.added_bytes
+        before = ranks.given_bytes
         if die == (rank, self.learner.step):
             os.kill(os.getpid(), signal.SIGKILL)
         advance(self, batch)
-        counted.append(ranks.added_bytes - before)
+        counted.append(ranks.given_bytes - before)
 
     RankSession.advance = observed
     said = ""
     try:
-        assert train_on_ranks(run, ActivationStore(store)) == (rank == 0)
+        assert train_on_ranks(run, ActivationStore(store), divide=divide) == (rank == 0)
     except ScansionError as error:
         said = f"{type(error).__name__}: {error}"
         raise SystemExit(2) from None

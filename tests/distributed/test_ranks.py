@@ -94,6 +94,57 @@ def test_ranks_train_the_sae_of_one_process(
     assert not (run.folder / "checkpoints").exists()
 
 
+FEATURES = TopKConfig(d_sae=D_SAE, k=6)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_features_are_divided(store: ActivationStore, tmp_path: Path, size: int) -> None:
+    one, run = (run_of(tmp_path / name, FEATURES, dead_after_tokens=16) for name in ("one", "ranks"))
+    train([one], store)
+    log = tmp_path / "log"
+    assert start(size, run, store.folder, log=log, divide="features") == [0] * size
+    require_same(run.folder, one.folder)
+    assert max(line["dead"] for line in metrics(run.folder)) > 0
+    assert read_metrics(run.folder)[-1]["divided"] == "features"
+    # The k largest of 64 tokens, the reconstruction, the gradient of the bias; 8 bytes of dead features, 16 of metrics.
+    n_tokens, n_auxiliary = 64, D_IN // 2
+    least = 4 * n_tokens * (6 + D_IN) + 4 * (1 + D_IN) + 8 + 16
+    with_dead = least + 4 * n_tokens * (n_auxiliary + D_IN)
+    for rank in range(size):
+        counted = [
+            int(each) - 8 for each in (log / str(rank)).read_text().split()
+        ]  # dead features, for the line of metrics
+        assert set(counted) == {least, with_dead} and counted[0] == least
+
+
+def test_a_job_divided_by_features_resumes_on_another_number_of_ranks(store: ActivationStore, tmp_path: Path) -> None:
+    settings = {"checkpoint_seconds": 0, "dead_after_tokens": 640}
+    one, run = (run_of(tmp_path / name, FEATURES, **settings) for name in ("one", "run"))
+    train([one], store)
+    assert start(4, run, store.folder, die=(2, 10), divide="features") != [0] * 4
+    log = tmp_path / "log"
+    before = sorted((run.folder / "checkpoints").iterdir())
+    assert start(2, run, store.folder, log=log) == [2, 2]
+    assert "the job was started with --divide features" in (log / "0").read_text()
+    assert sorted((run.folder / "checkpoints").iterdir()) == before
+    assert start(2, run, store.folder, divide="features") == [0, 0]
+    require_same(run.folder, one.folder)
+
+
+@pytest.mark.parametrize(
+    ("sae", "why"),
+    [
+        (TOPK, "it has a mask"),
+        (ReluConfig(d_sae=D_SAE), "its architecture is relu"),
+        (TopKConfig(d_sae=D_SAE, k=40), "a rank would have 32 features, fewer than k"),
+    ],
+)
+def test_features_that_cannot_be_divided(store: ActivationStore, tmp_path: Path, sae: SAEConfig, why: str) -> None:
+    run = run_of(tmp_path / "run", sae)
+    assert start(2, run, store.folder, log=tmp_path / "log", divide="features") == [2, 2]
+    assert f"cannot be divided by features over 2 ranks: {why}" in (tmp_path / "log" / "0").read_text()
+
+
 @pytest.mark.parametrize(("sae", "replicated"), [(TOPK, 32), (TopKConfig(d_sae=D_SAE, k=6), 64)])
 def test_a_step_sums_what_the_documentation_says(
     store: ActivationStore, tmp_path: Path, sae: SAEConfig, replicated: int
