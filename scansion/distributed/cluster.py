@@ -6,6 +6,7 @@ each of them. What a task makes is in files there; Ray carries the task and a sh
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Generator, Sequence
@@ -193,7 +194,7 @@ def connect(config: ClusterConfig, out: Path | None = None) -> Generator[Cluster
         settings |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         settings |= {"_node_ip_address": "127.0.0.1"}  # nothing outside this machine can reach it
     try:
-        ray.init(config.on, logging_level="error", **settings)
+        ray.init(config.on, logging_level=logging.ERROR, **settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())
         raise ConfigError(f"there is no Ray cluster at {config.on} that this machine can join: {why}") from error

@@ -69,8 +69,8 @@ class _Sum(torch.autograd.Function):
         return ranks.add(tensor.contiguous().clone())
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
 
 
 def _sum(tensor: Tensor, ranks: Ranks) -> Tensor:
