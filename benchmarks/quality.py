@@ -116,6 +116,7 @@ def measure(
 def _trained(subject: Forced, d_sae: int, k: int, training: TrainingConfig, stores: Stores) -> dict[str, Any]:
     """Train an SAE, and return its figures on held-out text and the ways that were taken."""
     config = Subject(subject.kind, stores.train.d_in, d_sae, k, subject.mask).config()
+    assert isinstance(stores.train, ActivationStore)  # all of it was harvested
     learner, core = train_and_score(
         config, training, stores.train, stores.held_out, CoreConfig(loss_contexts=0), subject.way
     )
