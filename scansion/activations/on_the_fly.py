@@ -215,6 +215,12 @@ class TextStore:
             shutil.rmtree(self.folder / _CHUNKS)
 
 
+def require_no_text(folder: Path) -> None:
+    """Raise :class:`StoreError` if the folder holds text for training on the fly, so that no store is harvested into it."""
+    if (folder / RECORD).exists():
+        raise StoreError(f"{folder} holds text for training on the fly; choose another folder, or give --on-the-fly")
+
+
 TrainingStore = ActivationStore | TextStore
 """What SAEs are trained on."""
 

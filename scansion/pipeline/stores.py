@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from scansion.activations import ActivationStore, HarvestConfig, HarvestPlan, check_harvests, harvest_together
 from scansion.activations.harvesting import ComputeShards
-from scansion.activations.on_the_fly import TextStore, TrainingStore
+from scansion.activations.on_the_fly import TextStore, TrainingStore, require_no_text
 from scansion.activations.publishing import bring_unfinished, publish, published_store
 from scansion.activations.store import MANIFEST, StoreIdentity, StoreManifest
 from scansion.assets import cache_dir
@@ -177,6 +177,8 @@ def _build(
     plans = _plans(source, folders)
     for_training, to_hold_out = ([pair[split] for pair in plans] for split in range(2))
     harvested = [*([] if on_the_fly else for_training), *to_hold_out]
+    for plan in harvested:
+        require_no_text(plan.folder)
     there = _published(harvested)
     check_harvests([plan for plan in harvested if plan.folder not in there and plan.finished_store() is None])
     if on_the_fly:

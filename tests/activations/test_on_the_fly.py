@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from scansion.activations import ActivationStore, OnTheFlyStream, TextStore
+from scansion.activations import ActivationStore, HarvestConfig, OnTheFlyStream, TextStore
 from scansion.activations.on_the_fly import CHUNKS, open_training_store
+from scansion.corpus import CorpusConfig
 from scansion.errors import BusyError, ConfigError, StoreError
+from scansion.pipeline import HarvestSpec, build_stores
 from scansion.sae import TopKConfig, load_sae
 from scansion.training import TrainingConfig, TrainingRun, train
 from tests.conftest import make_lm, make_plan, random_contexts
@@ -170,6 +172,22 @@ def test_what_cannot_be(text: TextStore, tmp_path: Path, lm) -> None:
             stream_of(text, first, per_position=20)
         with pytest.raises(BusyError, match="training on the fly"), TextStore(text.folder, lambda: lm).training():
             pass
+
+
+def test_a_folder_holds_text_or_a_store(lm_folder: Path, documents: Path, tmp_path: Path) -> None:
+    def build(at: str, **layout: bool) -> None:
+        corpus = CorpusConfig(
+            source=str(documents), context_length=16, max_tokens=320, held_out_tokens=160, held_out_fraction=0.25
+        )
+        source = HarvestSpec(str(lm_folder), "layers.1", corpus, HarvestConfig(**layout), device="cpu")
+        build_stores(source, tmp_path / at)
+
+    build("text", on_the_fly=True)
+    with pytest.raises(StoreError, match="holds text for training on the fly; choose another folder"):
+        build("text")
+    build("store")
+    with pytest.raises(StoreError, match="holds activations; choose another folder"):
+        build("store", on_the_fly=True)
 
 
 def test_another_model_under_the_same_name_is_refused(text: TextStore, monkeypatch: pytest.MonkeyPatch) -> None:
