@@ -67,11 +67,6 @@ def entries_at_once(device: torch.device) -> int:
     return min(2**31 - 1, max(CHUNK, torch.cuda.get_device_properties(device).total_memory // BYTES_PER_ENTRY))
 
 
-def fuses_masks(device: torch.device) -> bool:
-    """True where masks with weights, and JumpReLU, are faster without the dense way's passes over all entries."""
-    return device.type == "cuda"
-
-
 def returns_first_product(device: torch.device) -> bool:
     """True where the gradient of a matrix need not begin at 0. On a CPU it does, so that results keep their last bit."""
     return device.type == "cuda"

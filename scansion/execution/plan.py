@@ -99,8 +99,6 @@ def plan_execution(sae: SAE, batch: PositionedBatch, way: Way | None = None) -> 
     if way is not None:
         assert way in ways, f"the {way} way is closed to {type(sae).__name__} under {sae.config.mask.family}"
         return Plan(way, device, "it was requested", None, _blocks(sae, batch, way))
-    if not backends.fuses_masks(batch.x.device) and not (sae.mask.gate.only_blocks and "sparse" in ways):
-        ways = {name: reason for name, reason in ways.items() if name not in ("sparse", "fused")}
     if "routed" in ways:
         return Plan("routed", device, ways["routed"])
     selection = sae.selection()

@@ -141,14 +141,10 @@ class _Reconstruct(torch.autograd.Function):
         to_residual = W_enc.new_zeros(x.shape) if gradients[1] is None else gradients[1].contiguous()
         read = to_residual.to(x.dtype)
         gate: EntryGate | None = ctx.gate
-        if gate is None:
-            backward = choose("sparse_backward", _sparse_backward, W_dec, x, read)
-            to_W_dec, to_rows, to_b_enc, to_values = backward(entries, gradients[0], W_dec, x, read)
-            to_weights = None
-        else:
-            factors = gate.at(entries) if gate.let_in is None else None
-            to_W_dec, to_rows, to_b_enc, to_values = _sparse_backward(entries, gradients[0], W_dec, x, read, factors)
-            to_weights = _to_weights(gate, to_values, factors, entries, W_dec, read)
+        factors = gate.at(entries) if gate is not None and gate.let_in is None else None
+        backward = choose("sparse_backward", _sparse_backward, W_dec, x, read)
+        to_W_dec, to_rows, to_b_enc, to_values = backward(entries, gradients[0], W_dec, x, read, factors)
+        to_weights = None if gate is None else _to_weights(gate, to_values, factors, entries, W_dec, read)
         if ctx.bias_of_token is None:
             sums, to_biases = to_b_enc[None], -to_residual.sum(dim=0, keepdim=True)
         else:

@@ -12,7 +12,6 @@ from scansion.execution import backends, operations
 from scansion.execution.activation import Activation
 from scansion.execution.plan import Way
 from tests.execution.curves import losses_of, require_same_as_dense
-from tests.execution.test_sparse import SOME_DEAD
 from tests.masks.families import EVERYWHERE, FAMILIES, NONE_DEAD, make_sae, some_x
 
 pytest.importorskip("triton", reason="Triton is built for Linux alone")
@@ -163,13 +162,3 @@ def test_a_step_is_that_of_the_dense_form(
     x, positions, dead = (tensor.to(DEVICE) for tensor in (some_x(n=3), EVERYWHERE, NONE_DEAD))
     found = losses_of(fast, x, positions, dead, way=way)
     require_same_as_dense(found, losses_of(dense, x, positions, dead, way="dense"), fast, dense)
-
-
-@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "topk"])
-def test_on_a_gpu_masks_with_weights_do_not_take_the_dense_way(architecture: str, monkeypatch) -> None:
-    monkeypatch.setattr(backends, "fuses_masks", lambda device: True)
-    monkeypatch.setattr(backends, "DENSITY", 1.0)
-    for mask in ("soft", "importance", "adaptive"):
-        sae = make_sae(architecture, FAMILIES[mask]).train()
-        way = "sparse" if architecture == "topk" else "fused"
-        assert losses_of(sae, some_x(n=7), EVERYWHERE, SOME_DEAD).way == way

@@ -41,21 +41,29 @@ def encoder(d: int = 130, width: int = 300, scale: float = 1.0, pieces: tuple[sl
 
 
 def encoder_of(
-    x: Tensor, W: Tensor, b: Tensor, pieces: tuple[slice, ...] = (slice(None),), closed: Tensor | None = None
+    x: Tensor,
+    W: Tensor,
+    b: Tensor,
+    pieces: tuple[slice, ...] = (slice(None),),
+    closed: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Encoder:
     """All tokens in one block, with the features in these ranges."""
     ranges = tuple(slice(*piece.indices(len(b))[:2]) for piece in pieces)
     features = torch.cat([torch.arange(piece.start, piece.stop) for piece in ranges])
     names = None if len(features) == len(b) else features
-    return Encoder(x, W, b, [Block(slice(0, len(x)), ranges, names, closed)])
+    return Encoder(x, W, b, [Block(slice(0, len(x)), ranges, names, closed, weights=weights)])
 
 
 def product(source: Encoder) -> Tensor:
-    """Pre-activations of all features in double precision; what is closed or not of the pieces at minus infinity."""
+    """Pre-activations of all features in double precision, times their weights; what is closed, of weight 0 or not of the
+    pieces at minus infinity."""
     x, W, b = (each.double() for each in (source.x, source.W_enc, source.b_enc))
     (block,) = source.blocks
     features = torch.cat([torch.arange(len(b))[piece] for piece in block.pieces])
     own = (x @ W.T + b)[..., features]
+    if block.weights is not None and block.closed is None:
+        own = (own * block.weights[:, None]).masked_fill(block.weights[:, None] == 0, -torch.inf)
     if block.closed is not None:
         own = own.masked_fill(block.closed[:, None], -torch.inf)
     return x.new_full((*x.shape[:2], len(b)), -torch.inf).index_copy(-1, features, own).flatten(0, 1)
@@ -156,7 +164,7 @@ def test_rounding_moves_no_product_by_more_than_is_allowed_for(d: int, scale: fl
         rows[1], rows[2], rows[3, ::2], rows[4] = halfway, -halfway, -halfway, 1e-3
     x *= scale
     (screen,) = screening._screens(encoder_of(x[:, None], W, torch.zeros(40)), 1, 1 << 20)
-    products, _, norms, errors, _, _, W_norms, W_errors, _ = screen.tensors
+    products, _, norms, errors, _, _, W_norms, W_errors, *_ = screen.tensors
     W_norms, W_errors = W_norms[:40], W_errors[:40]
     allowed = errors[:, None].double() * W_norms + (norms + errors)[:, None].double() * W_errors
     whole = x.double() @ W.double().T
@@ -190,16 +198,22 @@ def test_products_in_int16_are_exact_until_they_are_rounded(
 @pytest.mark.parametrize("scale", [1e-25, 1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("width", [160, 333])
 @pytest.mark.parametrize("pieces", [(slice(None),), (slice(0, 20), slice(70, None))], ids=["all", "two pieces"])
-@pytest.mark.parametrize("mask", ["open", "closed", "all but closed"])
+@pytest.mark.parametrize("mask", ["open", "closed", "all but closed", "weights", "of either sign", "straight through"])
 def test_what_is_selected_is_what_the_whole_product_has(
     mask: str, pieces: tuple[slice, ...], width: int, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "SCREENING_WIDTH", 1)
     monkeypatch.setattr(backends, "SCREENING_SHARE", 1)
     source = encoder(width=width, scale=scale, pieces=pieces)
-    if mask != "open":
-        few = torch.arange(source.blocks[0].width) % (3 if mask == "closed" else 90)
-        source = encoder_of(source.x, source.W_enc, source.b_enc, pieces, torch.arange(10)[:, None] % 3 != few)
+    closed = weights = None
+    if mask in ("closed", "all but closed", "straight through"):
+        few = torch.arange(source.blocks[0].width) % (90 if mask == "all but closed" else 3)
+        closed = torch.arange(10)[:, None] % 3 != few
+    if mask in ("weights", "of either sign", "straight through"):
+        weights = 40 * draw(10, source.blocks[0].width, seed=5)
+        weights = weights if mask == "of either sign" else weights.relu()
+        weights[:, 3:60:7] = 0
+    source = encoder_of(source.x, source.W_enc, source.b_enc, pieces, closed, weights)
     at_once = 9 * 3 * source.blocks[0].width  # three positions
     found = screening.screened_top_k(source, K, at_once)
     assert found is not None
@@ -265,7 +279,7 @@ def test_over_a_batch_too_the_floor_decides_nothing(floor: float, monkeypatch: p
 
 @built
 @screened
-@pytest.mark.parametrize("where", ["x", "W_enc", "b_enc"])
+@pytest.mark.parametrize("where", ["x", "W_enc", "b_enc", "weights"])
 @pytest.mark.parametrize("what", [torch.nan, torch.inf, -torch.inf, 1e20, 3e38])
 @pytest.mark.parametrize("pieces", [(slice(None),), (slice(0, 20), slice(70, 1000))], ids=["all", "two pieces"])
 def test_what_is_not_finite_gives_what_float32_gives(
@@ -274,8 +288,10 @@ def test_what_is_not_finite_gives_what_float32_gives(
     """Numbers whose squares are too large too; no closed feature fires, and nothing beyond the features is read."""
     source = encoder(width=1999, pieces=pieces)
     closed = torch.arange(10)[:, None] % 3 == torch.arange(source.blocks[0].width) % 3
-    source = encoder_of(source.x, source.W_enc, source.b_enc, pieces, closed)
-    getattr(source, where).view(-1)[540] = what
+    weights = draw(10, source.blocks[0].width, seed=5).relu()
+    masks = (None, weights) if where == "weights" else (closed, None)
+    source = encoder_of(source.x, source.W_enc, source.b_enc, pieces, *masks)
+    (weights if where == "weights" else getattr(source, where)).view(-1)[540] = what
     found = [select_top_k(source, K), select_over_batch(source, 200, 30.0)]
     without_screening(monkeypatch)
     expected = [select_top_k(source, K), select_over_batch(source, 200, 30.0)]

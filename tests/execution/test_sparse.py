@@ -107,9 +107,12 @@ def test_the_weights_of_a_mask_learn_as_in_the_dense_form(architecture: str, fam
 
 
 @pytest.mark.parametrize("family", ["soft", "importance", "adaptive"])
-def test_on_a_cpu_a_mask_with_weights_takes_the_dense_way(family: str) -> None:
-    sae = make_sae("topk", FAMILIES[family]).train()
-    assert losses_of(sae, some_x(n=7), EVERYWHERE, NONE_DEAD).way == "dense"
+@pytest.mark.parametrize(
+    ("architecture", "way"), [("topk", "sparse"), ("batch_topk", "sparse"), ("relu", "fused"), ("jumprelu", "fused")]
+)
+def test_masks_with_weights_do_not_take_the_dense_way(architecture: str, way: str, family: str) -> None:
+    sae = make_sae(architecture, FAMILIES[family]).train()
+    assert losses_of(sae, some_x(n=7), EVERYWHERE, NONE_DEAD).way == way
 
 
 def test_it_is_chosen_where_few_features_are_active(monkeypatch: pytest.MonkeyPatch) -> None:

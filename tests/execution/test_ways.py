@@ -159,10 +159,14 @@ def test_ways_are_open_where_the_mask_and_the_architecture_allow_them(architectu
         ("topk", "bands", 0.1, "banded"),
         ("topk", "none", 0.1, "dense"),
         ("switch", "none", 1.0, "routed"),
-        ("topk", "soft", 1.0, "dense"),
-        ("relu", "adaptive", 1.0, "dense"),
-        ("jumprelu", "none", 1.0, "dense"),
-        ("jumprelu", "bands", 1.0, "banded"),
+        ("topk", "soft", 1.0, "sparse"),
+        ("topk", "soft", 0.1, "dense"),
+        ("batch_topk", "adaptive", 1.0, "sparse"),
+        ("relu", "adaptive", 1.0, "fused"),
+        ("jumprelu", "none", 1.0, "fused"),
+        ("jumprelu", "bands", 1.0, "fused"),
+        ("gated", "none", 1.0, "dense"),
+        ("gated", "bands", 1.0, "banded"),
     ],
 )
 def test_the_way_taken_is_the_one_that_the_plan_names(architecture, mask, density, way, monkeypatch) -> None:

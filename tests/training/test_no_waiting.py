@@ -82,7 +82,6 @@ def mode(monkeypatch: pytest.MonkeyPatch) -> _NoWaiting:
     for module, name, value in (
         (backends, "kernels_for", lambda device, dtype: kernels),
         (backends, "batches_bands", lambda device: True),
-        (backends, "fuses_masks", lambda device: True),
         (backends, "BACKENDS", [replace(backends.BACKENDS[1], module_for=lambda *tensors: kernels)]),
         (backends, "DENSITY", 1.0),
         (operations, "count", lambda places, n, counted=None: operations._count_without_waiting(places, n, counted)),

@@ -19,7 +19,7 @@ from torch import Tensor
 from scansion.progress import say
 
 # Version of c/processor.c. A checkout may have a newer source than the library that was built from it.
-VERSION = 3
+VERSION = 4
 # What c/processor.c looks for, one bit each.
 INSTRUCTIONS = ("AVX2", "AVX-512", "AVX-512 VNNI", "AVX-512 BF16", "AVX-VNNI")
 # The C part is built once for each kind of processor: fastest first, with the instructions that each needs.
@@ -39,7 +39,7 @@ _ARGUMENTS = {
     "group": (2, 5),
     "fired": (2, 3),
     "decode": (3, 6),
-    "learn": (3, 12),
+    "learn": (3, 13),
     "remove_parallel": (3, 2),
     "normalise": (3, 1),
     "weighted_sum": (3, 3),
@@ -140,10 +140,11 @@ def sparse_backward(
     W_dec: Float32[Tensor, "d_sae d_in"],
     x: Float32[Tensor, "T d_in"],
     to_residual: Float32[Tensor, "T d_in"],
+    factors: Float32[Tensor, "nnz"] | None = None,
 ) -> tuple[
     Float32[Tensor, "d_sae d_in"], Float32[Tensor, "d_sae d_in"], Float32[Tensor, "d_sae"], Float32[Tensor, "nnz"]
 ]:
-    """Gradients of W_dec, of W_enc (a row per feature), of b_enc, and of the pre-activations at the active entries.
+    """Gradients of W_dec, of W_enc (a row per feature), of b_enc, and of the values of the active entries.
 
     Args:
         entries: the activations.
@@ -151,13 +152,14 @@ def sparse_backward(
         W_dec: the decoder.
         x: the input of the encoder.
         to_residual: the gradient of ``x - acts @ W_dec``.
+        factors: what each value was multiplied by after the encoder; None for 1.
     """
     order, tokens, starts = entries.by_feature
     values = entries.values.contiguous()
     to_acts = None if to_acts is None else to_acts.contiguous()
     to_W_dec, to_W_enc = torch.empty_like(W_dec), torch.empty_like(W_dec)
     to_b_enc, to_values = W_dec.new_empty(len(W_dec)), torch.empty_like(values)
-    inputs = (starts, order, tokens, values, to_acts, W_dec, x, to_residual)
+    inputs = (starts, order, tokens, values, to_acts, factors, W_dec, x, to_residual)
     outputs = (to_W_dec, to_W_enc, to_b_enc, to_values)
     pointers = (None if each is None else each.data_ptr() for each in (*inputs, *outputs))
     loaded().scansion_learn(threads(len(W_dec)), *W_dec.shape, *pointers)

@@ -68,9 +68,9 @@ def multiply(x: Rounded, W: Rounded, piece: slice, products: BFloat16[Tensor, "t
 class Screen(ctypes.Structure):
     """Arguments of a screened product ``x @ W.T + b``, which is given to within a bound: ``struct screen`` of c/screening.c."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("width", "d")] + [
+    _fields_ = [(name, ctypes.c_int64) for name in ("width", "d", "per_position")] + [
         (name, ctypes.c_void_p)
-        for name in ("products", "x", "norms", "errors", "W", "b", "W_norms", "W_errors", "names")
+        for name in ("products", "x", "norms", "errors", "W", "b", "W_norms", "W_errors", "weights", "names")
     ]
 
     def __init__(
@@ -84,6 +84,7 @@ class Screen(ctypes.Structure):
         W_norms: Float32[Tensor, "w"],
         W_errors: Float32[Tensor, "w"],
         names: Int64[Tensor, "w"] | None,
+        weights: Float32[Tensor, "p w"] | None = None,
     ) -> None:
         """
         Args:
@@ -95,19 +96,19 @@ class Screen(ctypes.Structure):
             W_norms, W_errors: of the columns. Before it was rounded itself, an entry of ``products`` was off by at most
                 error(x) norm(W) + (norm(x) + error(x)) error(W): the bound that makes screening exact.
             names: the features of the columns; None if column i is feature i.
+            weights: finite numbers that the entries are multiplied by, a row for every t / p rows; where they are 0, the mask
+                closes the column. None for 1.
         """
-        filling = ((b, -torch.inf), (W_norms, 0.0), (W_errors, 0.0))
-        padded = [pad(each, (0, -products.shape[1] % LANES), value=value) for each, value in filling]
-        self.tensors = (
-            products,
-            x,
-            norms,
-            errors,
-            W,
-            *padded,
-            names,
-        )  # kept alive for as long as this struct points to them
-        super().__init__(*products.shape[1:], x.shape[1], *(None if t is None else t.data_ptr() for t in self.tensors))
+        filling = ((b, -torch.inf), (W_norms, 0.0), (W_errors, 0.0), (weights, 0.0))
+        padded = [
+            None if each is None else pad(each, (0, -products.shape[1] % LANES), value=value).contiguous()
+            for each, value in filling
+        ]
+        # Kept alive for as long as this struct points to them.
+        self.tensors = (products, x, norms, errors, W, *padded, names)
+        per_position = 0 if weights is None else len(x) // len(weights)
+        sizes = products.shape[1], x.shape[1], per_position
+        super().__init__(*sizes, *(None if t is None else t.data_ptr() for t in self.tensors))
         self.n_rows = len(x)
 
     @property

@@ -9,6 +9,7 @@ added cannot be selected. So the selected entries are those that float32 would s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -77,9 +78,12 @@ def _screens(encoder: Encoder, k: int, at_once: int) -> Iterator[native_screen.S
             x = encoder.tokens_of(part).contiguous()
             rounded = native_screen.round_rows(x, dtype)
             products = buffer[: len(x) * part.width].view(len(x), -1)
-            encoder.fill(part, partial(native_screen.multiply, rounded, W), products)
-            of_tokens, names = (rounded.norms, rounded.errors), part.features
-            yield native_screen.Screen(products, x, *of_tokens, encoder.W_enc, b, W_norms, W_errors, names)
+            # The screen multiplies by weights itself: rounded products times weights would be off by more than its bound.
+            unweighted = replace(part, weights=None)
+            encoder.fill(unweighted, partial(native_screen.multiply, rounded, W), products)
+            weights = part.weights if part.closed is None else None
+            of_tokens, of_columns = (rounded.norms, rounded.errors), (b, W_norms, W_errors)
+            yield native_screen.Screen(products, x, *of_tokens, encoder.W_enc, *of_columns, part.features, weights)
         few = False
 
 
@@ -91,7 +95,7 @@ def may_pay(encoder: Encoder, k: int) -> bool:
         and encoder.x.shape[-1] >= backends.SCREENING_D_IN
         and encoder.x.dtype == torch.float32
         and native.supports(encoder.W_enc)
-        and all(block.weights is None for block in encoder.blocks)  # bounds are those of the product itself
+        and all(block.weights is None or bool(block.weights.isfinite().all()) for block in encoder.blocks)
         and backends.screening() is not None
     )
 

@@ -41,18 +41,24 @@ INLINE void dots_of(const int n, int64_t d, const float *const *rows, const floa
     for (int i = 0; i < n; i++) dots[i] += sum_of_floats(partial[i]);
 }
 
-/* What is asked of x W' + b, of which products has x W', multiplied in and rounded to bfloat16.
+/* What is asked of x W' + b, of which products has x W', multiplied in and rounded to bfloat16; or of its entries times weights.
 
    Row i of x is of the norm norms[i], and rounding took something of the norm errors[i] from it, at most; column j likewise, but
    that W_errors has besides what is lost by adding up. Column j is named names[j], or j where that is NULL, and has the row of W of
    that name, of d entries. Where the product is minus infinity the entry is closed. b, W_norms and W_errors go on to the next
-   multiple of LANES, b with minus infinity. Laid out as native_screen.py has it. */
+   multiple of LANES, b with minus infinity. weights, where it is not NULL, has a row of finite numbers for every per_position rows
+   of x, which goes on with zeros; where it is 0 the entry is closed. Laid out as native_screen.py has it. */
 typedef struct {
-    int64_t width, d;
+    int64_t width, d, per_position;
     const uint16_t *products;
-    const float *x, *norms, *errors, *W, *b, *W_norms, *W_errors;
+    const float *x, *norms, *errors, *W, *b, *W_norms, *W_errors, *weights;
     const int64_t *names;
 } screen;
+
+/* What the entries of a row are multiplied by; NULL for 1. */
+INLINE const float *weights_of(const screen *of, int64_t row) {
+    return of->weights ? of->weights + row / of->per_position * rounded_up(of->width) : NULL;
+}
 
 /* How far an entry of the product, itself rounded to bfloat16, may be from what is rounded: half its last place. */
 #define HALF_PLACE 0x1p-8f
@@ -80,7 +86,7 @@ INLINE int can_screen(const screen *of, int64_t row, float largest_norm) {
 /* Between which numbers the entries of a row lie; what is minus infinity stays so. There is room for a copy of the row. */
 INLINE void brackets(const screen *of, int64_t row, uint16_t *copy, float *low, float *high) {
     const int64_t padded = rounded_up(of->width);
-    const float norm = of->norms[row], error = of->errors[row];
+    const float norm = of->norms[row], error = of->errors[row], *weights = weights_of(of, row);
     const uint16_t *products = of->products + row * of->width;
     if (padded > of->width) products = memcpy(copy, products, sizeof(uint16_t) * of->width);
     for (int64_t i = 0; i < padded; i += LANES) {
@@ -91,14 +97,25 @@ INLINE void brackets(const screen *of, int64_t row, uint16_t *copy, float *low, 
         const ints below = product < 0;
         const floats least = (floats)(((ints)longer & below) | ((ints)shorter & ~below));
         const floats most = (floats)(((ints)shorter & below) | ((ints)longer & ~below));
-        *(floats *)(low + i) = least + (base - unsure);
-        *(floats *)(high + i) = most + (base + unsure);
+        floats lower = least + (base - unsure), upper = most + (base + unsure);
+        if (weights) {
+            /* Rounding keeps the order of numbers: what was between these two still is once all are multiplied. */
+            const floats weight = load(weights + i), one = lower * weight, other = upper * weight;
+            const ints swapped = weight < 0, closed = weight == 0, infinite = (ints)(floats)(weight * 0 - INFINITY);
+            lower = (floats)(((ints)other & swapped) | ((ints)one & ~swapped));
+            upper = (floats)(((ints)one & swapped) | ((ints)other & ~swapped));
+            lower = (floats)((infinite & closed) | ((ints)lower & ~closed));
+            upper = (floats)((infinite & closed) | ((ints)upper & ~closed));
+        }
+        *(floats *)(low + i) = lower;
+        *(floats *)(high + i) = upper;
     }
 }
 
 /* Compute n entries of a row in full; chosen says which of the columns they are, and where in found they go. Returns whether
    there is a NaN. */
 INLINE int compute(const screen *of, int64_t row, const int32_t *chosen, int64_t n, const int32_t *columns, float *found) {
+    const float *weights = weights_of(of, row);
     int nan = 0;
     for (int64_t i = 0; i < n; i += TOGETHER) {
         const float *rows[TOGETHER];
@@ -110,7 +127,7 @@ INLINE int compute(const screen *of, int64_t row, const int32_t *chosen, int64_t
         dots_of(TOGETHER, of->d, rows, of->x + row * of->d, dots);
         for (int64_t j = 0; j < TOGETHER && i + j < n; j++) {
             const int32_t place = chosen[i + j];
-            found[place] = dots[j] + of->b[columns[place]];
+            found[place] = (dots[j] + of->b[columns[place]]) * (weights ? weights[columns[place]] : 1);
             nan |= found[place] != found[place];
         }
     }

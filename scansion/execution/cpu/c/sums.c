@@ -90,7 +90,7 @@ void EXPORT(decode)(int64_t n_threads, int64_t n_tokens, int64_t d, const int64_
 
 /* What n entries of a feature give to the gradients of its decoder row and of its bias, which is returned. */
 INLINE float learn_decoder(const int n, int64_t d, const int64_t *entries, const int64_t *tokens, const float *values,
-                           const float *beside, const float *row, const float *to_residual, float *to_row, float *to_values) {
+                           const float *beside, const float *factors, const float *row, const float *to_residual, float *to_row, float *to_values) {
     const float *wrong[TOGETHER];
     float weights[TOGETHER], dots[TOGETHER], bias = 0;
     for (int i = 0; i < n; i++) {
@@ -101,19 +101,19 @@ INLINE float learn_decoder(const int n, int64_t d, const int64_t *entries, const
     for (int i = 0; i < n; i++) {
         /* Where the value is 0 the activation function is flat. */
         to_values[entries[i]] = weights[i] > 0 ? (beside ? beside[entries[i]] : 0) - dots[i] : 0;
-        bias += to_values[entries[i]];
+        bias += to_values[entries[i]] * (factors ? factors[entries[i]] : 1);
     }
     return bias;
 }
 
 /* What they give to that of its encoder row, once to_values is known. */
 INLINE void learn_encoder(const int n, int64_t d, const int64_t *entries, const int64_t *tokens, const float *to_values,
-                          const float *x, float *to_row) {
+                          const float *factors, const float *x, float *to_row) {
     const float *own[TOGETHER];
     float weights[TOGETHER];
     for (int i = 0; i < n; i++) {
         own[i] = x + tokens[i] * d;
-        weights[i] = -to_values[entries[i]];
+        weights[i] = -to_values[entries[i]] * (factors ? factors[entries[i]] : 1);
     }
     subtract_rows(n, d, own, weights, to_row);
 }
@@ -124,8 +124,8 @@ INLINE void learn_encoder(const int n, int64_t d, const int64_t *entries, const 
 
 /* scansion_learn for features from first to last (exclusive). */
 static void learn(int64_t first, int64_t last, int64_t d, const int64_t *starts, const int64_t *order, const int64_t *tokens,
-                  const float *values, const float *beside, const float *W_dec, const float *x, const float *to_residual,
-                  float *to_W_dec, float *to_W_enc, float *to_b_enc, float *to_values) {
+                  const float *values, const float *beside, const float *factors, const float *W_dec, const float *x,
+                  const float *to_residual, float *to_W_dec, float *to_W_enc, float *to_b_enc, float *to_values) {
     for (; first < last; first += FEATURES) {
         const int64_t end = last - first < FEATURES ? last : first + FEATURES;
         for (int64_t feature = first; feature < end; feature++) {
@@ -133,17 +133,17 @@ static void learn(int64_t first, int64_t last, int64_t d, const int64_t *starts,
             float *to_row = memset(to_W_dec + feature * d, 0, sizeof(float) * d), bias = 0;
             int64_t i = starts[feature];
             for (; i + TOGETHER <= starts[feature + 1]; i += TOGETHER)
-                bias += learn_decoder(TOGETHER, d, order + i, tokens + i, values, beside, row, to_residual, to_row, to_values);
+                bias += learn_decoder(TOGETHER, d, order + i, tokens + i, values, beside, factors, row, to_residual, to_row, to_values);
             for (; i < starts[feature + 1]; i++)
-                bias += learn_decoder(1, d, order + i, tokens + i, values, beside, row, to_residual, to_row, to_values);
+                bias += learn_decoder(1, d, order + i, tokens + i, values, beside, factors, row, to_residual, to_row, to_values);
             to_b_enc[feature] = bias;
         }
         for (int64_t feature = first; feature < end; feature++) {
             float *to_row = memset(to_W_enc + feature * d, 0, sizeof(float) * d);
             int64_t i = starts[feature];
             for (; i + TOGETHER <= starts[feature + 1]; i += TOGETHER)
-                learn_encoder(TOGETHER, d, order + i, tokens + i, to_values, x, to_row);
-            for (; i < starts[feature + 1]; i++) learn_encoder(1, d, order + i, tokens + i, to_values, x, to_row);
+                learn_encoder(TOGETHER, d, order + i, tokens + i, to_values, factors, x, to_row);
+            for (; i < starts[feature + 1]; i++) learn_encoder(1, d, order + i, tokens + i, to_values, factors, x, to_row);
         }
     }
 }
@@ -160,20 +160,20 @@ static int64_t feature_at(int64_t entry, const int64_t *starts, int64_t d_sae) {
 
 /* All gradients that come of active entries, which are grouped as scansion_group does.
 
-   to_residual is the gradient of the residual; beside, where given, what the values of entries get from elsewhere. Writes
-   to_W_dec, to_W_enc, which lies feature by feature, to_b_enc, and, in the entries' own order, to_values: the gradient of the
-   pre-activations. */
+   to_residual is the gradient of the residual; beside, where given, what the values of entries get from elsewhere; factors, where
+   given, what their pre-activations were multiplied by. Writes to_W_dec, to_W_enc, which lies feature by feature, to_b_enc, and, in
+   the entries' own order, to_values: the gradient of the values. */
 void EXPORT(learn)(int64_t n_threads, int64_t d_sae, int64_t d, const int64_t *starts, const int64_t *order,
-                   const int64_t *tokens, const float *values, const float *beside, const float *W_dec, const float *x,
-                   const float *to_residual, float *to_W_dec, float *to_W_enc, float *to_b_enc, float *to_values) {
+                   const int64_t *tokens, const float *values, const float *beside, const float *factors, const float *W_dec,
+                   const float *x, const float *to_residual, float *to_W_dec, float *to_W_enc, float *to_b_enc, float *to_values) {
 #pragma omp parallel num_threads(n_threads)
     {
         /* Equally many entries for each thread, in whole features. */
         const int64_t i = omp_get_thread_num(), n = omp_get_num_threads(), entries = starts[d_sae];
         const int64_t first = i == 0 ? 0 : feature_at(entries * i / n, starts, d_sae);
         const int64_t last = i + 1 == n ? d_sae : feature_at(entries * (i + 1) / n, starts, d_sae);
-        learn(first, last, d, starts, order, tokens, values, beside, W_dec, x, to_residual, to_W_dec, to_W_enc, to_b_enc,
-              to_values);
+        learn(first, last, d, starts, order, tokens, values, beside, factors, W_dec, x, to_residual, to_W_dec, to_W_enc,
+              to_b_enc, to_values);
     }
 }
 
