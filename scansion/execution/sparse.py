@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from scansion.activations.batch import PositionedBatch
-from scansion.execution.blocks import Block, whole_block
+from scansion.execution.blocks import Block, blocks_of, whole_block
 from scansion.execution.encoder import Encoder
 from scansion.execution.plan import open_ways
 from scansion.execution.precision import operand
 from scansion.execution.recomputed import recomputed_part
 from scansion.execution.selection import select_largest, select_positive, select_top_k
-from scansion.execution.sparse_acts import EntryGate, SparseActs, reconstruct
+from scansion.execution.sparse_acts import EntryGate, SparseActs, reconstruct, reconstruct_nested
+from scansion.readings import to_device
 from scansion.sae.base import SAE
 from scansion.sae.forward import ForwardPass
 from scansion.sae.structure import KeepsAbove, KeepsPositive, KeepsTopK, KeepsTopKOfBatch, Selection
@@ -36,23 +38,20 @@ def sparse_forward(sae: SAE, batch: PositionedBatch, blocks: Sequence[Block], sh
     Returns:
         None if more are positive.
     """
-    x, positions, selection = batch.x, batch.positions, sae.selection()
-    assert selection is not None, "the plan allows the sparse way only where there is a selection"
+    x, positions = batch.x, batch.positions
     blocks = [block for block in blocks if block.n_rows > 0]
-    centred = (x - sae.bias_at(positions[:, None])).detach()
-    with torch.no_grad():
-        W_enc = operand(sae.W_enc)
-        encoder = Encoder(centred.to(W_enc.dtype), W_enc.T, sae.b_enc.detach().to(W_enc.dtype), blocks)
-        selected = _select(encoder, selection, share)
-        let_in = _let_in(encoder, selection, share) if selected is not None else None
+    selected = _selected(sae, x, positions, blocks, share)
     if selected is None:
         return None
-    weights = blocks[0].weights if blocks else None
-    gate = None if weights is None else EntryGate(weights, x.shape[1], let_in)
-    biases = sae.b_dec.view(-1, sae.d_in)
-    bias_of_token = None if len(biases) == 1 else sae.mask.band_at(positions).repeat_interleave(x.shape[1])
-    tokens = centred.flatten(0, 1)
-    entries, residual = reconstruct(selected, tokens, sae.W_enc, sae.b_enc, sae.W_dec, biases, bias_of_token, gate)
+    entries, let_in, of_parameters = selected
+    levels = sae.levels()
+    if levels is None:
+        entries, residual = reconstruct(entries, *of_parameters)
+        nested = None
+    else:
+        n_levels = int(levels.max()) + 1
+        entries, residuals = reconstruct_nested(entries, to_device(levels, x.device), n_levels, *of_parameters)
+        residual, nested = residuals[-1], residuals[:-1].unflatten(1, x.shape[:2])
     if let_in is None:
         parts = [
             recomputed_part(sae, x, positions, block, partial(_acts_of, entries, block, x.shape[1])) for block in blocks
@@ -64,10 +63,62 @@ def sparse_forward(sae: SAE, batch: PositionedBatch, blocks: Sequence[Block], sh
         positions,
         residual.view_as(x),
         parts,
-        selected.fired(),
+        entries.fired(),
+        previous_acts=_previous_acts(sae, batch),
+        nested=nested,
         known_activity=entries.values.sum() if let_in is None else None,
-        known_values=selected.values,
+        known_values=entries.values.detach(),
     )
+
+
+class _Selected(NamedTuple):
+    """The active entries of some tokens.
+
+    Attributes:
+        entries: without a gradient.
+        let_in: see :func:`_let_in`.
+        of_parameters: what :func:`reconstruct` takes after the entries.
+    """
+
+    entries: SparseActs
+    let_in: SparseActs | None
+    of_parameters: tuple[Any, ...]
+
+
+def _selected(
+    sae: SAE, x: Float[Tensor, "P n d_in"], positions: Int[Tensor, "P"], blocks: Sequence[Block], share: float
+) -> _Selected | None:
+    selection = sae.selection()
+    assert selection is not None, "the plan allows the sparse way only where there is a selection"
+    centred = (x - sae.bias_at(positions[:, None])).detach()
+    with torch.no_grad():
+        W_enc = operand(sae.W_enc)
+        encoder = Encoder(centred.to(W_enc.dtype), W_enc.T, sae.b_enc.detach().to(W_enc.dtype), blocks)
+        entries = _select(encoder, selection, share)
+        if entries is None:
+            return None
+        let_in = _let_in(encoder, selection, share)
+    weights = blocks[0].weights if blocks else None
+    gate = None if weights is None else EntryGate(weights, x.shape[1], let_in)
+    biases = sae.b_dec.view(-1, sae.d_in)
+    bias_of_token = None if len(biases) == 1 else sae.mask.band_at(positions).repeat_interleave(x.shape[1])
+    parameters = sae.W_enc, sae.b_enc, sae.W_dec, biases
+    return _Selected(entries, let_in, (centred.flatten(0, 1), *parameters, bias_of_token, gate))
+
+
+def _previous_acts(sae: SAE, batch: PositionedBatch) -> Float[Tensor, "P_less_1 n d_sae"] | None:
+    """The activations of the tokens before, with their gradient, for an SAE that learns from them."""
+    if not sae.uses_pairs or batch.previous is None:
+        return None
+    positions = batch.positions[1:] - 1
+    blocks = [block for block in blocks_of(sae.mask, positions) if block.n_rows > 0]
+    selected = _selected(sae, batch.previous, positions, blocks, 1.0)
+    assert selected is not None, "no entry is refused"
+    if selected.let_in is not None:
+        return None
+    entries, _ = reconstruct(selected.entries, *selected.of_parameters)
+    n = batch.previous.shape[1]
+    return _acts_of(entries, whole_block(len(positions), sae.d_sae), n)
 
 
 def _select(encoder: Encoder, selection: Selection, share: float) -> SparseActs | None:

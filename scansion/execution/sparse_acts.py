@@ -113,6 +113,53 @@ def reconstruct(
     return entries.with_values(values), residual
 
 
+def reconstruct_nested(
+    entries: SparseActs,
+    levels: Int[Tensor, "d_sae"],
+    n_levels: int,
+    x: Float[Tensor, "T d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, "d_sae"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    biases: Float[Tensor, "n_biases d_in"],
+    bias_of_token: Int[Tensor, "T"] | None,
+    gate: EntryGate | None = None,
+) -> tuple[SparseActs, Float[Tensor, "n_levels T d_in"]]:
+    """As :func:`reconstruct`, with the residual of the features up to each level.
+
+    Each token is taken once for each level, with that level's entries: as many entries as without levels, in all products.
+
+    Args:
+        levels: of each feature, from 0.
+        n_levels: number of levels.
+    """
+    T = len(x)
+    order = levels[entries.features].int().argsort(stable=True)
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    spread = _spread(entries, order, levels, n_levels)
+    if gate is not None:
+        let_in = gate.let_in
+        if let_in is not None:
+            closed = levels[let_in.features].int().argsort(stable=True)
+            let_in = _spread(let_in, closed, levels, n_levels)
+        gate = EntryGate(gate.weights.repeat(n_levels, 1), gate.per_position, let_in)
+    of_taken = None if bias_of_token is None else bias_of_token.repeat(n_levels)
+    taken, parts = reconstruct(spread, x.repeat(n_levels, 1), W_enc, b_enc, W_dec, biases, of_taken, gate)
+    # The sum over levels has the token, and through it the decoder bias, once for each of them.
+    without_value = biases.detach() - biases
+    token = x + (without_value if bias_of_token is None else without_value[bias_of_token])
+    others = torch.arange(n_levels, device=x.device, dtype=x.dtype)[:, None, None]
+    residuals = parts.unflatten(0, (n_levels, T)).cumsum(0) - others * token
+    return entries.with_values(taken.values[back]), residuals
+
+
+def _spread(entries: SparseActs, order: Tensor, levels: Tensor, n_levels: int) -> SparseActs:
+    """Entries in this order, by level and token, of as many times the tokens as there are levels."""
+    n_tokens, features = len(entries.offsets) - 1, entries.features[order]
+    counts = operations.count(levels[features] * n_tokens + entries.tokens[order], n_levels * n_tokens)
+    return SparseActs.from_row_counts(features, entries.values[order], counts, entries.d_sae)
+
+
 class _Reconstruct(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -113,6 +113,13 @@ class SAE(nn.Module, ABC):
         """
         return None
 
+    def levels(self) -> Int[Tensor, "d_sae"] | None:
+        """The first of the nested dictionaries that holds each feature, from 0 and on the CPU; None if there is only one.
+
+        All features up to any one level reconstruct by themselves: see :attr:`ForwardPass.nested`.
+        """
+        return None
+
     def routing(self, x: Float[Tensor, "T d_in"]) -> Routing | None:
         """The group of features that each token uses, for an architecture that routes tokens; None for all others."""
         return None

@@ -90,8 +90,11 @@ class ForwardPass:
         fired: tokens each feature fired on.
         previous: for each row of ``x`` but the first, the token before each of its tokens; None unless the SAE
             ``uses_pairs``.
+        previous_acts: the activations of ``previous``, from a way that has them.
         decoder_weights: the mask's weights, where it gates the gradient of the decoder; there is one part then.
         order: None, or where tokens were sorted (then P is all tokens and n is 1), which token of the batch each row is.
+        nested: x less what the features up to each level but the last decode to, from a way that has it; see
+            :meth:`scansion.sae.SAE.levels`.
         known_activity: :attr:`activity` from a way that has it without the activations.
         known_values: :attr:`values` from such a way.
         known_count: how many activations are above 0, with a gradient to the thresholds that they exceed, from a way that
@@ -104,8 +107,10 @@ class ForwardPass:
     parts: Sequence[Part]
     fired: Int[Tensor, "d_sae"]
     previous: Float[Tensor, "P_less_1 n d_in"] | None = None
+    previous_acts: Float[Tensor, "P_less_1 n d_sae"] | None = None
     decoder_weights: Float[Tensor, "P 1 d_sae"] | None = None
     order: Int[Tensor, "P"] | None = None
+    nested: Float[Tensor, "levels_less_1 P n d_in"] | None = None
     known_activity: Float[Tensor, ""] | None = None
     known_values: Float[Tensor, "nnz"] | None = None
     known_count: Float[Tensor, ""] | None = None

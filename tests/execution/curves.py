@@ -48,7 +48,8 @@ def curve_of(architecture: str, mask: MaskConfig, way: Way | None, dead: torch.T
     optimiser = torch.optim.Adam(sae.parameters(), lr=1e-2)
     curve: list[float] = []
     for step in range(50):
-        losses = losses_of(sae, some_x(seed=step, n=16), EVERYWHERE, dead, way=way)
+        x = some_x(seed=step, n=16)
+        losses = losses_of(sae, x, EVERYWHERE, dead, x[:-1] if sae.uses_pairs else None, way)
         optimiser.zero_grad()
         (losses.reconstruction + losses.sparsity + losses.auxiliary).backward()
         optimiser.step()

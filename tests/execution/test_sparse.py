@@ -17,7 +17,7 @@ from tests.execution.curves import curve_of, losses_of, require_same_as_dense
 from tests.execution.screens import SCREENS, use_screen
 from tests.masks.families import BANDED, D_IN, D_SAE, EVERYWHERE, FAMILIES, NONE_DEAD, L, make_sae, some_x, with_acts_on
 
-SPARSE = ["relu", "topk", "batch_topk"]
+SPARSE = ["relu", "topk", "batch_topk", "matryoshka", "tsae"]
 MASKS: dict[str, MaskConfig] = {
     "none": NoMaskConfig(),
     **{name: FAMILIES[name] for name in ("random_hard", "random_hard, shared", *BANDED)},
@@ -47,15 +47,20 @@ def always(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return request.param
 
 
+def before(architecture: str, positions: torch.Tensor) -> torch.Tensor | None:
+    """The tokens before those of a batch, for an architecture that learns from them."""
+    return some_x(n=7)[positions[1:] - 1].flip(1) if architecture == "tsae" else None
+
+
 @pytest.mark.parametrize("architecture", SPARSE)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dead", [NONE_DEAD, SOME_DEAD], ids=["none dead", "some dead"])
 @pytest.mark.parametrize("positions", [EVERYWHERE, EVERYWHERE[5:8]], ids=["all", "few"])
 def test_losses_and_gradients_are_those_of_the_dense_form(architecture, mask, dead, positions) -> None:
     sparse, dense = (make_sae(architecture, MASKS[mask]).train() for _ in range(2))
-    x = some_x(n=7)[positions]
-    found = losses_of(sparse, x, positions, dead, way="sparse")
-    require_same_as_dense(found, losses_of(dense, x, positions, dead, way="dense"), sparse, dense)
+    x, previous = some_x(n=7)[positions], before(architecture, positions)
+    found = losses_of(sparse, x, positions, dead, previous, way="sparse")
+    require_same_as_dense(found, losses_of(dense, x, positions, dead, previous, way="dense"), sparse, dense)
 
 
 @pytest.mark.parametrize("architecture", SPARSE)
@@ -84,7 +89,7 @@ def test_in_use_there_is_a_shorter_way_only_to_so_many_entries_as_are_known(arch
     assert encode_sparse(make_sae(architecture, FAMILIES[mask]).eval(), some_x(n=7), EVERYWHERE[:, None]) is None
 
 
-@pytest.mark.parametrize("architecture", ["jumprelu", "matryoshka"])
+@pytest.mark.parametrize("architecture", ["jumprelu", "gated"])
 def test_what_learns_from_more_than_its_active_entries_is_closed_to_it(architecture: str) -> None:
     assert "sparse" not in open_ways(make_sae(architecture).train())
 
@@ -101,9 +106,9 @@ def test_a_mask_that_gates_gradients_stays_dense(family: str, acts_on: str) -> N
 @pytest.mark.parametrize("architecture", SPARSE)
 def test_the_weights_of_a_mask_learn_as_in_the_dense_form(architecture: str, family: str, acts_on: str) -> None:
     sparse, dense = (make_sae(architecture, with_acts_on(family, acts_on)).train() for _ in range(2))
-    x = some_x(n=7)
-    found = losses_of(sparse, x, EVERYWHERE, SOME_DEAD, way="sparse")
-    require_same_as_dense(found, losses_of(dense, x, EVERYWHERE, SOME_DEAD, way="dense"), sparse, dense)
+    x, previous = some_x(n=7), before(architecture, EVERYWHERE)
+    found = losses_of(sparse, x, EVERYWHERE, SOME_DEAD, previous, way="sparse")
+    require_same_as_dense(found, losses_of(dense, x, EVERYWHERE, SOME_DEAD, previous, way="dense"), sparse, dense)
 
 
 @pytest.mark.parametrize("family", ["soft", "importance", "adaptive"])

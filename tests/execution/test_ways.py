@@ -138,7 +138,7 @@ def test_losses_of_ones_own_count_on_every_way(mask: str) -> None:
         ("jumprelu", "none", {"dense", "fused"}),
         ("jumprelu", "bands", {"dense", "banded", "fused"}),
         ("gated", "bands", {"dense", "banded"}),
-        ("matryoshka", "bands", {"dense", "banded"}),
+        ("matryoshka", "bands", {"dense", "banded", "sparse"}),
         ("switch", "none", {"dense", "routed"}),
         ("switch", "bands", {"dense"}),
         ("relu that reads", "bands", {"dense", "banded", "sparse", "fused"}),

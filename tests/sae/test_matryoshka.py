@@ -43,7 +43,7 @@ def test_with_bands_every_token_has_nested_dictionaries_of_its_own() -> None:
     sae = build_sae(
         MatryoshkaConfig(d_sae=D_SAE, prefixes=(0.5, 0.75, 1.0), mask=mask), D_IN, L, torch.Generator().manual_seed(0)
     )
-    assert sae.level.tolist() == [0] * 12 + 2 * ([1] * 6 + [2] * 6)
+    assert sae.levels().tolist() == [0] * 12 + 2 * ([1] * 6 + [2] * 6)
 
 
 def test_prefixes_ascend_and_end_in_everything() -> None:
@@ -68,7 +68,7 @@ def test_the_pair_loss_falls_when_adjacent_tokens_are_alike() -> None:
     other = losses_of(sae, x, EVERYWHERE, NONE_DEAD, some_x(seed=9)[1:]).auxiliary
     assert alike < other
     alike.backward()
-    assert (sae.W_enc.grad[:, sae.level == 0] != 0).any() and (sae.W_enc.grad[:, sae.level == 1] == 0).all()
+    assert (sae.W_enc.grad[:, sae.levels() == 0] != 0).any() and (sae.W_enc.grad[:, sae.levels() == 1] == 0).all()
 
 
 @pytest.mark.parametrize("family", ["bands", "bands, shared", "static_slicing", "uneven bands"])

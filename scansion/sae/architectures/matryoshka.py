@@ -15,7 +15,6 @@ from scansion.readings import to_device
 from scansion.sae.architectures.batch_topk import BatchTopKKindConfig, BatchTopKSAE
 from scansion.sae.forward import ForwardPass, Part, squared_norm
 from scansion.sae.registry import register_architecture
-from scansion.sae.structure import Selection
 
 
 class NestedConfig(BatchTopKKindConfig, frozen=True):
@@ -49,13 +48,7 @@ class NestedSAE(BatchTopKSAE):
 
     config: NestedConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never assigned again
 
-    @property
-    def level(self) -> Int[Tensor, "d_sae"]:
-        """The first of the nested dictionaries that holds each feature, from 0."""
-        return self._levels().to(self.W_dec.device)
-
-    def _levels(self) -> Int[Tensor, "d_sae"]:
-        """:attr:`level` on the CPU, whatever the SAE's device: sizes depend on it, which a GPU would have to be waited for."""
+    def levels(self) -> Int[Tensor, "d_sae"]:
         bands = self.mask.gate.bands
         if bands is None:
             return self._levels_of(self.d_sae)
@@ -67,14 +60,13 @@ class NestedSAE(BatchTopKSAE):
         sizes = torch.tensor([max(1, round(prefix * n_features)) for prefix in self.config.prefixes])
         return torch.searchsorted(sizes, torch.arange(n_features), right=True)
 
-    def selection(self) -> Selection | None:
-        """None: each dictionary needs the activations of its own features."""
-
     def reconstruction_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
         """The mean over the nested dictionaries of the squared error of each."""
         n_levels = len(self.config.prefixes)
-        levels = self._levels()
+        levels = self.levels()
         total, weights = super().reconstruction_loss(forward), forward.decoder_weights
+        if forward.nested is not None:
+            return (total + (n_levels - 1) * squared_norm(forward.nested)) / n_levels
         missing = torch.zeros_like(forward.residual)  # what the features of later levels contribute
         for level in range(n_levels - 1, 0, -1):
             missing = missing + torch.cat(

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from scansion.readings import to_device
 from scansion.sae.architectures.matryoshka import NestedConfig, NestedSAE
 from scansion.sae.forward import ForwardPass, Part
 from scansion.sae.registry import ARCHITECTURES, register_architecture
@@ -44,9 +45,12 @@ class TSAE(NestedSAE):
     def _pair_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
         """InfoNCE over cosine similarities of high-level codes, both ways; the batch's other tokens are the negatives."""
         assert forward.previous is not None
-        high = self.level == 0
+        high = to_device(self.levels() == 0, self.W_dec.device)
         here = self._codes(forward.parts, high)[1:].flatten(0, 1)
-        before = self.masked_acts(forward.previous, forward.positions[1:, None] - 1).acts[..., high].flatten(0, 1)
+        before = forward.previous_acts
+        if before is None:
+            before = self.masked_acts(forward.previous, forward.positions[1:, None] - 1).acts
+        before = before[..., high].flatten(0, 1)
         similarity = normalize(here, dim=-1) @ normalize(before, dim=-1).T
         names = torch.arange(len(similarity), device=similarity.device)
         both = (cross_entropy(similarity, names) + cross_entropy(similarity.T, names)) / 2
