@@ -27,9 +27,10 @@ def test_all_is_well_when_all_is_there(monkeypatch: pytest.MonkeyPatch, cache: P
     assert all(f"asset {name}: present" in lines for name in ASSETS)
     assert all("\n" not in line for line in lines)
     assert any(line.startswith("execution: C part ") for line in lines)
-    assert "way of topk: sparse (no mask), sparse (8 bands), dense (soft)" in lines
-    assert "way of relu: sparse or fused (no mask), sparse or fused (8 bands), dense (soft)" in lines
+    assert "way of topk: sparse (no mask), sparse (8 bands), sparse (soft)" in lines
+    assert "way of relu: sparse or fused (no mask), sparse or fused (8 bands), fused (soft)" in lines
     assert "way of switch: routed (no mask), dense (8 bands), dense (soft)" in lines
+    assert "way of matryoshka: sparse (no mask), sparse (8 bands), sparse (soft)" in lines
 
 
 def test_each_problem_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
