@@ -5,7 +5,7 @@
 # make test-interop: SAEs exchanged with the other libraries themselves, in the environment that the benchmarks use.
 # make test-suites: SAEBench and sae-probes themselves on SAEs of ours, in an environment of their own.
 # make bench: speed beside other libraries' and the machine's own limit; its parts are bench-training, bench-large,
-#   bench-wide, bench-harvest, bench-study, bench-growth, bench-profile and bench-quality, and bench-page writes what they found
+#   bench-wide, bench-ways, bench-harvest, bench-study, bench-growth, bench-profile and bench-quality, and bench-page writes what they found
 #   into the docs.
 # make bench-gpu: on a machine with a GPU, whether every way is right there, and how fast, beside those peers that are installed;
 #   ends by itself within 4 minutes.
@@ -21,7 +21,7 @@ SUITES_READY := $(SUITES_VENV)/.installed
 
 BENCH := $(BENCH_VENV)/bin/python -m
 MEASURED := benchmarks/results
-BENCH_PARTS := bench-training bench-large bench-wide bench-harvest bench-study bench-growth bench-profile bench-quality
+BENCH_PARTS := bench-training bench-large bench-wide bench-ways bench-harvest bench-study bench-growth bench-profile bench-quality
 
 .PHONY: demo test mutation test-interop test-suites check lint types layers docs bench bench-gpu $(BENCH_PARTS) bench-page clean
 
@@ -90,6 +90,9 @@ bench-large: $(BENCH_READY)
 # One architecture after another, and each peer once: all at once would not fit in 24 GB.
 bench-wide: $(BENCH_READY)
 	$(BENCH) benchmarks.training --out $(MEASURED)/training_wide.json --d-in 2304 --d-sae 16384 --batch-tokens 1024 --rounds 3 --apart --no-keeping
+
+bench-ways: $(BENCH_READY)
+	$(BENCH) benchmarks.ways --out $(MEASURED)/ways.json
 
 bench-harvest: $(BENCH_READY)
 	$(BENCH) benchmarks.harvest --out $(MEASURED)/harvest.json

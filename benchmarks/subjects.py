@@ -20,7 +20,16 @@ from scansion.masks import (
     RandomHardMaskConfig,
     SoftMaskConfig,
 )
-from scansion.sae import BatchTopKConfig, JumpReluConfig, ReluConfig, SAEConfig, TopKConfig, build_sae
+from scansion.sae import (
+    BatchTopKConfig,
+    JumpReluConfig,
+    MatryoshkaConfig,
+    ReluConfig,
+    SAEConfig,
+    TopKConfig,
+    TSAEConfig,
+    build_sae,
+)
 from scansion.training import TrainingConfig
 from scansion.training.learner import Learner
 
@@ -45,7 +54,7 @@ class Subject:
     """An SAE of ours to be trained.
 
     Attributes:
-        kind: relu, jumprelu, topk or batch_topk.
+        kind: relu, jumprelu, topk, batch_topk, matryoshka or tsae.
         d_in, d_sae, k: sizes.
         mask: see :func:`mask_config`.
         dense: by the dense form that every faster way is tested against.
@@ -74,6 +83,8 @@ class Subject:
             "jumprelu": lambda: JumpReluConfig(d_sae=self.d_sae, mask=masked),
             "topk": lambda: TopKConfig(d_sae=self.d_sae, k=self.k, mask=masked),
             "batch_topk": lambda: BatchTopKConfig(d_sae=self.d_sae, k=self.k, mask=masked),
+            "matryoshka": lambda: MatryoshkaConfig(d_sae=self.d_sae, k=self.k, mask=masked),
+            "tsae": lambda: TSAEConfig(d_sae=self.d_sae, k=self.k, mask=masked),
         }
         return made[self.kind]()
 
@@ -85,12 +96,18 @@ class Subject:
 
     def step(self) -> Step:
         """Whole steps of its training, metrics and counts of dead features included, on batches on its device."""
-        learner, positions = self.learner(), torch.arange(self.n_positions, device=self.device)
+        learner = self.learner()
 
         def step(x: Tensor) -> None:
-            learner.advance(PositionedBatch(x.view(self.n_positions, -1, self.d_in), positions))
+            learner.advance(self.positioned(x))
 
         return step
+
+    def positioned(self, x: Tensor) -> PositionedBatch:
+        """Tokens, [n_tokens, d_in], as equally many of each position; for T-SAE each with the one of the position before."""
+        rows = x.view(self.n_positions, -1, self.d_in)
+        previous = rows[:-1] if self.kind == "tsae" else None
+        return PositionedBatch(rows, torch.arange(self.n_positions, device=x.device), previous)
 
 
 def batch(n_tokens: int, d_in: int, seed: int) -> Tensor:

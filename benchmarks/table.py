@@ -25,6 +25,7 @@ from benchmarks.training_tables import (
     speeds,
     table,
 )
+from benchmarks.ways import ways
 from scansion.errors import ConfigError
 from scansion.files import atomic_file
 from scansion.records import read_json
@@ -121,6 +122,7 @@ TABLES: dict[str, tuple[str, Callable[[Result, str], str]]] = {
     "training": ("training.json", speeds),
     "training of a wide SAE": ("training_wide.json", speeds),
     "training in large batches": ("training_large.json", speeds),
+    "ways": ("ways.json", ways),
     "floors": ("training.json", floors),
     "floors of a wide SAE": ("training_wide.json", floors),
     "aims": ("training.json", aims),

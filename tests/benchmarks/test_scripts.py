@@ -29,6 +29,7 @@ from benchmarks import (
     study,
     table,
     training,
+    ways,
 )
 from benchmarks.peer_saes import Batches, Task
 from benchmarks.peers import Peer
@@ -142,6 +143,14 @@ def test_training(apart: bool, tmp_path: Path, drawn: Callable[[str, str], tuple
     assert "speed_training.png" in text
     assert "scansion topk, dense form" in table.block("aims", tmp_path, tmp_path, "cpu")
     assert "scansion relu" in table.block("floors", tmp_path, tmp_path, "cpu")
+
+
+def test_ways(tmp_path: Path, drawn: Callable[[str, str], tuple[Result, str]]) -> None:
+    ways.measure(out=tmp_path / "ways.json", rounds=1, **SIZES)
+    result, text = drawn("ways", "ways.json")
+    assert result["topk, soft mask"]["way"] == result["matryoshka, no mask"]["way"] == ["sparse"]
+    assert result["jumprelu, 8 bands"]["way"] == ["fused"]
+    assert "| topk, soft mask | sparse |" in text
 
 
 def _times(result: Result, key: str) -> dict[str, Any]:
