@@ -90,7 +90,8 @@ void EXPORT(decode)(int64_t n_threads, int64_t n_tokens, int64_t d, const int64_
 
 /* What n entries of a feature give to the gradients of its decoder row and of its bias, which is returned. */
 INLINE float learn_decoder(const int n, int64_t d, const int64_t *entries, const int64_t *tokens, const float *values,
-                           const float *beside, const float *factors, const float *row, const float *to_residual, float *to_row, float *to_values) {
+                           const float *beside, const float *factors, const float *row, const float *to_residual, float *to_row,
+                           float *to_values) {
     const float *wrong[TOGETHER];
     float weights[TOGETHER], dots[TOGETHER], bias = 0;
     for (int i = 0; i < n; i++) {
@@ -133,9 +134,11 @@ static void learn(int64_t first, int64_t last, int64_t d, const int64_t *starts,
             float *to_row = memset(to_W_dec + feature * d, 0, sizeof(float) * d), bias = 0;
             int64_t i = starts[feature];
             for (; i + TOGETHER <= starts[feature + 1]; i += TOGETHER)
-                bias += learn_decoder(TOGETHER, d, order + i, tokens + i, values, beside, factors, row, to_residual, to_row, to_values);
+                bias += learn_decoder(TOGETHER, d, order + i, tokens + i, values, beside, factors, row, to_residual, to_row,
+                                      to_values);
             for (; i < starts[feature + 1]; i++)
-                bias += learn_decoder(1, d, order + i, tokens + i, values, beside, factors, row, to_residual, to_row, to_values);
+                bias += learn_decoder(1, d, order + i, tokens + i, values, beside, factors, row, to_residual, to_row,
+                                      to_values);
             to_b_enc[feature] = bias;
         }
         for (int64_t feature = first; feature < end; feature++) {
