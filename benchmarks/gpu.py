@@ -27,8 +27,7 @@ from benchmarks.gpu_tables import tables
 from benchmarks.limits import ADAM_BYTES
 from benchmarks.peers import PEERS, Peer, Step
 from benchmarks.stand_ins import StandIns
-from benchmarks.subjects import POSITIONS, Subject, batch
-from scansion.activations import PositionedBatch
+from benchmarks.subjects import Subject, batch, positioned
 from scansion.execution.backends import name_for
 from scansion.training.learner import METRICS, Learner
 
@@ -60,6 +59,8 @@ STEPS = [
     ("topk", "soft", True),
     ("relu", "soft", False),
     ("relu", "adaptive", False),
+    ("matryoshka", "none", False),
+    ("tsae", "none", False),
 ]
 ONLY_AT = {"B": {"topk"}, "C": {"topk", "relu"}, "A, 16,384 tokens": {"topk"}}
 SHARES = {"correct": 0.33, "A": 0.24, "end to end": 0.17, "B": 0.12, "C": 0.07, "A, 16,384 tokens": 0.07}
@@ -150,7 +151,8 @@ def _checked(
 
     def run(dense: bool, precision: Any) -> tuple[Learner, float]:
         trained = Subject(kind, d_in, d_sae, k, mask, dense, device=str(device), precision=precision).learner()
-        fve = [float(_advance(trained, batches[step % 8])[METRICS.index("fve")]) for step in range(n_steps)]
+        inputs = [positioned(x, trained.sae) for x in batches]
+        fve = [float(trained.advance(inputs[step % 8])[METRICS.index("fve")]) for step in range(n_steps)]
         return trained, statistics.mean(fve[-20:])
 
     fast, exact = run(False, "float32")
@@ -172,14 +174,9 @@ def _digest(trained: Learner) -> str:
     return hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))).hexdigest()
 
 
-def _advance(trained: Learner, x: Tensor) -> Tensor:
-    positions = torch.arange(POSITIONS, device=x.device)
-    return trained.advance(PositionedBatch(x.view(POSITIONS, -1, x.shape[1]), positions))
-
-
 def _stepped(rows: Rows, make: Callable[[], Learner], batches: list[Tensor]) -> Row:
     trained = make()
-    found = _steps_timed(rows, lambda x: _advance(trained, x), batches)
+    found = _steps_timed(rows, lambda x: trained.advance(positioned(x, trained.sae)), batches)
     return {**found, "way": "+".join(sorted(trained.ways)), "precision": trained.precision}
 
 

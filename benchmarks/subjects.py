@@ -21,6 +21,7 @@ from scansion.masks import (
     SoftMaskConfig,
 )
 from scansion.sae import (
+    SAE,
     BatchTopKConfig,
     JumpReluConfig,
     MatryoshkaConfig,
@@ -99,15 +100,16 @@ class Subject:
         learner = self.learner()
 
         def step(x: Tensor) -> None:
-            learner.advance(self.positioned(x))
+            learner.advance(positioned(x, learner.sae))
 
         return step
 
-    def positioned(self, x: Tensor) -> PositionedBatch:
-        """Tokens, [n_tokens, d_in], as equally many of each position; for T-SAE each with the one of the position before."""
-        rows = x.view(self.n_positions, -1, self.d_in)
-        previous = rows[:-1] if self.kind == "tsae" else None
-        return PositionedBatch(rows, torch.arange(self.n_positions, device=x.device), previous)
+
+def positioned(x: Tensor, sae: SAE) -> PositionedBatch:
+    """Tokens, [n_tokens, d_in], as equally many of each position; each with the one before it, if the SAE learns from those."""
+    n_positions = sae.mask.n_positions
+    rows = x.view(n_positions, -1, x.shape[1])
+    return PositionedBatch(rows, torch.arange(n_positions, device=x.device), rows[:-1] if sae.uses_pairs else None)
 
 
 def batch(n_tokens: int, d_in: int, seed: int) -> Tensor:

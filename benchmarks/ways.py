@@ -8,7 +8,7 @@ import torch
 from cyclopts import App
 
 from benchmarks.rounds import Action, Record
-from benchmarks.subjects import Subject, batch
+from benchmarks.subjects import Subject, batch, positioned
 from benchmarks.training_tables import Result, Rows, conditions, groups, seconds_of, table
 
 STEPS = (
@@ -70,7 +70,7 @@ def _stepping(subject: Subject, batches: list[torch.Tensor], taken: set[str]) ->
     learner = subject.learner()
 
     def act(index: int) -> None:
-        learner.advance(subject.positioned(batches[index % len(batches)]))
+        learner.advance(positioned(batches[index % len(batches)], learner.sae))
         taken.update(learner.ways)
 
     return act
