@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -24,14 +24,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from scansion.activations.batch import PositionedBatch
+from scansion.activations.buffer import Buffer, empty_position
 from scansion.activations.harvest_plan import HarvestConfig, HarvestPlan
 from scansion.activations.harvesting import harvest
 from scansion.activations.store import MANIFEST, PLAN, ActivationStore, StoreIdentity
-from scansion.activations.stream import ActivationStream, home_of
+from scansion.activations.stream import ActivationStream
 from scansion.corpus import Contexts
-from scansion.device import DTYPES
+from scansion.device import DTYPES, resolve_device
 from scansion.errors import ConfigError, DamagedError, StoreError, describe
-from scansion.files import expanded, fingerprint, human_bytes, require_free_space, require_writable
+from scansion.files import expanded, fingerprint, require_free_space, require_writable
 from scansion.lm import LanguageModel, load_language_model
 from scansion.lm.identity import ModelId
 from scansion.locks import only_writer
@@ -39,8 +40,6 @@ from scansion.progress import say, silence
 from scansion.records import read_json, write_json
 from scansion.tensor_file import load_tensors, save_tensors
 
-CHUNKS = 4
-"""Chunks in a buffer: a chunk is replaced while the other three quarters stay."""
 RECORD = "on_the_fly.json"
 _CONTEXTS = "contexts.safetensors"
 _CHUNKS = "chunks"
@@ -114,6 +113,7 @@ class TextStore:
                 )
             return there
         require_free_space(folder, plan.n_bytes, "the text and the buffer")
+        _check_as_far_as_known(plan)
         digest = save_tensors(folder / _CONTEXTS, plan.contexts.tensors())
         record = _Record(identity=plan.identity, config=plan.config, contexts=digest)
         write_json(folder / RECORD, record.model_dump(mode="json"))
@@ -154,19 +154,55 @@ class TextStore:
     def contexts(self) -> Contexts:
         """All contexts, in the random order in which they are read."""
         contexts = Contexts(**load_tensors(self.folder / _CONTEXTS, digest=self._record.contexts))
-        return contexts[torch.randperm(len(contexts), generator=torch.Generator().manual_seed(0))]
+        return contexts[_order(len(contexts))]
 
     @cached_property
-    def edges(self) -> list[int]:
-        """The first context of every chunk, and the number of contexts."""
-        wanted = max(1, self.config.buffer_tokens // (CHUNKS * self.n_positions))
-        n_chunks = math.ceil(self.identity.n_contexts / wanted)
-        return np.linspace(0, self.identity.n_contexts, n_chunks + 1).round().astype(int).tolist()
+    def buffer(self) -> Buffer:
+        """What the buffer holds of the text."""
+        return Buffer(self.config.buffer_tokens, self.contexts.valid)
 
     @property
     def n_chunks(self) -> int:
         """N."""
-        return len(self.edges) - 1
+        return self.buffer.n_chunks
+
+    @property
+    def largest_batch(self) -> int:
+        """Tokens of the largest batch that the buffer is large enough for, without position 0."""
+        return self.buffer.largest_batch(self.buffer.positions(use_position_0=False))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the activations in the buffer."""
+        return DTYPES[self.identity.dtype]
+
+    def check_batches(
+        self,
+        per_position: Callable[[int], int],
+        n_steps: Callable[[int], int],
+        use_position_0: bool,
+        exclude_tokens: Sequence[int],
+    ) -> None:
+        """Raise unless the buffer is large enough for training; makes no activations.
+
+        Args:
+            per_position: gives the tokens of a batch at each position, for a number of positions.
+            n_steps: gives the length of training, for the tokens of a batch.
+            use_position_0: whether to train on the first position.
+            exclude_tokens: ids of tokens that are never drawn.
+
+        Raises:
+            ConfigError: it is smaller than four batches.
+            StoreError: a position has no token in it at some time.
+        """
+        out = torch.isin(self.contexts.tokens, torch.tensor([*exclude_tokens], dtype=torch.long))
+        positions = self.buffer.positions(use_position_0, out)
+        if not len(positions):
+            return  # the first chunk's own error says why
+        each = per_position(len(positions))
+        per_window = self.buffer.steps_per_window(positions, each)
+        n_windows = math.ceil(n_steps(each * len(positions)) / per_window)
+        self.buffer.check_positions(positions, n_windows, out)
 
     @cached_property
     def lm(self) -> LanguageModel:
@@ -186,7 +222,7 @@ class TextStore:
 
     def chunk(self, number: int) -> ActivationStore:
         """The activations of a chunk, made if they are not on disk; the caller holds :meth:`training`."""
-        start, stop = self.edges[number : number + 2]
+        start, stop = self.buffer.edges[number : number + 2]
         contexts = self.contexts[start:stop]
         identity = self.identity.model_copy(update={"n_contexts": len(contexts), "contexts": contexts.fingerprint})
         config = self.config.model_copy(update={"on_the_fly": False})
@@ -213,6 +249,27 @@ class TextStore:
         with only_writer(self.folder, "training on the fly"):
             yield self.chunk(0)
             shutil.rmtree(self.folder / _CHUNKS)
+
+
+def _order(n_contexts: int) -> Int[Tensor, "C"]:
+    """The random order in which contexts are read."""
+    return torch.randperm(n_contexts, generator=torch.Generator().manual_seed(0))
+
+
+def _check_as_far_as_known(plan: HarvestPlan) -> None:
+    """Raise if no batch fits the buffer; say so if the buffer does not fit this machine, where training may not be."""
+    identity, config = plan.identity, plan.config
+    buffer = Buffer(config.buffer_tokens, plan.contexts.valid[_order(len(plan.contexts))])
+    positions = buffer.positions(use_position_0=True)
+    if not buffer.largest_batch(positions):
+        raise ConfigError(
+            f"a buffer of {config.buffer_tokens:,} tokens is too small for any batch of this text, most of which is padding; "
+            "make --buffer-tokens larger, contexts shorter, or use --layout packed"
+        )
+    try:
+        buffer.home(identity.d_in, DTYPES[identity.dtype], resolve_device("auto"))
+    except ConfigError as error:
+        say(f"{error}, or train on a machine with more")
 
 
 def require_no_text(folder: Path) -> None:
@@ -284,26 +341,14 @@ class OnTheFlyStream(ActivationStream):
     ) -> None:
         super().__init__(first, per_position, seed, use_position_0, False, with_previous, device, excluded(first))
         self._text, self._excluded_of = store, excluded
-        n_windows, n_held = store.n_chunks, min(CHUNKS, store.n_chunks)
-        n_drawn = int(store.contexts.valid[:, self.positions].sum())
-        self.steps_per_window = n_drawn // (n_windows * self.tokens_per_batch)
-        if not self.steps_per_window:
-            raise ConfigError(
-                f"a buffer of {store.config.buffer_tokens:,} tokens is too small for batches of {self.tokens_per_batch:,}: "
-                "a quarter of it is replaced at a time; make --buffer-tokens larger, or --batch-tokens smaller"
-            )
-        self._slot: int = max(np.diff(store.edges).tolist())
+        buffer = store.buffer
+        self.steps_per_window = buffer.steps_per_window(self.positions, per_position)
+        self._slot = buffer.slot
         self._held: dict[int, int] = {}
         self._window = -1
-        shape = (store.n_positions, n_held * self._slot, store.d_in)
-        dtype = DTYPES[store.identity.dtype]
-        n_bytes = math.prod(shape) * dtype.itemsize
-        home = home_of(n_bytes, self.device, None)
-        if home is None:
-            raise ConfigError(
-                f"a buffer of {human_bytes(n_bytes)} takes more than half of the free memory; make --buffer-tokens smaller"
-            )
-        self._buffer = torch.empty(shape, dtype=dtype, device=home)
+        shape = (store.n_positions, buffer.n_held * buffer.slot, store.d_in)
+        home = buffer.home(store.d_in, store.dtype, self.device)
+        self._buffer = torch.empty(shape, dtype=store.dtype, device=home)
         self._keep(self._buffer, 0)
         self._chunk_valid: dict[int, Bool[np.ndarray, "L n"]] = {}
 
@@ -331,7 +376,7 @@ class OnTheFlyStream(ActivationStream):
         if window == self._window:
             return
         text, n_chunks = self._text, self._text.n_chunks
-        n_held = min(CHUNKS, n_chunks)
+        n_held = text.buffer.n_held
         wanted = [window + later for later in range(n_held)]
         for each in wanted:
             slot, number = each % n_held, each % n_chunks
@@ -364,10 +409,7 @@ class OnTheFlyStream(ActivationStream):
                 shares.append(order[later::n_held] + slot * self._slot)
             found = np.concatenate(shares)
             if not len(found):
-                raise StoreError(
-                    f"no token at position {position} is in the buffer; make --buffer-tokens larger, contexts shorter, or use "
-                    "--layout packed"
-                )
+                raise empty_position(position)
             found = self._permuted(found, f"{self.seed}/{position}/window {window}")
             rows.append(np.resize(found, needed))  # once more from the first where there are too few
         return np.stack(rows)

@@ -83,7 +83,7 @@ def harvest(
         if isinstance(store, TextStore):
             output.print(
                 f"{store.folder}: {store.identity.n_contexts:,} contexts of text; `scansion train` will make their activations "
-                f"while it trains, in {store.n_chunks:,} chunks",
+                f"while it trains, in {store.n_chunks:,} chunks; --batch-tokens is at most {store.largest_batch:,}",
                 markup=False,
             )
             continue

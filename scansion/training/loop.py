@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scansion.activations import ActivationStream, PositionedBatch
-from scansion.activations.on_the_fly import TrainingStore, held_for_training, open_stream
+from scansion.activations.on_the_fly import TextStore, TrainingStore, held_for_training, open_stream
 from scansion.device import resolve_device
 from scansion.errors import ConfigError, TrainingError
 from scansion.execution.precision import resolve_precision
@@ -139,6 +139,8 @@ def check_runs(runs: Sequence[TrainingRun], store: TrainingStore) -> None:
 
 def _train_sessions(sessions: list[Session], store: TrainingStore, config: TrainingConfig) -> None:
     device = training_device([(session.run.sae, session.run.training) for session in sessions], store.n_positions)
+    if isinstance(store, TextStore):  # before its first chunk is made
+        store.buffer.home(store.d_in, store.dtype, device)
     with held_for_training(store) as first:
         first.outliers.warn(store.folder)
         n_positions = len(first.used_positions(config.use_position_0, config.excluded(first)))
@@ -193,6 +195,9 @@ class Session:
             run.training.check_ids(store.identity.model, store.identity.model_id.commit)
         require_memory(run.sae, store.d_in, store.n_positions)
         build_mask(run.sae.mask, store.n_positions, run.sae.d_sae)  # raises if it does not fit, before a folder is made
+        if isinstance(store, TextStore):
+            how = run.training
+            store.check_batches(how.per_position, how.n_steps, how.use_position_0, how.exclude_tokens)
         check_start(run.sae, run.training, store.d_in, run.folder)
         self.started_from = check_same_data(run.sae, run.training, store)
         resolve_precision(run.training.precision, resolve_device(run.training.device))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from scansion.activations import ActivationStore, HarvestConfig, OnTheFlyStream, TextStore
-from scansion.activations.on_the_fly import CHUNKS, open_training_store
-from scansion.corpus import CorpusConfig
+from scansion.activations.buffer import CHUNKS, Buffer
+from scansion.activations.on_the_fly import open_training_store
+from scansion.corpus import Contexts, CorpusConfig
 from scansion.errors import BusyError, ConfigError, StoreError
+from scansion.lm import LanguageModel
 from scansion.pipeline import HarvestSpec, build_stores
 from scansion.sae import TopKConfig, load_sae
-from scansion.training import TrainingConfig, TrainingRun, train
+from scansion.training import TrainingConfig, TrainingRun, check_runs, train
 from tests.conftest import make_lm, make_plan, random_contexts
 
 LENGTH, N_CONTEXTS = 8, 96
@@ -26,7 +29,7 @@ def text_store(
     plan = make_plan(
         folder, random_contexts(n_contexts, LENGTH, shortest=shortest), on_the_fly=True, buffer_tokens=buffer
     )
-    return TextStore.write(plan, lambda: lm)
+    return TextStore.write(plan, lm if lm is never else lambda: lm)
 
 
 def stream_of(text: TextStore, first: ActivationStore, per_position: int = 2, **how) -> OnTheFlyStream:
@@ -196,3 +199,74 @@ def test_another_model_under_the_same_name_is_refused(text: TextStore, monkeypat
     object.__setattr__(other.facts, "revision", "another")
     with pytest.raises(StoreError, match="has changed since"), TextStore(text.folder).training():
         pass
+
+
+def never() -> LanguageModel:
+    raise AssertionError("the language model was loaded")
+
+
+def test_a_buffer_that_is_too_small_is_refused_before_the_first_chunk(tmp_path: Path) -> None:
+    text = text_store(tmp_path / "text", never)
+    assert text.largest_batch == 8 * (LENGTH - 1)
+    too_large = training_run(tmp_path / "large", batch_tokens=9 * (LENGTH - 1))
+    for refused in (lambda: check_runs([too_large], text), lambda: train([too_large], text)):
+        with pytest.raises(ConfigError, match=r"too small for batches of 63: .* give --batch-tokens 56 or less"):
+            refused()
+    assert not too_large.folder.exists() and not (text.folder / "chunks").exists()
+    check_runs([training_run(tmp_path / "fits", batch_tokens=text.largest_batch)], text)
+
+
+def test_a_buffer_that_does_not_fit_in_memory_is_refused_before_the_first_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("scansion.activations.buffer.home_of", lambda *_: None)
+    text = text_store(tmp_path / "text", never)  # another machine may train on it
+    assert "takes more than half of the free memory" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="takes more than half of the free memory"):
+        train([training_run(tmp_path / "run")], text)
+    assert not (text.folder / "chunks").exists()
+
+
+def short_from(first: int) -> Contexts:
+    """Contexts of which those read before number ``first`` are full, and the others have two tokens."""
+    contexts = random_contexts(N_CONTEXTS, LENGTH)
+    valid = torch.ones_like(contexts.valid)
+    valid[torch.randperm(N_CONTEXTS, generator=torch.Generator().manual_seed(0))[first:], 2:] = False
+    return replace(contexts, valid=valid)
+
+
+def test_text_that_is_mostly_padding_is_refused_at_harvest(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "text", short_from(1), on_the_fly=True, buffer_tokens=1)
+    with pytest.raises(ConfigError, match="too small for any batch of this text"):
+        TextStore.write(plan, never)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_check_refuses_exactly_what_training_cannot_draw(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, LENGTH + 1, (30,), generator=generator)
+    buffer = Buffer(LENGTH * CHUNKS * (1 + seed % 3), torch.arange(LENGTH) < lengths[:, None])
+    positions = buffer.positions(use_position_0=False)
+    chunks = [buffer.valid[start:stop] for start, stop in zip(buffer.edges, buffer.edges[1:], strict=False)]
+
+    def drawn(window: int, position: int) -> int:
+        held = [chunks[(window + later) % buffer.n_chunks][:, position] for later in range(buffer.n_held)]
+        return sum(len(valid.nonzero()[later :: buffer.n_held]) for later, valid in enumerate(held))
+
+    fits = [all(drawn(window, int(position)) for position in positions) for window in range(buffer.n_chunks)]
+    for n_windows in range(1, buffer.n_chunks + 3):
+        if all(fits[:n_windows]):
+            buffer.check_positions(positions, n_windows)
+        else:
+            with pytest.raises(StoreError, match="no token at position"):
+                buffer.check_positions(positions, n_windows)
+
+
+def test_a_position_that_will_have_no_token_is_named_before_the_first_chunk(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "text", short_from(N_CONTEXTS // 2), on_the_fly=True, buffer_tokens=64)
+    text = TextStore.write(plan, never)
+    with pytest.raises(StoreError, match="no token at position 2 is in the buffer"):
+        train([training_run(tmp_path / "run", tokens=700, batch_tokens=7)], text)
+    assert not (text.folder / "chunks").exists()
+    check_runs([training_run(tmp_path / "shorter", tokens=70, batch_tokens=7)], text)  # ends before it gets there
