@@ -18,9 +18,20 @@ from scansion.errors import ConfigError, ScansionError, describe, did_you_mean
 from scansion.files import one_line_io_errors
 from scansion.progress import say
 from scansion.records import parse_yaml
+from scansion.remote import url_of
 
 _GROUPS = ("assets", "study")
 """Commands that have commands of their own."""
+_ON_DISK = {
+    "export": ("--out",),
+    "compile": ("--out",),
+    "import": ("--out",),
+    "compare": ("--runs", "--out"),
+    "report": ("--study", "--out"),
+    "doctor": ("--folder",),
+    "ui": ("--study",),
+}
+"""Places that must be on a disk. As a path, a URL would name a folder `s3:` in the working folder."""
 
 app.meta.help_flags = ()  # `--help` goes through _launch, so that help includes what plugins add
 
@@ -48,7 +59,7 @@ def _launch(
     sources: list[Any] = [Env("SCANSION_", command=True, show=False)]
     if config is not None:
         sources.append(Dict(_settings_in(config), source=str(config)))
-    app.config = (*sources, _refuse_fractions)
+    app.config = (*sources, _refuse_fractions, _refuse_urls)
     _refuse_unknown_command(app, tokens)
     if tokens[:1] == ("train",):
         from scansion.cli.training import offer_all_architectures
@@ -88,6 +99,18 @@ def _refuse_fractions(_app: App, _commands: tuple[str, ...], arguments: Argument
         for token in argument.tokens:
             if argument.hint in (int, int | None) and re.fullmatch(r"[+-]?\d*\.\d*[1-9]\d*", token.value):
                 raise ConfigError(f"{argument.name} takes a whole number, not {token.value}")
+
+
+def _refuse_urls(_app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Raise for a URL where only a folder on disk is taken."""
+    for argument in arguments:
+        if argument.name not in _ON_DISK.get(commands[-1] if commands else "", ()):
+            continue
+        for token in argument.tokens:
+            if url := url_of(token.value):
+                raise ConfigError(
+                    f"{argument.name} takes a folder on disk, not {url}; docs/object_storage.md says which commands take URLs"
+                )
 
 
 def _keys_of(settings: Any) -> Iterator[Any]:
