@@ -160,8 +160,8 @@ def require_free_space(folder: Path, needed: int, purpose: str) -> None:
 
 def human_bytes(count: float) -> str:
     """``1536`` -> ``'1.5 kB'``, in powers of 1000 as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
+    for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
-    return f"{count:.1f} TB"
+    return f"{count:,.1f} PB"

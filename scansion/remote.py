@@ -19,7 +19,7 @@ TRIES = 5
 FIRST_WAIT = 0.5
 """Seconds before the second try; each later wait is twice as long."""
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _FOLDER = "remote"
 # How each client is told to make a request once: tries are counted here, and not multiplied.
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -40,7 +40,9 @@ def url_of(place: str | Path) -> str | None:
     match = _URL.fullmatch(str(place))
     if match is None:
         return None
-    scheme, rest = match.groups()
+    scheme, rest = match[1].lower(), match[2]
+    if not rest.strip("/"):
+        raise ConfigError(f"{place} names no place: write it like {scheme}://bucket/folder")
     if any(part in (".", "..") for part in rest.split("/")):
         raise ConfigError(f"{place} is not a URL that can be used: leave out the parts '.' and '..'")
     return f"{scheme}://{'/' if scheme == 'file' else ''}{rest.strip('/')}"

@@ -200,10 +200,11 @@ def test_other_errors_say_what_and_where_and_bugs_pass() -> None:
 
 
 def test_sizes_for_people() -> None:
-    assert [human_bytes(n) for n in (0, 999, 1536, 98_373_789, 2.5e12)] == [
+    assert [human_bytes(n) for n in (0, 999, 1536, 98_373_789, 2.5e12, 7e18)] == [
         "0 B",
         "999 B",
         "1.5 kB",
         "98.4 MB",
         "2.5 TB",
+        "7,000.0 PB",
     ]

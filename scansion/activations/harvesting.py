@@ -28,6 +28,7 @@ from scansion.files import human_bytes, one_line_io_errors
 from scansion.lm import HookPoint, LanguageModel, activations_at_each, check_parts
 from scansion.locks import only_writer
 from scansion.progress import Advance, progress, say
+from scansion.remote import origin
 
 _WRITERS = 2
 """Shards written at once: writing one to disk takes about twice as long as computing it on a fast GPU."""
@@ -74,7 +75,7 @@ def harvest_together(
     stores = [intact_store(plan.folder, plan.identity) for plan in plans]
     for store in stores:
         if store is not None:
-            say(f"reusing {store.manifest.n_tokens:,} activations in {store.folder}")
+            say(f"reusing {store.manifest.n_tokens:,} activations in {origin(store.folder) or store.folder}")
     unfinished = [plan for plan, store in zip(plans, stores, strict=True) if store is None]
     check_harvests(unfinished)
     # Always in the same order, so that no two harvests of the same stores wait for each other.
@@ -218,7 +219,8 @@ def _fill(plans: Sequence[HarvestPlan], load_lm: Callable[[], LanguageModel], co
     passes: dict[tuple[int, int], list[_Unfinished]] = {}
     for store in stores:
         if store.missing:
-            say(f"harvesting {n_tokens:,} tokens ({human_bytes(store.plan.n_bytes)}) into {store.plan.folder}")
+            place = origin(store.plan.folder) or store.plan.folder
+            say(f"harvesting {n_tokens:,} tokens ({human_bytes(store.plan.n_bytes)}) into {place}")
             passes.setdefault((store.per_shard, store.config.lm_batch_size), []).append(store)
     jobs = [
         ShardJob.of(together, span)

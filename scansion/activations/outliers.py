@@ -24,6 +24,7 @@ from scansion.errors import ConfigError, DamagedError, ModelError
 from scansion.files import atomic_file
 from scansion.lm import model_facts
 from scansion.progress import progress, say
+from scansion.remote import origin
 from scansion.tensor_file import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -133,8 +134,9 @@ class Outliers:
         if self.variance_share > NOTABLE and self.most_frequent is not None:
             token, share = self.most_frequent
             _say_once(
-                f"{folder}: outlier tokens ({share:.0%} with the id {token}) are {self.token_share:.1%} of the tokens and hold "
-                f"{self.variance_share:.0%} of the variance; read FVE without them (docs/evaluations.md, Outlier tokens)"
+                f"{origin(folder) or folder}: outlier tokens ({share:.0%} with the id {token}) are {self.token_share:.1%} of "
+                f"the tokens and hold {self.variance_share:.0%} of the variance; read FVE without them (docs/evaluations.md, "
+                "Outlier tokens)"
             )
 
 

@@ -52,7 +52,7 @@ def plan(
     together: int | None = None,
     ranks: int = 1,
     division: Literal["bands", "tokens", "features"] | None = None,
-    bytes_per_activation: int = 2,
+    bytes_per_activation: Literal[2, 4] = 2,
     evaluation_tokens: int = 65_536,
     storage_price: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
     mtbf: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
@@ -175,6 +175,10 @@ def _sizes(
 
 def _parsed(text: str, first: str, config: Callable[..., _Config]) -> _Config:
     """``"h100, count: 8"`` -> the config it means: the first word is the setting ``first``, the rest are settings as YAML."""
+    if not text.strip():
+        raise ConfigError(
+            f"the {first} is missing; write a word, then settings, like 'h100, count: 8' or 'topk, d_sae: 16384'"
+        )
     try:
         settings = parse_yaml(f"{{{first}: {text}}}", first)
     except ConfigError as error:

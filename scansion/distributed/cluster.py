@@ -29,6 +29,8 @@ Answer = TypeVar("Answer")
 
 _RETRIES = 5
 """How often Ray starts a task again whose process or machine was lost."""
+_SECONDS_TO_ANSWER = 5
+"""In which the machine of an address must accept a connection."""
 _OBJECT_STORE_BYTES = 100_000_000
 """Memory for what Ray carries between processes of an instance that we start; by default it takes 30% of the machine's."""
 
@@ -176,6 +178,7 @@ def connect(config: ClusterConfig, out: Path | None = None) -> Generator[Cluster
     if config.on is None:
         yield None
         return
+    _require_address(config.on)
     if out is not None and (url := url_of(out)):
         raise ConfigError(
             f"a cluster writes to a disk that all its machines share, not to {url}: give a folder there, and copy it afterwards"
@@ -204,14 +207,22 @@ def connect(config: ClusterConfig, out: Path | None = None) -> Generator[Cluster
         ray.shutdown()
 
 
+def _require_address(on: str) -> None:
+    """Raise :class:`ConfigError` unless Ray could understand the address: it would search for one for half a minute."""
+    host, colon, port = on.removeprefix("ray://").rpartition(":")
+    if on in ("auto", "local") or (host and colon and "/" not in host and port.isdecimal() and 0 < int(port) < 2**16):
+        return
+    raise ConfigError(f"--on should be auto, local, HOST:PORT or ray://HOST:PORT, not {on!r}")
+
+
 def _require_reachable(address: str) -> None:
     """Raise :class:`ConfigError` if nobody listens at ``HOST:PORT``, which Ray would wait for during many minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         return
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError, OverflowError) as error:
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
+    except OSError as error:
         raise ConfigError(f"there is no Ray cluster at {address}: {error}") from error
 
 

@@ -203,7 +203,7 @@ def _train(workload: Workload, fleet: list[tuple[MachineConfig, Kind]], notes: l
     rate = trained * workload.tokens * workload.epochs / seconds
     bound = max(loads[last], key=loads[last].__getitem__)
     _add_notes(workload, fleet, groups, notes)
-    detail = f"{trained:,} SAEs, {n_steps:,} steps, {rate:,.0f} tokens/s in all"
+    detail = f"{trained:,} SAE{'s' if trained != 1 else ''}, {n_steps:,} steps, {rate:,.0f} tokens/s in all"
     stage = _stage("train", seconds, bound, fleet, detail, busy * workload.ranks)
     passes = workload.epochs * len(groups)
     reading = (finish[last] - unread[last]) * n_steps / passes

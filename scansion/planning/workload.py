@@ -180,7 +180,7 @@ class Workload(BaseModel):
     batch_tokens: int = Field(default=4096, gt=0)
     ranks: int = Field(default=1, gt=0, description="Machines that train one dictionary together.")
     division: Division | None = None
-    bytes_per_activation: int = Field(default=2, gt=0)
+    bytes_per_activation: Literal[2, 4] = 2
     evaluation_tokens: int = Field(default=65_536, ge=0)
     loss_tokens: int = Field(default=8_192, ge=0)
 
@@ -190,6 +190,12 @@ class Workload(BaseModel):
             raise ValueError("give at least one dictionary")
         if self.last_layer > self.model.layers:
             raise ValueError(f"the model has {self.model.layers} layers, and a hook point needs {self.last_layer}")
+        if (bands := max(one.bands for one in self.dictionaries)) > self.context_length:
+            raise ValueError(f"{bands} bands need as many positions, and a context has {self.context_length}")
+        if self.batch_tokens > self.tokens:
+            raise ValueError(
+                f"a step takes batch_tokens {self.batch_tokens:,}, and there are tokens {self.tokens:,} in all"
+            )
         return self
 
     @property

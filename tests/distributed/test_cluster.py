@@ -285,6 +285,10 @@ def test_mistakes_are_one_line(run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for more, message in (
         (("--on", "local", "--cpus-per-task", 1.5), "above 1 it is a whole number, not 1.5"),
         (("--gpus-per-task", 1), "are of a Ray cluster; say which with `on`"),
+        *(
+            (("--on", on), f"HOST:PORT or ray://HOST:PORT, not {on!r}")
+            for on in ("", "ray://", "here", "h:0", "h:x", "s3://a:1")
+        ),
     ):
         status, _, err = run(*command, *more)
         assert status == 2 and message in err and len(err.strip().splitlines()) == 1, err

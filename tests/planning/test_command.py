@@ -51,6 +51,10 @@ def test_mistakes_are_one_line(run) -> None:
         (("--dictionaries", "topk", *MACHINES), "d_sae"),
         ((*MACHINES, "--mtbf", 10, "--ranks", 9), "no kind has the 9 machines"),
         (("--machines", "h100", "--mtbf", 10), "give the machines' disk"),
+        (("--machines", ""), "the kind is missing; write a word"),
+        ((*MACHINES, "--bytes-per-activation", 3), "2, 4"),
+        ((*MACHINES, "--batch-tokens", 10**15), "a step takes batch_tokens 1,000,000,000,000,000"),
+        (("--dictionaries", "topk, d_sae: 512, bands: 500", *MACHINES), "500 bands need as many positions"),
     ):
         given = changed if "--dictionaries" in changed else (*SAES, *changed)
         status, _, err = run("plan", *GIVEN, *given)

@@ -191,5 +191,5 @@ def test_gemma_scope_as_published() -> None:
 
 
 def test_llama_scope_bytes_per_token_as_published() -> None:
-    llama = workload(model=model_sizes("llama-3.1-8b"), tokens=1)
+    llama = workload(model=model_sizes("llama-3.1-8b"), tokens=1, batch_tokens=1)
     assert llama.store_bytes == 8192  # "8K bytes per token", 4,096 times the 2 bytes of its text

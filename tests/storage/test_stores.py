@@ -37,8 +37,11 @@ def test_a_url_survives_being_a_path_and_has_a_folder(monkeypatch: pytest.Monkey
         is origin(tmp_path / "stores")
         is None
     )
+    assert url_of("S3://Bucket/stores") == "s3://Bucket/stores"
     with pytest.raises(ConfigError, match="leave out the parts"):
         url_of("s3://bucket/../other")
+    with pytest.raises(ConfigError, match="s3:// names no place"):
+        url_of("s3://")
 
 
 def test_training_from_a_url_gives_the_bytes_of_training_from_disk(store, bucket, elsewhere: Move, tmp_path) -> None:
@@ -224,6 +227,7 @@ def test_harvest_to_a_url(run, lm_folder, documents, bucket, elsewhere: Move, re
             "--held-out-tokens", 320, "--held-out-fraction", 0.25, "--device", "cpu", "--shard-bytes", 8_000, "--out", out,
         )  # fmt: skip
         assert status == 0, err
+        assert str(local_copy(f"{bucket}/stores")) not in err
         return said
 
     harvest(tmp_path / "disk")
