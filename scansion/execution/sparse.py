@@ -44,13 +44,12 @@ def sparse_forward(sae: SAE, batch: PositionedBatch, blocks: Sequence[Block], sh
     if selected is None:
         return None
     entries, let_in, of_parameters = selected
-    levels = sae.levels()
-    if levels is None:
+    if sae.n_levels == 1:
         entries, residual = reconstruct(entries, *of_parameters)
         nested = None
     else:
-        n_levels = int(levels.max()) + 1
-        entries, residuals = reconstruct_nested(entries, to_device(levels, x.device), n_levels, *of_parameters)
+        levels = to_device(sae.levels(), x.device)
+        entries, residuals = reconstruct_nested(entries, levels, sae.n_levels, *of_parameters)
         residual, nested = residuals[-1], residuals[:-1].unflatten(1, x.shape[:2])
     if let_in is None:
         parts = [

@@ -50,12 +50,12 @@ def evaluate(
     check_evaluations(configs, held_out)
     place = resolve_device(device)
     saes = [LoadedSAE(name, *load_sae(folder / "sae", place)) for name, folder in runs.items()]
-    place = origin(held_out.folder) or held_out.folder
+    text = origin(held_out.folder) or held_out.folder
     for sae in saes:
         if sae.metadata.contexts == held_out.identity.contexts:
-            say(f"{sae.name} was trained on the very text of {place}: what it measures is not of held-out text")
+            say(f"{sae.name} was trained on the very text of {text}: what it measures is not of held-out text")
         elif sae.metadata.corpus not in (None, fingerprint(held_out.identity.corpus)):
-            say(f"{sae.name} was trained on other text than {place} is from, or on text cut otherwise")
+            say(f"{sae.name} was trained on other text than {text} is from, or on text cut otherwise")
     configs = {name: fill_from_training(config, saes) for name, config in configs.items()}
     folders = [folder / "evals" for folder in runs.values()]
 

@@ -113,12 +113,14 @@ class SAE(nn.Module, ABC):
         """
         return None
 
-    def levels(self) -> Int[Tensor, "d_sae"] | None:
-        """The first of the nested dictionaries that holds each feature, from 0 and on the CPU; None if there is only one.
+    @property
+    def n_levels(self) -> int:
+        """Number of nested dictionaries, each of which reconstructs by itself; see :attr:`ForwardPass.nested`."""
+        return 1
 
-        All features up to any one level reconstruct by themselves: see :attr:`ForwardPass.nested`.
-        """
-        return None
+    def levels(self) -> Int[Tensor, "d_sae"]:
+        """The first of the nested dictionaries that holds each feature, from 0 and on the CPU."""
+        return torch.zeros(self.d_sae, dtype=torch.int64)
 
     def routing(self, x: Float[Tensor, "T d_in"]) -> Routing | None:
         """The group of features that each token uses, for an architecture that routes tokens; None for all others."""

@@ -13,6 +13,7 @@ from scansion.execution.plan import open_ways
 from scansion.execution.selection import select_over_batch, select_positive, select_top_k
 from scansion.execution.sparse import encode_sparse
 from scansion.masks import MaskConfig, NoMaskConfig
+from scansion.sae import MatryoshkaConfig, TSAEConfig, build_sae
 from tests.execution.curves import curve_of, losses_of, require_same_as_dense
 from tests.execution.screens import SCREENS, use_screen
 from tests.masks.families import BANDED, D_IN, D_SAE, EVERYWHERE, FAMILIES, NONE_DEAD, L, make_sae, some_x, with_acts_on
@@ -118,6 +119,18 @@ def test_the_weights_of_a_mask_learn_as_in_the_dense_form(architecture: str, fam
 def test_masks_with_weights_do_not_take_the_dense_way(architecture: str, way: str, family: str) -> None:
     sae = make_sae(architecture, FAMILIES[family]).train()
     assert losses_of(sae, some_x(n=7), EVERYWHERE, NONE_DEAD).way == way
+
+
+@pytest.mark.parametrize("prefixes", [(1.0,), (0.25, 0.99, 1.0)], ids=["one dictionary", "two that are equal"])
+@pytest.mark.parametrize("kind", [MatryoshkaConfig, TSAEConfig])
+def test_nested_dictionaries_may_be_one_or_equal(kind, prefixes: tuple[float, ...]) -> None:
+    config = kind(d_sae=D_SAE, k=5, prefixes=prefixes)
+    sparse, dense = (build_sae(config, D_IN, L, torch.Generator().manual_seed(0)).train() for _ in range(2))
+    x = some_x(n=7)
+    previous = x[:-1].flip(1) if kind is TSAEConfig else None
+    found = losses_of(sparse, x, EVERYWHERE, NONE_DEAD, previous, way="sparse")
+    require_same_as_dense(found, losses_of(dense, x, EVERYWHERE, NONE_DEAD, previous, way="dense"), sparse, dense)
+    assert found.reconstruction.isfinite()
 
 
 def test_it_is_chosen_where_few_features_are_active(monkeypatch: pytest.MonkeyPatch) -> None:

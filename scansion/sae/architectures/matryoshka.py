@@ -48,6 +48,10 @@ class NestedSAE(BatchTopKSAE):
 
     config: NestedConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, never assigned again
 
+    @property
+    def n_levels(self) -> int:
+        return len(self.config.prefixes)
+
     def levels(self) -> Int[Tensor, "d_sae"]:
         bands = self.mask.gate.bands
         if bands is None:
@@ -62,8 +66,7 @@ class NestedSAE(BatchTopKSAE):
 
     def reconstruction_loss(self, forward: ForwardPass) -> Float[Tensor, ""]:
         """The mean over the nested dictionaries of the squared error of each."""
-        n_levels = len(self.config.prefixes)
-        levels = self.levels()
+        n_levels, levels = self.n_levels, self.levels()
         total, weights = super().reconstruction_loss(forward), forward.decoder_weights
         if forward.nested is not None:
             return (total + (n_levels - 1) * squared_norm(forward.nested)) / n_levels
