@@ -30,6 +30,7 @@ from scansion.sae import (
     TopKConfig,
     TSAEConfig,
     build_sae,
+    n_previous,
 )
 from scansion.training import TrainingConfig
 from scansion.training.learner import Learner
@@ -106,10 +107,11 @@ class Subject:
 
 
 def positioned(x: Tensor, sae: SAE) -> PositionedBatch:
-    """Tokens, [n_tokens, d_in], as equally many of each position; each with the one before it, if the SAE learns from those."""
+    """Tokens, [n_tokens, d_in], as equally many of each position; each with those before it that the SAE learns from."""
     n_positions = sae.mask.n_positions
     rows = x.view(n_positions, -1, x.shape[1])
-    return PositionedBatch(rows, torch.arange(n_positions, device=x.device), rows[:-1] if sae.uses_pairs else None)
+    previous = tuple(rows[:-back] for back in range(1, 1 + n_previous(sae.config)))
+    return PositionedBatch(rows, torch.arange(n_positions, device=x.device), previous)
 
 
 def batch(n_tokens: int, d_in: int, seed: int) -> Tensor:

@@ -309,7 +309,9 @@ def match(a: SAE | str | Path, b: SAE | str | Path) -> Matches:
     of_a, of_b = sae_of(a), sae_of(b)
     if of_a.d_in != of_b.d_in:
         raise ConfigError(f"SAEs of activations {of_a.d_in} and {of_b.d_in} wide have no features in common")
-    rows_a, rows_b = (torch.nn.functional.normalize(sae.W_dec.detach().float().cpu(), dim=1) for sae in (of_a, of_b))
+    rows_a, rows_b = (
+        torch.nn.functional.normalize(sae.directions.detach().float().cpu(), dim=1) for sae in (of_a, of_b)
+    )
     cosines, features = _nearest(rows_a, rows_b)
     _, back = _nearest(rows_b, rows_a)
     return Matches(features, cosines, back[features] == torch.arange(len(features)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,12 +24,14 @@ class PositionedBatch:
     Attributes:
         x: activations.
         positions: ascending, in [0, L).
-        previous: the activation one position earlier, for all rows but the first; None unless the stream was built with it.
+        previous: the tokens before those of a batch whose columns are not contexts, as those of a stream: ``previous[b - 1]``
+            are the tokens b positions earlier, [P - b, n, d_in], for all rows but the first b. As many as the stream was built
+            with. None if each column is one context, so that the tokens before are in the batch.
     """
 
     x: Float[Tensor, "P n d_in"]
     positions: Int[Tensor, "P"]
-    previous: Float[Tensor, "P_less_1 n d_in"] | None = None
+    previous: tuple[Float[Tensor, "_ n d_in"], ...] | None = None
 
     def __repr__(self) -> str:
         """Sizes, not numbers."""
@@ -54,7 +57,7 @@ class PositionedBatch:
         return torch.linalg.vector_norm(flat - flat.mean(dim=0), dim=1).square().mean()
 
     def at(self, positions: Int[Tensor, "R"]) -> PositionedBatch:
-        """The rows of these positions, in the order given; ``previous`` is dropped.
+        """The rows of these positions, in the order given; of ``previous`` nothing is kept.
 
         Raises:
             ShapeError: the batch has no row for one of them.
@@ -64,17 +67,20 @@ class PositionedBatch:
             self.positions[rows.clamp(max=len(self.positions) - 1)], positions.to(self.positions.device)
         ):
             raise ShapeError(f"the batch has positions {self.positions.tolist()}, not all of {positions.tolist()}")
-        return PositionedBatch(self.x[rows], self.positions[rows])
+        return PositionedBatch(self.x[rows], self.positions[rows], None if self.previous is None else ())
 
     def float(self) -> PositionedBatch:
         """The same batch in float32."""
-        return PositionedBatch(self.x.float(), self.positions, None if self.previous is None else self.previous.float())
+        return self._mapped(Tensor.float, self.positions)
 
     def to(self, device: torch.device) -> PositionedBatch:
         """The same batch on another device."""
-        previous = None if self.previous is None else self.previous.to(device)
-        return PositionedBatch(self.x.to(device), self.positions.to(device), previous)
+        return self._mapped(lambda x: x.to(device), self.positions.to(device))
 
     def scaled(self, scale: float) -> PositionedBatch:
         """The same batch with activations multiplied by ``scale``."""
-        return PositionedBatch(self.x * scale, self.positions, None if self.previous is None else self.previous * scale)
+        return self._mapped(lambda x: x * scale, self.positions)
+
+    def _mapped(self, function: Callable[[Tensor], Tensor], positions: Tensor) -> PositionedBatch:
+        previous = None if self.previous is None else tuple(map(function, self.previous))
+        return PositionedBatch(function(self.x), positions, previous)

@@ -302,14 +302,14 @@ def open_stream(
     per_position: int,
     seed: int,
     use_position_0: bool,
-    with_previous: bool,
+    n_previous: int,
     device: torch.device,
     excluded: Excluded,
 ) -> ActivationStream:
     """The batches of a store, or of a text that is held; arguments as for :class:`OnTheFlyStream`."""
     if isinstance(store, TextStore):
-        return OnTheFlyStream(store, first, per_position, seed, use_position_0, with_previous, device, excluded)
-    return ActivationStream(store, per_position, seed, use_position_0, None, with_previous, device, excluded(store))
+        return OnTheFlyStream(store, first, per_position, seed, use_position_0, n_previous, device, excluded)
+    return ActivationStream(store, per_position, seed, use_position_0, None, n_previous, device, excluded(store))
 
 
 class OnTheFlyStream(ActivationStream):
@@ -320,7 +320,7 @@ class OnTheFlyStream(ActivationStream):
     Args:
         store: the text, whose buffer is held (:meth:`TextStore.training`).
         first: its first chunk.
-        per_position, seed, use_position_0, with_previous, device: as for :class:`ActivationStream`.
+        per_position, seed, use_position_0, n_previous, device: as for :class:`ActivationStream`.
         excluded: gives the tokens of a chunk that are never drawn.
 
     Raises:
@@ -335,11 +335,11 @@ class OnTheFlyStream(ActivationStream):
         per_position: int,
         seed: int,
         use_position_0: bool = False,
-        with_previous: bool = False,
+        n_previous: int = 0,
         device: torch.device | None = None,
         excluded: Excluded = lambda chunk: None,
     ) -> None:
-        super().__init__(first, per_position, seed, use_position_0, False, with_previous, device, excluded(first))
+        super().__init__(first, per_position, seed, use_position_0, False, n_previous, device, excluded(first))
         self._text, self._excluded_of = store, excluded
         buffer = store.buffer
         self.steps_per_window = buffer.steps_per_window(self.positions, per_position)

@@ -43,7 +43,8 @@ class ActivationStream:
         use_position_0: whether to include the first position (BOS, the attention sink).
         in_memory: keep the whole store in memory, in its stored type; default: if it takes less than half of the free
             memory. A GPU's own memory is used if the store takes less than 40% of what is free there.
-        with_previous: also return the token before each token of the batch; the batch itself stays the same.
+        n_previous: how many of the tokens before each token to return too, see :attr:`PositionedBatch.previous`; the batch
+            itself stays the same.
         device: where batches are wanted; default the CPU.
         excluded: tokens that are never drawn, see :meth:`TokenExclusion.excluded`. A position that has no other token is
             not among those used.
@@ -51,7 +52,7 @@ class ActivationStream:
             whole stream's batches.
 
     Raises:
-        ConfigError: ``with_previous`` is set and some token has no token before it.
+        ConfigError: tokens before are wanted, and some token has no token before it.
         StoreError: no token is left.
 
     Example:
@@ -66,7 +67,7 @@ class ActivationStream:
         seed: int,
         use_position_0: bool = False,
         in_memory: bool | None = None,
-        with_previous: bool = False,
+        n_previous: int = 0,
         device: torch.device | None = None,
         excluded: Bool[Tensor, "L C"] | None = None,
         part: slice = slice(None),
@@ -76,11 +77,15 @@ class ActivationStream:
         self.seed = seed
         self._excluded = excluded
         self.positions = store.used_positions(use_position_0, excluded)[part]
-        self.with_previous = with_previous
+        self.n_previous = n_previous
         valid = store.valid
         followers = self.positions[1:]
-        if with_previous and bool((valid[followers] & ~valid[followers - 1]).any()):
+        if n_previous and bool((valid[followers] & ~valid[followers - 1]).any()):
             raise ConfigError("some tokens of this store have no token before them (is it padded on the left?)")
+        if n_previous > 1 and bool((self.positions.diff() > 1).any()):
+            raise ConfigError(
+                "windows of tokens need all positions in a row, and at some position every token is left out"
+            )
         drawn = valid if excluded is None else valid & ~excluded
         self._valid = {int(p): drawn[p].nonzero().squeeze(1).numpy() for p in self.positions}
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
@@ -89,8 +94,7 @@ class ActivationStream:
         self.device = torch.empty(0, device=device).device if device else torch.device("cpu")
         # One tensor for all batches, so that the values Python has read from it stay cached (see scansion.readings).
         self._device_positions = self.positions.to(self.device)
-        # From the position before the first one, if the tokens before those of the batch are read too.
-        kept = range(max(0, int(self.positions[0]) - with_previous), int(self.positions[-1]) + 1)
+        kept = range(int(self.positions[0]), int(self.positions[-1]) + 1)
         home = home_of(store.n_bytes * len(kept) // store.n_positions, self.device, in_memory)
         self._keep(None if home is None else store.resident(home, kept), kept.start)
 
@@ -158,13 +162,13 @@ class ActivationStream:
         return self._receive(self._send(step))
 
     def _send(self, step: int) -> list[Callable[[], Tensor]]:
-        """Begin to read a batch, and the tokens before it if they are wanted; each function returned ends the reading."""
+        """Begin to read a batch, and the tokens before it that are wanted; each function returned ends the reading."""
         contexts = torch.from_numpy(self._contexts_at(step))
-        return [self._begin(contexts[back:], back) for back in range(2 if self.with_previous else 1)]
+        return [self._begin(contexts[back:], back) for back in range(1 + min(self.n_previous, len(contexts) - 1))]
 
     def _receive(self, sent: list[Callable[[], Tensor]]) -> PositionedBatch:
         x, *previous = [end().to(self.device).float() for end in sent]
-        return PositionedBatch(x, self._device_positions, *previous)
+        return PositionedBatch(x, self._device_positions, tuple(previous))
 
     def _begin(self, contexts: Int[Tensor, "R n"], back: int) -> Callable[[], Tensor]:
         """Begin to read the tokens ``back`` positions before a batch's, for all its positions but the first ``back``."""

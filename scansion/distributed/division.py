@@ -91,7 +91,9 @@ def division_of(config: SAEConfig, n_positions: int, size: int, what: Divide = "
     sae = build_sae(config, 1, n_positions, torch.Generator())  # of the smallest width, to look at
     mask, bands = sae.mask, sae.mask.gate.bands
     why = None
-    if vars(type(sae)).get("auxiliary_per") is None:
+    if sae.window > 1:
+        why = f"{config.architecture} reads windows of tokens"
+    elif vars(type(sae)).get("auxiliary_per") is None:
         why = f"{config.architecture} compares the tokens of a batch"
     elif mask.reorders_features or type(mask).wants_usage_at is not PositionalMask.wants_usage_at:
         why = f"the mask {config.mask.family} moves features between positions"

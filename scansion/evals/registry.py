@@ -18,6 +18,7 @@ from scansion.evals.base import EvalResult, LoadedSAE
 from scansion.evals.statistics import Estimate
 from scansion.lm import LanguageModel
 from scansion.registry import Registry
+from scansion.sae import SAEConfig, window_of
 
 LoadLM = Callable[[], LanguageModel]
 Value = Estimate | float | None
@@ -143,6 +144,19 @@ class Evaluation(ABC, Generic[Config, Result]):
     def tokens_of_own_text(self) -> int:
         """See :class:`Evaluation`."""
         return getattr(self.config, "context_length", None) or 0
+
+    @property
+    def encodes_single_tokens(self) -> bool:
+        """Whether it encodes tokens without those before them, which a crosscoder over a window cannot."""
+        return False
+
+    def check_sae(self, config: SAEConfig) -> None:
+        """Raise :class:`ConfigError` if it cannot be run on an SAE of this config."""
+        if self.encodes_single_tokens and window_of(config) > 1:
+            raise ConfigError(
+                f"{self.file} encodes tokens without those before them, and {config.architecture} reads windows of "
+                f"{window_of(config)}: leave out one of the two"
+            )
 
     @abstractmethod
     def run(self, saes: Sequence[LoadedSAE], held_out: ActivationStore, load_lm: LoadLM) -> Sequence[Result]:

@@ -38,7 +38,7 @@ def fused_forward(sae: SAE, batch: PositionedBatch, blocks: Sequence[Block]) -> 
     blocks = [block for block in blocks if block.n_rows > 0]
     centred = x - sae.bias_at(batch.positions[:, None]).detach()
     threshold = selection if isinstance(selection, KeepsAbove) else None
-    biases = sae.b_dec.view(-1, sae.d_in)
+    biases = sae.b_dec.view(-1, sae.d_read)
     out = fused_reconstruction(centred, sae.W_enc, sae.b_enc, sae.W_dec, biases, blocks, threshold)
     parts = [recomputed_part(sae, x, batch.positions, block) for block in blocks]
     count = None if threshold is None else out.count

@@ -32,12 +32,12 @@ def training_losses(sae: SAE, batch: PositionedBatch, dead: Bool[Tensor, "d_sae"
     Raises:
         ShapeError: the architecture learns from pairs of tokens, and the batch has no ``previous``.
     """
-    if sae.uses_pairs and batch.previous is None:
+    if sae.uses_pairs and not batch.previous:
         raise ShapeError(f"{sae.config.architecture} learns from pairs of tokens: the batch needs previous")
     plan = plan_execution(sae, batch, way)
     forward, taken = _forward(sae, batch, plan, forced=way is not None)
-    if sae.uses_pairs:
-        forward = replace(forward, previous=batch.previous)
+    if sae.uses_pairs and batch.previous:
+        forward = replace(forward, previous=batch.previous[0])
     return losses_of(sae, forward, batch, dead, taken)
 
 

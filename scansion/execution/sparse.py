@@ -99,7 +99,7 @@ def _selected(
         let_in = _let_in(encoder, selection, share)
     weights = blocks[0].weights if blocks else None
     gate = None if weights is None else EntryGate(weights, x.shape[1], let_in)
-    biases = sae.b_dec.view(-1, sae.d_in)
+    biases = sae.b_dec.view(-1, sae.d_read)
     bias_of_token = None if len(biases) == 1 else sae.mask.band_at(positions).repeat_interleave(x.shape[1])
     parameters = sae.W_enc, sae.b_enc, sae.W_dec, biases
     return _Selected(entries, let_in, (centred.flatten(0, 1), *parameters, bias_of_token, gate))
@@ -107,17 +107,17 @@ def _selected(
 
 def _previous_acts(sae: SAE, batch: PositionedBatch) -> Float[Tensor, "P_less_1 n d_sae"] | None:
     """The activations of the tokens before, with their gradient, for an SAE that learns from them."""
-    if not sae.uses_pairs or batch.previous is None:
+    if not sae.uses_pairs or not batch.previous:
         return None
     positions = batch.positions[1:] - 1
     blocks = [block for block in blocks_of(sae.mask, positions) if block.n_rows > 0]
-    selected = _selected(sae, batch.previous, positions, blocks, 1.0)
+    before = batch.previous[0]
+    selected = _selected(sae, before, positions, blocks, 1.0)
     assert selected is not None, "no entry is refused"
     if selected.let_in is not None:
         return None
     entries, _ = reconstruct(selected.entries, *selected.of_parameters)
-    n = batch.previous.shape[1]
-    return _acts_of(entries, whole_block(len(positions), sae.d_sae), n)
+    return _acts_of(entries, whole_block(len(positions), sae.d_sae), before.shape[1])
 
 
 def _select(encoder: Encoder, selection: Selection, share: float) -> SparseActs | None:
@@ -177,9 +177,10 @@ def encode_sparse(
     selection = sae.selection()
     if "sparse" not in open_ways(sae) or not sae.mask.gate.only_blocks or not isinstance(selection, KeepsTopK):
         return None
-    require_shape("x", x, "... d_in", d_in=sae.d_in)
+    x = sae.read(x, positions)
+    require_shape("x", x, "... d_in", d_in=sae.d_read)
     positions = sae.positions_of(x, positions)
-    tokens = (sae.normalised(x).x - sae.bias_at(positions)).reshape(-1, 1, sae.d_in)
+    tokens = (sae.normalised(x).x - sae.bias_at(positions)).reshape(-1, 1, sae.d_read)
     block = whole_block(len(tokens), sae.d_sae)
     if sae.mask.gate.forward:
         block = replace(block, closed=~sae.mask.can_fire(positions.expand(x.shape[:-1]).reshape(-1)))

@@ -213,8 +213,8 @@ def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path | str, drop_mask
         The architecture it has there.
 
     Raises:
-        ConfigError: it is of a plugin, its bands have a decoder bias each and the mask is to be dropped, or it has an
-            ``input_norm`` and no counterpart there.
+        ConfigError: it is of a plugin, it reads windows of tokens, its bands have a decoder bias each and the mask is to be
+            dropped, or it has an ``input_norm`` and no counterpart there.
 
     Example:
         >>> scansion.write_saelens(*scansion.load_sae("runs/topk"), "exported")
@@ -227,6 +227,10 @@ def write_saelens(sae: SAE, metadata: SAEMetadata, folder: Path | str, drop_mask
             raise ConfigError(
                 f"{type(part).__name__} is of a plugin, which {NAME} would not find; it cannot be written"
             )
+    if sae.window > 1:
+        raise ConfigError(
+            f"{sae.config.architecture} reads windows of {sae.window} tokens, and {NAME} gives it one at a time"
+        )
     settings = sae.config.model_dump(mode="json")
     if dropped:
         settings["mask"] = NoMaskConfig().model_dump(mode="json")

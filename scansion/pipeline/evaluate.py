@@ -50,6 +50,9 @@ def evaluate(
     check_evaluations(configs, held_out)
     place = resolve_device(device)
     saes = [LoadedSAE(name, *load_sae(folder / "sae", place)) for name, folder in runs.items()]
+    for evaluation in evaluations.build(configs).values():
+        for sae in saes:
+            evaluation.check_sae(sae.sae.config)
     text = origin(held_out.folder) or held_out.folder
     for sae in saes:
         if sae.metadata.contexts == held_out.identity.contexts:

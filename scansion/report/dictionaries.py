@@ -75,14 +75,14 @@ def read_dictionaries(
         if config is not None and lm is not None:
             information = None if profiles is None else profiles.get("in_force.information")
             features = gather_features(subject, data.held_out, config, information)
-            neighbours = nearest_features(subject.sae.W_dec, config.neighbours)
+            neighbours = nearest_features(subject.sae.directions, config.neighbours)
             lens = _lens(subject, lm, config.lens_tokens)
-            entries = largest_entries(subject.sae.W_dec)
+            entries = largest_entries(subject.sae.directions)
             page = FeaturePages(
                 arm.name, seed, features, neighbours, lens, entries, _mask_note(arm), subject.fingerprint
             )
             pages.append(replace(page, explanations=_explanations(arm, seed)))
-            decoders.append(subject.sae.W_dec.detach().cpu())
+            decoders.append(subject.sae.directions.detach().cpu())
             rates = rates or {"firing": features.profile.rates}
         if rates or subject.sae.config.mask.has_weights:
             maps.append(maps_of(subject, data.held_out, rates))
@@ -121,7 +121,7 @@ def _lens(subject: LoadedSAE, lm: LanguageModel, n: int) -> LogitLens | None:
     if n == 0:
         return None
     try:
-        return logit_lens(subject.sae.W_dec, lm, n)
+        return logit_lens(subject.sae.directions, lm, n)
     except ModelError as error:
         say(f"no logit lens of {subject.name}: {error}")
         return None

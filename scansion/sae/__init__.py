@@ -15,6 +15,7 @@ from scansion.sae.architectures.jumprelu import JumpReluConfig, JumpReluSAE
 from scansion.sae.architectures.matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from scansion.sae.architectures.relu import ReluConfig, ReluSAE
 from scansion.sae.architectures.switch import SwitchConfig, SwitchSAE
+from scansion.sae.architectures.temporal_crosscoder import TemporalCrosscoder, TemporalCrosscoderConfig
 from scansion.sae.architectures.topk import TopKConfig, TopKSAE
 from scansion.sae.architectures.tsae import TSAE, TSAEConfig
 from scansion.sae.base import SAE, SAEConfig
@@ -26,9 +27,10 @@ from scansion.sae.registry import (
     ARCHITECTURES,
     AnySAEConfig,
     build_sae,
+    n_previous,
     parse_sae_config,
     register_architecture,
-    uses_pairs,
+    window_of,
 )
 
 __all__ = [
@@ -57,13 +59,16 @@ __all__ = [
     "SwitchConfig",
     "SwitchSAE",
     "TSAEConfig",
+    "TemporalCrosscoder",
+    "TemporalCrosscoderConfig",
     "TopKConfig",
     "TopKSAE",
     "build_sae",
     "load_sae",
+    "n_previous",
     "parse_sae_config",
     "register_architecture",
     "sae_fingerprint",
     "save_sae",
-    "uses_pairs",
+    "window_of",
 ]

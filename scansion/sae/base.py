@@ -75,7 +75,11 @@ class SAE(nn.Module, ABC):
 
     def __init__(self, config: SAEConfig, d_in: int, n_positions: int, generator: torch.Generator) -> None:
         super().__init__()
-        directions = torch.randn(config.d_sae, d_in, generator=generator)
+        self.window = self.window_of(config)
+        """Tokens that are encoded together, see :meth:`window_of`."""
+        self.d_read = d_read = self.window * d_in
+        """Width of what the weights read: ``d_in`` for each token of the window."""
+        directions = torch.randn(config.d_sae, d_read, generator=generator)
         directions /= directions.norm(dim=1, keepdim=True)
         self.config = config
         self.d_in = d_in
@@ -83,11 +87,21 @@ class SAE(nn.Module, ABC):
         self.n_positions = n_positions
         self.mask = build_mask(config.mask, n_positions, config.d_sae)
         # Stored feature by feature, like the decoder: the gradients of a feature are then written in one contiguous row.
-        self.W_enc: Float[Tensor, "d_in d_sae"] = nn.Parameter(directions.clone().T)
+        self.W_enc: Float[Tensor, "d_read d_sae"] = nn.Parameter(directions.clone().T)
         self.b_enc: Float[Tensor, "d_sae"] = nn.Parameter(torch.zeros(config.d_sae))
-        self.W_dec: Float[Tensor, "d_sae d_in"] = nn.Parameter(directions)
-        shape = (d_in,) if self.mask.n_decoder_biases == 1 else (self.mask.n_decoder_biases, d_in)
-        self.b_dec: Float[Tensor, "*n_biases d_in"] = nn.Parameter(torch.zeros(shape))
+        self.W_dec: Float[Tensor, "d_sae d_read"] = nn.Parameter(directions)
+        shape = (d_read,) if self.mask.n_decoder_biases == 1 else (self.mask.n_decoder_biases, d_read)
+        self.b_dec: Float[Tensor, "*n_biases d_read"] = nn.Parameter(torch.zeros(shape))
+
+    @classmethod
+    def window_of(cls, config: SAEConfig) -> int:
+        """Number of adjacent tokens that are encoded together, the token itself included: 1, but for a crosscoder."""
+        return 1
+
+    @classmethod
+    def n_previous(cls, config: SAEConfig) -> int:
+        """How many of the tokens before each token training reads."""
+        return max(cls.window_of(config) - 1, int(cls.uses_pairs))
 
     @abstractmethod
     def activate(
@@ -262,7 +276,7 @@ class SAE(nn.Module, ABC):
         """
         require_shape("acts", acts, "... d_sae", d_sae=self.d_sae)
         bias = self.b_dec if self.b_dec.ndim == 1 else self.bias_at(self.positions_of(acts, positions))
-        x_hat = acts.to(self.W_dec.dtype) @ self.W_dec + bias
+        x_hat = acts.to(self.W_dec.dtype) @ self.directions + bias[..., : self.d_in]
         if self.config.input_norm == "none":
             return x_hat
         if x is None:
@@ -277,8 +291,10 @@ class SAE(nn.Module, ABC):
         self, x: Float[Tensor, "*batch d_in"] | PositionedBatch, positions: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "*batch d_in"]:
         """``decode(encode(x, positions), positions, x)``; arguments and errors as for :meth:`encode`."""
-        x, positions = self._unpacked(x, positions)
-        return self.decode(self.encode(x, positions), positions, x)
+        acts = self.encode(x, positions)
+        if isinstance(x, PositionedBatch):
+            x, positions = x.x, x.token_positions.to(acts.device)
+        return self.decode(acts, positions, x[..., : self.d_in].to(self.W_enc))
 
     def masked_acts(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None) -> MaskedActs:
         """Pre-activations and activations under the mask; overridden by architectures that also weight activations.
@@ -288,10 +304,15 @@ class SAE(nn.Module, ABC):
         return self._masked_acts_by(self.activate, x, positions)
 
     def _masked_acts_by(self, activate: Callable[[Tensor], Tensor], x: Tensor, positions: Tensor | None) -> MaskedActs:
-        require_shape("x", x, "... d_in", d_in=self.d_in)
+        require_shape("x", x, "... d_in", d_in=self.d_read)
         positions = self.positions_of(x, positions)
         pre_acts = linear(x - self.bias_at(positions), self.W_enc.T, self.b_enc)
         return self.mask.apply_to(pre_acts, positions, activate)
+
+    @property
+    def directions(self) -> Float[Tensor, "d_sae d_in"]:
+        """What each feature adds to its own token, per unit of activation: ``W_dec``, or its part of it for a window."""
+        return self.W_dec
 
     @property
     def treats_positions_alike(self) -> bool:
@@ -301,14 +322,26 @@ class SAE(nn.Module, ABC):
     def _unpacked(self, x: Tensor | PositionedBatch, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Activations in the weights' type, and positions; those of a PositionedBatch are moved to this SAE's device too."""
         if not isinstance(x, PositionedBatch):
-            return x.to(self.W_enc.dtype), positions
+            return self.read(x.to(self.W_enc.dtype), positions), positions
         if positions is not None:
             raise ShapeError("a PositionedBatch carries its positions; do not give positions as well")
-        return x.x.to(self.W_enc), x.token_positions.to(self.W_enc.device)
+        batch = self.read_batch(x)
+        return batch.x.to(self.W_enc), batch.token_positions.to(self.W_enc.device)
+
+    def read(
+        self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None
+    ) -> Float[Tensor, "*batch d_read"]:
+        """What the weights read for each token: the token itself, unless this is a crosscoder over a window."""
+        return x
+
+    def read_batch(self, batch: PositionedBatch) -> PositionedBatch:
+        """The same for a batch of a store or a stream."""
+        return batch
 
     def positions_of(self, x: Float[Tensor, "*batch d"], positions: Int[Tensor, "..."] | None) -> Int[Tensor, "..."]:
         """The positions to use for ``x``; see :func:`scansion.sae.positions.positions_for`."""
-        return positions_for(x, positions, self.config.mask.family, alike=self.treats_positions_alike)
+        differently = f"this SAE's {self.config.mask.family} mask treats positions differently"
+        return positions_for(x, positions, None if self.treats_positions_alike else differently)
 
     def __repr__(self) -> str:
         """Sizes, mask and hook point."""

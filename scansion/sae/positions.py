@@ -10,26 +10,25 @@ from scansion.errors import ShapeError
 
 
 def positions_for(
-    x: Float[Tensor, "*batch d"], positions: Int[Tensor, "..."] | None, family: str, *, alike: bool
+    x: Float[Tensor, "*batch d"], positions: Int[Tensor, "..."] | None, why: str | None
 ) -> Int[Tensor, "..."]:
-    """Positions that broadcast against the leading axes of ``x``. They may be left out for [L, d], and if ``alike``.
+    """Positions that broadcast against the leading axes of ``x``. They may be left out for [L, d], or without ``why``.
 
     Args:
         x: activations.
         positions: None to leave them out.
-        family: of the mask, for the error.
-        alike: the SAE treats all positions alike.
+        why: why the SAE needs them, for the error; None if it treats all positions alike.
 
     Raises:
         ShapeError: positions are missing, or do not broadcast.
     """
     leading = x.shape[:-1]
     if positions is None:
-        if alike:
+        if why is None:
             return torch.zeros((1,) * len(leading), dtype=torch.int64, device=x.device)
         if len(leading) != 1:
             raise ShapeError(
-                f"positions are needed: this SAE's {family} mask treats positions differently, and a "
+                f"positions are needed: {why}, and a "
                 f"tensor of shape {list(x.shape)} does not say which axis is the context. Give positions that "
                 f"broadcast to {list(leading)} (for [batch, L, d]: torch.arange(L)), or the PositionedBatch that "
                 "store.contexts() returns"

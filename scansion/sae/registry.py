@@ -29,9 +29,14 @@ def parse_sae_config(settings: dict[str, Any]) -> SAEConfig:
     return ARCHITECTURES.parse(settings)
 
 
-def uses_pairs(config: SAEConfig) -> bool:
-    """Whether an SAE of this config learns from pairs of adjacent tokens."""
-    return ARCHITECTURES.of(config).uses_pairs
+def n_previous(config: SAEConfig) -> int:
+    """How many of the tokens before each token an SAE of this config learns from."""
+    return ARCHITECTURES.of(config).n_previous(config)
+
+
+def window_of(config: SAEConfig) -> int:
+    """How many adjacent tokens an SAE of this config encodes together; 1 for all but crosscoders."""
+    return ARCHITECTURES.of(config).window_of(config)
 
 
 def build_sae(config: SAEConfig, d_in: int, n_positions: int, generator: torch.Generator) -> SAE:

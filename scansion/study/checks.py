@@ -64,6 +64,8 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> None:
                 if longest and mask.gate.forward:  # texts of an evaluation may be longer than the contexts trained on
                     mask.table_rows(torch.tensor([longest - 1]))
                 check_start(arm.sae, arm.training, widths[source])
+                for evaluation in planned:
+                    evaluation.check_sae(arm.sae)
             except ScansionError as error:
                 raise ConfigError(f"run {arm.run} ({arm.name}): {error}") from error
             except Exception:  # noqa: S112  a mask of one's own: the trial before training meets it again, and records it

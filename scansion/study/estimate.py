@@ -18,7 +18,7 @@ from scansion.evals.probing.sets import expand_probing_sets
 from scansion.files import human_bytes
 from scansion.lm import HookPoint, activations_at, logits
 from scansion.pipeline.stores import HarvestSpec, harvest_plans
-from scansion.sae import build_sae
+from scansion.sae import build_sae, n_previous
 from scansion.study.checks import check_plan, sae_bytes
 from scansion.study.plan import Arm, StudyPlan
 from scansion.study.record import seed_folder, source_of
@@ -161,8 +161,12 @@ def _arm(
     per_position = config.per_position(positions)
     first = held_out.identity.context_length - positions
     x = torch.randn(positions, per_position, d_in, generator=generator) / d_in**0.5
-    # The token before each one, for those that learn from pairs.
-    batch = PositionedBatch(x, torch.arange(first, first + positions), previous=x[:-1].flip(1)).to(device)
+    # The tokens before each one, for those that learn from them.
+    batch = PositionedBatch(
+        x,
+        torch.arange(first, first + positions),
+        previous=tuple(x[:-back].flip(1) for back in range(1, 1 + n_previous(arm.sae))),
+    ).to(device)
     steps = config.n_steps(positions * per_position)
     learner = Learner(sae, config, max(1, steps))
     step_seconds = _seconds(lambda: learner.advance(batch), budget * 0.8)

@@ -67,6 +67,7 @@ class Learner:
     def advance(self, batch: PositionedBatch) -> Tensor:
         """Take one step on a scaled batch; returns this step's :data:`METRICS`, on the device, shape [7]."""
         sae, config, mask = self.sae, self.config, self.sae.mask
+        batch = sae.read_batch(batch)
         mask.begin_step(self.step, self.n_steps)
         with products_in(self.precision):
             with autocast(self.precision, batch.x.device):

@@ -22,7 +22,7 @@ from scansion.execution.precision import resolve_precision
 from scansion.files import expanded, fingerprint, one_line_io_errors
 from scansion.masks import build_mask
 from scansion.progress import progress, say
-from scansion.sae import SAE, SAEConfig, SAEMetadata, build_sae, save_sae, uses_pairs
+from scansion.sae import SAE, SAEConfig, SAEMetadata, build_sae, n_previous, save_sae
 from scansion.training.config import TrainingConfig
 from scansion.training.learner import METRICS, Learner, require_memory
 from scansion.training.run_folder import RunFolder, require_same_run
@@ -150,7 +150,7 @@ def _train_sessions(sessions: list[Session], store: TrainingStore, config: Train
             config.per_position(n_positions),
             config.data_seed,
             config.use_position_0,
-            with_previous=any(uses_pairs(session.run.sae) for session in sessions),
+            n_previous=max(n_previous(session.run.sae) for session in sessions),
             device=device,
             excluded=config.excluded,
         )

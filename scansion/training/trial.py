@@ -13,7 +13,7 @@ from scansion.device import resolve_device
 from scansion.errors import TrainingError
 from scansion.masks import build_mask
 from scansion.progress import say
-from scansion.sae import SAE, SAEConfig, build_sae
+from scansion.sae import SAE, SAEConfig, build_sae, n_previous
 from scansion.training.config import TrainingConfig
 from scansion.training.learner import Learner
 
@@ -113,7 +113,9 @@ def _first_steps(
     sae = build_sae(config, _D_IN, n_positions, generator).to(device)
     positions = torch.linspace(0, n_positions - 1, min(_POSITIONS, n_positions)).long()
     x = torch.randn(len(positions), _TOKENS, _D_IN, generator=generator) / _D_IN**0.5
-    batch = PositionedBatch(x, positions, previous=x[:-1].flip(1)).to(device)
+    batch = PositionedBatch(
+        x, positions, previous=tuple(x[:-back].flip(1) for back in range(1, 1 + n_previous(config)))
+    ).to(device)
     # Features that do not fire in one step are dead in the next, so that their auxiliary loss and revival are tried too.
     learner = Learner(sae, training.model_copy(update={"dead_after_tokens": 1}), n_steps=4 * _STEPS)
     metrics = torch.stack([learner.advance(batch) for _ in range(_STEPS)])

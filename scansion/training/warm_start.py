@@ -12,7 +12,7 @@ from scansion.activations import ActivationStream
 from scansion.activations.on_the_fly import TrainingStore
 from scansion.errors import ConfigError, TrainingError
 from scansion.progress import say
-from scansion.sae import SAE, SAEConfig, SAEMetadata, StartedFrom, load_sae, sae_fingerprint
+from scansion.sae import SAE, SAEConfig, SAEMetadata, StartedFrom, load_sae, sae_fingerprint, window_of
 from scansion.training.config import TrainingConfig
 
 # Batches of the stream on which the usage is measured; at 2048 tokens each, about 500 tokens per position.
@@ -55,8 +55,8 @@ def check_start(config: SAEConfig, training: TrainingConfig, d_in: int, folder: 
         folder: the new run's, where it is known.
 
     Raises:
-        TrainingError: it has another architecture, d_sae or d_in, a decoder bias for each band, or it has a mask and its
-            usage is to start another.
+        TrainingError: it has another architecture, d_sae, window or d_in, a decoder bias for each band, or it has a mask and
+            its usage is to start another.
         ScansionError: the folder holds no SAE.
     """
     if config.input_norm != "none":
@@ -73,8 +73,8 @@ def check_start(config: SAEConfig, training: TrainingConfig, d_in: int, folder: 
         )
     trained, _ = load_sae(source)
     same = ("architecture", "d_sae", "input_norm")
-    given = {name: getattr(trained.config, name) for name in same} | {"d_in": trained.d_in}
-    expected = {name: getattr(config, name) for name in same} | {"d_in": d_in}
+    given = {name: getattr(trained.config, name) for name in same} | {"d_in": trained.d_in, "window": trained.window}
+    expected = {name: getattr(config, name) for name in same} | {"d_in": d_in, "window": window_of(config)}
     if config.mask.starts_from_usage:
         given["mask"], expected["mask"] = trained.config.mask.family, "none"
     if different := [
@@ -174,7 +174,6 @@ def _usage(sae: SAE, stream: ActivationStream, scale: float) -> Float[Tensor, "L
     """Share of the tokens at each position on which each feature fires; 0 at positions that the stream skips."""
     usage = torch.zeros(stream.store.n_positions, sae.d_sae, device=sae.W_dec.device)
     for batch in stream.batches(0, USAGE_BATCHES):
-        x = batch.x.to(sae.W_dec.device) * scale
-        acts = sae.encode(x, batch.token_positions.to(x.device))
+        acts = sae.encode(batch.scaled(scale))
         usage[batch.positions] += (acts > 0).float().mean(dim=1) / USAGE_BATCHES
     return usage

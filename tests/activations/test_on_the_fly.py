@@ -111,15 +111,15 @@ def test_fewer_contexts_than_chunks_in_a_buffer(tmp_path: Path, lm) -> None:
 
 def test_the_token_before_is_that_of_the_same_context(text: TextStore) -> None:
     with text.training() as first:
-        batch = stream_of(text, first, with_previous=True).batch(30)
-        assert batch.previous is not None
+        batch = stream_of(text, first, n_previous=1).batch(30)
+        assert batch.previous
         known = {}
         for number in range(text.n_chunks):
             acts = text.chunk(number).contexts(0, 1000).x
             known |= {
                 (p, tuple(acts[p, c].tolist())): acts[p - 1, c] for p in range(1, LENGTH) for c in range(acts.shape[1])
             }
-        for row, before, position in zip(batch.x[1:], batch.previous, batch.positions[1:].tolist(), strict=True):
+        for row, before, position in zip(batch.x[1:], batch.previous[0], batch.positions[1:].tolist(), strict=True):
             for token, previous in zip(row, before, strict=True):
                 assert torch.equal(known[position, tuple(token.tolist())], previous)
 

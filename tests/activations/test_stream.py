@@ -59,11 +59,11 @@ def test_an_epoch_shows_every_activation_once(store) -> None:
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_previous_tokens_are_those_just_before_and_change_nothing_else(store, in_memory: bool) -> None:
-    stream = ActivationStream(store, 4, seed=0, in_memory=in_memory, with_previous=True)
+    stream = ActivationStream(store, 4, seed=0, in_memory=in_memory, n_previous=1)
     acts = store.contexts(0, store.n_contexts).x
     batch = stream.batch(2)
     assert torch.equal(batch.x, ActivationStream(store, 4, seed=0).batch(2).x)
-    for row, before, position in zip(batch.x[1:], batch.previous, batch.positions[1:], strict=True):
+    for row, before, position in zip(batch.x[1:], batch.previous[0], batch.positions[1:], strict=True):
         contexts = [(acts[position] == token).all(dim=1).nonzero()[0, 0] for token in row]
         assert torch.equal(before, acts[position - 1, torch.stack(contexts)])
 
@@ -130,13 +130,15 @@ def test_batches_copied_on_a_stream_are_those_read_directly(
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **others: empty(*args, **others))
 
-    direct = ActivationStream(store, 3, seed=1, with_previous=True)
-    copied = ActivationStream(store, 3, seed=1, with_previous=True, in_memory=in_memory)
+    direct = ActivationStream(store, 3, seed=1, n_previous=1)
+    copied = ActivationStream(store, 3, seed=1, n_previous=1, in_memory=in_memory)
     monkeypatch.setattr(copied, "device", torch.device("cpu", 0))  # another name of the CPU: the store is not on it
     monkeypatch.setattr(copied, "_copying", _Stream())
     for step, batch in enumerate(copied.batches(0, 20, ahead=True)):
-        assert batch.previous is not None
-        assert torch.equal(batch.x, direct.batch(step).x) and torch.equal(batch.previous, direct.batch(step).previous)
+        assert batch.previous
+        assert torch.equal(batch.x, direct.batch(step).x) and torch.equal(
+            batch.previous[0], direct.batch(step).previous[0]
+        )
         assert batch.x.dtype == torch.float32
     assert training.log == ["copied"] * 40
 
@@ -148,11 +150,11 @@ def test_a_gpu_gets_the_same_batches(
     store, share: float, in_memory: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scansion.activations.stream.GPU_MEMORY_SHARE", share)
-    cpu = ActivationStream(store, 3, seed=1, with_previous=True)
-    gpu = ActivationStream(store, 3, seed=1, with_previous=True, in_memory=in_memory, device=torch.device("cuda"))
+    cpu = ActivationStream(store, 3, seed=1, n_previous=1)
+    gpu = ActivationStream(store, 3, seed=1, n_previous=1, in_memory=in_memory, device=torch.device("cuda"))
     for ahead in (True, False):
         for step, batch in enumerate(gpu.batches(0, 50, ahead)):
             expected = cpu.batch(step).scaled(cpu.input_scale)
             batch = batch.scaled(gpu.input_scale)
-            assert batch.previous is not None and batch.x.is_cuda and batch.positions.is_cuda
-            assert torch.equal(batch.x.cpu(), expected.x) and torch.equal(batch.previous.cpu(), expected.previous)
+            assert batch.previous and batch.x.is_cuda and batch.positions.is_cuda
+            assert torch.equal(batch.x.cpu(), expected.x) and torch.equal(batch.previous[0].cpu(), expected.previous[0])

@@ -22,7 +22,7 @@ def losses_of(
     way: Way | None = None,
 ) -> Losses:
     """The losses of one forward pass; of the fastest way for None."""
-    return training_losses(sae, PositionedBatch(x, positions, previous), dead, way)
+    return training_losses(sae, PositionedBatch(x, positions, None if previous is None else (previous,)), dead, way)
 
 
 def require_same_as_dense(found: Losses, expected: Losses, sae: SAE, dense: SAE) -> None:

@@ -186,5 +186,5 @@ def test_errors_name_the_argument_the_expected_and_the_given_shape(as_users_run_
 def test_a_setting_of_another_architecture_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"k\n.*Extra inputs are not permitted"):
         parse_sae_config({"architecture": "relu", "d_sae": 4, "k": 3})
-    with pytest.raises(ConfigError, match="no architecture is called 'transcoder'; there are topk, batch_topk"):
-        parse_sae_config({"architecture": "transcoder", "d_sae": 4})
+    with pytest.raises(ConfigError, match="no architecture is called 'hologram'; there are topk, batch_topk"):
+        parse_sae_config({"architecture": "hologram", "d_sae": 4})

@@ -28,6 +28,7 @@ from scansion.sae import (
     MatryoshkaConfig,
     ReluConfig,
     SwitchConfig,
+    TemporalCrosscoderConfig,
     TopKConfig,
     TSAEConfig,
     load_sae,
@@ -54,6 +55,7 @@ CONFIGS = {
     "adaptive": ReluConfig(d_sae=D_SAE, l1_coefficient=0.02, mask=AdaptiveMaskConfig(positions_per_feature=4)),
     "matryoshka": MatryoshkaConfig(d_sae=D_SAE, k=4, mask=BandMaskConfig(count=4, shared=0.25)),
     "tsae": TSAEConfig(d_sae=D_SAE, k=4, contrastive_coefficient=0.1),
+    "temporal_crosscoder": TemporalCrosscoderConfig(d_sae=D_SAE, k=4, window=3),
     "switch": SwitchConfig(d_sae=D_SAE, k=4, n_experts=4, balance_coefficient=0.1),
     "usage": TopKConfig(d_sae=D_SAE, k=4, mask=UsageBandMaskConfig(count=2, every=10, stay=0.0)),
 }

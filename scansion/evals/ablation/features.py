@@ -69,7 +69,7 @@ def pool_set(
         texts, reader, [subject.sae for subject in subjects], what=f"pool {name}", in_units_of_input=True
     )
     return [
-        Pooled(pooled.lm, acts, subject.sae.W_dec.detach().float().cpu().numpy())
+        Pooled(pooled.lm, acts, subject.sae.directions.detach().float().cpu().numpy())
         for subject, acts in zip(subjects, pooled.saes, strict=True)
     ]
 

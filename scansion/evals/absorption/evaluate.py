@@ -183,7 +183,7 @@ def _by_letter(
     config: AbsorptionConfig,
 ) -> list[tuple[LetterAbsorption, Absorption]]:
     sae, letters, is_test = subject.sae, spelled.letters, spelled.is_test
-    weights = sae.W_dec.detach()
+    weights = sae.directions.detach()
     with torch.no_grad():
         x = spelled.x.to(weights.device, weights.dtype)
         acts = sae.encode(x, torch.full((len(x),), spelled.position, device=x.device)).float()

@@ -28,6 +28,11 @@ class AbsorptionOfFirstLetters(Evaluation[AbsorptionConfig, AbsorptionResult]):
         Figure("letter_f1", "F1 of letter probes", "up", read="sae_f1"),
     )
 
+    @property
+    def encodes_single_tokens(self) -> bool:
+        """It reads the token before each answer."""
+        return True
+
     def run(self, saes: Sequence[LoadedSAE], held_out: ActivationStore, load_lm: LoadLM) -> Sequence[AbsorptionResult]:
         """See :func:`evaluate_absorption`."""
         return evaluate_absorption(saes, load_lm(), HookPoint.parse(held_out.identity.hook_point), self.config)

@@ -39,7 +39,7 @@ def budget_of(sae: SAE, positions: Int[Tensor, "P"], l0_by_position: list[float]
     """The budgets of an SAE over the positions used."""
     available = sae.mask.can_fire(positions.to(sae.W_dec.device)).sum(dim=-1).cpu()
     bands = sae.mask.gate.bands
-    per_feature = 4 * sae.d_in
+    per_feature = 4 * sae.d_read
     if bands is not None:
         execution = "banded"
         band = torch.searchsorted(torch.tensor(bands.edges[1:-1]), positions.cpu(), right=True)
@@ -47,7 +47,7 @@ def budget_of(sae: SAE, positions: Int[Tensor, "P"], l0_by_position: list[float]
     elif isinstance(sae, SwitchSAE) and not sae.config.mask.has_weights:
         execution = "routed"
         experts = sae.config.n_experts
-        operations = float(per_feature * sae.d_sae / experts + 2 * sae.d_in * experts)
+        operations = float(per_feature * sae.d_sae / experts + 2 * sae.d_read * experts)
     else:
         execution, operations = "dense", float(per_feature * sae.d_sae)
     return Budget(

@@ -27,7 +27,7 @@ class MovedText:
         before_in, after_in: their indices among the positions used, before and after.
         there: whether a context has a token that counts at each, before and after.
         groups: document group of each context.
-        before, after: activations, both in the store's type.
+        before, after: activations at all L positions, both in the store's type.
     """
 
     offset: int
@@ -36,8 +36,8 @@ class MovedText:
     after_in: Int[np.ndarray, "T"]
     there: Bool[Tensor, "T n"]
     groups: Int[np.ndarray, "n"]
-    before: Float[Tensor, "T n d_in"]
-    after: Float[Tensor, "T n d_in"]
+    before: Float[Tensor, "L n d_in"]
+    after: Float[Tensor, "L n d_in"]
 
 
 def offset_for(n_positions: int, wanted: int | None) -> int:
@@ -99,10 +99,8 @@ def move_text(
         torch.searchsorted(text.positions, positions + offset).numpy(),
         (store.valid[positions] if text.counted is None else text.counted[before_in])[:, index],
         text.groups[kept],
-        store.gather(positions, index.expand(len(positions), -1)).x.float(),
-        _activations(moved, lm, HookPoint.parse(store.identity.hook_point), batch, store.identity.dtype)[
-            positions + offset
-        ],
+        store.gather(torch.arange(store.n_positions), index.expand(store.n_positions, -1)).x.float(),
+        _activations(moved, lm, HookPoint.parse(store.identity.hook_point), batch, store.identity.dtype),
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from scansion.evals.position.agreement import phi
 from scansion.evals.position.firing import Firing
@@ -152,14 +153,13 @@ class _Seen:
 
 def _read_again(sae: SAE, firing: Firing, moved: MovedText) -> _Seen:
     device = sae.W_dec.device
-    places = moved.positions.to(device)[:, None]
     seen = _Seen(*(np.zeros((len(moved.groups), sae.d_sae)) for _ in range(4)))
     for group in np.unique(moved.groups):  # a group at a time, for its profiles are its own
         mine = np.flatnonzero(moved.groups == group)
         there = moved.there[:, mine]
         fired = [
-            ((sae.encode(x[:, mine].to(device), at) > 0).cpu() & there[..., None]).numpy()
-            for x, at in ((moved.before, places), (moved.after, places + moved.offset))
+            ((_acts_at(sae, x[:, mine].to(device), at.to(device)) > 0).cpu() & there[..., None]).numpy()
+            for x, at in ((moved.before, moved.positions), (moved.after, moved.positions + moved.offset))
         ]
         rates = _shrunk_rates(firing, int(group))
         tokens = there.sum(dim=1, dtype=torch.float64).numpy()[:, None]
@@ -169,6 +169,12 @@ def _read_again(sae: SAE, firing: Firing, moved: MovedText) -> _Seen:
         seen.both[mine] = (fired[0] & fired[1]).sum(axis=0)
         seen.votes[mine] = np.einsum("tnf,tf->nf", fired[1], vote)
     return seen
+
+
+def _acts_at(sae: SAE, x: Float[Tensor, "L n d_in"], positions: Int[Tensor, "T"]) -> Float[Tensor, "T n d_sae"]:
+    """Activations at some positions of whole contexts."""
+    everywhere = torch.arange(len(x), device=x.device)[:, None]
+    return sae.encode(sae.read(x, everywhere)[positions], positions[:, None])
 
 
 def _shrunk_rates(firing: Firing, group: int) -> Float[np.ndarray, "P F"]:

@@ -63,6 +63,11 @@ class SparseProbing(Evaluation[SparseProbingConfig, SparseProbingResult]):
         """Settings, version of the labelled texts, and type of the LM."""
         return {**super().data(held_out), "source": probing_source(), "lm_dtype": held_out.identity.model_dtype}
 
+    @property
+    def encodes_single_tokens(self) -> bool:
+        """With ``last`` it does."""
+        return self.config.pooling == "last"
+
     def run(
         self, saes: Sequence[LoadedSAE], held_out: ActivationStore, load_lm: LoadLM
     ) -> Sequence[SparseProbingResult]:

@@ -158,7 +158,7 @@ def require_sae_matches_lm(
         # Encoding one token at the last position runs every check of width and mask that the texts will meet.
         last = torch.tensor([context_length - 1], device=weights.device)
         with torch.no_grad():
-            subject.sae.encode(weights.new_zeros(1, hook_point.width(lm.facts)), last)
+            subject.sae.encode(weights.new_zeros(1, subject.sae.window * hook_point.width(lm.facts)), last)
 
 
 def _require_trained_on(subject: LoadedSAE, model: ModelId, hook_point: str, what: str) -> None:

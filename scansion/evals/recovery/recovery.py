@@ -95,7 +95,7 @@ def _result(
     reasons = reasons_before_running(subject)
     reasons += reasons_from_activity(len(live), activity.output_variance, activity.input_variance)
     weights = sae.mask(torch.arange(held_out.n_positions).to(sae.W_dec.device)).cpu()
-    learnt = sae.W_dec.cpu()[live]
+    learnt = sae.directions.cpu()[live]
     compared = len(live) > 0 and bool(torch.isfinite(learnt).all() and torch.isfinite(weights).all())
     figures = (
         _compare(planted, true_counts, learnt, activity.counts[:, live], weights[:, live], held_out.count)

@@ -62,6 +62,11 @@ class Suite(Evaluation[Config, SuiteResult]):
     def _python(self) -> str:
         return str(self.config.python or os.environ.get(PEERS) or sys.executable)
 
+    @property
+    def encodes_single_tokens(self) -> bool:
+        """Suites of others pass tokens as they like."""
+        return True
+
     def run(self, saes: Sequence[LoadedSAE], held_out: ActivationStore, load_lm: LoadLM) -> Sequence[SuiteResult]:
         """Run the suite once for each SAE.
 

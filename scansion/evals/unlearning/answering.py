@@ -37,7 +37,7 @@ def clamp(sae: SAE, features: Int[np.ndarray, " k"], value: float) -> Replace:
         acts = sae.encode(tokens, positions)[..., chosen]
         change = torch.where(acts > 0, value - acts, torch.zeros_like(acts))
         change[:, 0] = 0.0
-        return x + (change @ weights[chosen] * sae.normalised(tokens).scale).to(x.device, x.dtype)
+        return x + (change @ sae.directions[chosen] * sae.normalised(tokens).scale).to(x.device, x.dtype)
 
     return replace
 

@@ -36,6 +36,11 @@ class Unlearning(Evaluation[UnlearningConfig, UnlearningResult]):
         """The questions and texts, unless they come from the hub."""
         return [ASSET] if self.config.source == "stand_in" else []
 
+    @property
+    def encodes_single_tokens(self) -> bool:
+        """It leaves out tokens in the middle of texts."""
+        return True
+
     def run(self, saes: Sequence[LoadedSAE], held_out: ActivationStore, load_lm: LoadLM) -> Sequence[UnlearningResult]:
         """See :func:`evaluate_unlearning`."""
         return evaluate_unlearning(saes, load_lm(), HookPoint.parse(held_out.identity.hook_point), self.config)

@@ -63,7 +63,7 @@ def write_dashboard(
 def _pages(
     subject: LoadedSAE, store: ActivationStore, lm: LanguageModel, features: Features, config: FeatureConfig
 ) -> Iterator[dict[str, Any]]:
-    W_dec = subject.sae.W_dec.detach().float().cpu()
+    W_dec = subject.sae.directions.detach().float().cpu()
     near = nearest_features(W_dec, config.neighbours)
     word = cache(lambda token: str(lm.tokenizer.decode([token])))
     fired, tokens = features.profile.counts.sum(axis=0), float(features.profile.tokens.sum())

@@ -85,7 +85,7 @@ class SwitchSAE(TopKSAE):
         return super().auxiliary_loss(forward, dead) + self._balance_loss(self.route(forward.x))
 
     def masked_acts(self, x: Float[Tensor, "*batch d_in"], positions: Int[Tensor, "..."] | None) -> MaskedActs:
-        require_shape("x", x, "... d_in", d_in=self.d_in)
+        require_shape("x", x, "... d_in", d_in=self.d_read)
         probability, expert = self.route(x).max(dim=-1, keepdim=True)
         elsewhere = self.expert != expert
 

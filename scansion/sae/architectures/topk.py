@@ -58,7 +58,7 @@ class TopKKindSAE(SAE):
         errors: list[Tensor] = []
         for part in forward.parts:
             columns = to_device(part.block.columns_of(dead), residual.device)
-            dead_acts = top_k_acts(part.pre_acts_of(columns), max(1, self.d_in // 2))
+            dead_acts = top_k_acts(part.pre_acts_of(columns), max(1, self.d_read // 2))
             errors.append((residual[part.block.rows] - dead_acts @ self.W_dec[part.block.named(columns)]).pow(2))
         # A perfect reconstruction leaves nothing to model and would divide by zero.
         relative = torch.nan_to_num(sum_over(errors) / residual.pow(2).sum(), nan=0.0, posinf=0.0)

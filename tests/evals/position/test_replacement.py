@@ -44,10 +44,17 @@ def case(seed: int = 0):
         after_in=np.arange(kept) + OFFSET,
         there=torch.ones(kept, CONTEXTS, dtype=torch.bool),
         groups=text.groups,
-        before=torch.from_numpy(fired[:kept]).float(),
-        after=torch.from_numpy(after).float(),
+        before=at_all_positions(text.positions[:kept], fired[:kept]),
+        after=at_all_positions(text.positions[:kept] + OFFSET, after),
     )
     return sae.eval(), firing_of(text, fired), moved
+
+
+def at_all_positions(positions: torch.Tensor, x: np.ndarray) -> torch.Tensor:
+    """Activations [L, n, d_in] that are 0 elsewhere."""
+    full = torch.zeros(L, *x.shape[1:])
+    full[positions] = torch.from_numpy(x).float()
+    return full
 
 
 def test_features_that_stay_move_or_do_neither_are_told_apart() -> None:
@@ -97,10 +104,10 @@ def test_text_is_moved_behind_bos_by_tokens_of_another_document(store, lm, monke
         prefix = contexts.tokens[row, :2]
         donors = [i for i in range(60) if torch.equal(every[i, :2], prefix)]
         assert any(donor not in origins for donor in donors)
-    assert moved.positions.tolist() == [1, 2, 3, 4, 5] and moved.after.shape == (5, 10, 16)
+    assert moved.positions.tolist() == [1, 2, 3, 4, 5] and moved.after.shape == (8, 10, 16)
     expected = real(contexts, lm, module.HookPoint.parse("resid_post.1"), 10, "float32")
     there = moved.there
-    assert torch.allclose(moved.after[there], expected[moved.positions + 2][there], atol=1e-5)
+    assert torch.allclose(moved.after[moved.positions + 2][there], expected[moved.positions + 2][there], atol=1e-5)
 
 
 def test_bos_stays_first(make_store, lm, monkeypatch: pytest.MonkeyPatch) -> None:
