@@ -110,21 +110,27 @@ class Ranks:
 
 @contextmanager
 def joined(device: torch.device) -> Generator[Ranks, None, None]:
-    """Meet the other ranks. Those but rank 0 print nothing, except errors of their own.
+    """Meet the other ranks, in the process group that is there already (Ray Train makes one) or in one for this job.
+
+    Those but rank 0 print nothing, except errors of their own.
 
     Raises:
         TrainingError: a variable is wrong, or the others cannot be reached.
     """
-    try:
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    except ValueError as error:
-        raise TrainingError(f"RANK and WORLD_SIZE should be whole numbers: {error}") from error
-    ranks = Ranks(rank, size)
-    with ranks.lost():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    there_already = dist.is_initialized()
+    if there_already:
+        ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    else:
+        try:
+            ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+        except ValueError as error:
+            raise TrainingError(f"RANK and WORLD_SIZE should be whole numbers: {error}") from error
+        with ranks.lost():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     console.quiet = not ranks.leads
     try:
         yield ranks
     finally:
         console.quiet = False
-        dist.destroy_process_group()
+        if not there_already:
+            dist.destroy_process_group()

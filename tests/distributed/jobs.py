@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import distributed as dist
 
 from scansion.activations import ActivationStore
 from scansion.distributed.launch import RankSession, train_on_ranks
@@ -36,6 +37,7 @@ def start(
     die: tuple[int, int] | None = None,
     log: Path | None = None,
     divide: Literal["auto", "features"] = "auto",
+    group_is_there: bool = False,
 ) -> list[int]:
     """Train on ``size`` ranks; returns their exit codes.
 
@@ -46,11 +48,12 @@ def start(
         die: a rank and the number of steps after which it is killed.
         log: gets a file for each rank: the bytes it gave to others at each step, or its error.
         divide: as for :func:`train_on_ranks`.
+        group_is_there: make the process group beforehand, as Ray Train does.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    given = (size, port, run, store, die, log, divide)
+    given = (size, port, run, store, die, log, divide, group_is_there)
     ranks = [_CONTEXT.Process(target=_rank, args=(rank, *given)) for rank in range(size)]
     for process in ranks:
         process.start()
@@ -71,6 +74,7 @@ def _rank(
     die: tuple[int, int] | None,
     log: Path | None,
     divide: Literal["auto", "features"],
+    group_is_there: bool,
 ) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -87,8 +91,12 @@ def _rank(
 
     RankSession.advance = observed
     said = ""
+    if group_is_there:
+        dist.init_process_group("gloo")
+        os.environ |= {"RANK": "of somebody else", "WORLD_SIZE": "1"}
     try:
         assert train_on_ranks(run, ActivationStore(store), divide=divide) == (rank == 0)
+        assert dist.is_initialized() == group_is_there
     except ScansionError as error:
         said = f"{type(error).__name__}: {error}"
         raise SystemExit(2) from None

@@ -94,6 +94,12 @@ def test_ranks_train_the_sae_of_one_process(
     assert not (run.folder / "checkpoints").exists()
 
 
+def test_a_process_group_that_is_there_is_used_and_left(store: ActivationStore, tmp_path: Path) -> None:
+    here, there = (run_of(tmp_path / name, TOPK) for name in ("here", "there"))
+    assert start(2, here, store.folder) == start(2, there, store.folder, group_is_there=True) == [0, 0]
+    assert weights(here.folder) == weights(there.folder)
+
+
 FEATURES = TopKConfig(d_sae=D_SAE, k=6)
 
 
