@@ -17,6 +17,7 @@ from scansion.pipeline.evaluate import check_evaluations, refuse_without_lm
 from scansion.pipeline.existing import ExistingSpec
 from scansion.pipeline.planted import PlantedSpec
 from scansion.pipeline.stores import stores_dir
+from scansion.sae import window_of
 from scansion.study.failures import read_failure
 from scansion.study.plan import StudyPlan
 from scansion.study.record import seed_folder, source_at
@@ -77,7 +78,7 @@ def check_plan(plan: StudyPlan, folders: Mapping[int, Path]) -> None:
         require_writable(stores_dir())
         require_free_space(stores_dir(), planted, "the synthetic stores")
     missing = sum(
-        sae_bytes(2 * widths[source_at(plan, *trial)] * run.sae.d_sae)
+        sae_bytes(2 * window_of(run.sae) * widths[source_at(plan, *trial)] * run.sae.d_sae)
         for trial, run in zip(trials, runs, strict=True)
         if not (run.folder / "sae").exists()
     )

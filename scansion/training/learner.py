@@ -14,7 +14,7 @@ from scansion.execution.losses import training_losses
 from scansion.execution.plan import Way
 from scansion.execution.precision import Precision, autocast, products_in, resolve_precision
 from scansion.files import human_bytes
-from scansion.sae import SAE, Losses, SAEConfig
+from scansion.sae import SAE, Losses, SAEConfig, window_of
 from scansion.training.config import TrainingConfig
 from scansion.training.dead import DeadFeatures, resample
 from scansion.training.optimiser import Optimiser
@@ -28,7 +28,7 @@ def require_memory(config: SAEConfig, d_in: int, n_positions: int) -> None:
     Raises:
         ConfigError: it could not.
     """
-    needed = 4 * config.d_sae * (4 * 2 * d_in + n_positions)
+    needed = 4 * config.d_sae * (4 * 2 * window_of(config) * d_in + n_positions)
     memory = psutil.virtual_memory()
     if needed > memory.total:
         raise ConfigError(

@@ -20,6 +20,7 @@ from scansion.lm import HookPoint, activations_at
 from scansion.masks import BandMaskConfig, RandomHardMaskConfig
 from scansion.sae import SAE, TemporalCrosscoderConfig, TopKConfig, build_sae, load_sae, save_sae
 from scansion.training import TrainingConfig, TrainingRun, train
+from scansion.training.learner import require_memory
 from tests.conftest import WIDTH, make_lm, random_contexts
 from tests.evals.core.test_core import subject  # noqa: F401  a fixture
 from tests.execution.curves import losses_of, require_same_as_dense
@@ -230,3 +231,8 @@ def test_what_takes_single_tokens_is_refused_beforehand() -> None:
 def test_it_has_no_counterpart_in_saelens(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="reads windows of 3 tokens, and SAELens gives it one at a time"):
         write_saelens(crosscoder(), metadata(), tmp_path / "out")
+
+
+def test_the_memory_it_takes_counts_every_place_of_the_window() -> None:
+    with pytest.raises(ConfigError, match=r"training 1,000,000 features takes 160\.\d GB"):
+        require_memory(TemporalCrosscoderConfig(d_sae=1_000_000, k=4), 1_000, 8)
