@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 import time
 
 import psutil
@@ -15,7 +14,7 @@ from scansion.assets import ASSETS, cache_dir, status
 from scansion.device import resolve_device
 from scansion.errors import ScansionError
 from scansion.execution.report import execution_lines
-from scansion.files import human_bytes, require_writable
+from scansion.files import free_bytes, human_bytes, require_writable
 
 _SIDE = 1024
 
@@ -35,7 +34,7 @@ def report() -> list[str]:
     ]
     try:
         require_writable(cache_dir())
-        lines.append(f"cache: {cache_dir()}, {human_bytes(shutil.disk_usage(cache_dir()).free)} free")
+        lines.append(f"cache: {cache_dir()}, {human_bytes(free_bytes(cache_dir()))} free")
     except ScansionError as error:
         problems.append(str(error))
     for name in ASSETS:

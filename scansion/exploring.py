@@ -216,7 +216,7 @@ def top_features(
     for place in wanted:
         if place not in places:
             why = "; position 0 took no part in training" if place == 0 else ""
-            raise ConfigError(f"position {place!r}: {held_out.folder} has {_span(places)}{why}")
+            raise ConfigError(f"position {place!r}: {held_out.place} has {_span(places)}{why}")
     here = torch.isin(places, torch.tensor(wanted))
     fired, mass = torch.zeros(2, loaded.d_sae, dtype=torch.float64), torch.zeros(loaded.d_sae, dtype=torch.float64)
     tokens = torch.zeros(2, dtype=torch.float64)

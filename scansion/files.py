@@ -6,11 +6,12 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,28 @@ from safetensors import SafetensorError
 from scansion.errors import ConfigError, ScansionError
 
 TEMPORARY_PREFIX = ".partial-"
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+
+
+def url_of(place: str | Path) -> str | None:
+    """The URL that was given as a place, also if it was made a path since, which has one slash; None for a local path."""
+    match = _URL.fullmatch(str(place))
+    if match is None:
+        return None
+    scheme, rest = match[1].lower(), match[2]
+    if not rest.strip("/"):
+        raise ConfigError(f"{place} names no place: write it like {scheme}://bucket/folder")
+    if any(part in (".", "..") for part in rest.split("/")):
+        raise ConfigError(f"{place} is not a URL that can be used: leave out the parts '.' and '..'")
+    return f"{scheme}://{'/' if scheme == 'file' else ''}{rest.strip('/')}"
+
+
+def require_on_disk(folder: Path) -> None:
+    """Raise :class:`ConfigError` if a URL was given as a folder that only a disk can have."""
+    if url := url_of(folder):
+        raise ConfigError(
+            f"this takes a folder or a file on disk, not {url}; docs/object_storage.md says what can be on object storage"
+        )
 
 
 def _finish(path: Path) -> None:
@@ -70,18 +93,39 @@ def one_line_io_errors(doing: str) -> Generator[None, None, None]:
 
 
 @contextmanager
+def made_folder(folder: Path) -> Generator[None, None, None]:
+    """Create ``folder`` and its parents. After an error in the block, those created here are removed again if they are empty.
+
+    Raises:
+        ConfigError: it is a URL, which would name a folder such as ``s3:`` in the working folder.
+    """
+    require_on_disk(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            try:
+                path.rmdir()
+            except OSError:  # something is in it
+                break
+        raise
+
+
+@contextmanager
 def atomic_file(path: Path) -> Generator[Path, None, None]:
     """Yield a temporary path in ``path``'s folder. On success it is fsynced and renamed to ``path``, else removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Processes of several machines may write the same file on a shared disk.
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{socket.gethostname()}-{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        _finish(temporary)
-        os.replace(temporary, path)
-        _fsync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with made_folder(path.parent):
+        try:
+            yield temporary
+            _finish(temporary)
+            os.replace(temporary, path)
+            _fsync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -90,18 +134,18 @@ def atomic_folder(path: Path) -> Generator[Path, None, None]:
 
     A folder that already has that name is replaced.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{path.name}-", dir=path.parent))
-    try:
-        yield temporary
-        for file in [temporary, *temporary.rglob("*")]:
-            _finish(file)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-        _fsync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with made_folder(path.parent):
+        temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{path.name}-", dir=path.parent))
+        try:
+            yield temporary
+            for file in [temporary, *temporary.rglob("*")]:
+                _finish(file)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+            _fsync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -135,27 +179,41 @@ def sha256_of(path: Path) -> str:
 
 
 def require_writable(folder: Path) -> None:
-    """Create ``folder`` if it is missing, and raise unless a file can be written in it."""
+    """Raise unless files can be written in ``folder``, which need not exist; creates nothing."""
+    require_on_disk(folder)
     if str(folder).encode("utf-8", "replace").decode() != str(folder):
         raise ScansionError(f"the path of {folder} is not UTF-8 text; choose another folder")
     if blocking := next((path for path in (folder, *folder.parents) if path.is_file()), None):
         raise ScansionError(f"cannot write in {folder}: {blocking} is a file; choose another folder")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        above = _existing(folder)
+        with tempfile.TemporaryFile(dir=above):
             pass
+        for part in folder.absolute().relative_to(above).parts:
+            with suppress(FileNotFoundError):  # what is raised instead if the name is too long for the disk
+                (above / part).lstat()
     except OSError as error:
         raise ScansionError(f"cannot write in {folder}: {error.strerror}; choose another folder") from error
 
 
+def _existing(folder: Path) -> Path:
+    """The folder itself if it exists, else the nearest one above it that does."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
 def require_free_space(folder: Path, needed: int, purpose: str) -> None:
-    """Raise unless ``needed`` bytes (and 2% more) are free on the disk of ``folder``."""
-    free = shutil.disk_usage(folder).free
+    """Raise unless ``needed`` bytes (and 2% more) are free on the disk of ``folder``, which need not exist."""
+    free = free_bytes(folder)
     if needed * 1.02 > free:
         raise ScansionError(
             f"{purpose} needs {human_bytes(needed)} in {folder}, where {human_bytes(free)} are free; "
             "free some space, ask for fewer tokens, or choose another folder"
         )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that are free on the disk of ``folder``, which need not exist."""
+    return shutil.disk_usage(_existing(folder)).free
 
 
 def human_bytes(count: float) -> str:

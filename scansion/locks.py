@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from scansion.errors import BusyError, ScansionError
+from scansion.files import made_folder
 from scansion.progress import say
 from scansion.records import read_json, write_json
 
@@ -29,23 +30,21 @@ def only_writer(folder: Path, doing: str, *, wait: bool = False) -> Generator[No
     """Hold the right to write in ``folder`` while the block runs.
 
     Args:
-        folder: must exist. A hidden lock file is created there, and a hidden file that names the holder.
+        folder: created if it is missing. A hidden lock file is created there, and a hidden file that names the holder. After
+            an error, the folder is removed again if it was created here and the block has left nothing in it.
         doing: what the block does, for example ``training``; other processes show it to their users.
         wait: instead of raising, report the other holder and wait for it.
 
     Raises:
         BusyError: another process holds the folder and ``wait`` is False.
     """
-    lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=_SILENT_SECONDS if wait else 0)
-    except Timeout as error:
-        if not wait:
-            raise BusyError(
-                f"{_holder(folder)}; wait for it to end, stop it, or choose another folder than {folder}"
-            ) from error
-        say(f"{_holder(folder)}; waiting for it to leave {folder}")
-        lock.acquire()
+    with made_folder(folder):
+        yield from _holding(folder, doing, wait)
+
+
+def _holding(folder: Path, doing: str, wait: bool) -> Iterator[None]:
+    is_new = not (folder / _LOCK).exists()
+    lock = _acquired(folder, wait)
     try:
         write_json(
             folder / _HOLDER,
@@ -58,9 +57,32 @@ def only_writer(folder: Path, doing: str, *, wait: bool = False) -> Generator[No
             },
         )
         yield
+    except BaseException:
+        (folder / _HOLDER).unlink(missing_ok=True)
+        if is_new and folder.is_dir() and [path.name for path in folder.iterdir()] == [_LOCK]:
+            (folder / _LOCK).unlink()  # while it is held: whoever waits for it makes another
+        raise
     finally:
         (folder / _HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+def _acquired(folder: Path, wait: bool) -> FileLock:
+    lock = FileLock(folder / _LOCK)
+    timeout: float = _SILENT_SECONDS if wait else 0
+    while True:
+        try:
+            lock.acquire(timeout=timeout)
+            return lock
+        except Timeout as error:
+            if not wait:
+                raise BusyError(
+                    f"{_holder(folder)}; wait for it to end, stop it, or choose another folder than {folder}"
+                ) from error
+            say(f"{_holder(folder)}; waiting for it to leave {folder}")
+            timeout = -1
+        except FileNotFoundError:  # the folder was new, and whoever held it has removed it after an error
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 def _holder(folder: Path) -> str:

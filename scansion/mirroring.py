@@ -21,20 +21,28 @@ _RECORD, _LOCK = ".remote.json", ".remote.lock"
 _LAST = ("state.json", "cfg.json", "final_info.json")
 
 
-def fetched(place: str | Path, *, checkpoints: bool = True) -> Path:
+def fetched(place: str | Path, *, checkpoints: bool = True, to_write: bool = False) -> Path:
     """The folder itself, or the one in the cache that stands for a URL, with all that is new there since the last time.
 
-    Files that are the same there as when they were last fetched or sent are left as they are here, changed or not.
+    Files that are the same there as when they were last fetched or sent are left as they are here, changed or not. What was
+    deleted there since is deleted here, unless it was changed here.
 
     Args:
         place: a folder, or its URL.
         checkpoints: also those of runs, which only training needs.
+        to_write: make sure first that the storage takes what will be uploaded.
+
+    Raises:
+        ScansionError: the storage cannot be read or, if ``to_write``, written to.
     """
     url = url_of(place)
     if url is None:
         return Path(place)
     remote = Remote(url)
+    if to_write:
+        remote.require_writable()
     entries = remote.files()
+    _forget_deleted(remote, entries)
     fetch(remote, {name: entries[name] for name in entries if checkpoints or CHECKPOINTS not in Path(name).parts})
     return local_copy(url)
 
@@ -42,6 +50,8 @@ def fetched(place: str | Path, *, checkpoints: bool = True) -> Path:
 def fetch(remote: Remote, entries: Mapping[str, Entry]) -> None:
     """Have current copies of these files of a folder on object storage in the cache."""
     folder = local_copy(remote.url)
+    if not entries:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / _LOCK):
         records = _Records(folder)
@@ -56,6 +66,21 @@ def fetch(remote: Remote, entries: Mapping[str, Entry]) -> None:
         for name, entry in changed.items():
             remote.fetch(name, folder / name, entry)
             records.note(name, entry)
+
+
+def _forget_deleted(remote: Remote, entries: Mapping[str, Entry]) -> None:
+    """Delete the copies of files that are no longer there, so that what a user deletes there is made again."""
+    folder = local_copy(remote.url)
+    for record in sorted(folder.rglob(_RECORD), reverse=True):
+        records, home = _Records(folder), record.parent.relative_to(folder)
+        for name in records.names(str(home)):
+            # Another process may have sent it after we listed the files: it is recorded once it is there, so ask again.
+            if name not in entries and records.is_sent(name) and remote.entry(name) is None:
+                (folder / name).unlink(missing_ok=True)
+                records.forget(name)
+        if record.parent != folder and [path.name for path in record.parent.iterdir()] == [_RECORD]:
+            record.unlink()
+            record.parent.rmdir()
 
 
 def send(folder: Path, gone: Iterable[str] = ()) -> None:
@@ -105,7 +130,18 @@ class _Records:
     def is_sent(self, name: str) -> bool:
         """Whether the file here has not changed since."""
         record, path = self._of(name)
-        return path.name in record and record[path.name][2:] == _state(path)
+        return path.name in record and path.exists() and record[path.name][2:] == _state(path)
+
+    def names(self, home: str) -> list[str]:
+        """The files of a folder in the folder that are recorded."""
+        record, path = self._of(f"{home}/{_RECORD}")
+        return [str((path.parent / name).relative_to(self._folder)) for name in record]
+
+    def forget(self, name: str) -> None:
+        """Remove the record of a file."""
+        record, path = self._of(name)
+        del record[path.name]
+        write_json(path.parent / _RECORD, record)
 
     def note(self, name: str, entry: Entry) -> None:
         """Record that the storage has what is here."""

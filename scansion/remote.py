@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from scansion.assets import cache_dir
 from scansion.errors import ConfigError, ScansionError
-from scansion.files import atomic_file
+from scansion.files import atomic_file, require_writable, url_of
 from scansion.records import parse_json, unsealed_values
 
 TRIES = 5
@@ -19,8 +21,9 @@ TRIES = 5
 FIRST_WAIT = 0.5
 """Seconds before the second try; each later wait is twice as long."""
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _FOLDER = "remote"
+_PROBE = ".write-check-"
+"""How the names of objects begin that are uploaded to see whether that is possible."""
 # How each client is told to make a request once: tries are counted here, and not multiplied.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 0}}},
@@ -33,19 +36,6 @@ _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectory
 _BUGS = (TypeError, AttributeError, NameError, AssertionError)
 
 T = TypeVar("T")
-
-
-def url_of(place: str | Path) -> str | None:
-    """The URL that was given as a place, also if it was made a path since, which has one slash; None for a local path."""
-    match = _URL.fullmatch(str(place))
-    if match is None:
-        return None
-    scheme, rest = match[1].lower(), match[2]
-    if not rest.strip("/"):
-        raise ConfigError(f"{place} names no place: write it like {scheme}://bucket/folder")
-    if any(part in (".", "..") for part in rest.split("/")):
-        raise ConfigError(f"{place} is not a URL that can be used: leave out the parts '.' and '..'")
-    return f"{scheme}://{'/' if scheme == 'file' else ''}{rest.strip('/')}"
 
 
 def local_copy(place: str | Path) -> Path:
@@ -64,6 +54,26 @@ def origin(folder: Path) -> str | None:
         return None
     parts = folder.absolute().relative_to(home).parts
     return url_of(f"{parts[0]}://{'/'.join(parts[1:])}") if len(parts) > 1 else None
+
+
+def named(folder: Path) -> str:
+    """What messages call a folder or a file: its URL if it stands for one."""
+    return origin(folder) or str(folder)
+
+
+def with_urls(message: str) -> str:
+    """The message with the URL of every copy in the cache in place of its path."""
+    return re.sub(rf"{_home()}/([^/\s]+)/", lambda match: f"{match[1]}://" + "/" * (match[1] == "file"), message)
+
+
+def copy_in(message: str) -> str | None:
+    """The first copy in the cache whose path is in the message; None if there is none."""
+    found = re.search(rf"{_home()}/[^\s,;]*[^\s,;:.)]", message)
+    return found[0] if found else None
+
+
+def _home() -> str:
+    return re.escape(str((cache_dir() / _FOLDER).absolute()))
 
 
 @dataclass(frozen=True)
@@ -127,12 +137,15 @@ class Remote:
         return {
             path.removeprefix(self._root).lstrip("/"): Entry.of(info)
             for path, info in sorted(entries.items())
-            if info.get("type") == "file" and path.startswith(f"{self._root}/")
+            if info.get("type") == "file" and path.startswith(f"{self._root}/") and _PROBE not in path
         }
 
     def matches(self, pattern: str) -> dict[str, Entry]:
         """The objects whose names in the folder match a pattern such as ``*.jsonl`` or ``**/*.txt``; as :meth:`files`."""
         found = self._try("list", lambda: self._fs.glob(self._path(pattern), detail=True))
+        if not found:  # also if there is no bucket, which only a listing says
+            with suppress(FileNotFoundError):
+                self._try("list", lambda: self._fs.ls(self._root))
         entries = cast("dict[str, dict[str, Any]]", found)
         return {
             path.removeprefix(self._root).lstrip("/"): Entry.of(info)
@@ -185,6 +198,20 @@ class Remote:
 
             self._try("download", get, name)
 
+    def require_writable(self) -> None:
+        """Upload an empty object and delete it again, so that what is wrong is known before there is anything to upload.
+
+        Raises:
+            ScansionError: the storage cannot be reached, has no such bucket, or does not take objects.
+        """
+        if self.url.startswith("file:"):
+            require_writable(Path(self._root))
+            return
+        name = f"{_PROBE}{uuid.uuid4().hex[:12]}"
+        self._try("write in", lambda: self._fs.pipe_file(self._path(name), b""))
+        with suppress(ScansionError):  # who may not delete may still write
+            self.delete([name])
+
     def upload(self, path: Path, name: str) -> Entry:
         """Upload a file; returns what is there then."""
 
@@ -220,12 +247,13 @@ class Remote:
                 raise
             except Exception as error:  # clients raise what their libraries do
                 reason = " ".join(str(error).split()) or type(error).__name__
-                if isinstance(error, FileNotFoundError) and doing not in ("upload", "download"):
+                if isinstance(error, FileNotFoundError):
                     if "specified bucket" in reason:
                         raise ScansionError(
                             f"cannot {doing} {what}: {reason}; create the bucket, or correct the URL"
                         ) from error
-                    raise
+                    if doing not in ("upload", "download", "write in"):
+                        raise
                 if type(error).__name__ in _NO_CREDENTIALS:
                     raise ScansionError(
                         f"cannot {doing} {what}: {reason}; give credentials as the storage's own tools take them, for s3 "

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from scansion.cli.launch import main
 from scansion.corpus import CorpusConfig
 from scansion.errors import ConfigError
 from scansion.pipeline import HarvestSpec, build_stores, build_stores_at, stores
@@ -257,28 +256,3 @@ def test_help_begins_with_where_to_start(run) -> None:
     assert places == sorted(places) and out.index("--version") > places[-1] and out.index("--plugin") > places[-1]
     _, out, _ = run("harvest", "--help")
     assert out.index("--hook-point") < out.index("Options of every command") < out.index("--config")
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["export", "runs/a", "--out", "s3://bucket/exported"],
-        ["compile", "runs/a", "--held-out", "stores/a", "--out", "s3://bucket/compiled"],
-        ["import", "exported", "--store", "stores/a", "--out", "memory://compiled"],
-        ["compare", "runs/a", "s3://bucket/runs/b"],
-        ["report", "s3://bucket/studies/a"],
-        ["doctor", "s3://bucket/stores/a"],
-        ["ui", "s3://bucket/studies/a"],
-    ],
-)
-def test_a_url_where_a_folder_is_needed_is_refused(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["scansion", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    url = next(word for word in words if "://" in word)
-    assert f"takes a folder on disk, not {url}" in " ".join(capsys.readouterr().err.split())
-    assert not list(tmp_path.iterdir())

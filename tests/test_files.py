@@ -151,7 +151,9 @@ def test_sha256_of_a_file(tmp_path: Path) -> None:
 
 def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
     require_writable(tmp_path / "a" / "b")
-    assert names(tmp_path / "a" / "b") == []
+    assert names(tmp_path) == []
+    with pytest.raises(ScansionError, match="File name too long"):
+        require_writable(tmp_path / "a" / ("b" * 300))
     (tmp_path / "file").touch()
     with pytest.raises(ScansionError, match=r"cannot write in .*file/b: .*file is a file; choose another folder"):
         require_writable(tmp_path / "file" / "b")

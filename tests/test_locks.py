@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -67,3 +68,37 @@ def test_a_holder_that_has_just_taken_the_lock_is_waited_for_until_it_has_writte
     naming.join()
     first.kill()
     first.wait()
+
+
+def test_after_an_error_a_new_folder_is_gone_and_one_with_something_in_it_is_kept(tmp_path: Path) -> None:
+    def refused(folder: Path, *written: str) -> None:
+        with pytest.raises(ZeroDivisionError), only_writer(folder, "training"):
+            for name in written:
+                (folder / name).write_text("something")
+            raise ZeroDivisionError
+
+    refused(tmp_path / "runs/new")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "own").mkdir()
+    refused(tmp_path / "own")
+    assert [path.name for path in tmp_path.rglob("*")] == ["own"]
+    refused(tmp_path / "runs/new", "metrics.jsonl")
+    assert {path.name for path in (tmp_path / "runs/new").iterdir()} == {".lock", "metrics.jsonl"}
+
+
+def test_a_writer_that_waits_for_one_that_is_refused_gets_a_folder(tmp_path: Path) -> None:
+    folder, held = tmp_path / "runs/new", threading.Event()
+
+    def refused() -> None:
+        with contextlib.suppress(ZeroDivisionError), only_writer(folder, "training"):
+            held.set()
+            time.sleep(1)
+            raise ZeroDivisionError
+
+    first = threading.Thread(target=refused)
+    first.start()
+    held.wait()
+    with only_writer(folder, "training", wait=True):
+        (folder / "config.yaml").write_text("")
+    first.join()
+    assert {path.name for path in folder.iterdir()} == {".lock", "config.yaml"}

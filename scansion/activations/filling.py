@@ -77,6 +77,12 @@ def resumed_settings(folder: Path, identity: StoreIdentity, settings: dict[str, 
     return settings
 
 
+def forget_plan(folder: Path) -> None:
+    """Delete the plan of a store of which nothing was computed, so that the folder can take another one."""
+    if not any(folder.glob(SHARD_NAME.format("*"))) and not any(folder.glob(f"{PREFIX}*")):
+        (folder / PLAN).unlink(missing_ok=True)
+
+
 def place_of(identity: StoreIdentity, path: Path) -> str:
     """What a shard says of itself: its store's key and its own name."""
     return f"{identity.key} {path.name}"

@@ -16,14 +16,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scansion.activations.filling import intact_store, missing_shards, place_of, reopen, resumed_settings, seal
+from scansion.activations.filling import (
+    forget_plan,
+    intact_store,
+    missing_shards,
+    place_of,
+    reopen,
+    resumed_settings,
+    seal,
+)
 from scansion.activations.harvest_plan import HarvestConfig, HarvestPlan, check_harvests
 from scansion.activations.parts import Parts
 from scansion.activations.shard import FinishedShard, ShardBuffer
 from scansion.activations.store import ActivationStore
 from scansion.corpus import Contexts
 from scansion.device import DTYPES
-from scansion.errors import ConfigError, StoreError
+from scansion.errors import ConfigError, ScansionError, StoreError
 from scansion.files import human_bytes, one_line_io_errors
 from scansion.lm import HookPoint, LanguageModel, activations_at_each, check_parts
 from scansion.locks import only_writer
@@ -87,7 +95,12 @@ def harvest_together(
         unfinished = [plan for plan in unfinished if intact_store(plan.folder, plan.identity) is None]
         for plan in unfinished:
             reopen(plan.folder, plan.identity)
-        _fill(unfinished, load_lm, compute)
+        try:
+            _fill(unfinished, load_lm, compute)
+        except ScansionError:
+            for plan in unfinished:
+                forget_plan(plan.folder)
+            raise
     return [store or ActivationStore(plan.folder) for plan, store in zip(plans, stores, strict=True)]
 
 

@@ -32,7 +32,7 @@ from scansion.activations.stream import ActivationStream
 from scansion.corpus import Contexts
 from scansion.device import DTYPES, resolve_device
 from scansion.errors import ConfigError, DamagedError, StoreError, describe
-from scansion.files import expanded, fingerprint, require_free_space, require_writable
+from scansion.files import expanded, fingerprint, made_folder, require_free_space, require_writable
 from scansion.lm import LanguageModel, load_language_model
 from scansion.lm.identity import ModelId
 from scansion.locks import only_writer
@@ -114,10 +114,16 @@ class TextStore:
             return there
         require_free_space(folder, plan.n_bytes, "the text and the buffer")
         _check_as_far_as_known(plan)
-        digest = save_tensors(folder / _CONTEXTS, plan.contexts.tensors())
-        record = _Record(identity=plan.identity, config=plan.config, contexts=digest)
-        write_json(folder / RECORD, record.model_dump(mode="json"))
+        with made_folder(folder):
+            digest = save_tensors(folder / _CONTEXTS, plan.contexts.tensors())
+            record = _Record(identity=plan.identity, config=plan.config, contexts=digest)
+            write_json(folder / RECORD, record.model_dump(mode="json"))
         return cls(folder, load_lm)
+
+    @property
+    def place(self) -> str:
+        """Its folder, as messages name it."""
+        return str(self.folder)
 
     def __repr__(self) -> str:
         """What it holds and how much."""

@@ -79,7 +79,7 @@ class TokenExclusion(BaseModel):
             out = out | (torch.isin(store.tokens, ids) & store.valid)
             if absent := ids[~torch.isin(ids, store.tokens[store.valid])].tolist():
                 _say_once(
-                    f"{store.folder} has no token with the id {', '.join(map(str, absent))}, which is to be left out"
+                    f"{store.place} has no token with the id {', '.join(map(str, absent))}, which is to be left out"
                 )
         return out if bool(out.any()) else None
 

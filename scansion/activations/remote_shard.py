@@ -116,11 +116,9 @@ class RemoteFiles:
         what = f"{self.place}/{file}"
         try:
             blocks = self.remote.json(file)
-            if blocks is None:
-                raise DamagedError(f"{what} is missing; {_REPAIR}")
             return ShardBlocks.model_validate(require_known_format(blocks, what))
-        except ValidationError as error:
-            raise DamagedError(f"{what} is damaged; {_REPAIR}") from error
+        except (ValidationError, DamagedError) as error:
+            raise DamagedError(f"{what} is missing or damaged; {_REPAIR}") from error
 
     def bring(self, folder: Path, *names: str) -> None:
         """Download some of the files to a folder, if they are in the storage and not there yet."""
@@ -185,7 +183,10 @@ class RemoteShard(Shard):
         self._checked[:] = False
         self.__dict__.pop("_whole", None)
         self._hold(np.arange(self.facts.length))
-        super().verify()
+        try:
+            super().verify()
+        except DamagedError as error:
+            raise self._with_advice(error) from error
 
     def check_size(self) -> None:
         """Compare the size in the storage with what it should be.
@@ -201,6 +202,10 @@ class RemoteShard(Shard):
     def _read(self, compare: bool = False) -> dict[str, Tensor]:
         self._hold(np.array([self.facts.length]))
         return super()._read(compare)
+
+    def _with_advice(self, error: DamagedError) -> DamagedError:
+        what = str(error).replace(str(self.path), self._url)
+        return DamagedError(what if _REPAIR in what else f"{what}; {_REPAIR}")
 
     @cached_property
     def _blocks(self) -> ShardBlocks:

@@ -132,7 +132,10 @@ class Shard:
         try:
             return self._read()
         except DamagedError as error:
-            raise DamagedError(f"{error}; {HOW_TO_REPAIR.format(folder=self.path.parent)}") from error
+            raise self._with_advice(error) from error
+
+    def _with_advice(self, error: DamagedError) -> DamagedError:
+        return DamagedError(f"{error}; {HOW_TO_REPAIR.format(folder=self.path.parent)}")
 
     def _read(self, compare: bool = True) -> dict[str, Tensor]:
         """Views of the mapped tensors, once all their bytes were read and compared with the digest, unless told not to."""

@@ -135,14 +135,21 @@ class ActivationStore:
         self._files = files = RemoteFiles(url, self.folder) if url else _LocalFiles(self.folder)
         if MANIFEST not in files.names():
             raise StoreError(f"no activation store at {files.place}: {_what_is_there(files)}")
-        manifest = files.remote.json(MANIFEST) if isinstance(files, RemoteFiles) else read_json(self.folder / MANIFEST)
+        try:
+            is_remote = isinstance(files, RemoteFiles)
+            manifest = files.remote.json(MANIFEST) if is_remote else read_json(self.folder / MANIFEST)
+        except DamagedError as error:
+            raise DamagedError(
+                f"{files.place}/{MANIFEST} was cut short or changed after it was written; {files.how_to_repair}"
+            ) from error
         identity = manifest.get("identity") if isinstance(manifest, dict) else None
         require_known_format(identity, f"{files.place}/{MANIFEST}", FORMAT_VERSION)
         try:
             self.manifest = StoreManifest.model_validate(manifest)
         except ValidationError as error:
             raise DamagedError(
-                f"{files.place}/{MANIFEST} is not a manifest of format {FORMAT_VERSION}: {describe(error, 'manifest')}"
+                f"{files.place}/{MANIFEST} is not a manifest of format {FORMAT_VERSION}: {describe(error, 'manifest')}; "
+                f"{files.how_to_repair}"
             ) from error
         if isinstance(files, RemoteFiles):
             files.parts = self.folder / f"parts-{self.contents[:12]}"
@@ -207,9 +214,14 @@ class ActivationStore:
         """What it holds and how much."""
         held = self.identity
         return (
-            f"ActivationStore({self.url or self.folder}: {self.n_contexts:,} contexts x {self.n_positions} positions "
+            f"ActivationStore({self.place}: {self.n_contexts:,} contexts x {self.n_positions} positions "
             f"x {self.d_in}, {held.dtype}, {held.hook_point} of {held.model})"
         )
+
+    @property
+    def place(self) -> str:
+        """Its URL or its folder, as messages name it."""
+        return self._files.place
 
     @property
     def identity(self) -> StoreIdentity:
@@ -298,7 +310,8 @@ class ActivationStore:
         sums = {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in STATS_TENSORS}
         if int(sums["count"].sum()) != self.manifest.n_tokens:
             raise DamagedError(
-                f"{self.folder / MANIFEST} is damaged: its shards do not hold {self.manifest.n_tokens:,} tokens"
+                f"{self.place}/{MANIFEST} is damaged: its shards do not hold {self.manifest.n_tokens:,} tokens; "
+                f"{self._files.how_to_repair}"
             )
         return sums
 
@@ -393,8 +406,8 @@ class ActivationStore:
             positions = positions[positions > 0]
         if len(positions) == 0:
             if excluded is not None:
-                raise StoreError(f"{self.folder} has no token that is not left out; change exclude or exclude_tokens")
-            raise StoreError(f"{self.folder} has no valid token beyond position 0; use longer contexts")
+                raise StoreError(f"{self.place} has no token that is not left out; change exclude or exclude_tokens")
+            raise StoreError(f"{self.place} has no valid token beyond position 0; use longer contexts")
         return positions
 
     def gather(self, positions: Int[Tensor, "P"], contexts: Int[Tensor, "P n"]) -> PositionedBatch:
@@ -424,7 +437,7 @@ class ActivationStore:
             if start < first + shard.n_contexts and stop > first
         ]
         if not parts:
-            raise StoreError(f"contexts {start} to {stop} are not among the {self.n_contexts} of {self.folder}")
+            raise StoreError(f"contexts {start} to {stop} are not among the {self.n_contexts} of {self.place}")
         return PositionedBatch(torch.cat(list(parts), dim=1), torch.arange(self.n_positions))
 
     def resident(self, device: torch.device, positions: range) -> Float[Tensor, "R C d_in"]:
@@ -472,7 +485,7 @@ class ActivationStore:
             DamagedError: a shard is not what was written.
         """
         if damaged := self.damaged():
-            raise DamagedError(f"{damaged[0][1]}; {HOW_TO_REPAIR.format(folder=self.folder)}")
+            raise DamagedError(damaged[0][1] if self.url else f"{damaged[0][1]}; {self._files.how_to_repair}")
 
 
 class _LocalFiles:
@@ -522,18 +535,21 @@ def _shards(files: _LocalFiles | RemoteFiles, manifest: StoreManifest) -> list[S
         DamagedError: the manifest contradicts itself or the files.
     """
     identity, names = manifest.identity, list(manifest.shards)
-    damaged = f"{files.place}/{MANIFEST} is damaged"
+
+    def damaged(why: str) -> DamagedError:
+        return DamagedError(f"{files.place}/{MANIFEST} is damaged: {why}; {files.how_to_repair}")
+
     # Earlier versions had the model's name as it was typed in the key.
     if manifest.key not in (identity.key, fingerprint(identity.model_dump(mode="json"))):
-        raise DamagedError(f"{damaged}: its key is not that of what it describes")
+        raise damaged("its key is not that of what it describes")
     if names != [SHARD_NAME.format(f"{index:05d}") for index in range(len(names))] or not names:
-        raise DamagedError(f"{damaged}: it does not list its shards in order")
+        raise damaged("it does not list its shards in order")
     there = files.names()
     if missing := [name for name in names if name not in there]:
         raise DamagedError(f"{files.place} has no {', '.join(missing)}; {files.how_to_repair}")
     sizes = _sizes(files, names, identity.n_contexts)
     if sizes is None:
-        raise DamagedError(f"{damaged}: its {len(names)} shards do not hold {identity.n_contexts} contexts")
+        raise damaged(f"its {len(names)} shards do not hold {identity.n_contexts} contexts")
     return [
         files.shard(name, identity.shard_facts(digest, size))
         for (name, digest), size in zip(manifest.shards.items(), sizes, strict=True)

@@ -143,7 +143,7 @@ class ActivationStream:
     def _inverse(self, norm: float) -> float:
         if not SMALLEST_NORM <= norm <= 1 / SMALLEST_NORM:
             raise StoreError(
-                f"activations of {self.store.folder} have a mean norm of {norm:.3g}, which cannot be trained on: it should be "
+                f"activations of {self.store.place} have a mean norm of {norm:.3g}, which cannot be trained on: it should be "
                 f"between {SMALLEST_NORM:g} and {1 / SMALLEST_NORM:g}; check the model and the hook point, and harvest again"
             )
         return 1.0 / norm

@@ -20,7 +20,7 @@ from scansion.mirroring import fetched, send
 from scansion.pipeline.evaluate import evaluate
 from scansion.pipeline.run_results import RunResults
 from scansion.records import parse_yaml, read_yaml, require_known_format
-from scansion.remote import local_copy, origin
+from scansion.remote import Remote, local_copy, named, url_of
 from scansion.report import (
     FeatureConfig,
     budget_table,
@@ -66,16 +66,22 @@ def evaluate_runs(
     configs = parse_evaluations(evaluations, settings)
     store = ActivationStore(held_out)
     folders: dict[str, Path] = {}
-    for run in [fetched(run, checkpoints=False) for run in runs]:
+    for run in [fetched(run, checkpoints=False, to_write=True) for run in runs]:
         config = run / "config.yaml"
         if not config.is_file():
-            hint = run.parent if (run.parent / "config.yaml").is_file() else "the folder that `scansion train` wrote"
-            raise ConfigError(f"{run} is not a run: it has no config.yaml; give {hint}")
+            hint = (
+                named(run.parent)
+                if (run.parent / "config.yaml").is_file()
+                else "the folder that `scansion train` wrote"
+            )
+            raise ConfigError(f"{named(run)} is not a run: it has no config.yaml; give {hint}")
         name = str(require_known_format(read_yaml(config), config).get("name", run.name))
         if name in folders:
-            raise ConfigError(f"{run} and {folders[name]} are both called {name!r}; rename one")
+            raise ConfigError(f"{named(run)} and {named(folders[name])} are both called {name!r}; rename one")
         folders[name] = run
     if report:  # before an hour of evaluation
+        if url := url_of(report):
+            Remote(url).require_writable()
         report = local_copy(report)
         require_writable(report)
 
@@ -94,7 +100,7 @@ def evaluate_runs(
     if report:
         page = write_report(runs_data(results, folders, store), report, FeatureConfig(), load_lm, device)
         send(report)
-        output.print(f"report: {origin(page) or page}", markup=False)
+        output.print(f"report: {named(page)}", markup=False)
 
 
 def list_evaluations(name: str | None = None) -> None:

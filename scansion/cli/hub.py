@@ -10,6 +10,7 @@ from scansion.cli.app import output
 from scansion.errors import ConfigError
 from scansion.evals import evaluations
 from scansion.interop import push_to_hub
+from scansion.mirroring import fetched
 from scansion.sae import load_sae
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import figure_text
@@ -27,7 +28,7 @@ def push(run: Path, repo: str, *, sae_id: str = "", licence: str | None = None, 
     Parameters
     ----------
     run
-        Folder of a trained run.
+        Folder of a trained run, or its URL.
     repo
         Repository, OWNER/NAME; made if it is not there.
     sae_id
@@ -37,6 +38,7 @@ def push(run: Path, repo: str, *, sae_id: str = "", licence: str | None = None, 
     private
         Make a new repository private.
     """
+    run = fetched(run, checkpoints=False)
     sae, metadata = load_sae(run / "sae")
     # With the evaluations that there are results of, whatever their settings.
     there = {name: None for name in evaluations.names() if (run / "evals" / f"{name}.json").is_file()}

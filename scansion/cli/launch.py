@@ -5,33 +5,43 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Parameter, UnusedCliTokensError
 from cyclopts.config import Dict, Env
 from pydantic import ValidationError
 
 from scansion.cli.app import COMMON, app
-from scansion.errors import ConfigError, ScansionError, describe, did_you_mean
-from scansion.files import one_line_io_errors
+from scansion.errors import ConfigError, DamagedError, ScansionError, describe, did_you_mean
+from scansion.files import one_line_io_errors, url_of
 from scansion.progress import say
 from scansion.records import parse_yaml
-from scansion.remote import url_of
+from scansion.remote import copy_in, with_urls
 
 _GROUPS = ("assets", "study")
 """Commands that have commands of their own."""
-_ON_DISK = {
-    "export": ("--out",),
-    "compile": ("--out",),
-    "import": ("--out",),
-    "compare": ("--runs", "--out"),
-    "report": ("--study", "--out"),
-    "doctor": ("--folder",),
-    "ui": ("--study",),
+TAKE_URLS = {
+    "harvest": {"--out"},
+    "train": {"--store", "--out", "--from"},
+    "eval": {"--runs", "--held-out", "--report"},
+    "saebench": {"--runs", "--held-out"},
+    "sae-probes": {"--runs", "--held-out"},
+    "compile": {"--run", "--held-out"},
+    "import": {"--store"},
+    "export": {"--run", "--held-out"},
+    "look": {"--run"},
+    "steer": {"--run"},
+    "push": {"--run"},
+    "demo": {"--out"},
+    "study run": {"--out"},
+    "study plan": {"--out"},
+    "synth": {"--out", "--like"},
 }
-"""Places that must be on a disk. As a path, a URL would name a folder `s3:` in the working folder."""
+"""Command -> its paths that can be URLs of object storage. All other paths are on disk, as are those of new commands."""
+_TEXTS_WITH_PATHS = {"--plan", "--model", "--settings"}
+"""Options that take the path of a file or folder, among other things."""
 
 app.meta.help_flags = ()  # `--help` goes through _launch, so that help includes what plugins add
 
@@ -51,6 +61,8 @@ def _launch(
     plugin
         Python file with a mask, architecture, evaluation or hook point of your own. Repeat the flag for several files.
     """
+    _require_on_disk("--config", [str(config or "")])
+    _require_on_disk("--plugin", map(str, plugin or []))
     if plugin:
         from scansion.registry import load_plugin
 
@@ -102,15 +114,27 @@ def _refuse_fractions(_app: App, _commands: tuple[str, ...], arguments: Argument
 
 
 def _refuse_urls(_app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Raise for a URL where only a folder on disk is taken."""
+    """Raise for a URL where only a path on disk is taken: it would name a folder `s3:` in the working folder."""
     for argument in arguments:
-        if argument.name not in _ON_DISK.get(commands[-1] if commands else "", ()):
+        if argument.name in TAKE_URLS.get(" ".join(commands), ()) or not takes_path(argument):
             continue
-        for token in argument.tokens:
-            if url := url_of(token.value):
-                raise ConfigError(
-                    f"{argument.name} takes a folder on disk, not {url}; docs/object_storage.md says which commands take URLs"
-                )
+        _require_on_disk(argument.name, (token.value for token in argument.tokens))
+
+
+def _require_on_disk(option: str, values: Iterable[str]) -> None:
+    if url := next(filter(None, map(url_of, values)), None):
+        raise ConfigError(
+            f"{option} takes a path on disk, not {url}; docs/object_storage.md says which commands take URLs"
+        )
+
+
+def takes_path(argument: Argument) -> bool:
+    """Whether an option is the path of a file or a folder, or several."""
+    return _holds_path(argument.hint) or argument.name in _TEXTS_WITH_PATHS
+
+
+def _holds_path(hint: Any) -> bool:
+    return hint is Path or any(_holds_path(part) for part in get_args(hint))
 
 
 def _keys_of(settings: Any) -> Iterator[Any]:
@@ -130,6 +154,9 @@ def main() -> None:
         _fail(describe(error, ""))
     except UnusedCliTokensError as error:
         _fail(_unused(list(error.unused_tokens or ()), sys.argv[1:]))
+    except DamagedError as error:
+        copy = copy_in(str(error))
+        _fail(str(error), f"; if only the copy in the cache is damaged, delete that: {copy}" if copy else "")
     except (ScansionError, CycloptsError) as error:
         cause = error.__cause__ if isinstance(error, CycloptsError) else None
         _fail(describe(cause, "") if isinstance(cause, ValidationError) else " ".join(str(error).split()))
@@ -147,6 +174,6 @@ def _unused(unused: list[str], given: list[str]) -> str:
     return said
 
 
-def _fail(message: str) -> None:
-    say(f"error: {message}")
+def _fail(message: str, more: str = "") -> None:
+    say(f"error: {with_urls(message)}{more}")
     sys.exit(2)

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from scansion.assets import fetch
 from scansion.cli.app import output
 from scansion.files import require_writable
+from scansion.remote import named
 from scansion.report import FeatureConfig, study_data, write_report
 from scansion.study import StudyRecord
 from scansion.study.checks import plan_assets
@@ -53,4 +54,4 @@ def write_pages(record: StudyRecord, folder: Path, features: FeatureConfig | Non
     for part in record.by_world():
         place = folder / slug(part.world) if part.world else folder
         page = write_report(study_data(part), place, features, device=device)
-        output.print(f"report: {page}", markup=False)
+        output.print(f"report: {named(page)}", markup=False)

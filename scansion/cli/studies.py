@@ -12,13 +12,14 @@ from cyclopts.validators import Number
 
 from scansion.cli.app import output, tables
 from scansion.cli.reporting import write_pages
-from scansion.distributed.cluster import ClusterConfig, connect
+from scansion.distributed.cluster import ClusterConfig, connect, require_shared_disk
 from scansion.errors import ConfigError, StudyError, did_you_mean
 from scansion.evals.position.world import world_like
-from scansion.files import require_writable
+from scansion.files import require_writable, url_of
 from scansion.locks import only_writer
 from scansion.mirroring import fetched, send
 from scansion.progress import say
+from scansion.remote import local_copy, named
 from scansion.report import FeatureConfig
 from scansion.study import ArmInfo, StudyPlan, StudyRecord, compare, execute, infos_of, load_plan
 from scansion.study.audit import audit
@@ -26,6 +27,7 @@ from scansion.study.checks import check_entries, check_plan
 from scansion.study.compare.comparison import by_world
 from scansion.study.compare.tables import lines_below, terminal_tables, write_comparison
 from scansion.study.estimate import estimate
+from scansion.study.on_cluster import require_fit_for_cluster
 from scansion.study.plan import slug
 from scansion.study.tracking import Tracker, import_study, open_tracker, require_tracker
 from scansion.synth import SynthConfig
@@ -74,10 +76,14 @@ def run_study(
         name in runs/.
     """
     settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
-    folder = fetched(out or _home(settings))
+    cluster = cluster or ClusterConfig()
+    require_shared_disk(cluster, out)
+    if cluster.on is not None:
+        require_fit_for_cluster(settings)
     if track is not None:
         require_tracker(track)
-    _carry_out(settings, folder, only, retry, report, cluster or ClusterConfig(), out)
+    folder = fetched(out or _home(settings), to_write=True)
+    _carry_out(settings, folder, only, retry, report, cluster, out)
     if track is not None:
         output.print(f"{import_study(StudyRecord.open(folder), track)} runs are in {track}", markup=False)
 
@@ -98,7 +104,7 @@ def _carry_out(
     with only_writer(folder, "comparing", wait=True):  # so that the last of several processes compares all their runs
         record = StudyRecord.open(folder)
         show_comparison({arm.name: arm.info for arm in record.arms}, folder)
-    output.print(f"notes: {folder / 'notes.txt'}", markup=False)
+    output.print(f"notes: {named(folder / 'notes.txt')}", markup=False)
     if report:
         write_pages(record, folder / "report", FeatureConfig())
     send(folder)
@@ -130,10 +136,10 @@ def plan_study(
     seeds
         Number of seeds, which are then 0, 1, ...; default: the seeds of the plan.
     out
-        Folder of the runs; finished work in it is not counted. Default: a folder with the plan's name in runs/.
+        Folder of the runs, or its URL; finished work in it is not counted. Default: a folder with the plan's name in runs/.
     """
     settings = _with_seeds(load_plan(plan), None if seeds is None else range(seeds))
-    folders = _folders(settings, out or _home(settings), only)
+    folders = _folders(settings, fetched(out or _home(settings), checkpoints=False), only)
     if settings.corpus is None:
         check_plan(settings, folders)
         what = "synthetic worlds" if settings.store is None else "a store"
@@ -273,11 +279,12 @@ def demo(*, plan: str = "demo", out: Path = Path("runs/demo")) -> None:
     plan
         The plan to run: a YAML file, or the name of a bundled plan.
     out
-        Folder for run_0, run_1, ... and the report.
+        Folder for run_0, run_1, ... and the report, or its URL.
     """
-    if plan == "demo" and not (out / "report").exists():
+    if plan == "demo" and not (fetched(out, to_write=True) / "report").exists():
         run_study(plan, only=_FIRST_OF_DEMO, out=out)
-        say(f"a first page, of two runs, is in {out / 'report/index.html'}; the other runs follow")
+        page = local_copy(out) / "report/index.html"
+        say(f"a first page, of two runs, is in {named(page)}; the other runs follow")
     run_study(plan, out=out)
 
 
@@ -304,11 +311,11 @@ def synth(
     plan
         A plan with a `world`: a YAML file, or the name of a bundled plan.
     out
-        Folder for run_0, run_1, ..., notes.txt, and one comparison per world. The activations go to the cache.
+        Folder for run_0, run_1, ..., notes.txt, and one comparison per world, or its URL. The activations go to the cache.
     seeds
         Seeds to run instead of the plan's. Each seed has its own worlds, initial weights, masks and order of the data.
     like
-        Folder of an SAE whose evaluation `position` is done. The arms of the plan's first run then meet one world
+        Folder of an SAE whose evaluation `position` is done, or its URL. The arms of the plan's first run then meet one world
         alone, in which as many features are bound to positions, by profiles of the same kinds, as in that SAE.
     report
         Write the HTML report at the end, one page per world.
@@ -318,7 +325,7 @@ def synth(
         raise ConfigError(f"the plan {settings.name!r} has no world; `scansion study run` carries out the other plans")
     if like is not None:
         settings = _like(settings, like)
-    _carry_out(_with_seeds(settings, seeds), fetched(out), "", False, report, ClusterConfig())
+    _carry_out(_with_seeds(settings, seeds), fetched(out, to_write=True), "", False, report, ClusterConfig())
 
 
 def _like(plan: StudyPlan, run: Path) -> StudyPlan:
@@ -326,8 +333,8 @@ def _like(plan: StudyPlan, run: Path) -> StudyPlan:
     settings = plan.model_dump(mode="json")
     # Equally frequent features, so that each has room in the narrowest profile.
     room = {"zipf_exponent": 0.0, "max_probability": 1.0}
-    world = room | world_like(run, SynthConfig.model_validate(plan.world).context_length)
-    say(f"a world like the features of {run}: {world}")
+    world = room | world_like(fetched(run, checkpoints=False), SynthConfig.model_validate(plan.world).context_length)
+    say(f"a world like the features of {url_of(run) or run}: {world}")
     settings["runs"] = [{**settings["runs"][0], "name": "as measured", "world": world}]
     return StudyPlan.model_validate(settings)
 
@@ -351,7 +358,7 @@ def show_comparison(
             output.print(line, markup=False)
         if out is not None:
             written = write_comparison(comparison, within, out / slug(world) if world else out)
-            output.print(f"comparison: {written[0]}", markup=False)
+            output.print(f"comparison: {named(written[0])}", markup=False)
 
 
 def _with_seeds(plan: StudyPlan, seeds: Sequence[int] | None) -> StudyPlan:

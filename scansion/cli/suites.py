@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from scansion.cli.evaluating import evaluate_runs
 from scansion.evals.suites.config import SAEBenchConfig, SaeProbesConfig, SuiteConfig
+from scansion.mirroring import fetched
 from scansion.records import read_json
 
 
@@ -64,7 +65,9 @@ def sae_probes(
 def _run(runs: list[Path], held_out: Path, config: SuiteConfig) -> None:
     python = {} if config.python is None else {"python": str(config.python)}
     given: dict[str, Any] = {config.evaluation: config.model_dump(mode="json") | python}
-    if runs and (measured := runs[0] / "evals" / "core.json").is_file():  # not measured again with other settings
-        given["core"] = read_json(measured)["data"]["config"]
+    if runs:
+        measured = fetched(runs[0], checkpoints=False) / "evals" / "core.json"
+        if measured.is_file():  # not measured again with other settings
+            given["core"] = read_json(measured)["data"]["config"]
     names = f"core,{config.evaluation}"
     evaluate_runs(runs, held_out=held_out, evaluations=names, settings=json.dumps(given)[1:-1])

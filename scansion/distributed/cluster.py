@@ -178,11 +178,7 @@ def connect(config: ClusterConfig, out: Path | None = None) -> Generator[Cluster
     if config.on is None:
         yield None
         return
-    _require_address(config.on)
-    if out is not None and (url := url_of(out)):
-        raise ConfigError(
-            f"a cluster writes to a disk that all its machines share, not to {url}: give a folder there, and copy it afterwards"
-        )
+    require_shared_disk(config, out)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of an instance that we start
     try:
         import ray
@@ -196,6 +192,7 @@ def connect(config: ClusterConfig, out: Path | None = None) -> Generator[Cluster
     if config.on == "local":
         settings |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         settings |= {"_node_ip_address": "127.0.0.1"}  # nothing outside this machine can reach it
+        say("starting Ray on this machine")  # which takes some seconds
     try:
         ray.init(config.on, logging_level=logging.ERROR, **settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -205,6 +202,17 @@ def connect(config: ClusterConfig, out: Path | None = None) -> Generator[Cluster
         yield Cluster(ray, config)
     finally:
         ray.shutdown()
+
+
+def require_shared_disk(config: ClusterConfig, out: Path | None) -> None:
+    """Raise :class:`ConfigError` if a cluster is asked for at an odd address, or is to write to object storage."""
+    if config.on is None:
+        return
+    _require_address(config.on)
+    if out is not None and (url := url_of(out)):
+        raise ConfigError(
+            f"a cluster writes to a disk that all its machines share, not to {url}: give a folder there, and copy it afterwards"
+        )
 
 
 def _require_address(on: str) -> None:

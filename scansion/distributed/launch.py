@@ -20,6 +20,7 @@ from scansion.distributed.ranks import Ranks, joined
 from scansion.execution.plan import Way
 from scansion.files import one_line_io_errors
 from scansion.progress import progress, say
+from scansion.remote import named
 from scansion.sae import SAE, build_sae
 from scansion.sae.architectures.topk import TopKConfig
 from scansion.training.learner import METRICS
@@ -60,7 +61,7 @@ def train_on_ranks(
             if ranks.leads and not session.folder.finished:
                 held.enter_context(session.folder.writing())
         if ranks.tell(session.folder.finished):
-            say(f"{run.name}: already trained, in {session.folder.path}")
+            say(f"{run.name}: already trained, in {named(session.folder.path)}")
         else:
             session.train(device)
         return ranks.leads

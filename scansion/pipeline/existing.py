@@ -41,10 +41,10 @@ class ExistingSpec:
             if (here := getattr(train.identity, name)) != (there := getattr(held_out.identity, name))
         ]
         if differing:
-            raise ConfigError(f"{train.folder} and {held_out.folder} do not belong together: {'; '.join(differing)}")
+            raise ConfigError(f"{train.place} and {held_out.place} do not belong together: {'; '.join(differing)}")
         if train.identity.contexts == held_out.identity.contexts:
             raise ConfigError(
-                f"{train.folder} and {held_out.folder} hold the same contexts; what is measured must not be what is trained on"
+                f"{train.place} and {held_out.place} hold the same contexts; what is measured must not be what is trained on"
             )
         return Stores(train, held_out)
 
@@ -62,7 +62,7 @@ class ExistingSpec:
         """
         identity = self.stores.train.identity
         if not identity.has_lm:
-            raise ConfigError(f"{self.stores.train.folder} was made without a language model")
+            raise ConfigError(f"{self.stores.train.place} was made without a language model")
         say(f"loading {identity.model}")
         return load_language_model(identity.model, identity.model_id.commit, "auto", identity.model_dtype)
 

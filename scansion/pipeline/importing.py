@@ -36,12 +36,12 @@ def import_sae(source: Path, store: ActivationStore, out: Path, input_factor: fl
     identity = store.identity
     if foreign.d_in != identity.d_in:
         raise ConfigError(
-            f"{source} reads activations of width {foreign.d_in}, and those of {store.folder} have {identity.d_in}"
+            f"{source} reads activations of width {foreign.d_in}, and those of {store.place} have {identity.d_in}"
         )
     _require_hook_point(foreign, source, store)
     if foreign.model and foreign.model.split("/")[-1].lower() != identity.model.split("/")[-1].lower():
         say(
-            f"{source} says that it is for {foreign.model}, and {store.folder} is of {identity.model}: are they the same model?"
+            f"{source} says that it is for {foreign.model}, and {store.place} is of {identity.model}: are they the same model?"
         )
     metadata = SAEMetadata(
         model=identity.model,
@@ -76,4 +76,4 @@ def _require_hook_point(foreign: ForeignSAE, source: Path, store: ActivationStor
         say(f"{source} is for {foreign.hook_point!r}: is that {store.identity.hook_point}?")
         return
     if theirs != store.identity.hook_point:
-        raise ConfigError(f"{source} is for {theirs}, and {store.folder} holds {store.identity.hook_point}")
+        raise ConfigError(f"{source} is for {theirs}, and {store.place} holds {store.identity.hook_point}")

@@ -33,7 +33,7 @@ from scansion.lm import (
 )
 from scansion.progress import say
 from scansion.records import read_json
-from scansion.remote import local_copy, origin
+from scansion.remote import Remote, local_copy, origin
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,8 @@ def _build(
     on_the_fly = source.harvest.on_the_fly
     if on_the_fly and (url := next((url for folder in folders.values() if folder and (url := origin(folder))), None)):
         raise ConfigError(f"{url}: text for training on the fly is kept on disk; give a folder instead of a URL")
+    for url in {origin(folder) for folder in folders.values() if folder} - {None}:
+        _require_reachable(Remote(str(url)))
     plans = _plans(source, folders)
     for_training, to_hold_out = ([pair[split] for pair in plans] for split in range(2))
     harvested = [*([] if on_the_fly else for_training), *to_hold_out]
@@ -186,6 +188,12 @@ def _build(
     else:
         train = _harvest(for_training, source, there, compute)
     return [Stores(*pair) for pair in zip(train, _harvest(to_hold_out, source, there, compute), strict=True)]
+
+
+def _require_reachable(remote: Remote) -> None:
+    """Raise :class:`ScansionError` if the stores can be neither found there nor uploaded."""
+    if any(remote.entry(f"{split}/{MANIFEST}") is None for split in ("train", "held_out")):
+        remote.require_writable()
 
 
 def _published(plans: Sequence[HarvestPlan]) -> dict[Path, ActivationStore]:

@@ -21,7 +21,7 @@ from scansion.study.checks import check_plan
 from scansion.study.failures import clear_failure, code_fingerprint, read_failure
 from scansion.study.final_info import ArmInfo, read_final_info, summarise_seeds, write_final_info
 from scansion.study.notes import append_notes
-from scansion.study.on_cluster import build_on, carry_out_on
+from scansion.study.on_cluster import build_on, carry_out_on, require_fit_for_cluster
 from scansion.study.plan import StudyPlan
 from scansion.study.record import (
     ArmRecord,
@@ -65,6 +65,8 @@ def execute(
     Example:
         >>> records = scansion.execute(plan, {0: "runs/mine/run_0"})
     """
+    if cluster is not None:
+        require_fit_for_cluster(plan)
     runs = {entry: expanded(folder) for entry, folder in folders.items()}
     check_plan(plan, runs)
     with ExitStack() as held:

@@ -18,6 +18,7 @@ from scansion.pipeline.run_results import RunResults
 from scansion.pipeline.stores import HarvestSpec, Stores, build_stores
 from scansion.progress import say
 from scansion.study.failures import read_failure
+from scansion.study.plan import StudyPlan
 from scansion.study.trials import Trial, TrialGroup, sharing_a_stream
 
 _Folders = tuple[Path, Path]
@@ -25,15 +26,17 @@ _LOCK_SECONDS = 300.0
 """How long a task waits for the lock of another that was lost with its machine: NFS releases it after 90 seconds."""
 
 
+def require_fit_for_cluster(plan: StudyPlan) -> None:
+    """Raise :class:`ConfigError` for a plan that only one machine can carry out."""
+    if plan.harvest.on_the_fly:
+        raise ConfigError("training on the fly is of one machine; set harvest.on_the_fly to false to use a cluster")
+
+
 def build_on(cluster: Cluster, sources: Sequence[Source]) -> dict[Source, Stores]:
     """The stores of some sources. The shards of text are tasks; so is each synthetic world."""
     stores: dict[Source, Stores] = {}
     for source in sources:
         if isinstance(source, HarvestSpec):
-            if source.harvest.on_the_fly:
-                raise ConfigError(
-                    "training on the fly is of one machine; set harvest.on_the_fly to false to use a cluster"
-                )
             stores[source] = build_stores(source, compute=harvesting_on(cluster, source))
         elif isinstance(source, ExistingSpec):
             stores[source] = source.build()

@@ -22,6 +22,7 @@ from scansion.execution.precision import resolve_precision
 from scansion.files import expanded, fingerprint, one_line_io_errors
 from scansion.masks import build_mask
 from scansion.progress import progress, say
+from scansion.remote import named
 from scansion.sae import SAE, SAEConfig, SAEMetadata, build_sae, n_previous, save_sae
 from scansion.training.config import TrainingConfig
 from scansion.training.learner import METRICS, Learner, require_memory
@@ -107,7 +108,7 @@ def train(runs: Sequence[TrainingRun], store: TrainingStore, on_metrics: OnMetri
             if not session.folder.finished:
                 held.enter_context(session.folder.writing())
             if session.folder.finished:  # perhaps by another process, just before it left the folder to this one
-                say(f"{session.run.name}: already trained, in {session.folder.path}")
+                say(f"{session.run.name}: already trained, in {named(session.folder.path)}")
             else:
                 sessions.append(session)
         if sessions:

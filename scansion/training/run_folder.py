@@ -40,7 +40,7 @@ class RunFolder:
     """Reads and writes one run's files. A file that is there is complete; write only while holding :meth:`writing`.
 
     Args:
-        path: the folder; created if it is missing.
+        path: the folder; :meth:`writing` creates it if it is missing.
         config: the run's settings, as JSON values. A folder with other settings is refused.
 
     Raises:

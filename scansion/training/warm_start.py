@@ -12,6 +12,7 @@ from scansion.activations import ActivationStream
 from scansion.activations.on_the_fly import TrainingStore
 from scansion.errors import ConfigError, TrainingError
 from scansion.progress import say
+from scansion.remote import local_copy
 from scansion.sae import SAE, SAEConfig, SAEMetadata, StartedFrom, load_sae, sae_fingerprint, window_of
 from scansion.training.config import TrainingConfig
 
@@ -67,7 +68,7 @@ def check_start(config: SAEConfig, training: TrainingConfig, d_in: int, folder: 
     source = start_source(config, training)
     if source is None:
         return
-    if folder is not None and source.resolve() in (folder.resolve(), (folder / "sae").resolve()):
+    if folder is not None and local_copy(source).resolve() in (folder.resolve(), (folder / "sae").resolve()):
         raise TrainingError(
             f"{folder} holds the SAE that training starts from, which is kept; choose another folder (--out)"
         )
@@ -99,7 +100,7 @@ def check_same_data(config: SAEConfig, training: TrainingConfig, store: Training
         return None
     trained, metadata = load_sae(source)
     here = store.identity
-    before = f"{source} cannot be started from on {store.folder}: it is an SAE"
+    before = f"{source} cannot be started from on {store.place}: it is an SAE"
     if training.from_ is None:
         return None  # the mask's own setting names it, and the run's record with it
     if not metadata.model_id.same_as(here.model_id):

@@ -60,7 +60,7 @@ def test_another_machine_resumes_a_run_to_the_same_bytes(store, bucket, elsewher
 def test_what_changed_there_is_fetched_and_what_changed_here_is_sent(bucket, elsewhere: Move, requests) -> None:
     url = f"{bucket}/runs/one"
     folder = fetched(url)
-    (folder / "evals").mkdir()
+    (folder / "evals").mkdir(parents=True)
     (folder / "evals" / "core.json").write_text("{}")
     (folder / "notes.txt").write_text("first")
     send(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from scansion.assets import cache_dir
 from scansion.errors import DamagedError
-from scansion.files import atomic_file, human_bytes
+from scansion.files import atomic_file, free_bytes, human_bytes
 from scansion.progress import say
 from scansion.tensor_file import load_tensors, save_tensors
 
@@ -93,7 +92,7 @@ class ActivationCache:
             with suppress(FileNotFoundError):
                 entries.append((path, path.stat()))
         used = sum(stat.st_size for _, stat in entries)
-        free = shutil.disk_usage(next(p for p in (self.folder, *self.folder.parents) if p.exists())).free
+        free = free_bytes(self.folder)
         room = min(self.limit - used, int(_SHARE_OF_FREE * free))
         removable = sorted((s.st_mtime, s.st_size, p) for p, s in entries if p.name not in self._touched)
         if room + sum(length for _, length, _ in removable) < size:

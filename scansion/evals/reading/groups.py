@@ -69,7 +69,7 @@ def document_of_each(store: ActivationStore, n_contexts: int) -> Int[np.ndarray,
     highest = doc_ids.amax(dim=0)
     if bool((lowest != highest).any()):
         raise EvalError(
-            f"contexts of {store.folder} hold several documents each, which makes positions in the context and in "
+            f"contexts of {store.place} hold several documents each, which makes positions in the context and in "
             "the document different things; harvest with layout 'documents'"
         )
     return highest.numpy()

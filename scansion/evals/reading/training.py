@@ -135,7 +135,7 @@ def require_same_tokenizer(lm: LanguageModel, store: ActivationStore) -> None:
     then = store.identity.corpus.get("tokenizer")
     if then is not None and then != (now := tokenizer_fingerprint(lm.tokenizer)):
         raise EvalError(
-            f"the tokenizer of {lm.facts.name} has changed since {store.folder} was harvested ({then} then, {now} now); "
+            f"the tokenizer of {lm.facts.name} has changed since {store.place} was harvested ({then} then, {now} now); "
             "harvest again, or bring that tokenizer back"
         )
 

@@ -74,7 +74,7 @@ class Synthetic(Evaluation[SyntheticConfig, SyntheticResult]):
         """Raise :class:`ConfigError` unless the store holds planted activations."""
         if not held_out.identity.is_planted:
             raise ConfigError(
-                f"{held_out.folder} holds activations of {held_out.identity.model}, whose true features are unknown; "
+                f"{held_out.place} holds activations of {held_out.identity.model}, whose true features are unknown; "
                 "the synthetic evaluation needs a store made by `scansion synth` and an SAE trained on it"
             )
 
@@ -90,7 +90,7 @@ class Synthetic(Evaluation[SyntheticConfig, SyntheticResult]):
             world = SynthConfig.model_validate(held_out.identity.corpus["world"])
         except (KeyError, ValidationError) as error:
             raise EvalError(
-                f"{held_out.folder} was made from a world this version does not know; make it again"
+                f"{held_out.place} was made from a world this version does not know; make it again"
             ) from error
         return [
             SyntheticResult.of(

@@ -43,7 +43,7 @@ def evaluate_recovery(
     """
     identity = planted_identity(planted.config, "held_out")
     if held_out.identity != identity:
-        raise EvalError(f"{held_out.folder} does not hold the held-out contexts of this planted dictionary")
+        raise EvalError(f"{held_out.place} does not hold the held-out contexts of this planted dictionary")
     for subject in subjects:
         if subject.metadata.model_revision != identity.model_revision:
             raise EvalError(f"{subject.name} was trained on another synthetic world; recovery needs its own")
