@@ -170,6 +170,7 @@ def connect(config: ClusterConfig, out: Path | None = None) -> Generator[Cluster
     Raises:
         ConfigError: Ray is not installed, there is no cluster at the address, this machine is too small for a task, or ``out``
             is on object storage.
+        ClusterError: Ray does not start on this machine.
 
     Example:
         >>> with connect(ClusterConfig(on="local")) as cluster:
@@ -195,8 +196,14 @@ def connect(config: ClusterConfig, out: Path | None = None) -> Generator[Cluster
         say("starting Ray on this machine")  # which takes some seconds
     try:
         ray.init(config.on, logging_level=logging.ERROR, **settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # also a bare one, where Ray's processes start too slowly
+        ray.shutdown()
         why = " ".join(str(error).split())
+        if config.on == "local":
+            raise ClusterError(
+                f"Ray could not be started on this machine: {why}; if other programs use all of it, wait for them and run "
+                "the same command again"
+            ) from error
         raise ConfigError(f"there is no Ray cluster at {config.on} that this machine can join: {why}") from error
     try:
         yield Cluster(ray, config)

@@ -272,10 +272,13 @@ def test_a_local_cluster_starts_and_ends_with_the_command(
         "--shard-bytes", 20_000, "--device", "cpu",
     )  # fmt: skip
     before = set(psutil.Process().children(recursive=True))
-    for where, more in (("one", ()), ("many", ("--on", "local"))):
+    for where, more in (("one", ()), ("many", ("--on", "local")), ("text", ("--on", "local", "--on-the-fly"))):
         status, _, err = run(*command, "--out", tmp_path / where, *more)
         assert status == 0, err
     assert bytes_in(tmp_path / "one", "*") == bytes_in(tmp_path / "many", "*")
+    held_out = bytes_in(tmp_path / "text", "held_out/*.safetensors")
+    assert held_out and held_out == bytes_in(tmp_path / "one", "held_out/*.safetensors")
+    assert len(list((tmp_path / "text").glob("*/train/on_the_fly.json"))) == 2
     _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
     assert not alive
 
@@ -294,6 +297,14 @@ def test_mistakes_are_one_line(run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert status == 2 and message in err and len(err.strip().splitlines()) == 1, err
     status, _, err = run(*command[:3], "--out", "s3://bucket/stores", "--on", "local")
     assert status == 2 and "a disk that all its machines share, not to s3://bucket/stores" in err
+
+    def too_slow(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore.")
+
+    monkeypatch.setattr("ray.init", too_slow)
+    status, _, err = run(*command, "--on", "local")
+    said = " ".join(err.split())
+    assert status == 2 and "error: Ray could not be started on this machine: The current node timed out" in said
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     status, _, err = run(*command, "--on", "local")
     assert status == 2 and err == "error: running on a cluster needs Ray: pip install 'scansion[ray]'\n"
