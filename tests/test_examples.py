@@ -140,7 +140,7 @@ def test_an_architecture_is_trained_from_flags_of_its_own(run, store, tmp_path: 
     status, printed, _ = run(*plugin, "train", "--help")
     help_ = " ".join(printed.replace("│", " ").split())
     assert status == 0 and "Activations well above this all cost the same. [tanh: default 0.1]" in help_
-    assert "relu, switch, tsae, tanh." in help_ and "[jumprelu: default 0.05]" in help_
+    assert "relu, switch, temporal_crosscoder, tsae, tanh." in help_ and "[jumprelu: default 0.05]" in help_
     status, printed, _ = run(*plugin, "architectures", "tanh")
     assert "  set width = 0.1: Activations well above this all cost the same." in printed
     status, printed, _ = run("--plugin", EXAMPLES / "architecture.py", "architectures")

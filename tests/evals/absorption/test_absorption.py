@@ -129,7 +129,7 @@ def test_an_sae_with_one_clean_feature_a_letter_absorbs_nothing() -> None:
     # Letter i is dimension i of the activation, and feature i reads that dimension alone.
     subject = make_subject(d_sae=26)
     sae = subject.sae
-    sae.d_in = 26
+    sae.d_in = sae.d_read = 26
     sae.W_enc, sae.W_dec = torch.nn.Parameter(torch.eye(26)), torch.nn.Parameter(torch.eye(26))
     sae.b_dec, sae.b_enc = torch.nn.Parameter(torch.zeros(26)), torch.nn.Parameter(torch.zeros(26))
     words = [Word(i, LETTERS[i % 26], i % 26) for i in range(520)]
