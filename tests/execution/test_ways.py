@@ -20,7 +20,7 @@ from scansion.sae import SAE, BatchTopKConfig, BatchTopKSAE, ForwardPass, ReluCo
 from tests.execution.curves import losses_of, require_same_as_dense
 from tests.execution.test_sparse import MASKS as SOME_ACT_ELSEWHERE
 from tests.execution.test_sparse import SOME_DEAD
-from tests.masks.families import ARCHITECTURES, D_IN, D_SAE, EVERYWHERE, FAMILIES, L, make_sae, some_x
+from tests.masks.families import ARCHITECTURES, D_IN, D_SAE, EVERYWHERE, FAMILIES, WINDOWED, L, make_sae, some_x
 
 EVERY_MASK: dict[str, MaskConfig] = {**FAMILIES, **SOME_ACT_ELSEWHERE}
 
@@ -95,21 +95,23 @@ OWN: dict[str, Callable[[MaskConfig], SAE]] = {
     "lone batch_topk": lambda mask: built(LoneBatchTopK, BatchTopKConfig(d_sae=D_SAE, k=5, mask=mask)),
 }
 MAKE: dict[str, Callable[[MaskConfig], SAE]] = {
-    **{name: (lambda mask, name=name: make_sae(name, mask)) for name in ARCHITECTURES},
+    **{name: (lambda mask, name=name: make_sae(name, mask)) for name in ARCHITECTURES | WINDOWED},
     **OWN,
 }
 
 
 def test_every_registered_mask_and_architecture_is_among_them() -> None:
     assert {mask.family for mask in EVERY_MASK.values()} >= set(MASKS.names()) - {"permuted"}
-    assert set(ARCHITECTURES) >= set(REGISTERED.names()) - {"tsae"}  # needs pairs: see tests/sae/test_matryoshka.py
+    assert set(ARCHITECTURES | WINDOWED) >= set(REGISTERED.names()) - {
+        "tsae"
+    }  # needs pairs: see tests/sae/test_matryoshka.py
 
 
 @pytest.mark.parametrize("positions", [EVERYWHERE, EVERYWHERE[1:], EVERYWHERE[5:8]], ids=["all", "not 0", "few"])
 @pytest.mark.parametrize("mask", EVERY_MASK)
 @pytest.mark.parametrize("architecture", MAKE)
 def test_every_open_way_gives_the_numbers_of_the_dense_one(architecture: str, mask: str, positions: Tensor) -> None:
-    x = some_x(n=7)[positions]
+    x = MAKE[architecture](EVERY_MASK[mask]).read_batch(PositionedBatch(some_x(n=7), EVERYWHERE)).x[positions]
     for way in open_ways(MAKE[architecture](EVERY_MASK[mask]).train()):
         fast, dense = (MAKE[architecture](EVERY_MASK[mask]).train() for _ in range(2))
         losses = losses_of(fast, x, positions, SOME_DEAD, way=way)

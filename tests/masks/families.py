@@ -24,6 +24,7 @@ from scansion.sae import (
     MatryoshkaConfig,
     ReluConfig,
     SwitchConfig,
+    TemporalCrosscoderConfig,
     TopKConfig,
     TSAEConfig,
     build_sae,
@@ -66,6 +67,8 @@ ARCHITECTURES = {
 }
 # Those that learn from the token before as well.
 PAIRED = {"tsae": lambda mask: TSAEConfig(d_sae=D_SAE, k=5, prefixes=(0.25, 1.0), mask=mask)}
+# Those that encode the tokens before as well.
+WINDOWED = {"temporal_crosscoder": lambda mask: TemporalCrosscoderConfig(d_sae=D_SAE, k=5, window=3, mask=mask)}
 # Those whose code depends on the pre-activations alone.
 UNROUTED = [name for name in ARCHITECTURES if name != "switch"]
 
@@ -78,7 +81,7 @@ def with_acts_on(name: str, acts_on: str) -> MaskConfig:
 def make_sae(architecture: str, mask: MaskConfig | None = None, seed: int = 0) -> SAE:
     """An SAE that looks trained: biases and thresholds are not where they start."""
     generator = torch.Generator().manual_seed(seed)
-    sae = build_sae((ARCHITECTURES | PAIRED)[architecture](mask or NoMaskConfig()), D_IN, L, generator)
+    sae = build_sae((ARCHITECTURES | PAIRED | WINDOWED)[architecture](mask or NoMaskConfig()), D_IN, L, generator)
     with torch.no_grad():
         sae.b_enc.copy_(0.1 * torch.randn(D_SAE, generator=generator))
         sae.b_dec.copy_(0.1 * torch.randn(sae.b_dec.shape, generator=generator))
