@@ -36,7 +36,7 @@ def windows_of(
         n = x.shape[axis] - back
         if n > 0:
             before.narrow(axis, back, n).copy_(x.narrow(axis, 0, n))
-        parts.append(before * (positions >= FIRST + back)[..., None])
+        parts.append(torch.where((positions >= FIRST + back)[..., None], before, 0.0))
     return torch.cat(parts, dim=-1)
 
 
@@ -58,7 +58,8 @@ def windows_of_batch(batch: PositionedBatch, window: int) -> PositionedBatch:
     for back in range(1, window):
         before = torch.zeros_like(batch.x)
         if back < len(batch.positions):
-            before[back:] = batch.previous[back - 1] * (batch.positions[back:] >= FIRST + back)[:, None, None]
+            inside = (batch.positions[back:] >= FIRST + back)[:, None, None]
+            before[back:] = torch.where(inside, batch.previous[back - 1], 0.0)
         parts.append(before)
     return PositionedBatch(torch.cat(parts, dim=-1), batch.positions, ())
 

@@ -91,6 +91,14 @@ def test_a_code_depends_on_its_window_and_on_nothing_else() -> None:
             assert changed in moved
 
 
+def test_what_is_outside_the_window_counts_for_nothing_even_if_it_is_no_number() -> None:
+    sae, x = crosscoder(), torch.randn(L, D_IN, generator=torch.Generator().manual_seed(1))
+    other = x.clone()
+    other[0] = torch.nan  # as padding may be, which is at position 0
+    with torch.no_grad():
+        assert torch.equal(sae.encode(other)[1:], sae.encode(x)[1:])
+
+
 @pytest.mark.parametrize(
     ("shape", "positions"),
     [

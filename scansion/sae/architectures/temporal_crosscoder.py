@@ -18,7 +18,7 @@ from scansion.sae.architectures.topk import TopKKindConfig, TopKSAE
 from scansion.sae.base import SAEConfig
 from scansion.sae.positions import positions_for
 from scansion.sae.registry import register_architecture
-from scansion.sae.windows import FIRST, windows_of, windows_of_batch
+from scansion.sae.windows import windows_of, windows_of_batch
 from scansion.shapes import require_shape
 
 
@@ -85,10 +85,4 @@ class TemporalCrosscoder(TopKSAE):
     @torch.no_grad()
     def start_at(self, means: Float[Tensor, "P d_in"], positions: Int[Tensor, "P"]) -> None:
         """Each place of the window starts at the mean of the tokens there."""
-        mean_at = means.new_zeros(self.n_positions, self.d_in)
-        mean_at[positions] = means
-        parts = [means]
-        for back in range(1, self.window):
-            inside = (positions - back >= FIRST)[:, None]
-            parts.append(torch.where(inside, mean_at[(positions - back).clamp_min(0)], torch.zeros_like(means)))
-        super().start_at(torch.cat(parts, dim=-1), positions)
+        super().start_at(windows_of(means, positions, self.window), positions)
