@@ -14,7 +14,7 @@ from pathlib import Path
 from scansion.study import StudyRecord, compare
 from scansion.study.compare.comparison import ComparedArm, Comparison, Difference
 from scansion.study.compare.figures import figure
-from scansion.study.compare.tables import STAR_NOTE, difference_text, figure_text
+from scansion.study.compare.tables import STAR_NOTE, difference_text, figure_text, gain_notes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -84,7 +84,8 @@ def differences(folder: Path) -> str:
         for arm in found.arms
         if arm.name != found.baseline
     ]
-    return f"{_markdown([heading, *rows])}\n\n95% intervals over seeds and text. {STAR_NOTE}"
+    notes = ["95% intervals over seeds and text.", STAR_NOTE, *gain_notes(found, names)]
+    return f"{_markdown([heading, *rows])}\n\n{' '.join(notes)}"
 
 
 def sentences(folder: Path) -> str:

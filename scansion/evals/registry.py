@@ -62,6 +62,8 @@ class Figure:
         by_position: result -> positions and the figure at each, for a chart; None if it is not known by position.
         superseded_by: name of another figure that charts show in its place where it was measured; this one's charts are
             then folded away.
+        gain_of: name of the figure whose excess over a control this one is. Where a difference in the gain is marked, tables
+            say how much of it is a difference in that figure; the rest is the control's.
     """
 
     name: str
@@ -75,12 +77,14 @@ class Figure:
     only_if: Callable[[Any], bool] | None = None
     by_position: Callable[[Any], tuple[Sequence[int], Sequence[float | None]]] | None = None
     superseded_by: str | None = None
+    gain_of: str | None = None
 
     def at(self, n: int) -> Figure:
         """This figure at one size."""
         headline = n in self.headline if isinstance(self.headline, tuple) else self.headline
         name, label = self.name.format(n=n), self.label.format(n=n)
-        return replace(self, name=name, label=label, headline=headline, numbers=None)
+        gain_of = None if self.gain_of is None else self.gain_of.format(n=n)
+        return replace(self, name=name, label=label, headline=headline, numbers=None, gain_of=gain_of)
 
     def called(self, name: str) -> Figure | None:
         """This figure if that is its name, at the size that the name holds; else None."""

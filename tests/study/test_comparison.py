@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from scansion.errors import ConfigError
+from scansion.evals import evaluations
 from scansion.evals.statistics import CrossedMean, Estimate, TextGroups
 from scansion.records import read_json
 from scansion.study import ArmInfo, compare
@@ -25,6 +26,7 @@ from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import (
     difference_text,
     figure_text,
+    legend,
     lines_below,
     terminal_tables,
     write_comparison,
@@ -133,6 +135,35 @@ def test_what_could_have_been_found_is_said_for_each_headline_figure() -> None:
     assert f"FVE, all tokens {sizes[0]:.3f} to {sizes[1]:.3f}" in line
     one_seed = compare({"base": info({0: 0.8}), "other": info({0: 0.7})})
     assert not any("4 of 5" in line for line in lines_below(one_seed)), "one seed tells nothing of its spread"
+
+
+def test_a_marked_gain_says_what_of_it_is_not_the_controls() -> None:
+    def probed(accuracies: list[float], controls: list[float]) -> ArmInfo:
+        values = {
+            "sae_test_accuracy_gain": [a - c for a, c in zip(accuracies, controls, strict=True)],
+            "sae_test_accuracy": accuracies,
+        }
+        return BASE.model_copy(update={"values": BASE.values | values})
+
+    base = probed([0.70, 0.71, 0.72], [0.65, 0.66, 0.67])
+    arms = {"base": base, "worse control": probed([0.70, 0.712, 0.719], [0.550, 0.561, 0.571])}
+    comparison = compare(arms)
+    gain = comparison.arms[1].differences["sae_test_accuracy_gain"]
+    own = comparison.arms[1].differences["sae_test_accuracy"].estimate
+    assert gain.significant and gain.estimate.value == pytest.approx(0.3 / 3, abs=1e-3)
+    assert own.low < 0 < own.high, "the control alone differs"
+    *_, note = legend(comparison, [[difference_text(gain, figure("sae_test_accuracy_gain"))]])
+    assert note.startswith("A marked difference in probe gain over untrained, all features may be its control's.")
+    assert note.endswith(f"(probe, all features): worse control {figure_text(own, figure('sae_test_accuracy'), '+')}.")
+    assert not any("control" in line for line in legend(compare({"base": base, "same": base}), []))
+
+
+def test_every_gain_names_the_figure_that_it_is_of() -> None:
+    gains = [one for kind in evaluations.names() for one in evaluations.called(kind).figures if "_gain" in one.name]
+    assert gains, "sparse probing has them"
+    for gain in gains:
+        one = gain.at(5) if gain.numbers else gain
+        assert one.gain_of is not None and evaluations.figure(one.gain_of) is not None, gain.name
 
 
 def test_fronts_keep_what_nothing_beats() -> None:

@@ -34,11 +34,11 @@ class SparseProbing(Evaluation[SparseProbingConfig, SparseProbingResult]):
         # The headline: what training adds, and not what the mask alone makes readable.
         Figure(
             "sae_test_accuracy_gain", "probe gain over untrained, all features", "up",
-            read="gain_test_accuracy", headline=True,
+            read="gain_test_accuracy", headline=True, gain_of="sae_test_accuracy",
         ),
         Figure(
             "sae_top_{n}_test_accuracy_gain", "probe gain over untrained, k={n}", "up",
-            read="gain_top_k", headline=(1, 5), numbers=_ks,
+            read="gain_top_k", headline=(1, 5), numbers=_ks, gain_of="sae_top_{n}_test_accuracy",
         ),
         Figure("sae_test_accuracy", "probe, all features", "up"),
         Figure("sae_top_{n}_test_accuracy", "probe, k={n}", "up", read="sae_top_k", numbers=_ks),

@@ -195,6 +195,23 @@ def legend(comparison: Comparison, rows: Sequence[Sequence[str]], *, every: bool
         )
     if any("†" in cell for row in rows for cell in row):
         notes.append(UNEQUAL_L0_NOTE)
+    return notes + gain_notes(comparison, shown_figures(comparison, every=every))
+
+
+def gain_notes(comparison: Comparison, names: Sequence[str]) -> list[str]:
+    """For each gain over a control with a marked difference: how much of the difference is not the control's."""
+    notes: list[str] = []
+    for how in (figure(name) for name in names):
+        if how.gain_of is None:
+            continue
+        measured = [(arm.name, arm.differences) for arm in comparison.arms if how.name in arm.differences]
+        marked = [(arm, found.get(how.gain_of)) for arm, found in measured if found[how.name].significant]
+        own = [f"{arm} {figure_text(one.estimate, how, '+')}" for arm, one in marked if one is not None]
+        if own:
+            notes.append(
+                f"A marked difference in {how.label} may be its control's. Without the control ({figure(how.gain_of).label}): "
+                f"{'; '.join(own)}."
+            )
     return notes
 
 
