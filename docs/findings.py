@@ -19,10 +19,15 @@ from scansion.study.compare.tables import STAR_NOTE, difference_text, figure_tex
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-KEPT = ("comparison.*", "by_text.json", "notes.txt", "run_*/plan.json", "run_*/final_info.json", "run_*/by_text.json")
-BLOCK = re.compile(r"(<!-- found: (\w+)(, differences)? -->\n).*?(<!-- end -->)", re.DOTALL)
+KEPT = (
+    *("comparison.*", "*/comparison.*", "by_text.json", "notes.txt"),
+    *("run_*/plan.json", "run_*/final_info.json", "run_*/by_text.json"),
+)
+BLOCK = re.compile(r"(<!-- found: (\w+)(?:, (differences|worlds))? -->\n).*?(<!-- end -->)", re.DOTALL)
 ALSO = ("l0", "dead_share", "causal_ablation_share", "causal_ablation_share_control")
 """Figures of the table besides those of which the plan says what would matter, where they were measured."""
+OF_WORLDS = ("recovered_bound", "recovered_unbound", "fve")
+"""Figures of synthetic worlds in the table of worlds, where a world has them."""
 FEWEST_SEEDS = 3
 """Arms with fewer are in the table of figures alone: of their differences nothing can be said."""
 
@@ -88,6 +93,41 @@ def differences(folder: Path) -> str:
     return f"{_markdown([heading, *rows])}\n\n{' '.join(notes)}"
 
 
+@cache
+def of_worlds(folder: Path) -> dict[str, Comparison]:
+    """Run of a synthetic study -> its arms compared within its world, under the names that all worlds share."""
+    found: dict[str, Comparison] = {}
+    for record in record_of(folder).by_world():
+        run = record.plan.runs[record.arms[0].run].name
+        infos = {arm.name.removeprefix(f"{run}: "): arm.info for arm in record.arms}
+        found[run] = compare(infos, next(iter(infos)))
+    return found
+
+
+def shown_in(comparison: Comparison) -> list[str]:
+    """The figures of a world that the table of worlds shows."""
+    return [name for name in OF_WORLDS if any(name in arm.figures for arm in comparison.arms)]
+
+
+def worlds(folder: Path) -> str:
+    """A row for every variant: what it found in each world, as a difference from the first variant's, which has its own."""
+    found = of_worlds(folder)
+    columns = [(run, name) for run, comparison in found.items() for name in shown_in(comparison)]
+    first = next(iter(found.values()))
+    arms = {run: {arm.name: arm for arm in comparison.arms} for run, comparison in found.items()}
+    rows = [["variant", *(f"{run}: {figure(name).label}" for run, name in columns)]]
+    for variant in (arm.name for arm in first.arms):
+        if variant == first.baseline:
+            cells = [figure_text(arms[run][variant].figures[name], figure(name)) for run, name in columns]
+        else:
+            cells = [difference_text(arms[run][variant].differences.get(name), figure(name)) for run, name in columns]
+        rows.append([variant, *cells])
+    note = (
+        f"Figures of {first.baseline}, and differences from them. 95% intervals over seeds, paired by seed. {STAR_NOTE}"
+    )
+    return f"{_markdown(rows)}\n\n{note}"
+
+
 def sentences(folder: Path) -> str:
     """For each figure of which the plan says what would matter: where it differs, where it does not, and what is open."""
     record = record_of(folder)
@@ -138,11 +178,17 @@ def _markdown(rows: list[list[str]]) -> str:
 def written(page: str) -> str:
     """A page's text with its findings rewritten."""
 
-    def block(match: re.Match[str]) -> str:
-        folder = RESULTS / match[2]
+    def block(found: re.Match[str]) -> str:
+        folder = RESULTS / found[2]
         record = record_of(folder)
-        parts = [differences(folder)] if match[3] else [about(record), table(record), sentences(folder)]
-        return match[1] + "\n\n".join(parts) + "\n" + match[4]
+        match found[3]:
+            case "differences":
+                parts = [differences(folder)]
+            case "worlds":
+                parts = [worlds(folder)]
+            case _:
+                parts = [about(record), table(record), sentences(folder)]
+        return found[1] + "\n\n".join(parts) + "\n" + found[4]
 
     return BLOCK.sub(block, page)
 

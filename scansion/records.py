@@ -187,9 +187,13 @@ def _values_in(value: Any) -> Iterator[Any]:
 
 
 def write_yaml(path: Path, value: dict[str, Any]) -> None:
-    """Write a mapping as YAML, atomically, with a checksum as :func:`write_json` does."""
+    """Write a mapping as YAML, atomically, with a checksum as :func:`write_json` does.
+
+    The checksum comes first: half of a YAML file may be YAML too, and must not pass for one of an earlier version without it.
+    """
+    sealed = seal_values(value)
     with atomic_file(path) as temporary:
-        temporary.write_text(yaml.safe_dump(seal_values(value), sort_keys=False), encoding="utf-8")
+        temporary.write_text(yaml.safe_dump({SEAL: sealed[SEAL]} | sealed, sort_keys=False), encoding="utf-8")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

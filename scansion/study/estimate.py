@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from scansion.activations import HarvestPlan, PositionedBatch
+from scansion.activations import HarvestPlan
 from scansion.corpus import Contexts
 from scansion.evals.core.evaluate import CoreConfig
 from scansion.evals.position import PositionConfig
@@ -18,12 +18,12 @@ from scansion.evals.probing.sets import expand_probing_sets
 from scansion.files import human_bytes
 from scansion.lm import HookPoint, activations_at, logits
 from scansion.pipeline.stores import HarvestSpec, harvest_plans
-from scansion.sae import build_sae, n_previous
+from scansion.sae import build_sae
 from scansion.study.checks import check_plan, sae_bytes
 from scansion.study.plan import Arm, StudyPlan
 from scansion.study.record import seed_folder, source_of
 from scansion.training.learner import Learner
-from scansion.training.trial import training_device
+from scansion.training.trial import made_up_batch, training_device
 
 MEASURED_SECONDS = 5.0
 
@@ -160,13 +160,8 @@ def _arm(
     sae = build_sae(arm.sae, d_in, held_out.identity.context_length, generator).to(device)
     per_position = config.per_position(positions)
     first = held_out.identity.context_length - positions
-    x = torch.randn(positions, per_position, d_in, generator=generator) / d_in**0.5
-    # The tokens before each one, for those that learn from them.
-    batch = PositionedBatch(
-        x,
-        torch.arange(first, first + positions),
-        previous=tuple(x[:-back].flip(1) for back in range(1, 1 + n_previous(arm.sae))),
-    ).to(device)
+    places = torch.arange(first, first + positions)
+    batch = made_up_batch(arm.sae, places, per_position, d_in, generator).to(device)
     steps = config.n_steps(positions * per_position)
     learner = Learner(sae, config, max(1, steps))
     step_seconds = _seconds(lambda: learner.advance(batch), budget * 0.8)

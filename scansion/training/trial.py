@@ -94,6 +94,15 @@ def training_device(saes: Sequence[tuple[SAEConfig, TrainingConfig]], n_position
     return device
 
 
+def made_up_batch(
+    config: SAEConfig, positions: Tensor, per_position: int, d_in: int, generator: torch.Generator
+) -> PositionedBatch:
+    """What a step of training reads, of normal numbers: ``per_position`` tokens at each of ``positions`` (P,)."""
+    x = torch.randn(len(positions), per_position, d_in, generator=generator) / d_in**0.5
+    previous = tuple(x[:-back].flip(1) for back in range(1, 1 + n_previous(config)))
+    return PositionedBatch(x, positions, previous=previous)
+
+
 def _try_out(config: SAEConfig, training: TrainingConfig, n_positions: int, device: torch.device) -> None:
     """Do once on a device what a run does, with narrow activations.
 
@@ -112,10 +121,7 @@ def _first_steps(
     generator = torch.Generator().manual_seed(0)
     sae = build_sae(config, _D_IN, n_positions, generator).to(device)
     positions = torch.linspace(0, n_positions - 1, min(_POSITIONS, n_positions)).long()
-    x = torch.randn(len(positions), _TOKENS, _D_IN, generator=generator) / _D_IN**0.5
-    batch = PositionedBatch(
-        x, positions, previous=tuple(x[:-back].flip(1) for back in range(1, 1 + n_previous(config)))
-    ).to(device)
+    batch = made_up_batch(config, positions, _TOKENS, _D_IN, generator).to(device)
     # Features that do not fire in one step are dead in the next, so that their auxiliary loss and revival are tried too.
     learner = Learner(sae, training.model_copy(update={"dead_after_tokens": 1}), n_steps=4 * _STEPS)
     metrics = torch.stack([learner.advance(batch) for _ in range(_STEPS)])

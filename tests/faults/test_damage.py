@@ -86,6 +86,16 @@ def test_another_saes_results_are_not_taken_for_this_ones(
     assert use(copy)["read study"] == right["read study"]
 
 
+def test_a_yaml_file_that_is_cut_anywhere_is_damaged(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    write_yaml(file, {"name": "x", "training": {"seed": 1, "tokens": 5}})
+    whole = file.read_bytes()
+    for kept in range(len(whole.rstrip())):
+        file.write_bytes(whole[:kept])
+        with pytest.raises(ScansionError, match=r"config\.yaml"):
+            read_yaml(file)
+
+
 @pytest.mark.parametrize(
     "line", ["null: 1", "1: 1", "when: 2020-01-01", "'n': !!set {a}", "? [a, b]\n: 1", "'n': .nan"]
 )
