@@ -23,7 +23,8 @@ KEPT = (
     *("comparison.*", "*/comparison.*", "by_text.json", "notes.txt"),
     *("run_*/plan.json", "run_*/final_info.json", "run_*/by_text.json"),
 )
-BLOCK = re.compile(r"(<!-- found: (\w+)(?:, (differences|worlds))? -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- found: (\w+)(?:, (differences|worlds)(?: of runs ([\d ]+))?)? -->\n).*?(<!-- end -->)", re.DOTALL)
+"""``differences of runs 1 5`` has rows for the arms of these runs alone."""
 ALSO = ("l0", "dead_share", "causal_ablation_share", "causal_ablation_share_control")
 """Figures of the table besides those of which the plan says what would matter, where they were measured."""
 OF_WORLDS = ("recovered_bound", "recovered_unbound", "fve")
@@ -80,16 +81,18 @@ def table(record: StudyRecord) -> str:
     return _markdown([heading, *rows])
 
 
-def differences(folder: Path) -> str:
-    """A row for every other arm: its differences from the baseline."""
+def differences(folder: Path, runs: set[int] | None = None) -> str:
+    """A row for every other arm, or those of some runs: its differences from the baseline."""
     found, names = compared(folder), decisive(record_of(folder))
+    chosen = {arm.name for arm in record_of(folder).arms if runs is None or arm.run in runs}
     heading = [f"against {found.baseline}", "seeds", *(figure(name).label for name in names)]
     rows = [
         [arm.label, str(len(arm.seeds)), *(difference_text(arm.differences.get(name), figure(name)) for name in names)]
         for arm in found.arms
-        if arm.name != found.baseline
+        if arm.name in chosen - {found.baseline}
     ]
-    notes = ["95% intervals over seeds and text.", STAR_NOTE, *gain_notes(found, names)]
+    star = STAR_NOTE if runs is None else STAR_NOTE.replace("the runs in the table", "all runs of the study")
+    notes = ["95% intervals over seeds and text.", star, *([] if runs else gain_notes(found, names))]
     return f"{_markdown([heading, *rows])}\n\n{' '.join(notes)}"
 
 
@@ -183,12 +186,12 @@ def written(page: str) -> str:
         record = record_of(folder)
         match found[3]:
             case "differences":
-                parts = [differences(folder)]
+                parts = [differences(folder, {int(run) for run in found[4].split()} if found[4] else None)]
             case "worlds":
                 parts = [worlds(folder)]
             case _:
                 parts = [about(record), table(record), sentences(folder)]
-        return found[1] + "\n\n".join(parts) + "\n" + found[4]
+        return found[1] + "\n\n".join(parts) + "\n" + found[5]
 
     return BLOCK.sub(block, page)
 
