@@ -12,6 +12,7 @@ import scansion
 from scansion.evals.statistics import Estimate
 from scansion.masks import MASKS
 from scansion.study.compare.comparison import Difference
+from scansion.study.compare.figures import figure
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLES = runpy.run_path(str(DOCS / "tables.py"))
@@ -52,6 +53,26 @@ def test_a_difference_is_called_what_its_interval_allows(
     estimate = Estimate(value=0.0, low=interval[0], high=interval[1])
     difference = Difference(estimate=estimate, p=p, p_holm=p, detectable=None, seeds=[0, 1, 2])
     assert FINDINGS["_kind"](difference, 0.01) == kind
+
+
+def test_a_picture_of_differences_is_of_those_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    pictures = runpy.run_path(str(DOCS / "pictures.py"))
+    study = DOCS.parent / "results/positional_masking_gpt2_0"
+    names, found = FINDINGS["decisive"](FINDINGS["record_of"](study)), FINDINGS["compared"](study)
+    others = [arm for arm in found.arms if arm.name != found.baseline]
+    axes = pictures["differences"](study.name).axes
+    assert len(axes) == len(names) and [tick.get_text() for tick in axes[0].get_yticklabels()] == [
+        a.name for a in others
+    ]
+    for axis, name in zip(axes, names, strict=True):
+        points = [line for line in axis.get_lines() if line.get_marker() == "o"]
+        drawn = {float(line.get_ydata()[0]): float(line.get_xdata()[0]) for line in points}
+        scale = figure(name).scale
+        wanted = {
+            i: arm.differences[name].estimate.value * scale for i, arm in enumerate(others) if name in arm.differences
+        }
+        assert drawn == pytest.approx(wanted)
 
 
 def test_every_mask_family_is_defined() -> None:

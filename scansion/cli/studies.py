@@ -335,6 +335,7 @@ def _like(plan: StudyPlan, run: Path) -> StudyPlan:
     room = {"zipf_exponent": 0.0, "max_probability": 1.0}
     world = room | world_like(fetched(run, checkpoints=False), SynthConfig.model_validate(plan.world).context_length)
     say(f"a world like the features of {url_of(run) or run}: {world}")
+    settings["name"] = f"{plan.name}_like"
     settings["runs"] = [{**settings["runs"][0], "name": "as measured", "world": world}]
     return StudyPlan.model_validate(settings)
 

@@ -361,7 +361,9 @@ def test_a_world_like_a_trained_sae_has_its_share_of_bound_features(run, tmp_pat
     given = ("synth", "--plan", plan, "--out", tmp_path / "out", "--no-report")
     status, _, err = run(*given, "--like", tmp_path / "sae")
     assert status == 0 and "'bound': 0.25" in err, err
-    [only] = StudyRecord.open(tmp_path / "out").plan.runs
+    written = StudyRecord.open(tmp_path / "out").plan
+    assert written.name == f"{PLAN['name']}_like", "it is not the study that the plan describes"
+    [only] = written.runs
     assert only.world is not None and only.name == "as measured" and list(only.arms) == list(ARMS)
     assert (only.world["bound"], only.world["band_width"]) == (0.25, [2, 2])
     status, _, err = run(*given, "--like", tmp_path)
