@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from scansion.study import StudyRecord, compare
-from scansion.study.compare.comparison import ComparedArm, Comparison, Difference
+from scansion.study.compare.comparison import WINDOWS_NOTE, ComparedArm, Comparison, Difference
 from scansion.study.compare.figures import figure
 from scansion.study.compare.tables import STAR_NOTE, difference_text, figure_text, gain_notes
 
@@ -23,7 +23,9 @@ KEPT = (
     *("comparison.*", "*/comparison.*", "by_text.json", "notes.txt"),
     *("run_*/plan.json", "run_*/final_info.json", "run_*/by_text.json"),
 )
-BLOCK = re.compile(r"(<!-- found: (\w+)(?:, (differences|worlds)(?: of runs ([\d ]+))?)? -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- found: (\w+)(?:, (differences|worlds)(?: of runs ([\d ]+))?)? -->\n).*?(<!-- end -->)", re.DOTALL
+)
 """``differences of runs 1 5`` has rows for the arms of these runs alone."""
 ALSO = ("l0", "dead_share", "causal_ablation_share", "causal_ablation_share_control")
 """Figures of the table besides those of which the plan says what would matter, where they were measured."""
@@ -92,7 +94,12 @@ def differences(folder: Path, runs: set[int] | None = None) -> str:
         if arm.name in chosen - {found.baseline}
     ]
     star = STAR_NOTE if runs is None else STAR_NOTE.replace("the runs in the table", "all runs of the study")
-    notes = ["95% intervals over seeds and text.", star, *([] if runs else gain_notes(found, names))]
+    notes = ["95% intervals over seeds and text.", star]
+    if runs is None:
+        notes += [
+            *gain_notes(found, names),
+            *(f"{note[0].upper()}{note[1:]}" for note in found.notes if WINDOWS_NOTE in note),
+        ]
     return f"{_markdown([heading, *rows])}\n\n{' '.join(notes)}"
 
 

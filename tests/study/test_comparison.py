@@ -18,6 +18,7 @@ from scansion.study.compare.comparison import (
     SPARSITY_NOTE,
     STAR_NOTE,
     UNEQUAL_L0_NOTE,
+    WINDOWS_NOTE,
     Comparison,
     Difference,
     holm,
@@ -218,6 +219,16 @@ def test_other_questions_are_not_compared(change: str, value: object, why: str) 
     assert [arm.name for arm in comparison.arms] == ["base"]
     assert comparison.set_apart == {"other": f"not comparable with base: {why}"}
     assert f"other: not comparable with base: {why}" in lines_below(comparison)
+
+
+def test_what_windows_show_of_the_position_by_construction_is_said() -> None:
+    def on_windows(window: int, **figures: float) -> ArmInfo:
+        one = info({0: 0.8}, sae={"d_sae": 64, "window": window})
+        return one.model_copy(update={"means": one.means | figures})
+
+    said = compare({"base": BASE, "wide": on_windows(5, position_information=0.1), "unmeasured": on_windows(5)}).notes
+    assert said == [f"wide {WINDOWS_NOTE}"]
+    assert compare({"base": BASE, "one": on_windows(1, position_information=0.1)}).notes == []
 
 
 def test_another_name_of_the_same_model_is_compared() -> None:

@@ -35,6 +35,10 @@ SHORT_NOTE = (
     f"Runs marked short took fewer than {SHORT_STEPS:,} training steps: they are not trained to the end, and their figures and "
     "differences would change with more steps."
 )
+WINDOWS_NOTE = (
+    "encodes windows of tokens, and they are cut where a context begins. Its features show that, so that part of what they say "
+    "about the position is there by construction."
+)
 UNEQUAL_L0_NOTE = (
     "A dagger (†) marks a difference between runs whose L0, or L0 with the mask lifted, differs by more than a tenth."
 )
@@ -215,6 +219,7 @@ def compare(infos: Mapping[str, ArmInfo], baseline: str | None = None) -> Compar
         notes.append(SPARSITY_NOTE)
     if any(info.is_short for info in comparable.values()):
         notes.append(SHORT_NOTE)
+    notes += [f"{name} {WINDOWS_NOTE}" for name, info in comparable.items() if _has_cut_windows(info)]
     fronts = [_front(comparable, x, y) for x, y in _FRONTS]
     return Comparison(
         baseline=reference, arms=arms, set_apart=set_apart, fronts=[one for one in fronts if one.arms], notes=notes
@@ -254,6 +259,10 @@ def _caveats(one: ArmInfo, baseline: ArmInfo) -> list[str]:
         if (values := _unlike(one, baseline, name)) is not None:
             found.append(f"{figure(name).label}: {values[0]:.1f}, baseline {values[1]:.1f}")
     return found
+
+
+def _has_cut_windows(info: ArmInfo) -> bool:
+    return info.provenance.get("sae", {}).get("window", 1) > 1 and "position_information" in info.means
 
 
 def _unlike(one: ArmInfo, baseline: ArmInfo, figure: str) -> tuple[float, float] | None:
