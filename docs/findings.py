@@ -132,9 +132,8 @@ def worlds(folder: Path) -> str:
         else:
             cells = [difference_text(arms[run][variant].differences.get(name), figure(name)) for run, name in columns]
         rows.append([variant, *cells])
-    note = (
-        f"Figures of {first.baseline}, and differences from them. 95% intervals over seeds, paired by seed. {STAR_NOTE}"
-    )
+    star = STAR_NOTE.replace("the runs in the table", "the variants of a world")
+    note = f"Figures of {first.baseline}, and differences from them. 95% intervals over seeds, paired by seed. {star}"
     return f"{_markdown(rows)}\n\n{note}"
 
 

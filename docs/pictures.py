@@ -104,6 +104,7 @@ if __name__ == "__main__":
     pictures = {
         "idea": idea(),
         "positional_masking": differences("positional_masking"),
+        "synthetic": worlds("synthetic"),
     }
     for name, picture in pictures.items():
         picture.savefig(IMAGES / f"{name}.png", dpi=110, metadata={"Software": None})
