@@ -7,12 +7,14 @@ mistake in the tables' statistics is not made twice. ``make layers`` checks that
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, cast
 
 import numpy as np
@@ -202,12 +204,14 @@ def _crossed(values: np.ndarray, without: np.ndarray) -> _Mean:
 @cache
 def _power_80(df: float) -> float:
     """Noncentrality at which a two-sided 5% t-test rejects 4 times in 5."""
-    bound = float(stats.t.isf(0.025, df))
+    bound, normal = float(stats.t.isf(0.025, df)), NormalDist()
+    constant = df / 2 * math.log(df / 2) - math.lgamma(df / 2) + math.log(2)
 
     def power(shift: float) -> float:
         def given(scale: float) -> float:
-            rejects = stats.norm.sf(bound * scale - shift) + stats.norm.cdf(-bound * scale - shift)
-            return float(rejects * stats.chi.pdf(scale * np.sqrt(df), df) * np.sqrt(df))
+            # The density of the estimated standard deviation over the true one: chi over the root of its degrees of freedom.
+            density = constant + (df - 1) * math.log(scale) - df * scale**2 / 2
+            return (normal.cdf(shift - bound * scale) + normal.cdf(-bound * scale - shift)) * math.exp(density)
 
         middle = float(stats.chi.mean(df) / np.sqrt(df))
         spread = float(stats.chi.std(df) / np.sqrt(df))
