@@ -13,6 +13,7 @@ from scansion.attaching import attach
 from scansion.distributed.division import division_of
 from scansion.errors import ConfigError, ShapeError
 from scansion.evals.core.evaluate import CoreConfig, evaluate_core
+from scansion.evals.reading.contexts import read_contexts
 from scansion.evals.registry import evaluations
 from scansion.execution.sparse import encode_sparse
 from scansion.interop import write_saelens
@@ -133,6 +134,17 @@ def test_a_stream_returns_the_windows_of_the_tokens_it_draws(store) -> None:
         sae.encode(ActivationStream(store, 4, seed=0, n_previous=1).batch(2))
     with pytest.raises(ShapeError, match="and this batch has 0"):
         sae.encode(ActivationStream(store, 4, seed=0).batch(2))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("positions", [[5, 6, 7], [1, 3, 4, 7], [0, 2]])
+def test_evaluations_may_skip_positions_that_its_windows_read(store, mask: str, positions: list[int]) -> None:
+    """From position 5 on (``first_position``), or without one where every token is left out (``exclude_tokens``)."""
+    sae = crosscoder(mask, WIDTH, length=8)
+    every = torch.cat([part.encode(sae) for part in read_contexts(store, torch.arange(8), 9, 4)], dim=1)
+    used = torch.cat([part.encode(sae) for part in read_contexts(store, torch.tensor(positions), 9, 4)], dim=1)
+    torch.testing.assert_close(used, every[positions])
+    assert used.any()
 
 
 @pytest.mark.parametrize("mask", MASKS)

@@ -3,11 +3,13 @@
 from scansion.evals.position.baseline import OverUnmasked, excess_over_unmasked
 from scansion.evals.position.config import PositionConfig
 from scansion.evals.position.evaluate import check_position, evaluate_position
+from scansion.evals.position.localised import Localised, localised_features
 from scansion.evals.position.moving import offset_for
 from scansion.evals.position.profiles import load_profiles, save_profiles
 from scansion.evals.position.result import PositionResult
 
 __all__ = [
+    "Localised",
     "OverUnmasked",
     "PositionConfig",
     "PositionResult",
@@ -15,6 +17,7 @@ __all__ = [
     "evaluate_position",
     "excess_over_unmasked",
     "load_profiles",
+    "localised_features",
     "offset_for",
     "save_profiles",
 ]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from jaxtyping import Bool, Int
 from pydantic import Field
+from torch import Tensor
 
+from scansion.activations import ActivationStore
+from scansion.errors import EvalError
 from scansion.evals.reading.training import CountsPositions
 
 
@@ -15,6 +19,12 @@ class PositionConfig(CountsPositions):
     evaluation: ClassVar[str] = "position"
 
     n_contexts: int | None = Field(default=None, ge=2, description="Held-out contexts to read; default all.")
+    first_position: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda value: value is None,  # so that results from before this setting keep their identity
+        description="Skip positions before this one, counted from 0; default none beyond what use_position_0 says.",
+    )
     batch_contexts: int = Field(
         default=16,
         ge=8,
@@ -49,3 +59,20 @@ class PositionConfig(CountsPositions):
     )
     lm_batch_size: int = Field(default=16, ge=1, description="Contexts per batch of the LM.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed for every random draw.")
+
+    def counted_tokens(self, store: ActivationStore) -> tuple[Int[Tensor, "P"], Bool[Tensor, "P C"]]:
+        """As :meth:`CountsPositions.counted_tokens`, from ``first_position`` on.
+
+        Raises:
+            EvalError: fewer than two positions are left.
+        """
+        positions, counted = super().counted_tokens(store)
+        if self.first_position is None:
+            return positions, counted
+        kept = positions >= self.first_position
+        if kept.sum() < 2:
+            raise EvalError(
+                f"position: first_position is {self.first_position}, but the last position with tokens is "
+                f"{int(positions[-1])}; at least two positions must be left"
+            )
+        return positions[kept], counted[kept]

@@ -17,6 +17,7 @@ from scansion.evals.position.budget import budget_of
 from scansion.evals.position.config import PositionConfig
 from scansion.evals.position.firing import Firing, Text, record, threshold_for
 from scansion.evals.position.information import Null
+from scansion.evals.position.localised import localised_features
 from scansion.evals.position.measure import Measured, measure
 from scansion.evals.position.moving import MovedText, move_text, offset_for
 from scansion.evals.position.profiles import Profiles, profiles_of
@@ -33,6 +34,8 @@ from scansion.sae import SAE
 
 # Draws of a null of which only the mean over features is used.
 _MEAN_ONLY_DRAWS = 20
+# States of which every feature has a p-value.
+_RESOLVED = ("in_force", "lifted")
 # Mask lifted, and activations counted above a threshold that leaves as many as with the mask in force.
 _EQUAL_L0 = "equal_l0"
 
@@ -106,9 +109,9 @@ def _evaluate(
         excess = measured["in_force"].varying["information"] - measured["permuted"].varying["information"]
     free = firings.get("lifted", firings["in_force"])
     seen: dict[str, ShiftEffect] = {}
+    resolved = [state for state in _RESOLVED if state in saes]
     if not isinstance(moved, str):
-        both = [state for state in ("in_force", "lifted") if state in saes]
-        seen = {state: replaced(saes[state], firings[state], moved, measured[state].significant) for state in both}
+        seen = {state: replaced(saes[state], firings[state], moved, measured[state].significant) for state in resolved}
     in_force, lifted = (measured.get(state, measured["in_force"]).varying for state in ("in_force", "lifted"))
     by_text = {
         "position_information": in_force["information"],
@@ -123,6 +126,10 @@ def _evaluate(
         **({"excess_specialisation": excess} if excess else {}),
     }
     reasons = reasons_before_running(subject) + _reasons_from_activity(sae, text, firings["in_force"])
+    profiles = profiles_of(text, masks[0], firings, measured, seen)
+    states = {name: one.figures() for name, one in measured.items()}
+    for name in resolved:
+        states[name] = states[name].model_copy(update={"localised": localised_features(profiles, name)})
     result = PositionResult.of(
         subject,
         data_from(store, config),
@@ -136,7 +143,7 @@ def _evaluate(
         positions=text.positions.tolist(),
         mask="own" if is_own else "reference",
         acts_in_forward=applied,
-        states={name: one.figures() for name, one in measured.items()},
+        states=states,
         equal_l0=free_at_l0.figures() if applied else None,
         excess_specialisation=excess.estimate() if excess else None,
         since_start=_since_start(firings["start"], free) if "start" in firings else None,
@@ -147,7 +154,7 @@ def _evaluate(
         by_text={name: groups for name, one in by_text.items() if (groups := one.by_text()) is not None},
         budget=budget_of(sae, text.positions, firings["in_force"].l0_by_position()),
     )
-    return result, profiles_of(text, masks[0], firings, measured, seen)
+    return result, profiles
 
 
 def _measure_all(
@@ -181,9 +188,8 @@ def _measure_all(
                     advance(text.n_contexts)
                     continue
             firing = record(sae, text, config.batch_contexts, advance, threshold)
-            resolved = state in ("in_force", "lifted")
-            rate = config.false_discovery_rate if resolved else None
-            n_draws = config.null_draws if resolved or state == _EQUAL_L0 else _MEAN_ONLY_DRAWS
+            rate = config.false_discovery_rate if state in _RESOLVED else None
+            n_draws = config.null_draws if rate is not None or state == _EQUAL_L0 else _MEAN_ONLY_DRAWS
             draw = np.random.default_rng([config.seed, 2, index])
             null = Null.of(firing, n_draws, draw, rate=rate, max_draws=config.max_null_draws)
             its = compared.get(state, 0)
@@ -216,7 +222,9 @@ def _since_start(start: Firing, end: Firing) -> SinceStart:
 def _reasons_from_activity(sae: SAE, text: Text, firing: Firing) -> list[str]:
     """Dead and constant dictionaries. The first contexts are enough to tell that an output never changes."""
     (part,) = read_contexts(text.store, text.positions, min(8, text.n_contexts), 8, counted=text.counted)
-    x, x_hat = (values[part.valid].double() for values in (part.batch.x, sae(part.batch).cpu()))
+    x, acts = part.batch.x, part.encode(sae)
+    x_hat = sae.decode(acts, part.batch.token_positions.to(acts.device), x).cpu()
+    x, x_hat = (values[part.valid].double() for values in (x, x_hat))
     variances = [float(values.var(dim=0, correction=0).sum()) for values in (x_hat, x)]
     n_alive = int((firing.counts.sum(axis=(0, 1)) > 0).sum())
     return reasons_from_activity(n_alive, *variances)

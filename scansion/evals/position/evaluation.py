@@ -65,6 +65,8 @@ class Position(Evaluation[PositionConfig, PositionResult]):
         Figure("position_retention_equal_l0", "retention, lifted at equal L0", "up", read="free_at_equal_l0.retention"),
         Figure("position_retention_chance", "retention, chance", read="free.retention_chance"),
         Figure("positional_features", "positional features", read="free.significant_share"),
+        Figure("localised_features", "localised features, mask lifted", read="free.localised.n", digits=0),
+        Figure("localised_own_share", "localised at own positions, mask lifted", "up", read="free.localised.own_share"),
         Figure("start_similarity", "likeness to start", read="since_start.similarity"),
         Figure("stay_share", "stay when moved", read="moved.stay_share"),
         Figure("move_share", "move with text", read="moved.move_share"),

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from scansion.evals.base import EvalResult
 from scansion.evals.position.budget import Budget
+from scansion.evals.position.localised import Localised
 from scansion.evals.position.replacement import ReplacedFigures, Replacement
 from scansion.evals.statistics import Estimate
 from scansion.sae import AnySAEConfig
@@ -33,6 +34,8 @@ class StateFigures(BaseModel):
             permuted masks.
         retention: share of activation mass inside the mask beyond chance, weighted by mass, over bound features;
             ``retention_median`` over features, ``retention_chance`` against permuted masks.
+        localised: features that fire at few positions; None where p-values were not resolved, and in results of earlier
+            versions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,6 +61,7 @@ class StateFigures(BaseModel):
     retention: Estimate
     retention_median: float | None
     retention_chance: float | None
+    localised: Localised | None = None
 
 
 class SinceStart(BaseModel):

@@ -9,14 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from scansion.errors import ConfigError
+from scansion.evals.position.localised import FEWEST_FIRINGS, WIDEST, is_localised
 from scansion.evals.position.profiles import PROFILES, Profiles, load_profiles
 
-FEWEST_FIRINGS = 50
-"""Features that fired less often say too little about the width of their profile."""
-MOST_SIGNIFICANT = 0.05
-"""A bound feature depends on position at this false discovery rate, and"""
-WIDEST = 0.5
-"""its firing is as concentrated as if it were spread evenly over at most this share of the positions."""
 MOST_OF_IT = 0.8
 """Share of a feature's firing that decides the kind of its profile."""
 PERIODS = range(2, 9)
@@ -25,11 +20,11 @@ PERIODS = range(2, 9)
 def world_like(run: Path, context_length: int) -> dict[str, Any]:
     """Settings of a :class:`~scansion.synth.SynthConfig` that follow an SAE's measured profiles, with its mask lifted.
 
-    A feature counts as bound if it depends on position, is concentrated on at most half of the positions by its effective
-    number of positions, and has a profile that a world can have. If 80% of its firing is at one position, that is *single*; if
-    the shortest stretch of neighbouring positions that holds 80% is at most as long as half of the positions, a *band* of
-    that width; if every n-th position holds 80%, for an n from 2 to 8, *periodic*. Widths of bands go from the tenth to
-    the ninetieth percentile, scaled to ``context_length``.
+    A feature counts as bound if it is localised (:func:`~scansion.evals.position.localised.is_localised`) and has a
+    profile that a world can have. If 80% of its firing is at one position, that is *single*; if the shortest stretch of
+    neighbouring positions that holds 80% is at most as long as half of the positions, a *band* of that width; if every
+    n-th position holds 80%, for an n from 2 to 8, *periodic*. Widths of bands go from the tenth to the ninetieth
+    percentile, scaled to ``context_length``.
 
     Args:
         run: an SAE's folder with the result of ``position``.
@@ -60,9 +55,8 @@ def world_of(profiles: Profiles, context_length: int) -> dict[str, Any]:
     if not often.any():
         raise ConfigError(f"no feature fired {FEWEST_FIRINGS} times on the held-out text; measure on more of it")
     n_positions = len(counts)
-    effective = profiles[f"{state}.effective_positions"]
-    concentrated = often & (profiles[f"{state}.q_value"] <= MOST_SIGNIFICANT) & (effective <= WIDEST * n_positions)
-    rates = counts[:, concentrated] / np.maximum(profiles["tokens"], 1)[:, None]
+    localised = is_localised(counts, profiles[f"{state}.q_value"], profiles[f"{state}.effective_positions"])
+    rates = counts[:, localised] / np.maximum(profiles["tokens"], 1)[:, None]
     stretch = _shortest(rates)
     single = stretch == 1
     band = ~single & (stretch <= WIDEST * n_positions)

@@ -22,11 +22,13 @@ class ContextBatch:
         contexts: their indices in the store.
         batch: their activations in float32.
         valid: False where a context does not reach a position.
+        whole: the same contexts at all positions, as they are stored. Windows reach back to positions that are not used.
     """
 
     contexts: slice
     batch: PositionedBatch
     valid: Bool[Tensor, "P n"]
+    whole: PositionedBatch
 
     def __len__(self) -> int:
         """Number of contexts n."""
@@ -35,7 +37,10 @@ class ContextBatch:
     @torch.no_grad()
     def encode(self, sae: SAE) -> Float[Tensor, "P n d_sae"]:
         """Feature activations on the SAE's device; 0 where a token is not valid."""
-        acts = sae.encode(self.batch)
+        batch = self.batch
+        if sae.window > 1:
+            batch = sae.read_batch(self.whole.to(batch.x.device).float()).at(batch.positions)
+        acts = sae.encode(batch)
         return acts * self.valid.to(acts.device)[..., None]
 
 
@@ -64,7 +69,7 @@ def read_contexts(
     valid = (store.valid[positions] if counted is None else counted).to(device)
     for start in range(0, n_contexts, batch_size):
         contexts = slice(start, min(start + batch_size, n_contexts))
-        batch = store.contexts(contexts.start, contexts.stop).at(positions).to(device).float()
-        yield ContextBatch(contexts, batch, valid[:, contexts])
+        whole = store.contexts(contexts.start, contexts.stop)
+        yield ContextBatch(contexts, whole.at(positions).to(device).float(), valid[:, contexts], whole)
         if advance:
             advance(contexts.stop - contexts.start)

@@ -37,7 +37,7 @@ SHORT_NOTE = (
 )
 WINDOWS_NOTE = (
     "encodes windows of tokens, and they are cut where a context begins. Its features show that, so that part of what they say "
-    "about the position is there by construction."
+    "about the position is there by construction. The setting first_position of the position evaluation skips those positions."
 )
 UNEQUAL_L0_NOTE = (
     "A dagger (†) marks a difference between runs whose L0, or L0 with the mask lifted, differs by more than a tenth."

@@ -14,6 +14,7 @@ from scansion.evals.position import (
     evaluate_position,
     excess_over_unmasked,
     load_profiles,
+    localised_features,
     save_profiles,
 )
 from scansion.evals.position.baseline import OverUnmasked
@@ -149,6 +150,36 @@ def test_tokens_left_out_count_nowhere(store, lm) -> None:
     assert result.states["in_force"].information.value is not None
 
 
+def test_first_positions_can_be_skipped(store, lm) -> None:
+    text = Text.of(store, PositionConfig(groups=6, use_position_0=False, first_position=5))
+    assert text.positions.tolist() == list(range(5, L))
+    assert np.array_equal(text.lengths, store.valid[5:].sum(dim=0).numpy())
+    result, profiles = evaluate(store, make_sae(HARD), lm=lm, replaced_contexts=20, first_position=5)[0]
+    whole, all_profiles = evaluate(store, make_sae(HARD), lm=lm, replaced_contexts=20)[0]
+    assert result.positions == text.positions.tolist() and result.n_tokens == text.n_tokens < whole.n_tokens
+    assert np.array_equal(profiles["counts.lifted"], all_profiles["counts.lifted"][4:])
+    assert result.data["config"]["first_position"] == 5 and "first_position" not in whole.data["config"]
+    with pytest.raises(EvalError, match=f"first_position is {L - 1}, but the last position with tokens is {L - 1}"):
+        evaluate(store, make_sae(HARD), lm=lm, replaced_contexts=0, first_position=L - 1)
+
+
+def test_what_fires_at_first_positions_alone_is_found_only_there(store) -> None:
+    """As windows that are cut where a context begins show the position by construction."""
+    mask = BandMaskConfig(edges=(0, 5, L))
+    counted = evaluate(store, make_sae(mask, k=D_SAE))[0][0].in_force
+    skipped = evaluate(store, make_sae(mask, k=D_SAE), first_position=5)[0][0].in_force
+    assert counted.information_share > 0.3 > 0.1 > skipped.information_share
+
+
+def test_localised_features_are_counted_where_p_values_are_known(store, hard) -> None:
+    result, profiles = evaluate(store, make_sae(HARD))[0]
+    for state in ("in_force", "lifted"):
+        assert result.states[state].localised == localised_features(profiles, state)
+    assert result.states["permuted"].localised is None and result.states["start"].localised is None
+    in_force = result.states["in_force"].localised
+    assert in_force.n_bound > 0 and in_force.own_share == 1.0 > in_force.own_share_chance
+
+
 def test_placebo_and_no_mask_have_the_same_information_and_one_state(store) -> None:
     plain, placebo = evaluate(store, make_sae(), make_sae(HARD.model_copy(update={"acts_on": "placebo"})))
     assert list(plain[0].states) == list(placebo[0].states) == ["in_force", "start"]
@@ -177,7 +208,8 @@ def test_batches_do_not_matter(store, hard) -> None:
     other, _ = evaluate(store, at_its_start(store), batch_contexts=64)[0]
     for state, figures in hard[0].states.items():
         there = other.states[state].model_dump()
-        for name, value in figures.model_dump().items():
+        assert figures.localised == other.states[state].localised
+        for name, value in figures.model_dump(exclude={"localised"}).items():
             ours, theirs = (one["value"] if isinstance(one, dict) else one for one in (value, there[name]))
             assert (ours, theirs) == (None, None) or theirs == pytest.approx(ours, rel=1e-4, abs=1e-6), (state, name)
 
