@@ -57,11 +57,11 @@ def position_table(runs: Sequence[RunResults]) -> ReportTable | None:
             "permuted masks, and what remains when the mask is lifted.",
             "Position is the mutual information of firing and position above chance; chance is the same contexts rotated. "
             "Positional features are the share of features whose information is significant. Retention is the share of "
-            "activation inside the mask, above chance. Localised features are positional features that are concentrated on at most "
-            "half of the positions; localised at own positions is the share of them that peak where their hard mask is open. "
-            "When the text is moved, 'stay' is the share of positional features that "
-            "keep firing at the old position, 'move' the share that follow the text. Brackets hold 95% intervals over "
-            "documents. docs/position.md defines each figure.",
+            "activation inside the mask, above chance. Localised features are positional features that are concentrated on at "
+            "most half of the positions; localised at own positions is the share of them that peak where their hard mask is "
+            "open. When the text is moved, 'stay' is the share of positional features that keep firing at the old position, "
+            "'move' the share that follow the text. Brackets hold 95% intervals over documents. docs/position.md defines each "
+            "figure.",
         ],
         left=2,
     )
