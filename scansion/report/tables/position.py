@@ -23,7 +23,8 @@ _OF_STATE: dict[str, Callable[[StateFigures], Value]] = {
     "position_share_lifted": lambda state: state.information_share,
     "positional_features": lambda state: state.significant_share,
     "localised_features": lambda state: state.localised and state.localised.n,
-    "localised_own_share": lambda state: state.localised and state.localised.own_share,
+    "localised_own": lambda state: state.localised and state.localised.own_share,
+    "localised_own_chance": lambda state: state.localised and state.localised.own_share_chance,
     "positional_fidelity": lambda state: state.auroc.value,
     "positional_overlap": lambda state: state.overlap.value,
     "position_retention": lambda state: state.retention,
@@ -59,9 +60,9 @@ def position_table(runs: Sequence[RunResults]) -> ReportTable | None:
             "Positional features are the share of features whose information is significant. Retention is the share of "
             "activation inside the mask, above chance. Localised features are positional features that are concentrated on at "
             "most half of the positions; localised at own positions is the share of them that peak where their hard mask is "
-            "open. When the text is moved, 'stay' is the share of positional features that keep firing at the old position, "
-            "'move' the share that follow the text. Brackets hold 95% intervals over documents. docs/position.md defines each "
-            "figure.",
+            "open, its chance the same share with permuted masks. When the text is moved, 'stay' is the share of positional "
+            "features that keep firing at the old position, 'move' the share that follow the text. Brackets hold 95% intervals "
+            "over documents. docs/position.md defines each figure.",
         ],
         left=2,
     )
