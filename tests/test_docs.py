@@ -19,6 +19,21 @@ TABLES = runpy.run_path(str(DOCS / "tables.py"))
 FINDINGS = runpy.run_path(str(DOCS / "findings.py"))
 
 
+def links_of(text: str) -> list[str]:
+    """What stands after ``](``, up to and with the bracket that ends it, or as far as the link goes on without one."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"\]\(([^)\s]*\)?)", prose)
+
+
+def test_every_link_is_closed_and_leads_somewhere() -> None:
+    assert links_of("[a](b.md) and [c](d.md\nwithout end") == ["b.md)", "d.md"]
+    for page in (*DOCS.parent.glob("*.md"), *DOCS.glob("*.md")):
+        for link in links_of(page.read_text(encoding="utf-8")):
+            assert link.endswith(")"), f"{page.name}: {link} has no end"
+            target = link[:-1].partition("#")[0]
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target} is not there"
+
+
 def test_every_table_is_as_the_registries_say() -> None:
     pages = {path: path.read_text(encoding="utf-8") for path in DOCS.glob("*.md")}
     shown = [block[1] for text in pages.values() for block in TABLES["BLOCK"].findall(text)]

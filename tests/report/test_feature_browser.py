@@ -56,7 +56,8 @@ def test_every_column_sorts_both_ways(open_page, small: Path) -> None:
 
     def column(key: str) -> list[float]:
         texts = page.evaluate(
-            f"[...document.querySelectorAll('.row .{key}')].sort((a, b) => a.parentNode.ariaRowIndex - b.parentNode.ariaRowIndex)"
+            f"[...document.querySelectorAll('.row .{key}')]"
+            ".sort((a, b) => a.parentNode.ariaRowIndex - b.parentNode.ariaRowIndex)"
             ".map(cell => cell.textContent)"
         )
         return [float(text.rstrip("%").replace(",", "")) for text in texts if text != "–"]
