@@ -35,7 +35,8 @@ def auroc(weights: Float[np.ndarray, "P F"], profile: Profile) -> Float[np.ndarr
 def overlap(weights: Float[np.ndarray, "P F"], profile: Profile) -> Float[np.ndarray, "F"]:
     """``1 - TV(mask, profile)``, both normalised over positions: 1 if they are equal, 0 if they share no position.
 
-    TV is the total variation distance, half the sum of absolute differences. NaN for a feature that never fired.
+    TV is the total variation distance, half the sum of absolute differences. NaN for a feature that never fired, or whose mask
+    is closed at all positions used.
     """
     return np.minimum(_normalised(weights), _normalised(profile.rates)).sum(axis=0)
 
@@ -52,12 +53,20 @@ def retention(weights: Float[np.ndarray, "P F"], profile: Profile) -> Float[np.n
     """``(a - c) / (1 - c)``: a is the share of activation mass inside the mask, c that of tokens, which is chance.
 
     1 if all mass is inside, 0 for a feature to which the mask means nothing, down to ``-c / (1 - c)`` if it avoids it.
-    NaN for a feature that never fired, or whose mask is open everywhere.
+    NaN for a feature that never fired, or whose mask is open, or closed, at all positions used.
     """
     a = inside(weights, profile.mass)
     c = inside(weights, np.broadcast_to(profile.tokens[:, None].astype(np.float64), weights.shape))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(c < 1 - 1e-9, (a - c) / (1 - c), np.nan)
+        return np.where((c > 0) & (c < 1 - 1e-9), (a - c) / (1 - c), np.nan)
+
+
+def mass_weighted_retention(weights: Float[np.ndarray, "P F"], profile: Profile) -> float:
+    """Mean of :func:`retention` over features, weighted by their activation mass; NaN where it is known of none."""
+    kept, mass = retention(weights, profile), profile.mass.sum(axis=0)
+    known = np.isfinite(kept)
+    total = mass[known].sum()
+    return float((kept * mass)[known].sum() / total) if total > 0 else float("nan")
 
 
 def reliability(one: Profile, other: Profile) -> Float[np.ndarray, "F"]:

@@ -14,6 +14,7 @@ from scansion.errors import EvalError
 from scansion.evals.base import LoadedSAE, data_from, reasons_before_running, reasons_from_activity
 from scansion.evals.position.agreement import divergence
 from scansion.evals.position.budget import budget_of
+from scansion.evals.position.by_band import BandRetention, retention_by_band
 from scansion.evals.position.config import PositionConfig
 from scansion.evals.position.firing import Firing, Text, record, threshold_for
 from scansion.evals.position.information import Null
@@ -145,6 +146,7 @@ def _evaluate(
         acts_in_forward=applied,
         states=states,
         equal_l0=free_at_l0.figures() if applied else None,
+        retention_by_band=_retention_by_band(sae, masks[0], firings),
         excess_specialisation=excess.estimate() if excess else None,
         since_start=_since_start(firings["start"], free) if "start" in firings else None,
         no_start=start if isinstance(start, str) else None,
@@ -198,6 +200,13 @@ def _measure_all(
             if state not in compared:
                 firings[state] = replace(firing, bits=None)
     return measured, firings
+
+
+def _retention_by_band(
+    sae: SAE, weights: Float[np.ndarray, "P F"], firings: dict[str, Firing]
+) -> list[BandRetention] | None:
+    bands = sae.mask.gate.bands
+    return None if bands is None or "lifted" not in firings else retention_by_band(bands, weights, firings["lifted"])
 
 
 def _since_start(start: Firing, end: Firing) -> SinceStart:

@@ -180,6 +180,10 @@ class Profile:
     mass: Float[np.ndarray, "P F"]
     tokens: Int[np.ndarray, "P"]
 
+    def of(self, features: slice) -> Profile:
+        """The profile of some features."""
+        return Profile(self.counts[:, features], self.mass[:, features], self.tokens)
+
     @property
     def rates(self) -> Float[np.ndarray, "P F"]:
         """Share of the tokens at each position on which a feature fires; 0 where there is no token."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from scansion.evals.position.agreement import auroc, overlap, reliability, retention
+from scansion.evals.position.agreement import auroc, mass_weighted_retention, overlap, reliability, retention
 from scansion.evals.position.firing import Firing, Profile
 from scansion.evals.position.information import (
     VOITA_THRESHOLD,
@@ -140,13 +140,11 @@ def measure(
 
 def _agreement(weights: Float[np.ndarray, "P d_bound"], profile: Profile, bound: slice) -> dict[str, float]:
     """Means over bound features; retention weighted by mass."""
-    part = Profile(profile.counts[:, bound], profile.mass[:, bound], profile.tokens)
-    kept, mass = retention(weights, part), part.mass.sum(axis=0)
-    known = np.isfinite(kept)
+    part = profile.of(bound)
     return {
         "auroc": _mean(auroc(weights, part)),
         "overlap": _mean(overlap(weights, part)),
-        "retention": _ratio((kept * mass)[known].sum(), mass[known].sum()),
+        "retention": mass_weighted_retention(weights, part),
     }
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from scansion.evals.base import EvalResult
 from scansion.evals.position.budget import Budget
+from scansion.evals.position.by_band import BandRetention
 from scansion.evals.position.localised import Localised
 from scansion.evals.position.replacement import ReplacedFigures, Replacement
 from scansion.evals.statistics import Estimate
@@ -94,6 +95,8 @@ class PositionResult(EvalResult):
             ``start``, the SAE before training with its mask lifted, which is the random SAE to compare with.
         equal_l0: the lifted SAE with only those activations counted that are above a threshold, the same for all features and
             tokens, which leaves as many per token as with the mask in force; None where no mask acts in the forward pass.
+        retention_by_band: retention of the features of each band, mask lifted; None where the mask has no bands or does not act
+            in the forward pass, and in results of earlier versions.
         excess_specialisation: information in force minus that under permuted masks of the same shape, in bits per feature;
             None where no mask acts in the forward pass.
         since_start, no_start: what training changed, or why that is unknown.
@@ -116,6 +119,7 @@ class PositionResult(EvalResult):
     acts_in_forward: bool
     states: dict[str, StateFigures]
     equal_l0: StateFigures | None = None
+    retention_by_band: list[BandRetention] | None = None
     excess_specialisation: Estimate | None
     since_start: SinceStart | None
     no_start: str | None
@@ -128,6 +132,13 @@ class PositionResult(EvalResult):
     def in_force(self) -> StateFigures:
         """The SAE as it is used."""
         return self.states["in_force"]
+
+    @property
+    def retention_at_positions(self) -> tuple[list[int], list[float | None]]:
+        """The positions used, and at each the retention of the features bound to its band; None where no feature is."""
+        bands = self.retention_by_band or []
+        at = {position: band.retention.value for band in bands for position in range(band.first, band.last + 1)}
+        return self.positions, [at.get(position) for position in self.positions]
 
     @property
     def free(self) -> StateFigures:

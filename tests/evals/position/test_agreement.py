@@ -53,6 +53,8 @@ def test_chance_is_the_share_of_tokens_and_soft_weights_count_in_part() -> None:
     soft = np.array([[2.0, 1.0, 0.0, 0.0]]).T
     assert inside(soft, np.array([[1.0, 1.0, 1.0, 1.0]]).T) == pytest.approx((1 + 0.5) / 4)
     assert np.isnan(retention(np.ones((4, 1)), uneven)), "a mask open everywhere cannot be retained"
+    assert np.isnan(retention(np.zeros((4, 1)), uneven)), "nor one that is open at positions that were not used alone"
+    assert np.isnan(overlap(np.zeros((4, 1)), uneven))
 
 
 def test_reliability_and_divergence_at_the_extremes() -> None:

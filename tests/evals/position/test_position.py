@@ -171,6 +171,34 @@ def test_what_fires_at_first_positions_alone_is_found_only_there(store) -> None:
     assert counted.information_share > 0.3 > 0.1 > skipped.information_share
 
 
+def test_retention_is_known_by_band(store) -> None:
+    sae = make_sae(BandMaskConfig(edges=(0, 3, 5, L), shared=0.25), k=D_SAE)
+    bands = sae.mask.gate.bands
+    result, profiles = evaluate(store, sae)[0]
+    found = result.retention_by_band
+    assert [(band.first, band.last) for band in found] == [(0, 2), (3, 4), (5, L - 1)]
+    values = [band.retention.value for band in found]
+    assert len(set(values)) == 3
+    assert result.retention_at_positions == (list(range(1, L)), [values[i] for i in (0, 0, 1, 1, 2, 2, 2)])
+    # The mean over all bound features is that over bands, weighted by mass.
+    parts = np.split(profiles["mass.lifted"][:, bands.shared :], np.cumsum(bands.sizes)[:-1], axis=1)
+    fired = [part[:, part.any(axis=0)] for part in parts]
+    assert [band.n_alive for band in found] == [part.shape[1] for part in fired]
+    mass = [float(part.sum()) for part in fired]
+    assert result.free.retention.value == pytest.approx(np.average(values, weights=mass), abs=1e-5)
+    assert evaluate(store, make_sae(HARD))[0][0].retention_by_band is None, "it has no bands"
+
+
+def test_bands_whose_positions_are_skipped_say_nothing(store) -> None:
+    sae = make_sae(BandMaskConfig(edges=(0, 3, 6, L), shared=0.25), k=D_SAE)
+    result, profiles = evaluate(store, sae, first_position=3)[0]
+    assert [(band.first, band.last) for band in result.retention_by_band] == [(3, 5), (6, L - 1)]
+    bound = slice(sae.mask.gate.bands.shared, None)
+    known = np.isfinite(profiles["lifted.retention"][bound])
+    first = slice(0, sae.mask.gate.bands.sizes[0])
+    assert not known[first].any() and profiles["mass.lifted"][:, bound][:, first].any() and known.any()
+
+
 def test_localised_features_are_counted_where_p_values_are_known(store, hard) -> None:
     result, profiles = evaluate(store, make_sae(HARD))[0]
     for state in ("in_force", "lifted"):
