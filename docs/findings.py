@@ -14,7 +14,7 @@ from pathlib import Path
 from scansion.study import StudyRecord, compare
 from scansion.study.compare.comparison import WINDOWS_NOTE, ComparedArm, Comparison, Difference
 from scansion.study.compare.figures import figure
-from scansion.study.compare.tables import STAR_NOTE, difference_text, figure_text, gain_notes
+from scansion.study.compare.tables import STAR_NOTE, control_notes, difference_text, figure_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -97,7 +97,7 @@ def differences(folder: Path, runs: set[int] | None = None) -> str:
     notes = ["95% intervals over seeds and text.", star]
     if runs is None:
         notes += [
-            *gain_notes(found, names),
+            *control_notes(found, names),
             *(f"{note[0].upper()}{note[1:]}" for note in found.notes if WINDOWS_NOTE in note),
         ]
     return f"{_markdown([heading, *rows])}\n\n{' '.join(notes)}"

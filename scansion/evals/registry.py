@@ -64,6 +64,8 @@ class Figure:
             then folded away.
         gain_of: name of the figure whose excess over a control this one is. Where a difference in the gain is marked, tables
             say how much of it is a difference in that figure; the rest is the control's.
+        before_training: name of the figure that is the same of the SAE before its first step. Where a difference is marked,
+            tables show it, for an untrained SAE may have as much.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Figure:
     by_position: Callable[[Any], tuple[Sequence[int], Sequence[float | None]]] | None = None
     superseded_by: str | None = None
     gain_of: str | None = None
+    before_training: str | None = None
 
     def at(self, n: int) -> Figure:
         """This figure at one size."""

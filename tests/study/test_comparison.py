@@ -159,6 +159,20 @@ def test_a_marked_gain_says_what_of_it_is_not_the_controls() -> None:
     assert not any("control" in line for line in legend(compare({"base": base, "same": base}), []))
 
 
+def test_a_marked_share_of_position_is_shown_with_that_before_training() -> None:
+    def measured(shares: list[float], start: float | None) -> ArmInfo:
+        values = {"position_share_lifted": shares, "position_share_start": [start] * 3}
+        return BASE.model_copy(update={"values": BASE.values | values})
+
+    base, more = measured([0.010, 0.011, 0.012], 0.021), measured([0.020, 0.0213, 0.0219], 0.022)
+    cell = [["", "+1.00 *"]]
+    (note,) = [line for line in legend(compare({"base": base, "masked": more}), cell) if "Before training" in line]
+    assert note.endswith("Before training it is: base 2.10 [2.10, 2.10]; masked 2.20 [2.20, 2.20].")
+    assert not any("Before training" in line for line in legend(compare({"base": base, "same": base}), cell))
+    unknown = {"base": measured([0.010, 0.011, 0.012], None), "masked": measured([0.020, 0.0213, 0.0219], None)}
+    assert not any("Before training" in line for line in legend(compare(unknown), cell))
+
+
 def test_every_gain_names_the_figure_that_it_is_of() -> None:
     gains = [one for kind in evaluations.names() for one in evaluations.called(kind).figures if "_gain" in one.name]
     assert gains, "sparse probing has them"

@@ -195,7 +195,31 @@ def legend(comparison: Comparison, rows: Sequence[Sequence[str]], *, every: bool
         )
     if any("†" in cell for row in rows for cell in row):
         notes.append(UNEQUAL_L0_NOTE)
-    return notes + gain_notes(comparison, shown_figures(comparison, every=every))
+    return notes + control_notes(comparison, shown_figures(comparison, every=every))
+
+
+def control_notes(comparison: Comparison, names: Sequence[str]) -> list[str]:
+    """What the controls of marked differences say: :func:`gain_notes` and :func:`training_notes`."""
+    return gain_notes(comparison, names) + training_notes(comparison, names)
+
+
+def training_notes(comparison: Comparison, names: Sequence[str]) -> list[str]:
+    """For each figure with a marked difference: what it is of the same SAEs before training, where that is known."""
+    notes: list[str] = []
+    for how in (figure(name) for name in names):
+        found = {arm.name: arm.differences.get(how.name) for arm in comparison.arms}
+        marked = {name for name, one in found.items() if one is not None and one.significant}
+        if how.before_training is None or not marked:
+            continue
+        chosen = [arm for arm in comparison.arms if arm.name in {*marked, comparison.baseline}]
+        before = [(arm.name, arm.figures.get(how.before_training)) for arm in chosen]
+        known = [f"{name} {figure_text(one, how)}" for name, one in before if one is not None and one.value is not None]
+        if known:
+            notes.append(
+                f"A marked difference in {how.label} does not show by itself that training made features more specialised. "
+                f"Before training it is: {'; '.join(known)}."
+            )
+    return notes
 
 
 def gain_notes(comparison: Comparison, names: Sequence[str]) -> list[str]:
