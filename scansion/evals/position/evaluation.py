@@ -81,7 +81,8 @@ class Position(Evaluation[PositionConfig, PositionResult]):
         Figure("position_retention_chance", "retention, chance", read="free.retention_chance"),
         Figure("positional_features", "positional features", read="free.significant_share"),
         Figure("localised_features", "localised features, mask lifted", read="free.localised.n", digits=0),
-        Figure("localised_own", "localised at own positions, mask lifted", "up", read="free.localised.own_share"),
+        # No direction: what chance gives differs with the share of positions that a mask leaves open.
+        Figure("localised_own", "localised at own positions, mask lifted", read="free.localised.own_share"),
         Figure("localised_own_chance", "localised at own, chance", read="free.localised.own_share_chance"),
         Figure("start_similarity", "likeness to start", read="since_start.similarity"),
         Figure("stay_share", "stay when moved", read="moved.stay_share"),
@@ -97,6 +98,12 @@ class Position(Evaluation[PositionConfig, PositionResult]):
         """Raise unless contexts hold one document each and are long enough to be moved."""
         if corpus.layout == "packed":
             raise ConfigError("position is measured on contexts of one document each: set corpus.layout to 'documents'")
+        first = self.config.first_position
+        if first is not None and first > corpus.context_length - 2:
+            raise ConfigError(
+                f"position.first_position is {first}, which leaves less than two positions of contexts of "
+                f"{corpus.context_length} tokens; lower it"
+            )
         if self.config.replaced_contexts:
             offset_for(corpus.context_length, self.config.offset)
 

@@ -27,7 +27,7 @@ class Localised(BaseModel):
             of the positions.
         n_bound: of the localised ones, features whose mask is open at some positions and closed at others.
         own_share: of those, the share whose highest firing rate is at an open position; None if there are none.
-        own_share_chance: the same share if masks were permuted over all features that have such a mask.
+        own_share_chance: the same share if masks were permuted over all features that have such a mask, localised or not.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

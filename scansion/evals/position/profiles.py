@@ -34,7 +34,7 @@ def profiles_of(
     arrays: Profiles = {
         "positions": text.positions.numpy().astype(np.int32),
         "tokens": text.tokens_by_group().sum(axis=1).astype(np.int32),
-        "mask": weights.astype(np.float16),
+        "mask": _as_float16(weights),
     }
     for name, firing in firings.items():
         whole = firing.without(None)
@@ -46,6 +46,12 @@ def profiles_of(
         parts = {"votes": one.votes, "vote_score": one.score, "agreement": one.agreement}
         arrays |= {f"{name}.{figure}": values.astype(np.float32) for figure, values in parts.items()}
     return arrays
+
+
+def _as_float16(weights: Float[np.ndarray, "P F"]) -> Float[np.ndarray, "P F"]:
+    """Rounded, but above 0 where a weight is: a weight of 0 closes a position, and a small one does not."""
+    least = np.finfo(np.float16).smallest_subnormal
+    return np.where(weights > 0, np.maximum(weights.astype(np.float16), least), np.float16(0))
 
 
 def save_profiles(profiles: Profiles, folder: Path, sae: str) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from scansion.corpus import Contexts
-from scansion.errors import EvalError
+from scansion.corpus import Contexts, CorpusConfig
+from scansion.errors import ConfigError, EvalError
 from scansion.evals.base import LoadedSAE
 from scansion.evals.position import (
     PositionConfig,
@@ -20,6 +20,7 @@ from scansion.evals.position import (
 from scansion.evals.position.baseline import OverUnmasked
 from scansion.evals.position.budget import budget_of
 from scansion.evals.position.evaluate import _since_start
+from scansion.evals.position.evaluation import Position
 from scansion.evals.position.firing import Text, record
 from scansion.evals.position.result import PositionResult
 from scansion.evals.position.sink import sink_fve
@@ -163,6 +164,13 @@ def test_first_positions_can_be_skipped(store, lm) -> None:
         evaluate(store, make_sae(HARD), lm=lm, replaced_contexts=0, first_position=L - 1)
 
 
+def test_a_plan_that_skips_nearly_all_positions_is_refused_before_any_work() -> None:
+    corpus = CorpusConfig(layout="documents", context_length=L)
+    Position(PositionConfig(first_position=L - 2)).check_plan(corpus)
+    with pytest.raises(ConfigError, match=f"first_position is {L - 1}, which leaves less than two positions"):
+        Position(PositionConfig(first_position=L - 1)).check_plan(corpus)
+
+
 def test_what_fires_at_first_positions_alone_is_found_only_there(store) -> None:
     """As windows that are cut where a context begins show the position by construction."""
     mask = BandMaskConfig(edges=(0, 5, L))
@@ -206,6 +214,15 @@ def test_localised_features_are_counted_where_p_values_are_known(store, hard) ->
     assert result.states["permuted"].localised is None and result.states["start"].localised is None
     in_force = result.states["in_force"].localised
     assert in_force.n_bound > 0 and in_force.own_share == 1.0 > in_force.own_share_chance
+
+
+def test_weights_too_small_for_float16_close_nothing(store) -> None:
+    sae = make_sae(SoftMaskConfig())
+    with torch.no_grad():
+        sae.mask.logits[: L // 2] = -25.0  # a weight of 1e-11
+        sae.mask.logits[L // 2 :] = 2.0
+    _, profiles = evaluate(store, sae)[0]
+    assert profiles["mask"].dtype == np.float16 and (profiles["mask"] > 0).all()
 
 
 def test_placebo_and_no_mask_have_the_same_information_and_one_state(store) -> None:
