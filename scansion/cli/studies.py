@@ -13,12 +13,13 @@ from cyclopts.validators import Number
 from scansion.cli.app import output, tables
 from scansion.cli.reporting import write_pages
 from scansion.distributed.cluster import ClusterConfig, connect, require_shared_disk
-from scansion.errors import ConfigError, StudyError, did_you_mean
+from scansion.errors import ConfigError, DamagedError, ScansionError, StudyError, did_you_mean
 from scansion.evals.position.world import world_like
 from scansion.files import require_writable, url_of
 from scansion.locks import only_writer
 from scansion.mirroring import fetched, send
 from scansion.progress import say
+from scansion.records import read_json
 from scansion.remote import local_copy, named
 from scansion.report import FeatureConfig
 from scansion.study import ArmInfo, StudyPlan, StudyRecord, compare, execute, infos_of, load_plan
@@ -27,6 +28,7 @@ from scansion.study.checks import check_entries, check_plan
 from scansion.study.compare.comparison import by_world
 from scansion.study.compare.tables import lines_below, terminal_tables, write_comparison
 from scansion.study.estimate import estimate
+from scansion.study.final_info import FINAL_INFO
 from scansion.study.on_cluster import require_fit_for_cluster
 from scansion.study.plan import slug
 from scansion.study.tracking import Tracker, import_study, open_tracker, require_tracker
@@ -194,7 +196,8 @@ def audit_results(results: Path) -> None:
 
     Reads comparison.json, comparison.md and final_info.json in the folder and below it, with by_text.json, and computes
     means, intervals, differences, p-values, Holm's corrections and fronts again from the values of each seed and the sums over
-    text. Prints how many figures were checked and each difference; ends with exit status 2 if there is one.
+    text. Also compares checksums, and what comparison.json holds of each run with the run's own folder. Prints how many
+    figures were checked and each difference; ends with exit status 2 if there is one.
 
     Example: scansion study audit results
 
@@ -206,6 +209,7 @@ def audit_results(results: Path) -> None:
     if not results.is_dir():
         raise ConfigError(f"{results} is no folder; give that of a study, such as runs/demo")
     found = audit(results)
+    found.differences += _changed_since_written(results, found.differences)
     for line in found.not_checked:
         output.print(f"not checked: {line}", markup=False)
     for line in found.differences:
@@ -214,6 +218,22 @@ def audit_results(results: Path) -> None:
     output.print(f"{found.checked:,} figures checked: {differ}", markup=False)
     if found.differences or not found.checked:
         raise StudyError(f"{results}: {differ}, as said above" if found.differences else f"{results}: nothing to check")
+
+
+def _changed_since_written(results: Path, damaged: Sequence[str]) -> list[str]:
+    """A line for each JSON file whose checksum is not that of its values. Files without one are taken as they are."""
+    lines: list[str] = []
+    for file in sorted(results.rglob("*.json")):
+        if any(line.startswith(f"{file}: damaged: ") for line in damaged):
+            continue
+        try:
+            # Each run in a final_info.json has a checksum of its own.
+            infos_of(file.parent) if file.name == FINAL_INFO else read_json(file)
+        except DamagedError as error:
+            lines.append(str(error))
+        except ScansionError:
+            continue  # of another form: the audit says so
+    return lines
 
 
 def compare_runs(

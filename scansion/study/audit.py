@@ -84,6 +84,8 @@ def audit(folder: Path) -> Audit:
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 why = f"{type(error).__name__}: {error}"
                 result.not_checked.append(f"{path}: not as this version writes it ({why}); compare the runs again")
+            if path.name == "comparison.json":
+                _audit_copies(result, path)
         elif folder in (path.parent, path.parent.parent) and path.name not in ("by_text.json", "plan.json"):
             result.not_checked.append(f"{path}: neither a comparison nor figures by seed")
     if not (result.checked or result.differences or result.not_checked):
@@ -261,6 +263,8 @@ def _audit_comparison(result: Audit, path: Path) -> None:
         if name not in infos:
             result.not_checked.append(f"{where}: {name}: it has no values by seed")
             continue
+        result.expect(f"{where}: {name}: seeds", arm["seeds"], infos[name]["seeds"])
+        result.expect(f"{where}: {name}: features", arm["d_sae"], _width(infos[name]))
         groups = by_text.get(name, {})
         for figure, estimate in arm["figures"].items():
             values = _present(infos[name], figure)
@@ -289,6 +293,47 @@ def _audit_comparison(result: Audit, path: Path) -> None:
         result.not_checked.append(f"{table}: the comparison does not say how figures are shown; compare the runs again")
     elif table.is_file():
         _audit_tables(result, table, said, differences, corrected)
+
+
+def _audit_copies(result: Audit, path: Path) -> None:
+    """Whether a comparison says of every run what the run's own folder says: no file can be changed alone and unseen."""
+    places = (path.parent, path.parent.parent)  # the comparisons of worlds have folders of their own
+    found = (sorted(place.glob("run_*/final_info.json")) for place in places)
+    files = next((files for files in found if files), list[Path]())
+    try:
+        infos, by_text = _read(path)["runs"], _read_by_text(path.parent)
+        own: dict[str, tuple[Json, Mapping[str, Any], Path]] = {}
+        for file in files:
+            sums = _read_by_text(file.parent)
+            arms = {name: cast(Json, info) for name, info in _read(file).items() if isinstance(info, dict)}
+            own |= {name: (info, sums.get(name, {}), file) for name, info in arms.items()}
+        if not own.keys() & infos.keys():  # a comparison of runs that are elsewhere
+            return
+        for name, info in infos.items():
+            if name not in own:
+                result.not_checked.append(f"{path}: {name}: none of the folders next to it holds this run")
+                continue
+            theirs, sums, file = own[name]
+            for part in sorted((info.keys() | theirs.keys()) - {"checksum"}):
+                result.expect(f"{path}: {name}: {part} as in {file}", info.get(part) == theirs.get(part), True)
+            alike = _numbers(by_text.get(name, {})) == _numbers(sums)
+            result.expect(f"{path}: {name}: sums over text as in {file.parent}", alike, True)
+    except (_DamagedFile, ValueError, LookupError, TypeError, AttributeError):
+        return  # the file's own check names it
+
+
+def _numbers(sums: Mapping[str, Mapping[int, Json]]) -> dict[tuple[str, int, str], list[float]]:
+    """(Figure, seed, part) -> the sums of a run, as they compare."""
+    return {
+        (figure, seed, part): vector.tolist()
+        for figure, by_seed in sums.items()
+        for seed, parts in by_seed.items()
+        for part, vector in parts.items()
+    }
+
+
+def _width(info: Json) -> int | None:
+    return info.get("provenance", {}).get("sae", {}).get("d_sae")
 
 
 def _audit_short(result: Audit, where: str, said: Json, infos: Mapping[str, Json]) -> None:
@@ -408,6 +453,16 @@ def _audit_tables(
     for title, rows in _tables(path.read_text(encoding="utf-8")):
         if title.endswith(", every figure"):
             rows = [list(row) for row in zip(*rows, strict=True)]
+        due = [name for name in figures if title.startswith("Figures") or differences[name]]
+        result.expect(f"{path}: {title}: runs", [flat.get(" ".join(row[0].split())) for row in rows[1:]], due)
+        if title.endswith(", every figure"):
+            result.expect(
+                f"{path}: {title}: figures", [labels.get(label) for label in rows[0][2:]], list(said["shown"])
+            )
+        for row in rows[1:]:
+            if (name := flat.get(" ".join(row[0].split()))) is not None:
+                width = _width(said["runs"][name])
+                result.expect(f"{path}: {title}: {row[0]}: features", row[1], "-" if width is None else f"{width:,}")
         for row in rows[1:]:
             name = flat.get(" ".join(row[0].split()))
             for label, cell in zip(rows[0][2:], row[2:], strict=True):

@@ -67,7 +67,7 @@ def results(tmp_path: Path) -> Path:
     }
     write_comparison(compare(infos), infos, tmp_path)
     (tmp_path / "run_0").mkdir()
-    write_final_info(tmp_path / "run_0", {"base": base})
+    write_final_info(tmp_path / "run_0", infos)
     return tmp_path
 
 
@@ -176,6 +176,53 @@ def changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(said))
 
 
+@pytest.mark.parametrize("part", ["values", "status", "seeds", "provenance", "costs"])
+def test_a_run_that_says_other_than_the_comparison_is_found(results: Path, part: str) -> None:
+    def change(said: dict[str, Any]) -> None:
+        info = said["near"]
+        if part == "values":  # with its mean and its error, so that the file agrees with itself
+            values = info["values"]["dead_share"]
+            values[0] += 0.1
+            info["means"]["dead_share"] = float(np.mean(values))
+            info["stderrs"]["dead_share"] = float(np.std(values, ddof=1) / len(values) ** 0.5)
+        else:
+            info[part] = {"status": "degenerate", "seeds": [0, 1, 2, 9], "provenance": {}, "costs": {}}[part]
+
+    file = results / "run_0" / "final_info.json"
+    changed(file, change)
+    assert any(f"near: {part} as in {file}" in line for line in audit_folder(results).differences)
+
+
+def test_sums_of_a_run_that_differ_from_those_of_the_comparison_are_found(results: Path) -> None:
+    def change(said: dict[str, Any]) -> None:
+        (at,) = said["arms"]["near"]["position_share_lifted"]["0"].values()
+        said["vectors"][at] = " ".join(str(2 * float(number)) for number in said["vectors"][at].split())
+
+    changed(results / "run_0" / "by_text.json", change)
+    assert any("near: sums over text as in" in line for line in audit_folder(results).differences)
+
+
+def test_a_run_without_a_folder_is_named(results: Path) -> None:
+    changed(results / "run_0" / "final_info.json", lambda said: said.pop("near"))
+    found = audit_folder(results)
+    (line,) = found.not_checked
+    assert line.endswith("near: none of the folders next to it holds this run") and found.differences == []
+
+
+@pytest.mark.parametrize(
+    ("what", "becomes", "said"),
+    [(r"\| near \| 64 .*\n", "", "Figures: runs"), (r"\| near \| 64", "| near | 65", "near: features"),
+     (r"(?s)(every figure.*?)\| dead .*?\n", r"\1", "every figure: figures")],
+)  # fmt: skip
+def test_a_row_that_is_left_out_and_a_wrong_size_are_found(results: Path, what: str, becomes: str, said: str) -> None:
+    file = results / "comparison.md"
+    text = file.read_text()
+    after = re.sub(what, becomes, text, count=1)
+    assert after != text
+    file.write_text(after)
+    assert any(said in line for line in audit_folder(results).differences)
+
+
 def test_comparisons_of_earlier_versions_are_checked_as_far_as_they_go(results: Path) -> None:
     def drop(said: dict[str, Any]) -> None:
         for one in said["arms"]:
@@ -246,3 +293,14 @@ def test_the_command_ends_with_an_error_on_a_difference(run: Any, results: Path)
     assert run("study", "audit", results / "none")[0] == 2
     (results / "empty").mkdir()
     assert "nothing to check" in run("study", "audit", results / "empty")[2]
+
+
+@pytest.mark.parametrize("name", ["comparison.json", "by_text.json", "run_0/final_info.json"])
+def test_the_command_finds_values_that_no_figure_shows_by_their_checksum(run: Any, results: Path, name: str) -> None:
+    def change(said: dict[str, Any]) -> None:
+        part = next(iter(said.values())) if name.startswith("run_0") else said
+        part["remarks" if name.startswith("run_0") else "notes"] = ["it was warm"]
+
+    changed(results / name, change)
+    status, out, _ = run("study", "audit", results)
+    assert status == 2 and "do not match its checksum" in out
