@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
@@ -40,25 +42,27 @@ def retention_by_band(bands: Bands, weights: Float[np.ndarray, "P F"], firing: F
         weights: the mask at the positions used.
         firing: with the mask lifted.
     """
+    starts = bands.shared + np.cumsum([0, *bands.sizes])
+    blocks = [slice(int(start), int(end)) for start, end in pairwise(starts)]
+    # The others have no features, or none of their positions was used.
+    used = [number for number, block in enumerate(blocks) if weights[:, block].any()]
+
+    def of_each(group: int | None) -> list[float]:
+        profile = firing.without(group)
+        return [mass_weighted_retention(weights[:, blocks[number]], profile.of(blocks[number])) for number in used]
+
+    value, whole = of_each(None), firing.without(None)
+    without = np.array([of_each(group) for group in range(firing.text.n_groups)])
     found: list[BandRetention] = []
-    start = bands.shared
-    for first, end, size in zip(bands.edges[:-1], bands.edges[1:], bands.sizes, strict=True):
-        of_band = slice(start, start + size)
-        start += size
-        if not weights[:, of_band].any():  # it has no features, or none of its positions was used
-            continue
-        kept = retention(weights[:, of_band], firing.without(None).of(of_band))
+    for index, number in enumerate(used):
+        kept = retention(weights[:, blocks[number]], whole.of(blocks[number]))
         known = kept[np.isfinite(kept)]
-        over_text = Jackknife.of(
-            firing.text.n_groups,
-            lambda group, chosen=of_band: mass_weighted_retention(weights[:, chosen], firing.without(group).of(chosen)),
-        )
         found.append(
             BandRetention(
-                first=first,
-                last=end - 1,
+                first=bands.edges[number],
+                last=bands.edges[number + 1] - 1,
                 n_alive=len(known),
-                retention=over_text.estimate(),
+                retention=Jackknife(value[index], without[:, index]).estimate(),
                 retention_median=finite(np.median(known)) if len(known) else None,
             )
         )
